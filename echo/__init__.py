@@ -1,0 +1,75 @@
+"""echo: the threaded TCP server framework that ``socketserver`` should have grown into.
+
+A server in five lines::
+
+    import echo
+
+    class Upper(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message.upper())
+
+    with echo.Server(("127.0.0.1", 65432), Upper) as server:
+        server.serve_forever()
+
+To read the package, begin at the bottom of the map and go up; imports point down only::
+
+    client, server     python -m echo.client, python -m echo.server: command lines
+        |    mixins    policies on a handler: logging
+        |    handlers  a session as hooks: MessageRequestHandler, EchoRequestHandler
+        |   /
+    connection         one socket and one framing: receive, send, deadlines
+        |
+    framing            bytes to messages and back; never sees a socket
+        |
+    exceptions         what can go wrong, and the reason it gives a session's end
+
+Beside them: ``sockets`` (what a plain socket lacks: deadlines, a gentle close), ``text`` (peer bytes and
+addresses as safe text), ``arguments`` (what both command lines parse alike). The server imports neither handlers nor
+framing: it runs any ``socketserver`` handler.
+"""
+
+from .client import Client, connect
+from .connection import Connection
+from .exceptions import (
+    ConnectionClosed,
+    EchoError,
+    EchoMismatch,
+    IncompleteMessage,
+    MessageTimeout,
+    MessageTooLong,
+    ProtocolError,
+    ReceiveTimeout,
+    SendTimeout,
+)
+from .framing import Decoder, Framing, LengthFraming, LineFraming, RawFraming
+from .handlers import EchoRequestHandler, MessageRequestHandler
+from .mixins import LoggingMixin
+from .server import ConnectionInfo, Server, Statistics
+from .version import __version__
+
+__all__ = [
+    "Client",
+    "Connection",
+    "ConnectionClosed",
+    "ConnectionInfo",
+    "Decoder",
+    "EchoError",
+    "EchoMismatch",
+    "EchoRequestHandler",
+    "Framing",
+    "IncompleteMessage",
+    "LengthFraming",
+    "LineFraming",
+    "LoggingMixin",
+    "MessageRequestHandler",
+    "MessageTimeout",
+    "MessageTooLong",
+    "ProtocolError",
+    "RawFraming",
+    "ReceiveTimeout",
+    "SendTimeout",
+    "Server",
+    "Statistics",
+    "__version__",
+    "connect",
+]

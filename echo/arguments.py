@@ -1,0 +1,93 @@
+"""What both command lines read alike: ports, durations, sizes, framings; and how they refuse what they cannot read.
+
+An error is one line that says what is wrong and what to do, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import NoReturn, Optional
+
+from .framing import DEFAULT_MAX_MESSAGE, FRAMINGS, Framing
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 65432
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)")
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE = re.compile(r"(\d+)([kKmMgG]?)")
+_FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """``argparse`` whose errors are one line. Abbreviated options are refused: a later version may know two."""
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        fail(self.prog, f"{message}; see {self.prog} --help", 2)
+
+
+def fail(prog: str, message: str, code: int) -> NoReturn:
+    """End the program with one line on stderr."""
+    try:
+        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody reads it; the exit code still tells
+    raise SystemExit(code)
+
+
+def port(text: str) -> int:
+    """A TCP port, 0 to 65535."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; a port is a number from 0 to 65535")
+    return int(text)
+
+
+def duration(text: str) -> Optional[float]:
+    """Seconds; None for 0, which switches a limit off."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write it like 500ms, 30s, 5m or 1.5")
+    return float(match.group(1)) * _UNITS[match.group(2)] or None
+
+
+def size(text: str) -> int:
+    """Bytes, at least 1."""
+    match = _SIZE.fullmatch(text)
+    if match is None or not int(match.group(1)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it in bytes, like 65536, 64k or 1M")
+    return int(match.group(1)) * _FACTORS[match.group(2).lower()]
+
+
+def count(text: str) -> int:
+    """A number of things, at least 1."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number from 1 on")
+    return int(text)
+
+
+def add_framing(parser: argparse.ArgumentParser) -> None:
+    """Add ``--framing`` and ``--max-message``, which both sides of a connection must agree on."""
+    parser.add_argument(
+        "--framing",
+        choices=sorted(FRAMINGS),
+        default="line",
+        help="how messages lie in the stream: lines, a 32-bit length before each, or whatever one read returns"
+        " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-message",
+        type=size,
+        metavar="BYTES",
+        default=DEFAULT_MAX_MESSAGE,
+        help="the longest message there may be (default: %(default)s)",
+    )
+
+
+def framing(arguments: argparse.Namespace) -> Framing:
+    """The framing that was asked for."""
+    return FRAMINGS[arguments.framing](arguments.max_message)

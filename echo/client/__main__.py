@@ -1,0 +1,142 @@
+"""``python -m echo.client``: a session at the terminal, single messages, or a pipe.
+
+It parses, wires and gives the exit code. Results go to stdout, everything else to stderr. Exit codes: 0 all came
+back, 1 no connection or replies missing, 2 a command line that makes no sense, 3 what came back differs from what was
+sent, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from typing import Any, List, Optional
+
+from .. import arguments
+from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage, MessageTooLong
+from ..framing import Framing
+from ..text import escape, format_address
+from ..version import __version__
+from .client import Client, connect
+from .pipe import Pipe
+from .protocol import is_exit
+from .terminal import Terminal
+
+PROG = "echo.client"
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the client; return the exit code."""
+    options = _parser().parse_args(argv)
+    if options.host.isdigit():
+        arguments.fail(PROG, f"{options.host!r} is no host; the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
+    framing = arguments.framing(options)
+    messages = [_message(framing, text) for text in options.message]
+    try:
+        return _run(options, framing, messages)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone. Nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except EchoMismatch as exc:
+        arguments.fail(PROG, str(exc), 3)
+    except EchoError as exc:
+        arguments.fail(PROG, str(exc), 1)
+
+
+def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
+    at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
+    with _connect(options, framing if messages or at_terminal else Pipe.wire(framing)) as client:
+        if messages:
+            return _exchange(client, messages)
+        if at_terminal:
+            where = format_address(client.connection.socket.getpeername())
+            print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
+            return Terminal(client.connection, options.timeout).run()
+        Pipe(client.connection, framing, sys.stdin.fileno(), _write).run()
+        return 0
+
+
+def _connect(options: argparse.Namespace, framing: Framing) -> Client:
+    where = format_address((options.host, options.port))
+    try:
+        return connect((options.host, options.port), framing=framing, timeout=options.timeout)
+    except socket.gaierror as exc:
+        arguments.fail(PROG, f"cannot find the host {options.host!r}: {exc.strerror}; check its name", 1)
+    except UnicodeError:
+        arguments.fail(PROG, f"{options.host!r} is no host name; check it", 1)
+    except ConnectionRefusedError:
+        arguments.fail(PROG, f"nothing listens on {where}; start a server there: python -m echo.server", 1)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        arguments.fail(PROG, f"cannot connect to {where}: {reason}; check the address, the network, firewalls", 1)
+
+
+def _message(framing: Framing, text: str) -> bytes:
+    message = os.fsencode(text)
+    try:
+        framing.encode(message)
+    except (ValueError, MessageTooLong) as exc:
+        arguments.fail(PROG, f"-m: {exc}", 2)
+    return message
+
+
+def _exchange(client: Client, messages: List[bytes]) -> int:
+    """Send each message, print each reply."""
+    for index, message in enumerate(messages):
+        try:
+            _print(client.echo(message))
+        except (ConnectionClosed, IncompleteMessage) as exc:
+            left = len(messages) - index
+            if is_exit(message):  # it was not to come back
+                left -= 1
+            if left:
+                raise ConnectionClosed(f"{exc}; {left} of {len(messages)} replies are missing") from None
+            break
+        except EchoMismatch as exc:
+            _print(exc.received)
+            raise
+    return 0
+
+
+def _print(message: bytes) -> None:
+    if sys.stdout.isatty():
+        print(escape(message), flush=True)
+    else:
+        _write(message + b"\n")
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(
+        prog=PROG,
+        description="Talk to an echo server: at the terminal line by line; with -m message by message; from a pipe all"
+        " of standard input. What comes back goes to standard output, and is compared with what was sent.",
+    )
+    add: Any = parser.add_argument
+    add("host", nargs="?", default=arguments.DEFAULT_HOST, help="(default: %(default)s)")
+    add("port", nargs="?", type=arguments.port, default=arguments.DEFAULT_PORT, help="(default: %(default)s)")
+    add("-m", dest="message", metavar="TEXT", action="append", default=[], help="send this and print the reply")
+    arguments.add_framing(parser)
+    add(
+        "-w",
+        "--timeout",
+        type=arguments.duration,
+        metavar="TIME",
+        default=10.0,
+        help="how long to wait for the connection, and for a reply; 500ms, 30s, 5m, a bare number is seconds,"
+        " 0 waits for ever (default: %(default)g s)",
+    )
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Standard input to the server, and what comes back to standard output, byte for byte.
+
+One thread sends while the main thread receives and compares: a client that first sends everything and then
+reads would stop for ever once the buffers on the way are full. What is kept is only what is on its way.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+from typing import Callable, Deque, Optional
+
+from ..connection import Connection
+from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
+from ..framing import Framing, LineFraming, RawFraming
+from .protocol import is_exit
+
+CHUNK = 64 * 1024
+WINDOW = 64 * 1024 * 1024
+"""Bytes on their way at most; more than what the systems' buffers hold means that nothing comes back."""
+
+
+class Pipe:
+    """Streams ``descriptor`` over ``connection``, whose framing is ``wire(framing)``.
+
+    ``write`` takes what comes back. ``run`` raises ``EchoMismatch`` as soon as that differs from what was sent,
+    ``MessageTooLong`` for input that the framing cannot carry, ``ConnectionClosed`` when the server went away
+    before everything was back, ``ReceiveTimeout`` when nothing comes back any more.
+    """
+
+    def __init__(self, connection: Connection, framing: Framing, descriptor: int, write: Callable[[bytes], None]):
+        self._connection = connection
+        self._framing = framing
+        self._descriptor = descriptor
+        self._write = write
+        self._changed = threading.Condition()
+        self._expected: Deque[bytes] = collections.deque()  # sent and not back yet
+        self._outstanding = 0
+        self._returned = 0
+        self._farewell = b""  # an "exit", which an echo service that does not know the word sends back
+        self._error: Optional[Exception] = None
+        self._ended = False
+        self._lines = 0
+
+    @staticmethod
+    def wire(framing: Framing) -> Framing:
+        """The framing of the connection: lines travel as the bytes that they are, with and without their end."""
+        return RawFraming(framing.max_message) if isinstance(framing, LineFraming) else framing
+
+    def run(self) -> None:
+        """Stream until the input has ended and all of it is back."""
+        threading.Thread(target=self._feed, name="echo-feed", daemon=True).start()
+        while True:
+            try:
+                messages = self._connection.receive()
+            except ReceiveTimeout:
+                with self._changed:
+                    if not self._outstanding and not self._ended:
+                        continue  # the input is as idle
+                    missing = self._outstanding
+                if self._error is not None:
+                    raise self._error from None
+                raise ReceiveTimeout(
+                    f"nothing came back for {self._connection.idle_timeout:g} s; {missing} bytes are missing"
+                ) from None
+            if not messages:
+                break
+            data = b"".join(messages)
+            self._write(data)
+            self._compare(data)
+        if self._error is not None:
+            raise self._error
+        if not self._ended or self._outstanding:
+            raise ConnectionClosed(f"the server ended the session; {self._outstanding} bytes did not come back")
+
+    def _compare(self, data: bytes) -> None:
+        while data:
+            with self._changed:
+                if not self._expected and self._farewell:
+                    self._expected.append(self._farewell)
+                    self._outstanding += len(self._farewell)
+                    self._farewell = b""
+                sent = self._expected.popleft() if self._expected else b""
+                size = min(len(sent), len(data))
+                if not size or sent[:size] != data[:size]:
+                    mismatch = EchoMismatch(sent, data)
+                    mismatch.offset += self._returned
+                    raise mismatch
+                if size < len(sent):
+                    self._expected.appendleft(sent[size:])
+                self._outstanding -= size
+                self._returned += size
+                self._changed.notify()
+            data = data[size:]
+
+    def _feed(self) -> None:
+        try:
+            self._feed_all()
+        except (OSError, EchoError) as exc:
+            self._error = exc
+        with self._changed:
+            self._ended = True
+        try:
+            self._connection.end_output()
+        except EchoError:
+            pass  # the receiving side has noticed, too
+
+    def _feed_all(self) -> None:
+        by_lines = isinstance(self._framing, LineFraming)
+        decoder = self._framing.decoder() if by_lines else RawFraming(self._framing.max_message).decoder()
+        while True:
+            chunk = os.read(self._descriptor, CHUNK)
+            if not chunk:
+                break
+            messages = decoder.feed(chunk)
+            self._lines += len(messages)
+            stop = next((index for index, message in enumerate(messages) if is_exit(message)), None)
+            for message in [b"".join([line + b"\n" for line in messages[:stop]])] if by_lines else messages[:stop]:
+                self._send(message)
+            if stop is not None:
+                self._say_exit(messages[stop] + b"\n" if by_lines else messages[stop])
+                return
+            if decoder.error is not None:
+                assert isinstance(decoder.error, MessageTooLong)
+                error = MessageTooLong(decoder.error.limit)
+                error.args = (f"line {self._lines + 1} of the input is over {error.limit} bytes; it was not sent",)
+                raise error
+        rest = decoder.finish()
+        if is_exit(rest):
+            self._say_exit(rest)
+        else:
+            self._send(rest)
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            with self._changed:
+                while self._outstanding > WINDOW:
+                    self._changed.wait()
+                self._expected.append(data)
+                self._outstanding += len(data)
+            self._connection.send(data)
+
+    def _say_exit(self, data: bytes) -> None:
+        self._farewell = data
+        self._connection.send(data)

@@ -1,0 +1,137 @@
+"""The interactive session: a prompt, what the server says, and an end that leaves nothing hanging.
+
+One thread receives and prints; the main thread sits at the prompt. What the peer sends is shown escaped, so that
+no server can drive the terminal.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import threading
+from typing import Optional
+
+from ..connection import Connection
+from ..exceptions import EchoError, ReceiveTimeout
+from ..text import escape, plural
+from .protocol import is_exit
+
+try:
+    import readline
+except ImportError:  # Windows: the console edits lines by itself
+    _line_buffer = None
+else:
+    _line_buffer = readline.get_line_buffer
+
+PROMPT = "> "
+
+
+class Terminal:
+    """One session at the terminal, over ``connection``. ``timeout``: seconds to wait for a reply before the prompt
+    comes back without it."""
+
+    def __init__(self, connection: Connection, timeout: Optional[float]) -> None:
+        self._connection = connection
+        self._timeout = timeout
+        self._main = threading.main_thread()
+        self._changed = threading.Condition()
+        self._received = 0
+        self._ended = False
+        self._at_prompt = False
+        self._error: Optional[EchoError] = None
+
+    def run(self) -> int:
+        """Hold the session; return the exit code: 0 if the user ended it, 1 if the server did."""
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # bytes pass, text or not
+        receiver = threading.Thread(target=self._receive, name="echo-receive", daemon=True)
+        receiver.start()
+        left = False
+        try:
+            left = self._converse()
+        except KeyboardInterrupt:
+            left = not self._ended  # or it was _receive() that called us away from the prompt
+            print()
+        try:
+            if not self._ended:
+                self._connection.end_output()
+                receiver.join(self._timeout)
+        except (KeyboardInterrupt, EchoError):
+            pass
+        if not left:
+            _tell("the server has ended the session" if self._error is None else str(self._error))
+        sent, received = self._connection.messages_out, self._connection.messages_in
+        _tell(f"{plural(sent, 'message')} sent, {received} received")
+        return 0 if left else 1
+
+    def _converse(self) -> bool:
+        """Send what is typed, until the user leaves (true) or the server does (false)."""
+        while not self._ended:
+            try:
+                self._at_prompt = True
+                line = input(PROMPT)
+            except EOFError:
+                print()
+                return True
+            finally:
+                self._at_prompt = False
+            message = line.encode(sys.stdin.encoding, "surrogateescape")
+            if not message and not self._connection.framing.keeps_boundaries:
+                continue  # no bytes are no message there
+            awaited = self._received + 1
+            try:
+                self._connection.send(message)
+            except EchoError as exc:
+                if self._ended or exc is self._connection.error:
+                    return False
+                _tell(str(exc))
+                continue
+            with self._changed:
+                if not self._changed.wait_for(functools.partial(self._answered, awaited), self._timeout):
+                    _tell(f"no reply after {self._timeout:g} s")
+                elif self._ended and is_exit(message):
+                    return True
+        return False
+
+    def _answered(self, awaited: int) -> bool:
+        return self._ended or self._received >= awaited
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                try:
+                    messages = self._connection.receive()
+                except ReceiveTimeout:
+                    continue
+                if not messages:
+                    break
+                for message in messages:
+                    self._show(message)
+            rest = self._connection.finish_input()
+            if rest:
+                self._show(rest)
+        except EchoError as exc:
+            self._error = exc
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+            if self._at_prompt:
+                # input() is inside a system call; a signal to its very thread is what ends it.
+                if hasattr(signal, "pthread_kill") and self._main.ident is not None:
+                    signal.pthread_kill(self._main.ident, signal.SIGINT)
+
+    def _show(self, message: bytes) -> None:
+        text = escape(message)
+        if self._at_prompt:  # above the prompt, and what is being typed stays
+            typed = _line_buffer() if _line_buffer is not None else ""
+            text = f"\r\x1b[K{text}\n{PROMPT}{typed}"
+            print(text, end="", flush=True)
+        else:
+            print(text, flush=True)
+        with self._changed:
+            self._received += 1
+            self._changed.notify()
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,241 @@
+"""One socket and one framing: messages in, messages out. The server's handlers and the client both sit on it.
+
+It knows how to read, batch, send, and give up in time; it knows no protocol, no policy and no server.
+
+The rules:
+
+* One thread, the *owner*, reads (``receive``) and queues (``write``, ``flush``). Any thread may ``send``.
+  The queue belongs to the owner alone and needs no lock; the socket's output does, so that messages of two
+  threads never interleave (bpo-26721, eventlet #295).
+* What is queued goes out in one call before the next read that may block: ten thousand pipelined lines cost
+  a handful of system calls, one interactive line costs one.
+* A deadline loses no byte: what came of a message stays in the decoder, and receiving again goes on
+  (bpo-7322).
+* Whatever goes wrong with the socket is raised as one of ``echo.exceptions`` and kept in ``error``, so that
+  a handler can tell its own connection's failure from one of another connection that it uses.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Callable, List, Optional, TypeVar
+
+from .exceptions import ConnectionClosed, EchoError, MessageTimeout, ReceiveTimeout, SendTimeout
+from .framing import Framing
+from .sockets import TIMED_OUT, set_receive_timeout, set_send_timeout, unread
+
+MIN_READ = 4 * 1024
+MAX_READ = 256 * 1024
+"""Bytes asked for in one read. A connection starts with the least, so that ten thousand idle ones are small, and
+asks for four times as much when a read came back full, for a quarter when it came back nearly empty (Netty's
+adaptive receive buffer)."""
+
+HIGH_WATER = 64 * 1024
+"""Bytes of queued replies at which they go out although more messages are at hand, so that memory is bounded."""
+
+_Error = TypeVar("_Error", bound=EchoError)
+
+
+class Connection:
+    """Messages over a connected stream socket.
+
+    ``idle_timeout``: seconds to wait for the first byte of a message (``ReceiveTimeout``).
+    ``message_timeout``: seconds from a message's first byte to its last (``MessageTimeout``).
+    ``send_timeout``: seconds in which the peer takes no byte (``SendTimeout``).
+    Each is None, no deadline, unless given.
+
+    ``messages_in``, ``messages_out``, ``bytes_in`` and ``bytes_out`` count what has passed.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        framing: Framing,
+        *,
+        idle_timeout: Optional[float] = None,
+        message_timeout: Optional[float] = None,
+        send_timeout: Optional[float] = None,
+    ) -> None:
+        self.socket = sock
+        self.framing = framing
+        self.idle_timeout = idle_timeout
+        self.message_timeout = message_timeout
+        self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
+        self.error: Optional[EchoError] = None
+        self._decoder = framing.decoder()
+        self._recv: Callable[[int], bytes] = sock.recv
+        self._read_size = MIN_READ
+        self._queue: List[bytes] = []
+        self._queued_bytes = 0
+        self._output = threading.Lock()
+        self._broken: Optional[EchoError] = None  # set once a send failed: how much of a message went out is unknown
+        self._deadline: Optional[float] = None  # of the message that has begun
+        self._armed: Optional[float] = None  # what the kernel was told last
+        self.input_ended = False
+        self._arm(idle_timeout)
+        if send_timeout is not None:
+            set_send_timeout(sock, send_timeout)
+
+    # Input, by the owner.
+
+    def receive(self) -> List[bytes]:
+        """Send what is queued, then wait for input; return the messages that one read completed, in order.
+
+        An empty list is the end of the input; ``finish_input`` then tells what was left. Raises
+        ``MessageTooLong`` when the messages before it have been returned, ``ReceiveTimeout``,
+        ``MessageTimeout``, ``SendTimeout`` or ``ConnectionClosed``.
+        """
+        if self._queue:
+            self.flush()
+        decoder = self._decoder
+        while True:
+            if decoder.error is not None:
+                raise self.failed(decoder.error)
+            try:
+                data = self._recv(self._read_size)
+            except TIMED_OUT:
+                raise self.failed(self._timed_out()) from None
+            except OSError as exc:
+                raise self.failed(ConnectionClosed(f"the connection was lost: {exc}")) from exc
+            size = len(data)
+            if not size:
+                if self._broken is not None:
+                    raise self._broken  # another thread's send failed, and ended the input to say so
+                return []
+            self.bytes_in += size
+            if size == self._read_size:
+                self._read_size = min(4 * size, MAX_READ)
+            elif size < self._read_size // 16 and self._read_size > MIN_READ:
+                self._read_size //= 4
+            messages = decoder.feed(data)
+            if decoder.pending or self._deadline is not None:
+                self._keep_time(bool(messages))
+            if messages:
+                self.messages_in += len(messages)
+                return messages
+
+    def finish_input(self) -> bytes:
+        """After the end of the input: the bytes, as they came, of a message that never ended; b"" if none."""
+        return self._decoder.finish()
+
+    def _keep_time(self, completed: bool) -> None:
+        # Only a read that ended inside a message, or ended such a message, comes here: the clock costs
+        # nothing where a read is a message.
+        if not self._decoder.pending:
+            self._deadline = None
+            self._arm(self.idle_timeout)
+        elif self.message_timeout is not None:
+            now = time.monotonic()
+            if completed or self._deadline is None:
+                self._deadline = now + self.message_timeout
+                self._arm(self.message_timeout)
+            elif now < self._deadline:
+                self._arm(self._deadline - now)
+            else:
+                raise self.failed(self._timed_out())
+
+    def _timed_out(self) -> EchoError:
+        if self._deadline is None:
+            return ReceiveTimeout(f"nothing arrived for {self.idle_timeout:g} s")
+        self._deadline = None  # whoever receives again has the whole time again
+        return MessageTimeout(f"a message was not complete after {self.message_timeout:g} s")
+
+    def _arm(self, seconds: Optional[float]) -> None:
+        if seconds != self._armed:
+            set_receive_timeout(self.socket, seconds)
+            self._armed = seconds
+
+    # Output. write() and flush() are the owner's, send() is anyone's.
+
+    def write(self, message: bytes) -> None:
+        """Queue a message. It goes out with the next ``flush`` or ``receive``, or when much is queued."""
+        self.write_raw(self.framing.encode(message))
+
+    def write_raw(self, data: bytes) -> None:
+        """Queue bytes as they are, without framing."""
+        self._queue.append(data)
+        self._queued_bytes += len(data)
+        if self._queued_bytes >= HIGH_WATER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is queued. Raises ``SendTimeout`` or ``ConnectionClosed``."""
+        queue = self._queue
+        if queue:
+            count = len(queue)
+            data = queue[0] if count == 1 else b"".join(queue)
+            queue.clear()
+            self._queued_bytes = 0
+            self._transmit(data, count)
+
+    def send(self, message: bytes) -> None:
+        """Send a whole message now, from any thread. Waits while the peer does not read, ``send_timeout`` at most."""
+        self._transmit(self.framing.encode(message), 1)
+
+    def _transmit(self, data: bytes, messages: int) -> None:
+        with self._output:
+            if self._broken is not None:
+                raise self._broken
+            try:
+                self.socket.sendall(data)
+            except OSError as exc:
+                if isinstance(exc, TIMED_OUT):
+                    self._broken = self.failed(SendTimeout("the peer does not read what is sent to it"))
+                else:
+                    self._broken = self.failed(ConnectionClosed(f"the connection was lost: {exc}"))
+                _shut(self.socket, socket.SHUT_RDWR)  # the owner may be reading
+                raise self._broken from exc
+            self.messages_out += messages
+            self.bytes_out += len(data)
+
+    # Ends.
+
+    def end_output(self) -> None:
+        """Half-close: the peer sees the end of our messages, and can go on sending its own."""
+        self.flush()
+        with self._output:
+            _shut(self.socket, socket.SHUT_WR)
+
+    def end_input(self) -> None:
+        """End the input after what has already reached this host, and wake the owner; from any thread.
+
+        On Linux a socket whose reading side was shut down still hands out what had arrived, and what keeps
+        arriving; the count of unread bytes makes an end of that. Systems that drop the unread bytes instead
+        (BSD, macOS) lose those.
+        """
+        self.input_ended = True
+        left = unread(self.socket)
+        if left is not None:
+            self._recv = _BoundedRead(self.socket, left)
+        _shut(self.socket, socket.SHUT_RD)
+
+    def failed(self, error: _Error) -> _Error:
+        """Keep ``error`` as what this connection failed with, for its owner to raise."""
+        self.error = error
+        return error
+
+
+class _BoundedRead:
+    """``socket.recv`` up to a number of bytes, then the end of input.
+
+    If the owner was inside a read while that number was taken, it is too high by what that read returned;
+    harmless, since the reading side is shut and no further read can block.
+    """
+
+    def __init__(self, sock: socket.socket, left: int) -> None:
+        self._sock = sock
+        self._left = left
+
+    def __call__(self, size: int) -> bytes:
+        data = self._sock.recv(min(size, self._left)) if self._left else b""
+        self._left -= len(data)
+        return data
+
+
+def _shut(sock: socket.socket, how: int) -> None:
+    try:
+        sock.shutdown(how)
+    except OSError:
+        pass  # the peer was faster

@@ -1,0 +1,205 @@
+"""The handlers: a session as three hooks and two actions, and the echo protocol as their first use.
+
+A handler knows its session and nothing of how the server accepts, counts or stops. It runs on ``echo.Server``
+and, less the drain, on any ``socketserver`` server.
+"""
+
+from __future__ import annotations
+
+import logging
+import socketserver
+import threading
+from typing import ClassVar, Optional
+
+from .connection import Connection
+from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, MessageTooLong
+from .framing import Framing, LineFraming
+from .sockets import linger
+from .text import format_address
+
+log = logging.getLogger("echo.session")
+
+
+class MessageRequestHandler(socketserver.StreamRequestHandler):
+    """A session of messages. Subclass it, and write ``message_received``::
+
+        class Upper(echo.MessageRequestHandler):
+            def message_received(self, message):
+                self.send(message.upper())
+
+    The life of a session, all of it in the session's own thread:
+
+    1. ``connection_made()``: the client is there; nothing has been read.
+    2. ``message_received(message)``, once for each message, in order. Replies are collected and go out
+       together before the next read that may block, or at ``flush()``.
+    3. ``eof_received(rest)`` if the client has ended its input; it may still be reading.
+    4. ``connection_lost(reason)``, exactly once for each ``connection_made``, even one that raised. Replies have
+       been delivered to the system; what is sent here still reaches a client that reads.
+
+    ``reason`` is ``exit`` (this side closed), ``eof``, ``incomplete`` (end of input inside a message), ``idle``,
+    ``slow``, ``too-long``, ``drain`` (the server stops), ``reset`` or ``error`` (a hook raised; the server logs
+    it, once, and lives on).
+
+    State of the session lives on ``self``, shared state on ``self.server``. ``self.request`` is the socket, as in
+    ``socketserver``; ``self.connection`` is the ``Connection`` over it, and ``self.peer`` the client's address as
+    text. There is no ``rfile`` and no ``wfile``: the bytes belong to the connection.
+    """
+
+    framing: Framing = LineFraming()
+    """How messages lie in the stream."""
+
+    timeout: ClassVar[Optional[float]] = None
+    """Seconds without a byte, between messages, after which a session ends as ``idle``; None: never."""
+
+    message_timeout: Optional[float] = 30.0
+    """Seconds from a message's first byte to its last, else the session ends as ``slow``; None: no limit.
+    A deadline for each read is no protection: dripping bytes renew it (bpo-26005)."""
+
+    send_timeout: Optional[float] = 60.0
+    """Seconds in which the client takes no byte of a reply, then the session ends as ``slow``; None: no limit."""
+
+    connection: Connection
+    peer: str
+    reason = "error"
+    """Why the session ended; right once ``connection_lost`` was called."""
+
+    # Hooks, for subclasses. A mixin's calls super().
+
+    def connection_made(self) -> None:
+        """The session begins."""
+
+    def message_received(self, message: bytes) -> None:
+        """A message has arrived."""
+
+    def eof_received(self, rest: bytes) -> None:
+        """The client has ended its input. ``rest`` is what it sent of a message without its end, as it came.
+
+        Not called when the server ends the session. By default a ``rest`` is no message and ends the session as
+        ``incomplete``.
+        """
+        if rest:
+            raise self.connection.failed(IncompleteMessage(rest))
+
+    def connection_lost(self, reason: str) -> None:
+        """The session is over."""
+
+    # Actions.
+
+    def send(self, message: bytes) -> None:
+        """Send a message; from any thread.
+
+        In the session's own thread it is queued, and goes out before the next read that may block. From another
+        thread it goes out at once, whole, and waits while the client does not read (``send_timeout``).
+        Raises ``MessageTooLong`` or ``ValueError`` for what the framing cannot carry, ``SendTimeout`` or
+        ``ConnectionClosed`` when the client cannot be reached.
+        """
+        if threading.get_ident() == self._thread:
+            self.connection.write(message)
+        else:
+            self.connection.send(message)
+
+    def flush(self) -> None:
+        """Let the replies so far go out now: for a hook that sends, works on, and sends again. Own thread only."""
+        self.connection.flush()
+
+    def close(self) -> None:
+        """End the session, from anywhere: what was sent before is delivered, what arrives after is ignored."""
+        self._closing = True
+        if threading.get_ident() != self._thread:
+            self.connection.end_input()
+
+    # The session itself: socketserver's three steps.
+
+    def setup(self) -> None:
+        self._thread = threading.get_ident()
+        self._closing = False
+        self._draining = False
+        self.peer = format_address(self.client_address)
+        self.connection = Connection(
+            self.request,
+            self.framing,
+            idle_timeout=self.timeout,
+            message_timeout=self.message_timeout,
+            send_timeout=self.send_timeout,
+        )
+        # echo.Server counts what the connection counts, tells the handler to drain, and lingers before it closes.
+        # Other servers know nothing of that.
+        attach = getattr(self.server, "attach", None)
+        self._attached = attach is not None and attach(self)
+
+    def handle(self) -> None:
+        reason = "error"
+        try:
+            self.connection_made()
+            reason = self._converse()
+        except EchoError as exc:
+            if exc is not self.connection.error:
+                raise  # another connection's, used in a hook: a mistake of the hook like any other
+            lost = isinstance(exc, ConnectionClosed)
+            reason = "drain" if lost and self._draining else exc.reason
+            level = logging.WARNING if isinstance(exc, MessageTooLong) else logging.DEBUG
+            log.log(level, "%s %s: %s", self.peer, reason, exc)
+        finally:
+            self.reason = reason
+            self.connection_lost(reason)
+
+    def _converse(self) -> str:
+        receive = self.connection.receive
+        while not self._closing:
+            messages = receive()
+            if not messages:
+                break
+            for message in messages:
+                self.message_received(message)
+                if self._closing:
+                    break
+        if self._closing:
+            reason = "exit"
+        elif self._draining:
+            reason = "drain"
+        else:
+            self.eof_received(self.connection.finish_input())
+            reason = "exit" if self._closing else "eof"
+        self.connection.flush()
+        return reason
+
+    def finish(self) -> None:
+        try:
+            self.connection.flush()
+        except EchoError:
+            pass  # the session has its reason already
+        if not self._attached:
+            linger(self.request)  # stock servers close over unread input
+
+    def drain(self) -> None:
+        """The server stops: answer what has arrived, then end. Called by ``echo.Server``, from its thread."""
+        self._draining = True
+        self.connection.end_input()
+
+
+class EchoRequestHandler(MessageRequestHandler):
+    """Every message comes back, until one is ``exit``, in any letter case and with surrounding white space.
+
+    ``exit`` is not echoed. The end of input is as good an end, and what came without the end of its message
+    comes back as it came.
+    """
+
+    exit_word: Optional[bytes] = b"exit"
+    """The message, in lower case, that ends a session; None switches it off."""
+
+    def message_received(self, message: bytes) -> None:
+        if self._is_exit(message):
+            self.close()
+        else:
+            self.send(message)
+
+    def eof_received(self, rest: bytes) -> None:
+        if self._is_exit(rest):
+            self.close()
+        elif rest:
+            self.connection.write_raw(rest)
+
+    def _is_exit(self, message: bytes) -> bool:
+        word = message.strip()
+        exit_word = self.exit_word
+        return exit_word is not None and len(word) == len(exit_word) and word.lower() == exit_word

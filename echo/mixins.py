@@ -1,0 +1,80 @@
+"""Policies to put on a handler. Each derives from ``MessageRequestHandler``, calls ``super()`` in every hook, and
+is listed before the handler: ``class Chat(echo.LoggingMixin, ChatHandler)``. The leftmost is the outermost.
+
+(A mixin that derives from plain ``object`` and is listed after the handler would be dropped in silence.)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Optional
+
+from .handlers import MessageRequestHandler
+from .text import escape, plural
+
+
+class LoggingMixin(MessageRequestHandler):
+    """Log each session's start and end, and each message, with the client's address.
+
+    What the peer sent is escaped and shortened. Each record carries its figures as attributes too (``event``,
+    ``peer``, ``reason``, ``messages_in``, ``bytes_in``, ``duration_s``, ...), for formatters other than ours.
+    """
+
+    log = logging.getLogger("echo.session")
+
+    session_level = logging.INFO
+    """The level of the records of a session's start and end."""
+
+    message_level: Optional[int] = logging.INFO
+    """The level of the records of messages; None logs none."""
+
+    shown_bytes = 80
+    """How much of a message is shown, in bytes."""
+
+    def connection_made(self) -> None:
+        self._began = time.monotonic()
+        self._log(self.session_level, "connected", "connected")
+        super().connection_made()
+
+    def message_received(self, message: bytes) -> None:
+        self._log_message("received", message)
+        super().message_received(message)
+
+    def send(self, message: bytes) -> None:
+        super().send(message)
+        self._log_message("sent", message)
+
+    def eof_received(self, rest: bytes) -> None:
+        if rest:
+            self._log_message("received without an end", rest)
+        super().eof_received(rest)
+
+    def connection_lost(self, reason: str) -> None:
+        try:
+            super().connection_lost(reason)
+        finally:
+            connection = self.connection
+            duration = time.monotonic() - self._began
+            self._log(
+                self.session_level,
+                "disconnected",
+                f"disconnected: {reason}; {plural(connection.messages_in, 'message')}"
+                f" ({plural(connection.bytes_in, 'byte')}) in,"
+                f" {connection.messages_out} ({connection.bytes_out}) out, {duration:.3f} s",
+                reason=reason,
+                messages_in=connection.messages_in,
+                messages_out=connection.messages_out,
+                bytes_in=connection.bytes_in,
+                bytes_out=connection.bytes_out,
+                duration_s=round(duration, 6),
+            )
+
+    def _log_message(self, event: str, message: bytes) -> None:
+        level = self.message_level
+        if level is not None and self.log.isEnabledFor(level):
+            text = escape(message, self.shown_bytes)
+            self._log(level, event, f"{event} {plural(len(message), 'byte')}: {text}", size=len(message), text=text)
+
+    def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
+        self.log.log(level, "%s %s", self.peer, line, extra={"event": event, "peer": self.peer, **fields})

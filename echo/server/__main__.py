@@ -1,0 +1,182 @@
+"""``python -m echo.server``: an echo server with everything the library offers, on the command line.
+
+It parses, wires and gives the exit code; every policy lives in the library. Exit codes: 0 when every session ended
+by itself, 1 when some had to be cut or the port could not be had, 2 for a command line that makes no sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Any, List, Optional, Type
+
+from .. import arguments
+from ..handlers import EchoRequestHandler, MessageRequestHandler
+from ..mixins import LoggingMixin
+from ..text import format_address
+from ..version import __version__
+from .access import network
+from .logs import LogQueue
+from .server import Server
+
+PROG = "echo.server"
+log = logging.getLogger("echo.server")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the server until SIGINT or SIGTERM; return the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        server = _server(options)
+    except OSError as exc:
+        where = format_address((options.bind, options.port))
+        arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc)}", 1)
+    except OverflowError as exc:
+        arguments.fail(PROG, str(exc), 2)
+    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    formatter.default_msec_format = "%s.%03d"
+    root = logging.getLogger()
+    with LogQueue(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2, formatter) as handler:
+        root.addHandler(handler)
+        root.setLevel("WARNING" if options.quiet else options.log_level.upper())
+        try:
+            return _serve(server)
+        finally:
+            root.removeHandler(handler)
+
+
+def _serve(server: Server) -> int:
+    signals = 0
+
+    def stop(signum: int, frame: Optional[FrameType]) -> None:
+        nonlocal signals
+        signals += 1
+        log.info("%s: %s", signal.Signals(signum).name, "stopping" if signals == 1 else "stopping now")
+        if signals == 1:
+            server.shutdown()
+        else:
+            server.stop(timeout=0)
+
+    def tell(signum: int, frame: Optional[FrameType]) -> None:
+        stats = server.stats()._asdict()
+        log.info("statistics: %s", ", ".join(f"{name} {value}" for name, value in stats.items()), extra=stats)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, tell)
+    log.info("listening on %s", format_address(server.server_address))
+    server.serve_forever()
+    return 0 if server.stop() else 1
+
+
+def _server(options: argparse.Namespace) -> Server:
+    return Server(
+        (options.bind, options.port),
+        _handler(options),
+        max_connections=options.max_connections,
+        max_connections_per_host=options.max_per_host,
+        allow=options.allow,
+        deny=options.deny,
+        shutdown_timeout=options.shutdown_timeout or 0.0,
+    )
+
+
+def _handler(options: argparse.Namespace) -> Type[MessageRequestHandler]:
+    class Handler(LoggingMixin, EchoRequestHandler):
+        framing = arguments.framing(options)
+        timeout = options.idle_timeout
+        message_timeout = options.message_timeout
+        message_level = logging.INFO if options.log_messages else None
+
+    return Handler
+
+
+def _advice(exc: OSError) -> str:
+    import errno
+
+    if exc.errno == errno.EADDRINUSE:
+        return "another program has this port; stop it, or choose another port (0 takes any free one)"
+    if exc.errno == errno.EACCES:
+        return "ports below 1024 are for privileged users; choose a higher one"
+    return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+
+
+def _network(text: str) -> str:
+    try:
+        network(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(
+        prog=PROG, description="An echo server: each message comes back, until one is 'exit'."
+    )
+    add: Any = parser.add_argument
+    add(
+        "port",
+        nargs="?",
+        type=arguments.port,
+        default=arguments.DEFAULT_PORT,
+        help="the port to listen on, 0 for any free one (default: %(default)s)",
+    )
+    add(
+        "-b",
+        "--bind",
+        metavar="ADDRESS",
+        default=arguments.DEFAULT_HOST,
+        help="the address to listen on (default: %(default)s)",
+    )
+    arguments.add_framing(parser)
+    limits = parser.add_argument_group("limits", "durations are like 500ms, 30s, 5m; a bare number is seconds")
+    add = limits.add_argument
+    add(
+        "-m",
+        "--max-connections",
+        type=arguments.count,
+        metavar="N",
+        default=Server.max_connections,
+        help="clients at a time; more wait in the backlog (default: %(default)s)",
+    )
+    add(
+        "--max-per-host", type=arguments.count, metavar="N", help="clients at a time from one address; more are refused"
+    )
+    add("--allow", type=_network, action="append", metavar="CIDR", default=[], help="let only these networks in")
+    add("--deny", type=_network, action="append", metavar="CIDR", default=[], help="keep these networks out")
+    add(
+        "-i",
+        "--idle-timeout",
+        type=arguments.duration,
+        metavar="TIME",
+        help="end a session in which nothing arrives for so long (default: never)",
+    )
+    add(
+        "--message-timeout",
+        type=arguments.duration,
+        metavar="TIME",
+        default=MessageRequestHandler.message_timeout,
+        help="from a message's first byte to its last, 0 for no limit (default: %(default)g s)",
+    )
+    add(
+        "--shutdown-timeout",
+        type=arguments.duration,
+        metavar="TIME",
+        default=Server.shutdown_timeout,
+        help="what a stop leaves all sessions together (default: %(default)g s)",
+    )
+    logs = parser.add_argument_group("logs", "written to stderr")
+    add = logs.add_argument
+    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="(default: %(default)s)")
+    add("--no-log-messages", dest="log_messages", action="store_false", help="log sessions, but no messages")
+    add("-q", "--quiet", action="store_true", help="log only warnings and errors")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

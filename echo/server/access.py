@@ -1,0 +1,46 @@
+"""Who may connect: networks that are allowed and networks that are denied.
+
+It knows addresses, no sockets.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Iterable, List, Optional, Union
+
+_Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+
+
+class AccessList:
+    """``deny`` wins; with any ``allow``, all others are refused; with neither, all may connect.
+
+    Networks are written as ``192.0.2.0/24``, ``2001:db8::/32`` or one address; ``ValueError`` tells which is none.
+    """
+
+    def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
+        self._allow = _networks(allow)
+        self._deny = _networks(deny)
+
+    def permits(self, host: Optional[str]) -> bool:
+        """Whether a client from this address may connect. One without an address (a Unix socket) is local: it may."""
+        if host is None or not (self._allow or self._deny):
+            return True
+        address = ipaddress.ip_address(host.partition("%")[0])  # fe80::1%eth0: the zone is no part of a network
+        mapped = getattr(address, "ipv4_mapped", None)
+        if mapped is not None:
+            address = mapped
+        if any(address in network for network in self._deny):
+            return False
+        return not self._allow or any(address in network for network in self._allow)
+
+
+def _networks(texts: Iterable[str]) -> List[_Network]:
+    return [network(text) for text in ([texts] if isinstance(texts, str) else texts)]
+
+
+def network(text: str) -> _Network:
+    """Read a network; host bits may be set (``192.0.2.7/24``). ``ValueError`` names what is none."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network; write it like 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7") from None

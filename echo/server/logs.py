@@ -1,0 +1,97 @@
+"""The command line's log: a bounded queue, and a thread that writes it, so that no log reader stalls a client.
+
+Whoever logs puts a record into memory and goes on. The writer formats, and writes many lines at once. While
+nobody reads stderr, at most ``CAPACITY`` records wait; later ones are dropped and counted, and the count is told
+when the log flows again.
+
+The writer uses the bare descriptor. Rejected: ``logging.StreamHandler`` on ``sys.stderr``, whose buffer's lock a
+writer stuck in a full pipe would hold when the interpreter wants to flush it at exit, which is fatal.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import queue
+import threading
+from typing import Any, Optional
+
+CAPACITY = 10_000
+"""Records that wait for the writer at most."""
+
+FLUSH_TIMEOUT = 2.0
+"""Seconds that the end of the program waits for the log to be written."""
+
+_BATCH = 200
+
+
+class LogQueue(logging.handlers.QueueHandler):
+    """A logging handler in front of a thread that writes to a file descriptor. Use it as a context manager."""
+
+    def __init__(self, descriptor: int, formatter: logging.Formatter, capacity: int = CAPACITY) -> None:
+        self._records: queue.SimpleQueue[Optional[logging.LogRecord]] = queue.SimpleQueue()
+        super().__init__(self._records)
+        self.setFormatter(formatter)
+        self._descriptor = descriptor
+        self._capacity = capacity
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write_all, name="echo-log", daemon=True)
+
+    def __enter__(self) -> LogQueue:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._records.put(None)
+        self._thread.join(FLUSH_TIMEOUT)
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Settle what may change or must not be kept alive: arguments and tracebacks."""
+        record.msg, record.args = record.getMessage(), None
+        if record.exc_info:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+            record.exc_info = None
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self._records.qsize() < self._capacity:
+            self._records.put(record)
+        else:
+            self._dropped += 1  # under the handler's lock, as all of emit()
+
+    def _write_all(self) -> None:
+        told = 0
+        ended = False
+        while not ended:
+            batch = [self._records.get()]
+            try:
+                while len(batch) < _BATCH:
+                    batch.append(self._records.get_nowait())
+            except queue.Empty:
+                pass
+            ended = None in batch
+            lines = [self._line(record) for record in batch if record is not None]
+            dropped = self._dropped
+            if dropped > told:
+                lines.append(self._line(_note(f"{dropped - told} log records were dropped: the log was not read")))
+                told = dropped
+            self._write("".join(lines).encode("utf-8", "backslashreplace"))
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record) + "\n"
+        except Exception as exc:  # a record of somebody else's that does not fit its own format
+            return f"a log record could not be formatted: {exc!r}\n"
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            pass  # closed, or the disk is full: there is nowhere to tell it
+
+
+def _note(text: str) -> logging.LogRecord:
+    return logging.LogRecord("echo.server", logging.WARNING, "", 0, text, None, None)

@@ -1,0 +1,613 @@
+"""``Server``: ``socketserver.ThreadingTCPServer`` with an accept loop that stops, bounds and survives.
+
+It accepts, tracks, limits and drains. It runs any ``socketserver`` handler class and imports none: a handler that
+wants more attaches itself (``attach``).
+
+The rules:
+
+* Nothing a client, a handler or the system does ends the accept loop; only a stop does, or the loss of the
+  listening socket.
+* A stop belongs to one run of the loop (``_Run``). A flag on the server, as the standard library has it, lets
+  a second ``shutdown()`` poison the next ``serve_forever()``, and an early one wait for ever.
+* Who waits, waits only where waiting can end: a session's thread does not wait for sessions, the serving
+  thread does not wait for its own loop, a signal handler does not wait for what it interrupted.
+* Whatever is acquired after ``accept`` is released in one place, ``_end_session``.
+* Locks are reentrant, since a signal handler may stop the server in the middle of anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import logging
+import os
+import selectors
+import socket
+import socketserver
+import sys
+import threading
+import time
+from typing import Any, Iterable, List, Optional, Tuple, TypeVar
+
+from ..sockets import LINGER_TIMEOUT, linger
+from ..text import format_address
+from .access import AccessList
+from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
+
+log = logging.getLogger("echo.server")
+
+MIN_PAUSE = 0.01
+MAX_PAUSE = 1.0
+"""Seconds without accepting after a failure; each further one doubles them. Without a pause the standard library
+fails over 400,000 times a second on a full core (gh-151615)."""
+
+CUT_GRACE = 1.0
+"""Seconds that sessions which were cut at the deadline have to notice it."""
+
+# accept() reports what befell the connection that it would have returned; the next one may be well: accept(2).
+_ABORTED = {
+    getattr(errno, name)
+    for name in "ECONNABORTED EPROTO EPERM ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH".split()
+    if hasattr(errno, name)
+}
+_LISTENER_GONE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+_Self = TypeVar("_Self", bound="Server")
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """A TCP server with one thread for each client.
+
+    ``server_address`` is ``(host, port)``, port 0 for any free one; ``RequestHandlerClass`` any ``socketserver``
+    handler class. The options below are class attributes, as in ``socketserver``, and keyword arguments; an
+    unknown one is a ``TypeError``, a senseless value a ``ValueError``, each naming the option.
+
+    Use it as ``with Server(...) as server: server.serve_forever()``, or ``server.start()`` to serve in the background
+    and ``server.stop()`` to end. All methods may be called in any order and from any thread, a handler's
+    and a signal handler's among them.
+    """
+
+    allow_reuse_address = os.name == "posix"  # on Windows it would let others steal the port (tornado #551)
+    request_queue_size = socket.SOMAXCONN  # the system cuts it down to what it allows
+    daemon_threads = True  # server_close() drains to a deadline; a stuck handler must not keep a process alive
+    allow_reuse_port = False
+
+    max_connections: Optional[int] = 1024
+    """Sessions at a time; further clients wait in the backlog. None: no limit."""
+
+    max_connections_per_host: Optional[int] = None
+    """Sessions at a time from one address; further ones are closed at once. None: no limit."""
+
+    shutdown_timeout: Optional[float] = 10.0
+    """Seconds that ``server_close()`` gives all sessions together; 0 cuts at once, None waits for ever."""
+
+    allow: Iterable[str] = ()
+    """Networks that may connect, as in ``192.0.2.0/24``; empty: all."""
+
+    deny: Iterable[str] = ()
+    """Networks that may not; it wins over ``allow``."""
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Any,  # noqa: N803 (socketserver's name)
+        bind_and_activate: bool = True,
+        **options: Any,
+    ) -> None:
+        self._lock = threading.RLock()
+        self._registry = Registry()
+        self._run: Optional[_Run] = None
+        self._stop_early = False  # shutdown() came before the first run
+        self._served = False
+        self._thread: Optional[threading.Thread] = None
+        self._closer: Optional[int] = None  # the thread that closes
+        self._close_after_run = False
+        self._closed = _Flag()
+        self._deadline: Optional[float] = None  # of the drain; set while closing
+        self._cut = 0
+        self._full = False
+        self._pause = 0.0
+        self._resume_at = 0.0
+        self._set_options(options)
+        self._access = AccessList(self.allow, self.deny)
+        if self.address_family == socket.AF_INET and isinstance(server_address, tuple) and ":" in server_address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+
+    def _set_options(self, options: Any) -> None:
+        for name, value in options.items():
+            if name not in _OPTIONS:
+                raise TypeError(f"{type(self).__name__}() has no option {name!r}; it has {', '.join(_OPTIONS)}")
+            setattr(self, name, value)
+        for name, least in _LIMITS.items():
+            value = getattr(self, name)
+            if value is None and name != "request_queue_size":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float) if name in _SECONDS else int):
+                raise TypeError(
+                    f"{name} is {value!r}; it is a number{' of seconds' if name in _SECONDS else ''} or None"
+                )
+            if not value >= least:  # and so is no NaN
+                raise ValueError(f"{name} is {value!r}; it is {least} or more, or None for no limit")
+
+    # The listening socket.
+
+    def server_bind(self) -> None:
+        if os.name == "nt":
+            self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
+        if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+    def server_activate(self) -> None:
+        # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
+        # small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self.address_family in (socket.AF_INET, socket.AF_INET6):
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().server_activate()
+
+    def get_request(self) -> Tuple[socket.socket, Any]:
+        request, client_address = self.socket.accept()
+        request.setblocking(True)  # outside Linux it has the listening socket's mode
+        return request, client_address
+
+    # Serving.
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Accept connections until ``shutdown()``, ``stop()`` or ``server_close()``; then return.
+
+        Sleeps while there is nothing to do. ``poll_interval``, in seconds, matters only to a subclass with
+        ``service_actions()``, which is called that often. Returns at once if ``shutdown()`` came first or the
+        server is closed; raises ``RuntimeError`` if it is serving already.
+        """
+        run = self._begin_run()
+        if run is not None:
+            self._serve(run, poll_interval)
+
+    def handle_request(self) -> None:
+        """Accept one connection and start its session; after ``timeout`` seconds call ``handle_timeout()`` instead."""
+        run = self._begin_run()
+        if run is None:
+            return
+        run.thread_id = threading.get_ident()
+        timeouts = [seconds for seconds in (run.listener_timeout, self.timeout) if seconds is not None]
+        try:
+            deadline = time.monotonic() + min(timeouts) if timeouts else None
+            while not run.stopping:
+                self._wait(run, deadline)
+                if not run.stopping and self._accept(run):
+                    break
+                if deadline is not None and time.monotonic() >= deadline:
+                    self.handle_timeout()
+                    break
+        finally:
+            self._end_run(run)
+
+    def start(self: _Self) -> _Self:
+        """Serve in a background thread; return the server. Does nothing if it is serving already."""
+        with self._lock:
+            if self._closer is not None or self._closed.is_set():
+                raise RuntimeError("the server is closed; make a new one")
+            if self._run is not None:
+                return self
+            self._stop_early = False
+            run = self._begin_run()
+            assert run is not None
+            thread = threading.Thread(target=self._serve, args=(run,), name="echo-server", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._end_run(run)
+                raise
+            self._thread = thread
+            atexit.register(self.server_close)  # daemon threads would die in mid-reply (gh-113964)
+        return self
+
+    def _begin_run(self) -> Optional[_Run]:
+        with self._lock:
+            early, self._stop_early = self._stop_early, False
+            if early or self._closer is not None or self._closed.is_set():
+                return None
+            if self._run is not None:
+                raise RuntimeError("the server is serving already")
+            self._run = _Run(self.socket)
+            self._served = True
+            return self._run
+
+    def _end_run(self, run: _Run) -> None:
+        with self._lock:
+            run.close()
+            self._run = None
+            close, self._close_after_run = self._close_after_run, False
+        run.ended.set()
+        if close:
+            self.server_close()
+
+    def _serve(self, run: _Run, poll_interval: float = 0.5) -> None:
+        run.thread_id = threading.get_ident()
+        # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
+        polls = type(self).service_actions is not socketserver.BaseServer.service_actions
+        log.debug("serving on %s", format_address(self.server_address))
+        try:
+            while not run.stopping:
+                self._wait(run, time.monotonic() + poll_interval if polls else None)
+                while not run.stopping and self._accept(run):
+                    pass
+                if polls:
+                    try:
+                        self.service_actions()
+                    except Exception:
+                        log.exception("exception in service_actions(); serving on")
+        finally:
+            self._end_run(run)
+
+    def _wait(self, run: _Run, deadline: Optional[float]) -> None:
+        """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
+        # First the flag, then the look: a session that ends in between sees the flag and wakes us.
+        self._full = True
+        listening = self._has_room()
+        if listening:
+            self._full = False
+            if self._pause:
+                deadline = self._resume_at if deadline is None else min(deadline, self._resume_at)
+                listening = time.monotonic() >= self._resume_at
+        run.wait(listening, deadline)
+
+    def _has_room(self) -> bool:
+        return self.max_connections is None or len(self._registry) < self.max_connections
+
+    def _accept(self, run: _Run) -> bool:
+        """Accept one connection and begin its session; whether to go on accepting."""
+        if not self._has_room() or time.monotonic() < self._resume_at:
+            return False
+        try:
+            request, client_address = self.get_request()
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            if self.socket.fileno() == -1 or exc.errno in _LISTENER_GONE:
+                if not run.stopping:
+                    log.error("the listening socket is gone (%s); serving ends", exc)
+                run.stop()
+                return False
+            self._registry.accept_failed()
+            if exc.errno in _ABORTED:
+                return True
+            self._back_off(exc)
+            return False
+        except Exception as exc:  # a subclass's get_request()
+            self._registry.accept_failed()
+            self._back_off(exc)
+            return False
+        self._registry.accepted()
+        try:
+            if self._admit(request, client_address):
+                self.process_request(request, client_address)
+                self._recovered()
+        except _NoThread as exc:
+            self._refuse(request)
+            self._registry.accept_failed()
+            self._back_off(exc)
+            return False
+        except Exception:
+            self._refuse(request)
+            self._report(request, client_address)
+        return True
+
+    def _back_off(self, exc: Exception) -> None:
+        if not self._pause:  # once a burst, however often it fails
+            log.warning("cannot accept connections for now: %s; trying again", exc)
+        self._pause = min(2 * self._pause, MAX_PAUSE) or MIN_PAUSE
+        self._resume_at = time.monotonic() + self._pause
+
+    def _recovered(self) -> None:
+        if self._pause:
+            log.info("accepting connections again")
+            self._pause = self._resume_at = 0.0
+
+    # Admission.
+
+    def _admit(self, request: socket.socket, client_address: Any) -> bool:
+        reason = None
+        if not self._access.permits(host_of(client_address)):
+            reason, why = "denied", "not from this address"
+        elif (
+            self.max_connections_per_host is not None
+            and self._registry.from_host(client_address) >= self.max_connections_per_host
+        ):
+            reason, why = "limit", f"{self.max_connections_per_host} sessions from this address"
+        elif not self.verify_request(request, client_address):
+            reason, why = "denied", "verify_request"
+        if reason is None:
+            return True
+        self._refuse(request)
+        self._registry.refused(reason)
+        log.info(
+            "%s refused: %s (%s)",
+            format_address(client_address),
+            reason,
+            why,
+            extra={"event": "refused", "peer": format_address(client_address), "reason": reason},
+        )
+        return False
+
+    def _refuse(self, request: socket.socket) -> None:
+        try:
+            self.shutdown_request(request)
+        except Exception:
+            log.exception("exception in shutdown_request()")
+
+    # Sessions.
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start the session's thread."""
+        session = Session(request, client_address)
+        self._registry.add(session)
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
+        )
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as exc:
+            self._registry.remove(session, None)
+            raise _NoThread(exc) from exc
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """A session, in its own thread, from the handler's first line to the closed socket."""
+        session = self._registry.get(request) or Session(request, client_address)
+        session.thread_id = threading.get_ident()
+        reason = "exit"
+        try:
+            self.finish_request(request, client_address)
+        except Exception as exc:
+            reason = "reset" if _peer_gone(exc, session) else "error"
+            self._report(request, client_address)
+        except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
+            reason = "error"
+            log.error("%s: %s in the handler; its session ends", format_address(client_address), type(exc).__name__)
+            raise
+        finally:
+            self._end_session(session, reason)
+
+    def _end_session(self, session: Session, reason: str) -> None:
+        session.closing()
+        if session.handler is not None:
+            reason = session.handler.reason
+        elif session.input_ended and reason == "exit":
+            reason = "drain"
+        delivery_timeout = None
+        if session.input_ended:
+            left = LINGER_TIMEOUT if self._deadline is None else self._deadline - time.monotonic()
+            delivery_timeout = max(0.0, left)
+        linger(session.request, delivery_timeout)
+        session.closed()
+        self._refuse(session.request)
+        if self._registry.get(session.request) is session:
+            self._registry.remove(session, reason)
+        if self._full:
+            self._full = False
+            run = self._run
+            if run is not None:
+                run.wake()
+
+    def attach(self, handler: Any) -> bool:
+        """Let a handler take part: the server counts what ``handler.connection`` counts (``messages_in``,
+        ``messages_out``, ``bytes_in``, ``bytes_out``), records ``handler.reason`` as its end, and calls
+        ``handler.drain()``, which must not block, when it stops. Whether this server tracks the handler's request.
+        """
+        session = self._registry.get(handler.request)
+        if session is not None:
+            session.attach(handler)
+        return session is not None
+
+    def _report(self, request: Any, client_address: Any) -> None:
+        try:
+            self.handle_error(request, client_address)
+        except Exception:
+            log.exception("exception in handle_error()")
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the exception that is being handled: one record, with the client's address.
+
+        That a client is gone is no error, and is a DEBUG record without a traceback.
+        """
+        exc = sys.exc_info()[1]
+        peer = format_address(client_address)
+        if _peer_gone(exc, self._registry.get(request)):
+            log.debug("%s: %s", peer, exc)
+        else:
+            log.error("%s: exception in the handler", peer, exc_info=True, extra={"event": "error", "peer": peer})
+
+    # Telling.
+
+    @property
+    def connections(self) -> List[ConnectionInfo]:
+        """The live connections, as they are now."""
+        return [session.info() for session in self._registry.sessions()]
+
+    def stats(self) -> Statistics:
+        """What the server has done since it was made."""
+        return self._registry.statistics()
+
+    # Stopping.
+
+    def shutdown(self) -> None:
+        """End ``serve_forever()`` and wait until it has ended; sessions go on.
+
+        Without a run it returns at once. Before the first, it makes that one return at once: a stop must not
+        lose against the start of a thread. From the serving thread itself (a signal handler) it does not wait.
+        """
+        with self._lock:
+            run = self._run
+            if run is None:
+                self._stop_early = not self._served
+                return
+            run.stop()
+        if run.thread_id != threading.get_ident():
+            run.ended.wait()
+
+    def stop(self, timeout: Optional[float] = None) -> bool:
+        """Stop serving, drain, close; whether every session ended by itself.
+
+        ``timeout``, in seconds, replaces ``shutdown_timeout``, and brings the deadline of a stop that is under way
+        forward: 0 cuts what is left. Idempotent.
+        """
+        if timeout is not None:
+            with self._lock:
+                self.shutdown_timeout = timeout
+                if self._deadline is not None:
+                    self._deadline = min(self._deadline, time.monotonic() + timeout)
+            self._registry.wake()
+        self.server_close()
+        return not self._cut
+
+    def server_close(self) -> None:
+        """Stop serving and accepting, drain the sessions to one deadline, cut the rest, and say how many.
+
+        Idle sessions end at once; a busy one answers what had reached this host. Waits until all that is done,
+        but for calls from a session's own thread or from the serving thread: those begin it and return.
+        """
+        me = threading.get_ident()
+        with self._lock:
+            run = self._run
+            if run is not None and run.thread_id == me:
+                self._close_after_run = True
+                run.stop()
+                return
+            if self._closed.is_set() or self._closer == me:
+                return
+            mine = self._closer is None
+            in_session = self._registry.serves(me)
+            if mine and not in_session:
+                self._closer = me
+        if in_session:
+            if mine:
+                threading.Thread(target=self.server_close, name="echo-server-close").start()
+        elif not mine:
+            self._closed.wait()
+        else:
+            try:
+                self._close()
+            finally:
+                self._closed.set()
+
+    def _close(self) -> None:
+        self.shutdown()
+        with self._lock:
+            timeout = self.shutdown_timeout
+            self._deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+        atexit.unregister(self.server_close)
+        super().server_close()
+        sessions = self._registry.sessions()
+        if sessions:
+            log.info("stopping: %d sessions have %g s to end", len(sessions), self._deadline - time.monotonic())
+        for session in sessions:
+            session.drain()
+        while not self._registry.wait_until_empty(self._deadline) and time.monotonic() < self._deadline:
+            pass
+        left = self._registry.sessions()
+        for session in left:
+            session.abort()
+        self._cut = len(left)
+        grace = time.monotonic() + CUT_GRACE
+        while left and not self._registry.wait_until_empty(grace) and time.monotonic() < grace:
+            pass
+        if sessions:
+            log.info("stopped: %d sessions drained, %d cut", len(sessions) - len(left), len(left))
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+_SECONDS = ("shutdown_timeout",)
+_LIMITS = {"max_connections": 1, "max_connections_per_host": 1, "shutdown_timeout": 0, "request_queue_size": 0}
+_OPTIONS = (*_LIMITS, "allow", "deny", "allow_reuse_address", "allow_reuse_port", "daemon_threads", "timeout")
+
+
+class _Flag:
+    """``threading.Event`` with a reentrant lock: a signal handler may wait for what it interrupted a wait for."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._value = False
+
+    def is_set(self) -> bool:
+        return self._value
+
+    def set(self) -> None:
+        with self._changed:
+            self._value = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        with self._changed:
+            while not self._value:
+                self._changed.wait()
+
+
+class _Run:
+    """One period of serving: it sleeps on the listening socket, and is woken through a socket pair."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.stopping = False
+        self.thread_id: Optional[int] = None
+        self.ended = _Flag()
+        self.listener_timeout = listener.gettimeout()
+        self._listener = listener
+        self._listening = False
+        self._lock = threading.RLock()
+        self._alarm, self._bell = socket.socketpair()
+        self._alarm.setblocking(False)
+        self._bell.setblocking(False)
+        self._selector = _Selector()
+        self._selector.register(self._alarm, selectors.EVENT_READ)
+        listener.setblocking(False)
+
+    def close(self) -> None:
+        with self._lock:
+            self._selector.close()
+            self._alarm.close()
+            self._bell.close()
+            if self._listener.fileno() != -1:
+                self._listener.settimeout(self.listener_timeout)
+
+    def stop(self) -> None:
+        """End the run, from any thread or a signal handler."""
+        self.stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        with self._lock:
+            try:
+                self._bell.send(b"\0")
+            except OSError:
+                pass  # full: it wakes up already; closed: it has ended
+
+    def wait(self, listening: bool, deadline: Optional[float]) -> None:
+        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected."""
+        if listening != self._listening:
+            if listening:
+                if self._listener.fileno() == -1:
+                    return  # closed by somebody else; accept() will tell
+                self._selector.register(self._listener, selectors.EVENT_READ)
+            else:
+                self._selector.unregister(self._listener)
+            self._listening = listening
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._alarm:
+                try:
+                    self._alarm.recv(4096)
+                except BlockingIOError:
+                    pass
+
+
+class _NoThread(RuntimeError):
+    """The system has no thread for another session at the moment."""
+
+
+def _peer_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:
+    # An attached handler reports its own peer's end by its reason; what it raises is a mistake of its own.
+    return isinstance(exc, ConnectionError) and (session is None or session.handler is None)

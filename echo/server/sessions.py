@@ -1,0 +1,240 @@
+"""The live sessions: who is connected, what has passed, how each one ended.
+
+The registry knows sockets and addresses, no handler class and no accept loop. It is the one place that counts, and
+the one place that ends a session from outside; both under locks of its own, so that its figures are right on a
+build without the GIL too (gh-128277, gh-153935).
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import socket
+import threading
+import time
+from typing import Any, Counter, Dict, List, NamedTuple, Optional
+
+from ..text import format_address
+
+log = logging.getLogger("echo.server")
+
+
+class ConnectionInfo(NamedTuple):
+    """A live connection, as it was at the time of asking. Handlers that do not speak in messages count nothing."""
+
+    peer: str
+    """The client's address as text."""
+    client_address: Any
+    """The same as the socket module gives it."""
+    since: float
+    """When it was accepted, in seconds since the epoch."""
+    state: str
+    """``open``, ``draining`` (the server stops) or ``closing``."""
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Statistics(NamedTuple):
+    """What a server has done since it was made."""
+
+    accepted: int
+    """Connections that accept() returned."""
+    active: int
+    """Sessions that live now."""
+    refused: Dict[str, int]
+    """Accepted connections that got no session, by reason: ``denied``, ``limit``."""
+    ended: Dict[str, int]
+    """Sessions that are over, by reason."""
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+    accept_errors: int
+    """Failed attempts to accept a connection or to start its thread."""
+
+
+class Session:
+    """One accepted connection, from accept to close.
+
+    ``handler`` is the handler that has attached itself (``Server.attach``): it has a ``connection`` that counts, a
+    ``reason``, and ``drain()``. Any other handler is drained by the end of its input.
+    """
+
+    __slots__ = ("_lock", "client_address", "cut", "handler", "input_ended", "request", "since", "state", "thread_id")
+
+    def __init__(self, request: socket.socket, client_address: Any) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.since = time.time()
+        self.state = "open"
+        self.handler: Optional[Any] = None
+        self.thread_id: Optional[int] = None
+        self.input_ended = False
+        self.cut = False
+        # Held while another thread acts on the socket, so that it is not closed under that thread's hands and
+        # its descriptor given to another connection (gh-116912).
+        self._lock = threading.Lock()
+
+    def drain(self) -> None:
+        """Let the session answer what has arrived, and end."""
+        with self._lock:
+            if self.state == "open":
+                self.state = "draining"
+                self._end_input()
+
+    def attach(self, handler: Any) -> None:
+        with self._lock:
+            self.handler = handler
+            if self.state == "draining":  # the stop was faster
+                self._end_input()
+
+    def _end_input(self) -> None:
+        try:
+            if self.handler is not None:
+                self.handler.drain()
+            else:
+                self.request.shutdown(socket.SHUT_RD)
+                self.input_ended = True
+        except Exception as exc:
+            if not isinstance(exc, OSError):  # a handler's own drain(); the deadline ends its session
+                log.exception("%s: exception in drain()", format_address(self.client_address))
+
+    def abort(self) -> None:
+        """End the session now: whoever reads or sends on the socket is woken."""
+        with self._lock:
+            if self.state != "closed":
+                self.cut = True
+                try:
+                    self.request.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def closing(self) -> None:
+        """The handler is done; from here on the socket lingers, and draining would only disturb that."""
+        with self._lock:
+            self.state = "closing"
+            connection = getattr(self.handler, "connection", None)
+            if connection is not None:
+                self.input_ended = connection.input_ended
+
+    def closed(self) -> None:
+        """From here on no other thread touches the socket."""
+        with self._lock:
+            self.state = "closed"
+
+    def info(self) -> ConnectionInfo:
+        """Take a snapshot."""
+        traffic = getattr(self.handler, "connection", None)
+        return ConnectionInfo(
+            format_address(self.client_address), self.client_address, self.since, self.state, *_counts(traffic)
+        )
+
+
+def _counts(traffic: Any) -> List[int]:
+    return [getattr(traffic, name, 0) for name in ("messages_in", "messages_out", "bytes_in", "bytes_out")]
+
+
+def host_of(client_address: Any) -> Optional[str]:
+    """The host part of a socket address, None where there is none (Unix sockets)."""
+    return str(client_address[0]) if isinstance(client_address, tuple) and client_address else None
+
+
+class Registry:
+    """All sessions of a server, and the sums over those that have ended."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._live: Dict[Any, Session] = {}
+        self._hosts: Counter[Optional[str]] = collections.Counter()
+        self._accepted = 0
+        self._accept_errors = 0
+        self._refused: Counter[str] = collections.Counter()
+        self._ended: Counter[str] = collections.Counter()
+        self._totals = [0, 0, 0, 0]
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def get(self, request: Any) -> Optional[Session]:
+        """The session of an accepted socket."""
+        return self._live.get(request)
+
+    def from_host(self, client_address: Any) -> int:
+        """How many sessions this client's host has."""
+        return self._hosts[host_of(client_address)]
+
+    def accepted(self) -> None:
+        with self._changed:
+            self._accepted += 1
+
+    def accept_failed(self) -> None:
+        with self._changed:
+            self._accept_errors += 1
+
+    def refused(self, reason: str) -> None:
+        with self._changed:
+            self._refused[reason] += 1
+
+    def add(self, session: Session) -> None:
+        with self._changed:
+            self._live[session.request] = session
+            self._hosts[host_of(session.client_address)] += 1
+
+    def remove(self, session: Session, reason: Optional[str]) -> None:
+        """Forget a session and count its end; with None it never began."""
+        with self._changed:
+            del self._live[session.request]
+            host = host_of(session.client_address)
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+            if reason is not None:
+                self._ended[reason] += 1
+                counts = _counts(getattr(session.handler, "connection", None))
+                self._totals = [total + count for total, count in zip(self._totals, counts)]
+            self._changed.notify_all()
+
+    def sessions(self) -> List[Session]:
+        """A snapshot."""
+        with self._changed:
+            return list(self._live.values())
+
+    def serves(self, thread_id: int) -> bool:
+        """Whether this thread is one of the sessions'."""
+        return any(session.thread_id == thread_id for session in self.sessions())
+
+    def wait_until_empty(self, deadline: float) -> bool:
+        """Wait for the last session to end, until ``deadline`` (``time.monotonic()``); whether it did.
+
+        A waiting thread whose deadline was brought forward is told by ``wake``.
+        """
+        with self._changed:
+            if self._live:
+                self._changed.wait(max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX)))
+            return not self._live
+
+    def wake(self) -> None:
+        """Let ``wait_until_empty`` return early."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def statistics(self) -> Statistics:
+        """Take the sums. A live session's counts are read as they are."""
+        with self._changed:
+            totals = list(self._totals)
+            for session in self._live.values():
+                counts = _counts(getattr(session.handler, "connection", None))
+                totals = [total + count for total, count in zip(totals, counts)]
+            return Statistics(
+                self._accepted,
+                len(self._live),
+                dict(self._refused),
+                dict(self._ended),
+                totals[0],
+                totals[1],
+                totals[2],
+                totals[3],
+                self._accept_errors,
+            )

@@ -1,0 +1,52 @@
+"""Bytes and addresses as text that is safe to show: in a log line, on a terminal, in an error message.
+
+What a peer sent must not be able to forge a log line or drive a terminal (gh-100001): whatever is not
+printable is escaped, the backslash too, so that the text tells exactly which bytes there were.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Optional
+
+
+def escape(data: bytes, limit: Optional[int] = None) -> str:
+    """Show ``data`` on one line: UTF-8 where it is printable, ``\\n`` and ``\\xff`` where it is not.
+
+    With a ``limit``, at most that many bytes are shown, and how many more there are.
+
+    >>> escape(b"caf\\xc3\\xa9\\x1b[2J\\xff")
+    'café\\\\x1b[2J\\\\xff'
+    """
+    shown = data if limit is None or len(data) <= limit else data[:limit]
+    text = shown.decode("utf-8", "backslashreplace") if b"\\" not in shown else _escape_backslashes(shown)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    if len(shown) < len(data):
+        text += f"... ({len(data) - len(shown)} more bytes)"
+    return text
+
+
+def _escape_backslashes(data: bytes) -> str:
+    # First, and apart: the decoder adds backslashes of its own.
+    return data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def format_address(address: Any) -> str:
+    """Name a socket address: ``192.0.2.1:80``, ``[2001:db8::1]:80``, a path, or ``unix`` for a nameless peer.
+
+    An IPv4 client of a dual-stack socket is shown as the IPv4 client that it is (no ``::ffff:``).
+    """
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = str(address[0]), address[1]
+        if host.startswith("::ffff:") and "." in host:
+            host = host[len("::ffff:") :]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if isinstance(address, (str, bytes)) and address:
+        return os.fsdecode(address)
+    return "unix"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 byte``, ``2 bytes``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
