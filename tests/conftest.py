@@ -1,0 +1,187 @@
+"""What every test may use: servers on free ports of the loopback, raw sockets, the command lines as processes.
+
+Everything here has a deadline and is cleaned up; nothing waits by sleeping a guessed time.
+"""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import echo
+
+DEADLINE = 20.0
+"""Seconds that anything may take before a test calls it lost; generous, since machines differ."""
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def eventually(condition, message="it never became true"):
+    """Wait until ``condition()`` is true; return its value."""
+    deadline = time.monotonic() + DEADLINE
+    pause = threading.Event()
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, message
+        pause.wait(0.005)
+
+
+def read_all(sock):
+    """Everything that comes until the peer's end of output."""
+    parts = []
+    while True:
+        data = sock.recv(65536)
+        if not data:
+            return b"".join(parts)
+        parts.append(data)
+
+
+def read_exactly(sock, size):
+    """So many bytes; fewer only at the end of input."""
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+class Recorder:
+    """A mixin's worth of memory: which hooks were called, in which order."""
+
+    @staticmethod
+    def of(handler_class):
+        """A subclass of ``handler_class`` that records its hooks in ``events`` and its ends in ``reasons``."""
+
+        class Recorded(handler_class):
+            events = []
+            reasons = []
+            ended = threading.Event()
+
+            def connection_made(self):
+                self.events.append("made")
+                super().connection_made()
+
+            def message_received(self, message):
+                self.events.append(message)
+                super().message_received(message)
+
+            def connection_lost(self, reason):
+                super().connection_lost(reason)
+                self.reasons.append(reason)
+                self.events.append("lost")
+                self.ended.set()
+
+        return Recorded
+
+
+@pytest.fixture
+def serve():
+    """``serve(handler_class, **options)``: a started ``echo.Server`` on a free port, stopped after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(handler_class=echo.EchoRequestHandler, cls=echo.Server, **options):
+            server = cls(("127.0.0.1", 0), handler_class, **options)
+            stack.callback(server.stop, 1.0)
+            return server.start()
+
+        yield start
+
+
+@pytest.fixture
+def dial():
+    """``dial(server_or_address)``: a connected raw socket with a timeout, closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(target):
+            address = getattr(target, "server_address", target)
+            return stack.enter_context(socket.create_connection(address[:2], DEADLINE))
+
+        yield connect
+
+
+class Process:
+    """``python -m MODULE ARGUMENTS`` with pipes; killed at the end whatever happens."""
+
+    def __init__(self, *arguments, python_options=(), **popen_options):
+        environment = dict(os.environ, PYTHONPATH=ROOT, **popen_options.pop("env", {}))
+        for stream in ("stdin", "stdout", "stderr"):
+            popen_options.setdefault(stream, subprocess.PIPE)
+        self.popen = subprocess.Popen(
+            [sys.executable, *python_options, "-m", *arguments], env=environment, **popen_options
+        )
+        self.pid = self.popen.pid
+        self.log = ""
+
+    def read_log_until(self, pattern):
+        """Read stderr until a line matches; return the match."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            match = re.search(pattern, self.log)
+            if match:
+                return match
+            left = deadline - time.monotonic()
+            ready = select.select([self.popen.stderr], [], [], max(0, left))[0]
+            assert ready, f"no {pattern!r} in {self.log!r}"
+            data = os.read(self.popen.stderr.fileno(), 65536)
+            assert data, f"stderr ended without {pattern!r}: {self.log!r}"
+            self.log += data.decode()
+
+    def finish(self, data=None):
+        """Give it ``data`` on stdin, wait for its end; return (exit code, stdout); stderr is added to ``log``."""
+        out, err = self.popen.communicate(data, timeout=DEADLINE * 2)
+        self.log += (err or b"").decode()
+        return self.popen.returncode, out
+
+    def terminate(self, signum=signal.SIGTERM):
+        """Send a signal, wait for the end; return the exit code."""
+        self.popen.send_signal(signum)
+        return self.finish()[0]
+
+    def kill(self):
+        if self.popen.poll() is None:
+            self.popen.kill()
+        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self.popen.wait()
+
+
+@pytest.fixture
+def run():
+    """``run("echo.client", ...)``: a ``Process``, killed after the test."""
+    processes = []
+
+    def start(*arguments, **options):
+        process = Process(*arguments, **options)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture
+def server_command(run):
+    """``server_command(*options)``: a running ``python -m echo.server`` whose ``address`` is known."""
+
+    def start(*options, **popen_options):
+        process = run("echo.server", "0", *options, **popen_options)
+        port = process.read_log_until(r"listening on \S+:(\d+)").group(1)
+        process.address = ("127.0.0.1", int(port))
+        return process
+
+    return start
