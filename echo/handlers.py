@@ -7,6 +7,7 @@ and, less the drain, on any ``socketserver`` server.
 from __future__ import annotations
 
 import logging
+import socket
 import socketserver
 import threading
 from typing import ClassVar, Optional
@@ -57,6 +58,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     send_timeout: Optional[float] = 60.0
     """Seconds in which the client takes no byte of a reply, then the session ends as ``slow``; None: no limit."""
+
+    disable_nagle_algorithm = True
+    """No reply waits for the acknowledgement of the one before (40 ms); only TCP has that (gh-128916)."""
 
     connection: Connection
     peer: str
@@ -126,6 +130,12 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         # Other servers know nothing of that.
         attach = getattr(self.server, "attach", None)
         self._attached = attach is not None and attach(self)
+        if (
+            self.disable_nagle_algorithm
+            and not self._attached
+            and self.request.family != getattr(socket, "AF_UNIX", None)
+        ):
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:
         reason = "error"

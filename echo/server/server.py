@@ -31,6 +31,7 @@ from typing import Any, Iterable, List, Optional, Tuple, TypeVar
 
 from ..sockets import LINGER_TIMEOUT, linger
 from ..text import format_address
+from . import listeners
 from .access import AccessList
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
 
@@ -50,6 +51,7 @@ _ABORTED = {
     for name in "ECONNABORTED EPROTO EPERM ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH".split()
     if hasattr(errno, name)
 }
+_INET = (socket.AF_INET, socket.AF_INET6)
 _LISTENER_GONE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
@@ -59,7 +61,7 @@ _Self = TypeVar("_Self", bound="Server")
 class Server(socketserver.ThreadingTCPServer):
     """A TCP server with one thread for each client.
 
-    ``server_address`` is ``(host, port)``, port 0 for any free one; ``RequestHandlerClass`` any ``socketserver``
+    ``server_address`` is ``(host, port)``, port 0 for any free one, or a Unix socket's path; ``RequestHandlerClass`` any ``socketserver``
     handler class. The options below are class attributes, as in ``socketserver``, and keyword arguments; an
     unknown one is a ``TypeError``, a senseless value a ``ValueError``, each naming the option.
 
@@ -111,8 +113,8 @@ class Server(socketserver.ThreadingTCPServer):
         self._resume_at = 0.0
         self._set_options(options)
         self._access = AccessList(self.allow, self.deny)
-        if self.address_family == socket.AF_INET and isinstance(server_address, tuple) and ":" in server_address[0]:
-            self.address_family = socket.AF_INET6
+        self.address_family = listeners.family_of(server_address) or self.address_family
+        self._inode: Optional[listeners.Inode] = None
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
     def _set_options(self, options: Any) -> None:
@@ -138,19 +140,27 @@ class Server(socketserver.ThreadingTCPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        super().server_bind()
+        if self.address_family in _INET:
+            super().server_bind()
+        else:
+            path = self.server_address
+            listeners.claim_path(path)
+            super().server_bind()
+            self._inode = listeners.inode_of(path)
 
     def server_activate(self) -> None:
         # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
         # small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self.address_family in (socket.AF_INET, socket.AF_INET6):
+        if self.address_family in _INET:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().server_activate()
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
         request.setblocking(True)  # outside Linux it has the listening socket's mode
+        if self.address_family not in _INET:
+            client_address = listeners.peer_name(request)
         return request, client_address
 
     # Serving.
@@ -232,14 +242,14 @@ class Server(socketserver.ThreadingTCPServer):
         log.debug("serving on %s", format_address(self.server_address))
         try:
             while not run.stopping:
-                self._wait(run, time.monotonic() + poll_interval if polls else None)
-                while not run.stopping and self._accept(run):
-                    pass
-                if polls:
-                    try:
+                try:
+                    self._wait(run, time.monotonic() + poll_interval if polls else None)
+                    while not run.stopping and self._accept(run):
+                        pass
+                    if polls:
                         self.service_actions()
-                    except Exception:
-                        log.exception("exception in service_actions(); serving on")
+                except Exception as exc:  # of service_actions(), or of a log handler that was told of another one
+                    self._back_off(exc)
         finally:
             self._end_run(run)
 
@@ -297,15 +307,16 @@ class Server(socketserver.ThreadingTCPServer):
         return True
 
     def _back_off(self, exc: Exception) -> None:
-        if not self._pause:  # once a burst, however often it fails
-            log.warning("cannot accept connections for now: %s; trying again", exc)
+        first = not self._pause
         self._pause = min(2 * self._pause, MAX_PAUSE) or MIN_PAUSE
         self._resume_at = time.monotonic() + self._pause
+        if first:  # once a burst, however often it fails
+            _log_safely(logging.WARNING, "cannot accept connections for now: %s; trying again", exc)
 
     def _recovered(self) -> None:
         if self._pause:
-            log.info("accepting connections again")
             self._pause = self._resume_at = 0.0
+            _log_safely(logging.INFO, "accepting connections again")
 
     # Admission.
 
@@ -336,8 +347,8 @@ class Server(socketserver.ThreadingTCPServer):
     def _refuse(self, request: socket.socket) -> None:
         try:
             self.shutdown_request(request)
-        except Exception:
-            log.exception("exception in shutdown_request()")
+        except Exception as exc:
+            _log_safely(logging.ERROR, "exception in shutdown_request()", exc_info=exc)
 
     # Sessions.
 
@@ -405,8 +416,8 @@ class Server(socketserver.ThreadingTCPServer):
     def _report(self, request: Any, client_address: Any) -> None:
         try:
             self.handle_error(request, client_address)
-        except Exception:
-            log.exception("exception in handle_error()")
+        except Exception as exc:
+            _log_safely(logging.ERROR, "exception in handle_error()", exc_info=exc)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled: one record, with the client's address.
@@ -500,6 +511,8 @@ class Server(socketserver.ThreadingTCPServer):
             self._deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
         atexit.unregister(self.server_close)
         super().server_close()
+        if self._inode is not None:
+            listeners.release_path(self.server_address, self._inode)
         sessions = self._registry.sessions()
         if sessions:
             log.info("stopping: %d sessions have %g s to end", len(sessions), self._deadline - time.monotonic())
@@ -606,6 +619,13 @@ class _Run:
 
 class _NoThread(RuntimeError):
     """The system has no thread for another session at the moment."""
+
+
+def _log_safely(level: int, text: str, *args: Any, **options: Any) -> None:
+    try:
+        log.log(level, text, *args, **options)
+    except Exception:
+        pass  # a log handler that raises (disk full, cheroot #756) must not take the server with it
 
 
 def _peer_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:

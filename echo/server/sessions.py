@@ -147,7 +147,7 @@ class Registry:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._live: Dict[Any, Session] = {}
-        self._hosts: Counter[Optional[str]] = collections.Counter()
+        self._hosts: Counter[str] = collections.Counter()
         self._accepted = 0
         self._accept_errors = 0
         self._refused: Counter[str] = collections.Counter()
@@ -162,8 +162,8 @@ class Registry:
         return self._live.get(request)
 
     def from_host(self, client_address: Any) -> int:
-        """How many sessions this client's host has."""
-        return self._hosts[host_of(client_address)]
+        """How many sessions this client's host has; none where there are no hosts."""
+        return self._hosts[host_of(client_address) or ""]
 
     def accepted(self) -> None:
         with self._changed:
@@ -180,16 +180,19 @@ class Registry:
     def add(self, session: Session) -> None:
         with self._changed:
             self._live[session.request] = session
-            self._hosts[host_of(session.client_address)] += 1
+            host = host_of(session.client_address)
+            if host is not None:
+                self._hosts[host] += 1
 
     def remove(self, session: Session, reason: Optional[str]) -> None:
         """Forget a session and count its end; with None it never began."""
         with self._changed:
             del self._live[session.request]
             host = host_of(session.client_address)
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
+            if host is not None:
+                self._hosts[host] -= 1
+                if not self._hosts[host]:
+                    del self._hosts[host]
             if reason is not None:
                 self._ended[reason] += 1
                 counts = _counts(getattr(session.handler, "connection", None))

@@ -1,0 +1,76 @@
+"""Listening sockets: which family an address has, and the care that a Unix socket's path needs.
+
+A path outlives the server that bound it. A dead server's path is taken over; a live server's path, and a file that
+is no socket, are not (asyncio #425, neovim #37378).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from typing import Any, Optional, Tuple
+
+_PEER = struct.Struct("@iII")  # struct ucred: pid, uid, gid
+
+Inode = Tuple[int, int]
+
+
+def family_of(address: Any) -> Optional[socket.AddressFamily]:
+    """The address family that an address asks for; None if it does not say."""
+    if isinstance(address, (str, bytes)):
+        return getattr(socket, "AF_UNIX", None)
+    if isinstance(address, tuple) and address and ":" in str(address[0]):
+        return socket.AF_INET6
+    return None
+
+
+def claim_path(path: Any) -> None:
+    """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` if that is not what it is."""
+    if not _is_file(path):
+        return
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is no socket; it is left alone")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)  # nobody listens any more
+        else:
+            raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
+
+
+def inode_of(path: Any) -> Optional[Inode]:
+    """What tells this file from a later one of the same name; None for an abstract address."""
+    if not _is_file(path):
+        return None
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def release_path(path: Any, inode: Optional[Inode]) -> None:
+    """Remove the path if it still is the file that was bound, and not another server's that came after."""
+    try:
+        if inode is not None and inode_of(path) == inode:
+            os.unlink(path)
+    except OSError:
+        pass
+
+
+def _is_file(path: Any) -> bool:
+    return bool(path) and os.fsencode(path)[:1] != b"\0"
+
+
+def peer_name(sock: socket.socket) -> str:
+    """Name the client of a Unix socket, which has no address, by its process: ``unix:pid=4711,uid=1000``."""
+    try:
+        pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    except (AttributeError, OSError):  # not Linux
+        return "unix"
+    return f"unix:pid={pid},uid={uid}"
