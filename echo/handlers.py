@@ -15,7 +15,7 @@ from typing import ClassVar, Optional
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, MessageTooLong
 from .framing import Framing, LineFraming
-from .sockets import linger
+from .sockets import INET, linger
 from .text import format_address
 
 log = logging.getLogger("echo.session")
@@ -130,11 +130,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         # Other servers know nothing of that.
         attach = getattr(self.server, "attach", None)
         self._attached = attach is not None and attach(self)
-        if (
-            self.disable_nagle_algorithm
-            and not self._attached
-            and self.request.family != getattr(socket, "AF_UNIX", None)
-        ):
+        if self.disable_nagle_algorithm and not self._attached and self.request.family in INET:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:

@@ -25,6 +25,9 @@ except ImportError:  # Windows has neither, and no way to ask how much waits in 
 else:
     _CAN_LOOK = True
 
+INET = (socket.AF_INET, socket.AF_INET6)
+"""The families that speak TCP."""
+
 LINGER_SILENCE = 1.0
 """Seconds without a byte from the peer, after our end of output, after which a closing socket is closed."""
 

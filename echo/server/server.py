@@ -29,7 +29,7 @@ import threading
 import time
 from typing import Any, Iterable, List, Optional, Tuple, TypeVar
 
-from ..sockets import LINGER_TIMEOUT, linger
+from ..sockets import INET, LINGER_TIMEOUT, linger
 from ..text import format_address
 from . import listeners
 from .access import AccessList
@@ -51,7 +51,6 @@ _ABORTED = {
     for name in "ECONNABORTED EPROTO EPERM ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH".split()
     if hasattr(errno, name)
 }
-_INET = (socket.AF_INET, socket.AF_INET6)
 _LISTENER_GONE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
@@ -61,9 +60,10 @@ _Self = TypeVar("_Self", bound="Server")
 class Server(socketserver.ThreadingTCPServer):
     """A TCP server with one thread for each client.
 
-    ``server_address`` is ``(host, port)``, port 0 for any free one, or a Unix socket's path; ``RequestHandlerClass`` any ``socketserver``
-    handler class. The options below are class attributes, as in ``socketserver``, and keyword arguments; an
-    unknown one is a ``TypeError``, a senseless value a ``ValueError``, each naming the option.
+    ``server_address`` is ``(host, port)``, port 0 for any free one, or a Unix socket's path.
+    ``RequestHandlerClass`` is any ``socketserver`` handler class. The options below are class attributes, as in
+    ``socketserver``, and keyword arguments; an unknown one is a ``TypeError``, a senseless value a ``ValueError``,
+    each naming the option.
 
     Use it as ``with Server(...) as server: server.serve_forever()``, or ``server.start()`` to serve in the background
     and ``server.stop()`` to end. All methods may be called in any order and from any thread, a handler's
@@ -140,7 +140,7 @@ class Server(socketserver.ThreadingTCPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if self.address_family in _INET:
+        if self.address_family in INET:
             super().server_bind()
         else:
             path = self.server_address
@@ -152,14 +152,14 @@ class Server(socketserver.ThreadingTCPServer):
         # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
         # small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self.address_family in _INET:
+        if self.address_family in INET:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().server_activate()
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
         request.setblocking(True)  # outside Linux it has the listening socket's mode
-        if self.address_family not in _INET:
+        if self.address_family not in INET:
             client_address = listeners.peer_name(request)
         return request, client_address
 
