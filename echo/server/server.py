@@ -239,7 +239,6 @@ class Server(socketserver.ThreadingTCPServer):
         run.thread_id = threading.get_ident()
         # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
         polls = type(self).service_actions is not socketserver.BaseServer.service_actions
-        log.debug("serving on %s", format_address(self.server_address))
         try:
             while not run.stopping:
                 try:
@@ -333,8 +332,8 @@ class Server(socketserver.ThreadingTCPServer):
             reason, why = "denied", "verify_request"
         if reason is None:
             return True
-        self._refuse(request)
         self._registry.refused(reason)
+        self._refuse(request)
         log.info(
             "%s refused: %s (%s)",
             format_address(client_address),

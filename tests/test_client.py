@@ -1,0 +1,390 @@
+"""The client as a library: what it sends, what it waits for, and what it says when that does not come."""
+
+import socketserver
+import threading
+import time
+
+import pytest
+from conftest import DEADLINE, Recorder, eventually, read_exactly
+
+import echo
+
+FRAMINGS = [echo.LineFraming, echo.LengthFraming, echo.RawFraming]
+
+
+@pytest.fixture
+def connect():
+    """``connect(server, **options)``: an ``echo.Client``, closed after the test."""
+    clients = []
+
+    def start(server, **options):
+        client = echo.connect(server.server_address, **options)
+        clients.append(client)
+        return client
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+def plain(talk):
+    """A ``socketserver`` handler that is one function of the socket."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            talk(self.request)
+
+    return Handler
+
+
+def echo_of(framing):
+    """An echo handler with that framing."""
+    return type("Handler", (echo.EchoRequestHandler,), {"framing": framing})
+
+
+class Flip(echo.MessageRequestHandler):
+    """Every message comes back with its fourth byte changed."""
+
+    def message_received(self, message):
+        self.send(message[:3] + bytes([message[3] ^ 0x20]) + message[4:])
+
+
+def patiently(receive, timeout=TimeoutError):
+    """Call ``receive`` until it does not time out."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        try:
+            return receive()
+        except timeout:
+            assert time.monotonic() < deadline, "nothing came"
+
+
+# Messages out and in.
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming])
+def test_messages_come_back_in_order_whole_and_one_by_one(serve, connect, framing):
+    messages = [b"first", b"", b"\r", b"\x00\xff\x80", b"x" * 65536, b"last"]
+    client = connect(serve(echo_of(framing())), framing=framing())
+    for message in messages:
+        client.send(message)
+    assert [client.recv() for _ in messages] == messages
+
+
+def test_lines_are_the_framing_unless_another_is_given(serve, connect, dial):
+    received = []
+    server = serve(plain(lambda sock: received.append(read_exactly(sock, 3))))
+    connect(server).send(b"ab")
+    eventually(lambda: received)
+    assert received == [b"ab\n"]
+
+
+def test_a_length_goes_before_the_message_under_length_framing(serve, connect):
+    received = []
+    server = serve(plain(lambda sock: received.append(read_exactly(sock, 6))))
+    connect(server, framing=echo.LengthFraming()).send(b"ab")
+    eventually(lambda: received)
+    assert received == [b"\x00\x00\x00\x02ab"]
+
+
+def test_a_message_goes_out_at_once_without_a_read_after_it(serve, connect):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    client = connect(serve(handler))
+    client.send(b"now")
+    eventually(lambda: handler.events == ["made", b"now"])
+
+
+def test_messages_of_many_threads_never_mix(serve, connect):
+    started = threading.Event()
+
+    class Late(echo.EchoRequestHandler):
+        def connection_made(self):
+            assert started.wait(DEADLINE)  # until then the senders fill every buffer, and send in pieces
+
+    senders, each, size = 6, 40, 60000
+    client = connect(serve(Late), timeout=DEADLINE)
+
+    def send(letter):
+        for _ in range(each):
+            client.send(letter * size)
+
+    threads = [threading.Thread(target=send, args=(bytes([65 + i]),), daemon=True) for i in range(senders)]
+    for thread in threads:
+        thread.start()
+    started.set()
+    replies = [client.recv() for _ in range(senders * each)]
+    for thread in threads:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    assert all(reply == reply[:1] * size for reply in replies)
+    assert sorted(reply[:1] for reply in replies) == sorted([bytes([65 + i]) for i in range(senders)] * each)
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming])
+def test_a_message_over_the_limit_is_refused_before_anything_of_it_is_sent(serve, connect, framing):
+    handler = Recorder.of(echo_of(framing()))
+    client = connect(serve(handler), framing=framing(max_message=10))
+    with pytest.raises(echo.MessageTooLong) as caught:
+        client.send(b"x" * 11)
+    assert caught.value.limit == 10
+    assert client.connection.bytes_out == 0
+    assert client.echo(b"x" * 10) == b"x" * 10
+    assert handler.events == ["made", b"x" * 10]
+
+
+def test_a_message_that_holds_a_line_feed_is_refused_before_anything_of_it_is_sent(serve, connect):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    client = connect(serve(handler))
+    with pytest.raises(ValueError, match="line feed"):
+        client.send(b"one\ntwo")
+    with pytest.raises(ValueError, match="line feed"):
+        client.echo(b"one\n")
+    assert client.echo(b"whole") == b"whole"
+    assert handler.events == ["made", b"whole"]
+
+
+# The verified round trip.
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_echo_gives_the_message_back(serve, connect, framing):
+    client = connect(serve(echo_of(framing())), framing=framing())
+    for message in (b"hello", b"\xff\x00\r", b"", b"y" * 65000):
+        assert client.echo(message) == message
+
+
+def test_echo_names_the_first_byte_that_differs(serve, connect):
+    client = connect(serve(Flip))
+    with pytest.raises(echo.EchoMismatch) as caught:
+        client.echo(b"abcdef")
+    assert caught.value.offset == 3
+    assert (caught.value.sent, caught.value.received) == (b"abcdef", b"abcDef")
+    assert "byte 3" in str(caught.value)
+
+
+@pytest.mark.parametrize("reply, offset", [(b"abcd", 4), (b"abcdefgh", 6), (b"", 0)])
+def test_a_reply_that_is_shorter_or_longer_differs_where_the_one_ends(serve, connect, reply, offset):
+    class Other(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(reply)
+
+    with pytest.raises(echo.EchoMismatch) as caught:
+        connect(serve(Other)).echo(b"abcdef")
+    assert caught.value.offset == offset
+
+
+def test_a_raw_reply_in_pieces_is_put_together(serve, connect):
+    # One read hands on three bytes at a time at most, so that the reply cannot come in one piece.
+    client = connect(serve(echo_of(echo.RawFraming())), framing=echo.RawFraming(max_message=3))
+    assert client.echo(b"hello, world") == b"hello, world"
+    assert client.echo(b"again") == b"again"
+
+
+def test_a_raw_reply_of_many_reads_is_put_together(serve, connect):
+    message = bytes(range(256)) * 4096
+    client = connect(serve(echo_of(echo.RawFraming())), framing=echo.RawFraming())
+    assert client.echo(message) == message
+
+
+def test_a_raw_reply_that_differs_is_not_waited_for_to_its_end(serve, connect):
+    def talk(sock):
+        read_exactly(sock, 6)
+        sock.sendall(b"abX")
+        read_exactly(sock, 1)  # and goes on to listen
+
+    client = connect(serve(plain(talk)), framing=echo.RawFraming(), timeout=DEADLINE * 10)
+    with pytest.raises(echo.EchoMismatch) as caught:
+        client.echo(b"abcdef")
+    assert caught.value.offset == 2
+
+
+# The end of the session.
+
+
+def test_iteration_ends_with_the_session(serve, connect):
+    class Counter(echo.MessageRequestHandler):
+        def connection_made(self):
+            for number in (b"1", b"2", b"3"):
+                self.send(number)
+            self.close()
+
+    client = connect(serve(Counter))
+    assert list(client) == [b"1", b"2", b"3"]
+    assert list(client) == []
+
+
+def test_recv_says_that_the_session_has_ended(serve, connect):
+    client = connect(serve())
+    client.send(b"kept")
+    client.send(b"exit")
+    assert client.recv() == b"kept"
+    for _ in range(2):
+        with pytest.raises(echo.ConnectionClosed):
+            client.recv()
+
+
+def test_an_end_inside_a_message_is_told_with_what_had_come_of_it(serve, connect):
+    client = connect(serve(plain(lambda sock: sock.sendall(b"whole\nhal"))))
+    assert client.recv() == b"whole"
+    with pytest.raises(echo.IncompleteMessage) as caught:
+        client.recv()
+    assert caught.value.rest == b"hal"
+
+
+def test_iteration_does_not_hide_an_end_inside_a_message(serve, connect):
+    client = connect(serve(plain(lambda sock: sock.sendall(b"whole\nhal"))))
+    seen = []
+    with pytest.raises(echo.IncompleteMessage):
+        for message in client:
+            seen.append(message)
+    assert seen == [b"whole"]
+
+
+def test_a_reply_over_the_limit_comes_after_the_replies_before_it(serve, connect):
+    client = connect(serve(plain(lambda sock: sock.sendall(b"ok\n" + b"x" * 11))), framing=echo.LineFraming(10))
+    assert client.recv() == b"ok"
+    with pytest.raises(echo.MessageTooLong):
+        client.recv()
+
+
+# Timeouts.
+
+
+def test_a_wait_for_a_message_ends_in_time_and_loses_no_byte(serve, connect):
+    first, second = threading.Event(), threading.Event()
+
+    def talk(sock):
+        assert first.wait(DEADLINE)
+        sock.sendall(b"hal")
+        assert second.wait(DEADLINE)
+        sock.sendall(b"f\nwhole\n")
+        read_exactly(sock, 1)
+
+    client = connect(serve(plain(talk)), timeout=0.1)
+    with pytest.raises(echo.ReceiveTimeout):
+        client.recv()
+    first.set()
+    with pytest.raises(echo.MessageTimeout):
+        patiently(client.recv, echo.ReceiveTimeout)  # on a slow machine the three bytes may take longer than that
+    second.set()
+    assert patiently(client.recv) == b"half"
+    assert patiently(client.recv) == b"whole"
+
+
+def test_a_timeout_is_the_built_in_one_too(serve, connect):
+    client = connect(serve(), timeout=0.05)
+    with pytest.raises(TimeoutError):
+        client.recv()
+
+
+def test_the_wait_after_a_message_timeout_is_as_long_as_any(serve, connect):
+    pieces = [threading.Event(), threading.Event()]
+
+    def talk(sock):
+        sock.sendall(b"a")
+        assert pieces[0].wait(DEADLINE)
+        sock.sendall(b"b")
+        assert pieces[1].wait(DEADLINE)
+        sock.sendall(b"c\n")
+        read_exactly(sock, 1)
+
+    timeout = 1.0
+    client = connect(serve(plain(talk)), timeout=timeout)
+    late = threading.Timer(0.8 * timeout, pieces[0].set)  # little of the time is left when this piece comes
+    late.start()
+    with pytest.raises(echo.MessageTimeout):
+        client.recv()
+    late.join()
+    pieces[1].set()
+    assert patiently(client.recv) == b"abc"
+    begin = time.monotonic()
+    with pytest.raises(echo.ReceiveTimeout):
+        client.recv()
+    assert time.monotonic() - begin > 0.9 * timeout
+
+
+def test_a_server_that_does_not_read_ends_a_send_in_time(serve, connect):
+    done = threading.Event()
+    client = connect(serve(plain(lambda sock: done.wait(DEADLINE))), framing=echo.RawFraming(), timeout=0.2)
+    try:
+        with pytest.raises(echo.SendTimeout):
+            for _ in range(1000):
+                client.send(bytes(1 << 20))
+        with pytest.raises(echo.SendTimeout):
+            client.send(b"more")  # how much of the last message arrived is unknown
+    finally:
+        done.set()
+
+
+def test_without_a_timeout_the_client_waits(serve, connect):
+    go = threading.Event()
+
+    class Late(echo.MessageRequestHandler):
+        def message_received(self, message):
+            assert go.wait(DEADLINE)
+            self.send(message)
+
+    client = connect(serve(Late), timeout=None)
+    timer = threading.Timer(0.3, go.set)
+    timer.start()
+    assert client.echo(b"late") == b"late"
+    timer.join()
+
+
+# Connecting and closing.
+
+
+def test_nothing_listening_is_the_built_in_error(serve):
+    server = serve()
+    address = server.server_address
+    server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        echo.connect(address)
+
+
+def test_closing_twice_is_closing_once(serve, connect):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    client = connect(serve(handler))
+    client.close()
+    client.close()
+    assert handler.ended.wait(DEADLINE)
+    assert handler.events == ["made", "lost"]
+    assert client.connection.socket.fileno() == -1
+
+
+def test_with_closes_and_the_server_sees_the_end(serve):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    server = serve(handler)
+    with echo.connect(server.server_address) as client:
+        assert client.echo(b"inside") == b"inside"
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["eof"]
+    assert client.connection.socket.fileno() == -1
+
+
+def test_a_closed_client_says_so(serve, connect):
+    client = connect(serve())
+    client.close()
+    for action in (client.recv, lambda: client.send(b"x"), lambda: client.echo(b"x")):
+        with pytest.raises(echo.ConnectionClosed, match="closed"):
+            action()
+    assert list(client) == []
+
+
+def test_what_had_arrived_can_be_read_after_closing(serve, connect):
+    client = connect(serve(plain(lambda sock: sock.sendall(b"1\n2\n3\n"))))
+    assert client.recv() == b"1"
+    waiting = client.connection.messages_in - 1
+    client.close()
+    assert list(client) == [b"2", b"3"][:waiting]
+
+
+def test_closing_over_unread_replies_loses_nothing_that_was_sent(serve):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    server = serve(handler)
+    with echo.connect(server.server_address, timeout=DEADLINE) as client:
+        for _ in range(2000):
+            client.send(b"z" * 500)
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["eof"]
+    assert handler.events == ["made"] + [b"z" * 500] * 2000 + ["lost"]

@@ -1,0 +1,513 @@
+"""``python -m echo.client`` as a process, with ``-m`` and in a pipe: output, its one line of complaint, exit code."""
+
+import hashlib
+import os
+import random
+import re
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import DEADLINE, ROOT, Recorder, eventually, read_all
+
+import echo
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
+
+MEASURE = """\
+import resource, subprocess, sys
+code = subprocess.call([sys.executable, "-m", *sys.argv[2:]])
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print("peak", peak, file=sys.stderr)
+sys.exit(code)
+"""
+"""``python -c MEASURE -m MODULE ...`` runs the module in a child, small enough to tell the child's memory by."""
+
+
+@pytest.fixture
+def client(run):
+    """``client(server, *options)``: a running ``python -m echo.client`` that was given the server's address."""
+
+    def start(server, *options, python_options=(), **popen_options):
+        address = server if isinstance(server, tuple) else getattr(server, "server_address", None) or server.address
+        arguments = ("echo.client", address[0], str(address[1]), *options)
+        return run(*arguments, python_options=python_options, **popen_options)
+
+    return start
+
+
+def plain(talk):
+    """A ``socketserver`` handler that is one function of the socket."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            talk(self.request)
+
+    return Handler
+
+
+def echo_of(name):
+    """An echo handler under the framing of that name."""
+    framing = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[name]
+    return type("Handler", (echo.EchoRequestHandler,), {"framing": framing()})
+
+
+def silent(sock):
+    """Read to the end, answer nothing."""
+    read_all(sock)
+
+
+def one_complaint(process, *words):
+    """The process wrote exactly one line to stderr, as the client's own, and these words are in it."""
+    assert re.fullmatch(r"echo\.client: [^\n]+\n", process.log), process.log
+    assert "Traceback" not in process.log
+    for word in words:
+        assert word in process.log
+    return True
+
+
+# -m: message by message.
+
+
+def test_the_reply_to_one_message_is_printed(serve, client):
+    process = client(serve(), "-m", "hello")
+    assert process.finish() == (0, b"hello\n")
+    assert process.log == ""
+
+
+def test_each_message_has_its_reply_in_order(serve, client):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    process = client(serve(handler), "-m", "one", "-m", "", "-m", "three words here")
+    assert process.finish() == (0, b"one\n\nthree words here\n")
+    assert process.log == ""
+    assert handler.ended.wait(DEADLINE)
+    assert handler.events == ["made", b"one", b"", b"three words here", "lost"]
+
+
+@pytest.mark.parametrize("framing", ["line", "length", "raw"])
+def test_messages_go_under_every_framing(serve, client, framing):
+    process = client(serve(echo_of(framing)), "--framing", framing, "-m", "one", "-m", "two")
+    assert process.finish() == (0, b"one\ntwo\n")
+
+
+def test_exit_as_the_last_message_ends_the_session_in_peace(serve, client):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    process = client(serve(handler), "-m", "one", "-m", " EXIT ")
+    assert process.finish() == (0, b"one\n")
+    assert process.log == ""
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["exit"]
+
+
+def test_messages_after_exit_are_told_as_missing(serve, client):
+    process = client(serve(), "-m", "one", "-m", "exit", "-m", "two", "-m", "three")
+    assert process.finish() == (1, b"one\n")
+    assert one_complaint(process, "2 of 4 replies are missing")
+
+
+def test_messages_after_the_servers_end_are_told_as_missing(serve, client):
+    class Once(echo.EchoRequestHandler):
+        def message_received(self, message):
+            self.send(message)
+            self.close()
+
+    process = client(serve(Once), "-m", "one", "-m", "two", "-m", "three")
+    assert process.finish() == (1, b"one\n")
+    assert one_complaint(process, "2 of 3 replies are missing")
+
+
+def test_half_a_reply_is_told_as_missing(serve, client):
+    def talk(sock):
+        sock.recv(4096)
+        sock.sendall(b"on")
+
+    process = client(serve(plain(talk)), "-m", "one")
+    assert process.finish()[0] == 1
+    assert one_complaint(process, "1 of 1 replies are missing")
+
+
+@posix
+def test_bytes_that_are_no_utf8_pass_untouched_from_the_command_line(serve, client):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    process = client(serve(handler), "-m", b"\xff caf\xc3\xa9 \x80\r")
+    assert process.finish() == (0, b"\xff caf\xc3\xa9 \x80\r\n")
+    assert handler.events[1] == b"\xff caf\xc3\xa9 \x80\r"
+
+
+def test_a_different_reply_is_shown_and_has_its_own_exit_code(serve, client):
+    class Shout(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message.upper())
+
+    process = client(serve(Shout), "-m", "12ab", "-m", "never sent")
+    assert process.finish() == (3, b"12AB\n")
+    assert one_complaint(process, "differs", "byte 2")
+
+
+def test_no_reply_in_time_is_a_failure(serve, client):
+    process = client(serve(plain(silent)), "-m", "one", "-w", "300ms")
+    assert process.finish() == (1, b"")
+    assert one_complaint(process, "0.3 s")
+
+
+@pytest.mark.parametrize("options", [["-m", "one\ntwo"], ["-m", "ok", "-m", "x" * 11, "--max-message", "10"]])
+def test_a_message_that_the_framing_cannot_carry_is_refused_before_connecting(client, options):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen: connecting would fail with another exit code
+        process = client(nobody.getsockname(), *options)
+        assert process.finish() == (2, b"")
+    assert one_complaint(process, "-m: ")
+
+
+# A pipe: all of standard input.
+
+
+@pytest.mark.parametrize("framing", ["raw", "length"])
+def test_any_bytes_in_a_pipe_come_back_as_they_were(serve, client, framing):
+    data = random.Random(framing).getrandbits(8 * 20_000_000).to_bytes(20_000_000, "big")
+    process = client(serve(echo_of(framing)), "--framing", framing)
+    code, out = process.finish(data)
+    assert (code, process.log) == (0, "")
+    assert out == data
+
+
+def test_lines_in_a_pipe_come_back_as_they_were(serve, client):
+    source = random.Random("lines")
+    block = b"".join(
+        bytes(source.choices([c for c in range(256) if c != 10], k=source.choice([0, 1, 5, 80, 3000]))) + b"\n"
+        for _ in range(1000)
+    )
+    data = block * (20_000_000 // len(block))
+    process = client(serve())
+    code, out = process.finish(data)
+    assert (code, process.log) == (0, "")
+    assert out == data
+
+
+@posix
+@pytest.mark.parametrize("framing", ["line", "raw"])
+def test_memory_stays_small_however_much_goes_through(server_command, run, tmp_path, framing):
+    block = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, "big")
+    block = b"\n".join(block[start : start + 1000] for start in range(0, len(block), 1001))  # no line over the limit
+    digest = hashlib.sha256()
+    with open(tmp_path / "in", "wb") as file:
+        for _ in range(200):
+            file.write(block)
+            digest.update(block)
+    server = server_command("--framing", framing, "--no-log-messages")
+    with open(tmp_path / "in", "rb") as source, open(tmp_path / "out", "wb") as result:
+        process = run(
+            *("echo.client", "127.0.0.1", str(server.address[1]), "--framing", framing),
+            python_options=("-c", MEASURE),
+            stdin=source,
+            stdout=result,
+        )
+        assert process.finish()[0] == 0, process.log
+    returned = hashlib.sha256()
+    with open(tmp_path / "out", "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            returned.update(part)
+    assert returned.digest() == digest.digest()
+    peak = int(re.fullmatch(r"peak (\d+)\n", process.log).group(1))
+    assert 1 << 20 < peak < 100 << 20
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"a", b"a\nb", b"\n", b"\n\n", b"a\r\nb\r\n", b"\xff\x00\n\x80", b"exi", b"t\nexitt"]
+)
+def test_a_last_line_needs_no_end(serve, client, data):
+    process = client(serve())
+    assert process.finish(data) == (0, data)
+    assert process.log == ""
+
+
+@pytest.mark.parametrize("word", [b"exit\n", b" EXIT \r\n", b"Exit"])
+def test_exit_in_a_pipe_ends_the_session_in_peace(serve, client, word):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    process = client(serve(handler))
+    assert process.finish(b"one\ntwo\n" + word) == (0, b"one\ntwo\n")
+    assert process.log == ""
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["exit"]
+
+
+def test_nothing_goes_out_after_exit_in_a_pipe(serve, client):
+    received = []
+
+    def talk(sock):
+        data = read_all(sock)
+        sock.sendall(data.split(b"exit")[0])
+        received.append(data)
+
+    process = client(serve(plain(talk)))
+    assert process.finish(b"one\nexit\n" + b"junk\n" * 100_000) == (0, b"one\n")
+    assert process.log == ""
+    assert received == [b"one\nexit\n"]
+
+
+def test_exit_ends_a_pipe_whose_writer_goes_on(serve, client):
+    process = client(serve())
+    process.popen.stdin.write(b"one\nexit\n")
+    process.popen.stdin.flush()
+    assert process.popen.wait(DEADLINE) == 0
+    assert process.popen.stdout.read() == b"one\n"
+
+
+def test_a_service_that_knows_no_exit_may_send_it_back(serve, client):
+    handler = type("Handler", (echo.EchoRequestHandler,), {"exit_word": None})
+    process = client(serve(handler))
+    assert process.finish(b"one\nexit\nmore\n") == (0, b"one\nexit\n")
+
+
+def test_replies_are_written_while_the_input_is_still_open(serve, client):
+    process = client(serve())
+    for line in (b"one\n", b"two\n", b"three\n"):
+        process.popen.stdin.write(line)
+        process.popen.stdin.flush()
+        assert process.popen.stdout.readline() == line
+    assert process.finish() == (0, b"")
+
+
+def test_an_idle_input_is_no_timeout(serve, client):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    process = client(serve(handler), "-w", "100ms")
+    eventually(lambda: handler.events)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.popen.wait(0.6)  # several times what a reply may take
+    assert process.finish(b"late\n") == (0, b"late\n")
+
+
+def test_of_a_line_over_the_limit_nothing_is_sent(serve, client):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    process = client(serve(handler), "--max-message", "10")
+    assert process.finish(b"short\n" + b"x" * 11 + b"\nnever\n") == (1, b"short\n")
+    assert one_complaint(process, "line 2", "10 bytes")
+    assert handler.ended.wait(DEADLINE)
+    assert handler.events == ["made", b"short", "lost"]
+
+
+def test_of_an_endless_line_nothing_is_sent(serve, client):
+    received = []
+    process = client(serve(plain(lambda sock: received.append(read_all(sock)))))
+    assert process.finish(b"x" * 5_000_000) == (1, b"")
+    assert one_complaint(process, "line 1", "65536 bytes")
+    assert eventually(lambda: received) == [b""]
+
+
+def test_a_flipped_byte_in_a_pipe_has_its_own_exit_code(serve, client):
+    data = bytes(1_000_000)
+
+    def talk(sock):
+        received = read_all(sock)
+        sock.sendall(received[:700_000] + b"\x01" + received[700_001:])
+
+    process = client(serve(plain(talk)), "--framing", "raw", "-w", "30s")
+    code, out = process.finish(data)
+    assert code == 3
+    assert one_complaint(process, "differs", "byte 700000 ")
+    assert out[:700_000] == data[:700_000]
+
+
+def test_more_than_was_sent_differs_too(serve, client):
+    process = client(serve(plain(lambda sock: sock.sendall(read_all(sock) + b"!"))))
+    assert process.finish(b"one\n") == (3, b"one\n!")
+    assert one_complaint(process, "differs", "byte 4 ")
+
+
+def test_missing_bytes_at_the_end_are_a_failure(serve, client):
+    process = client(serve(plain(lambda sock: sock.sendall(read_all(sock)[:-300]))), "--framing", "raw")
+    assert process.finish(b"y" * 1000) == (1, b"y" * 700)
+    assert one_complaint(process, "300 bytes did not come back")
+
+
+def test_a_server_that_dies_in_mid_session_is_a_failure(server_command, client):
+    server = server_command("--no-log-messages")
+    process = client(server)
+    process.popen.stdin.write(b"one\n")
+    process.popen.stdin.flush()
+    assert process.popen.stdout.readline() == b"one\n"
+    server.popen.kill()
+    assert process.popen.wait(DEADLINE) == 1  # at once, although the input is still open
+    process.finish()
+    assert one_complaint(process)
+
+
+def test_no_reply_in_time_is_a_failure_in_a_pipe(serve, client):
+    done = threading.Event()
+    process = client(serve(plain(lambda sock: done.wait(DEADLINE * 3))), "-w", "300ms")
+    try:
+        assert process.finish(b"one\n") == (1, b"")
+    finally:
+        done.set()
+    assert one_complaint(process, "0.3 s", "4 bytes are missing")
+
+
+def test_a_server_that_does_not_read_ends_the_client_in_time(serve, client):
+    done = threading.Event()
+    process = client(serve(plain(lambda sock: done.wait(DEADLINE * 3))), "--framing", "raw", "-w", "300ms")
+    try:
+        assert process.finish(bytes(30_000_000))[0] == 1
+    finally:
+        done.set()
+    assert one_complaint(process)
+
+
+# Command lines and addresses that lead nowhere: one line, the right code.
+
+
+def test_a_refused_connection_is_one_line(client):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        process = client(("127.0.0.1", port))
+        assert process.finish() == (1, b"")
+    assert one_complaint(process, f"127.0.0.1:{port}", "nothing listens")
+
+
+@pytest.mark.parametrize("host", ["nohost.invalid", "", "a" * 80, "a..b"], ids=["unknown", "empty", "long", "dots"])
+def test_a_host_that_cannot_be_found_is_one_line(run, host):
+    process = run("echo.client", host, "9", "-m", "x")
+    assert process.finish() == (1, b"")
+    assert one_complaint(process, repr(host))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["127.0.0.1", "http"], ["'http' is no port", "0 to 65535"]),
+        (["127.0.0.1", "65536"], ["'65536' is no port", "0 to 65535"]),
+        (["127.0.0.1", "9" * 20], ["is no port"]),
+        (["127.0.0.1", "-1"], []),
+        (["127.0.0.1", "1.5"], ["'1.5' is no port"]),
+        (["127.0.0.1", "\u0661"], ["is no port"]),
+        (["65432"], ["'65432' is no host", "the host comes first"]),
+        (["127.0.0.1", "9", "extra"], ["extra"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["--vers"], ["--vers"]),
+        (["-m"], ["-m"]),
+        (["-w", "soon"], ["'soon' is no duration", "500ms"]),
+        (["-w", "5 s"], ["'5 s' is no duration"]),
+        (["-w", "-1"], ["-w"]),
+        (["--framing", "xml"], ["xml", "line", "length", "raw"]),
+        (["--max-message", "0"], ["'0' is no size"]),
+        (["--max-message", "many"], ["'many' is no size"]),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_line(run, arguments, words):
+    process = run("echo.client", *arguments)
+    assert process.finish() == (2, b"")
+    assert one_complaint(process, *words)
+
+
+@pytest.mark.parametrize("time", ["99999999999999999h", "9" * 400], ids=["long", "infinite"])
+def test_a_duration_beyond_measure_gives_no_traceback(serve, client, time):
+    process = client(serve(), "-m", "x", "-w", time)
+    assert process.finish() in [(0, b"x\n"), (2, b"")]
+    assert process.log == "" or one_complaint(process)
+
+
+@pytest.mark.parametrize("time", ["500ms", "30s", "5m", "1h", "1.5", "30", "0"])
+def test_durations_have_units(serve, client, time):
+    process = client(serve(), "-m", "x", "-w", time)
+    assert process.finish() == (0, b"x\n")
+
+
+# What the reader of the output, the user and the interpreter may do.
+
+
+@posix
+def test_a_reader_that_goes_away_ends_the_client_without_a_word(serve, client, tmp_path):
+    with open(tmp_path / "in", "wb+") as source:
+        source.write(b"0123456789\n" * 500_000)
+        source.seek(0)
+        process = client(serve(), stdin=source)
+        assert process.popen.stdout.read(1) == b"0"
+        process.popen.stdout.close()
+        assert process.finish()[0] == 1
+    assert process.log == ""
+
+
+@posix
+def test_a_reader_that_has_gone_before_the_first_reply_gives_no_traceback(serve, client):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        process = client(serve(), "-m", "one", stdout=writer)
+    finally:
+        os.close(writer)
+    assert process.finish()[0] == 1
+    assert process.log == ""
+
+
+@posix
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("options", [["-m", "one"], []], ids=["messages", "pipe"])
+def test_a_full_disk_is_one_line(serve, client, options):
+    with open("/dev/full", "wb") as full:
+        process = client(serve(), *options, stdout=full)
+        assert process.finish(b"one\n")[0] == 1
+    assert one_complaint(process)
+
+
+@posix
+@pytest.mark.parametrize("closing", ["<&-", ">&-"])
+@pytest.mark.parametrize("options", ["-m one", ""])
+def test_standard_streams_that_are_closed_give_no_traceback(serve, tmp_path, closing, options):
+    port = serve().server_address[1]
+    command = f'printf "two\\n" | "{sys.executable}" -m echo.client 127.0.0.1 {port} {options} {closing}'
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env=dict(os.environ, PYTHONPATH=ROOT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") <= 1
+
+
+@posix
+def test_sigint_ends_a_pipe_without_a_traceback(serve, client):
+    process = client(serve())
+    process.popen.stdin.write(b"one\n")
+    process.popen.stdin.flush()
+    assert process.popen.stdout.readline() == b"one\n"
+    process.popen.send_signal(signal.SIGINT)
+    assert process.popen.wait(DEADLINE) == 130
+    process.finish()
+    assert process.log == ""
+
+
+@posix
+def test_sigint_ends_the_wait_for_a_reply_without_a_traceback(serve, client):
+    waiting = threading.Event()
+
+    def talk(sock):
+        sock.recv(4096)
+        waiting.set()
+        silent(sock)
+
+    process = client(serve(plain(talk)), "-m", "one", "-w", "0")
+    assert waiting.wait(DEADLINE)
+    process.popen.send_signal(signal.SIGINT)
+    assert process.popen.wait(DEADLINE) == 130
+    process.finish()
+    assert process.log == ""
+
+
+@pytest.mark.parametrize("module", ["echo.client", "echo.server"])
+def test_the_version_is_told_without_a_warning(run, module):
+    process = run(module, "--version", python_options=("-W", "error"))
+    assert process.finish() == (0, f"{module} {echo.__version__}\n".encode())
+    assert process.log == ""
+
+
+def test_a_whole_session_warns_of_nothing(serve, client):
+    process = client(serve(), python_options=("-W", "error", "-X", "dev"))
+    assert process.finish(b"one\n") == (0, b"one\n")
+    assert process.log == ""

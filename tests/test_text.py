@@ -1,0 +1,109 @@
+"""What a peer sent, and where it is, as text that can neither forge a log line nor drive a terminal."""
+
+import random
+
+import pytest
+
+from echo.text import escape, format_address, plural
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", ""),
+        (b"plain text, 100 %", "plain text, 100 %"),
+        ("caf\u00e9 \u65e5\u672c \U0001f600".encode(), "caf\u00e9 \u65e5\u672c \U0001f600"),
+        (b"one\ntwo", r"one\ntwo"),
+        (b"one\r\ntwo\t", r"one\r\ntwo\t"),
+        (b"\x00\x07\x08\x0b\x0c\x7f", r"\x00\x07\x08\x0b\x0c\x7f"),
+        (b"\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        (b"\xff\xfe caf\xe9", r"\xff\xfe caf\xe9"),
+        (b"\xe6\x97", r"\xe6\x97"),
+        (b"\xed\xa0\x80", r"\xed\xa0\x80"),
+        (b"\xc0\xaf", r"\xc0\xaf"),
+        ("\u202eevil\u2066\u200b\ufeff".encode(), r"\u202eevil\u2066\u200b\ufeff"),
+        ("\u2028\u2029".encode(), r"\u2028\u2029"),
+        ("\U000e0041".encode(), r"\U000e0041"),
+    ],
+)
+def test_what_is_not_printable_is_escaped(data, text):
+    assert escape(data) == text
+
+
+def test_a_backslash_is_escaped_so_that_no_escape_can_be_forged():
+    assert escape(rb"\n") == r"\\n"
+    assert escape(b"\n") == r"\n"
+    assert escape(b"\\\n\\\xff") == r"\\\n\\\xff"
+    assert escape("\\\u202e".encode()) == r"\\\u202e"
+
+
+def test_c1_controls_are_escaped():
+    for code in range(0x80, 0xA0):
+        assert escape(bytes([code])) == f"\\x{code:02x}"
+        assert escape(chr(code).encode()).isascii()
+        assert escape(chr(code).encode()).isprintable()
+
+
+@pytest.mark.parametrize("code", [0x80, 0x85, 0x9B, 0x9F, 0xA0, 0xAD])
+def test_a_control_character_in_utf_8_and_a_single_byte_do_not_look_alike(code):
+    assert escape(chr(code).encode()) != escape(bytes([code]))
+
+
+def test_any_bytes_become_one_printable_line():
+    rng = random.Random(29)
+    pool = [bytes([byte]) for byte in range(256)] + [chr(code).encode() for code in (0x9B, 0x2028, 0x202E, 0xE9)]
+    for _ in range(500):
+        data = b"".join(rng.choices(pool, k=rng.randint(0, 30)))
+        text = escape(data)
+        assert text.isprintable(), data
+        assert text.splitlines() in ([], [text]), data
+
+
+def test_a_limit_shows_so_many_bytes_and_counts_the_others():
+    assert escape(b"abcdef", 4) == "abcd... (2 more bytes)"
+    assert escape(b"x" * 1000, 10) == "x" * 10 + "... (990 more bytes)"
+
+
+def test_a_limit_that_is_not_reached_changes_nothing():
+    assert escape(b"abcd", 4) == "abcd"
+    assert escape(b"abcd", 5) == "abcd"
+    assert escape(b"abcd", None) == "abcd"
+    assert escape(b"", 0) == ""
+
+
+def test_the_limit_counts_bytes_before_they_are_escaped_and_may_cut_a_character():
+    assert escape(b"\n\n\n\n\n", 2) == r"\n\n... (3 more bytes)"
+    assert escape("\u00e9\u00e9".encode(), 1) == r"\xc3... (3 more bytes)"
+    assert escape(b"\\\\\\\\", 2) == r"\\\\... (2 more bytes)"
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("192.0.2.1", 80), "192.0.2.1:80"),
+        (("2001:db8::1", 80, 0, 0), "[2001:db8::1]:80"),
+        (("::", 80, 0, 0), "[::]:80"),
+        (("fe80::1%eth0", 80, 0, 2), "[fe80::1%eth0]:80"),
+        (("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1:80"),
+        (("::ffff:1:2", 80, 0, 0), "[::ffff:1:2]:80"),
+        (("localhost", 0), "localhost:0"),
+        ("/run/echo.sock", "/run/echo.sock"),
+        (b"/run/echo.sock", "/run/echo.sock"),
+        ("", "unix"),
+        (b"", "unix"),
+        (None, "unix"),
+    ],
+)
+def test_an_address_has_a_name_that_a_log_line_can_carry(address, text):
+    assert format_address(address) == text
+
+
+@pytest.mark.parametrize("address", ["/tmp/a\nb", "/tmp/\x1b[2J", b"\0abstract", b"/tmp/\xff"])
+def test_an_address_that_a_peer_chose_cannot_forge_a_log_line(address):
+    text = format_address(address)
+    assert text.isprintable()
+    text.encode()  # no lone surrogates, on which a log's stream fails
+
+
+def test_one_is_singular_and_all_else_plural():
+    assert [plural(count, "byte") for count in (0, 1, 2, 1000)] == ["0 bytes", "1 byte", "2 bytes", "1000 bytes"]
