@@ -15,9 +15,10 @@ from .framing import DEFAULT_MAX_MESSAGE, FRAMINGS, Framing
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 65432
 
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"(\d+)([kKmMgG]?)")
+_LONGEST = 366 * 86400.0
+_SIZE = re.compile(r"(\d+)([kKmMgG]?)", re.ASCII)
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
@@ -52,7 +53,10 @@ def duration(text: str) -> Optional[float]:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; write it like 500ms, 30s, 5m or 1.5")
-    return float(match.group(1)) * _UNITS[match.group(2)] or None
+    seconds = float(match.group(1)) * _UNITS[match.group(2)]
+    if seconds > _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than a year; write 0 for no limit")
+    return seconds or None
 
 
 def size(text: str) -> int:

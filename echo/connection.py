@@ -137,9 +137,10 @@ class Connection:
                 raise self.failed(self._timed_out())
 
     def _timed_out(self) -> EchoError:
-        if self._deadline is None:
+        if self.message_timeout is None or not self._decoder.pending:
             return ReceiveTimeout(f"nothing arrived for {self.idle_timeout:g} s")
         self._deadline = None  # whoever receives again has the whole time again
+        self._arm(self.message_timeout)
         return MessageTimeout(f"a message was not complete after {self.message_timeout:g} s")
 
     def _arm(self, seconds: Optional[float]) -> None:
@@ -205,6 +206,8 @@ class Connection:
         arriving; the count of unread bytes makes an end of that. Systems that drop the unread bytes instead
         (BSD, macOS) lose those.
         """
+        if self.input_ended:
+            return
         self.input_ended = True
         left = unread(self.socket)
         if left is not None:

@@ -103,13 +103,13 @@ class LineFraming(Framing):
 
 class _LineDecoder(Decoder):
     def feed(self, data: bytes) -> List[bytes]:
+        if self.error is not None:
+            return []
         size = len(data)
         pending = self.pending
         # One whole line and nothing before it: the ping-pong case, which every interactive service lives on.
         if not pending and data.find(b"\n") == size - 1 and size <= self.limit:
             return [data[:-1]]
-        if self.error is not None:
-            return []
         lines = data.split(b"\n")
         tail = lines.pop()
         may_be_long = len(pending) + size > self.limit

@@ -47,7 +47,7 @@ class LoggingMixin(MessageRequestHandler):
 
     def eof_received(self, rest: bytes) -> None:
         if rest:
-            self._log_message("received without an end", rest)
+            self._log_message("received", rest, " without an end")
         super().eof_received(rest)
 
     def connection_lost(self, reason: str) -> None:
@@ -59,9 +59,8 @@ class LoggingMixin(MessageRequestHandler):
             self._log(
                 self.session_level,
                 "disconnected",
-                f"disconnected: {reason}; {plural(connection.messages_in, 'message')}"
-                f" ({plural(connection.bytes_in, 'byte')}) in,"
-                f" {connection.messages_out} ({connection.bytes_out}) out, {duration:.3f} s",
+                f"disconnected: {reason}; {connection.messages_in} in ({connection.bytes_in} B),"
+                f" {connection.messages_out} out ({connection.bytes_out} B), {duration:.3f} s",
                 reason=reason,
                 messages_in=connection.messages_in,
                 messages_out=connection.messages_out,
@@ -70,11 +69,13 @@ class LoggingMixin(MessageRequestHandler):
                 duration_s=round(duration, 6),
             )
 
-    def _log_message(self, event: str, message: bytes) -> None:
+    def _log_message(self, event: str, message: bytes, how: str = "") -> None:
         level = self.message_level
         if level is not None and self.log.isEnabledFor(level):
             text = escape(message, self.shown_bytes)
-            self._log(level, event, f"{event} {plural(len(message), 'byte')}: {text}", size=len(message), text=text)
+            self._log(
+                level, event, f"{event} {plural(len(message), 'byte')}{how}: {text}", size=len(message), text=text
+            )
 
     def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
         self.log.log(level, "%s %s", self.peer, line, extra={"event": event, "peer": self.peer, **fields})

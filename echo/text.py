@@ -21,10 +21,17 @@ def escape(data: bytes, limit: Optional[int] = None) -> str:
     shown = data if limit is None or len(data) <= limit else data[:limit]
     text = shown.decode("utf-8", "backslashreplace") if b"\\" not in shown else _escape_backslashes(shown)
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        text = "".join(c if c.isprintable() else _escape_character(c) for c in text)
     if len(shown) < len(data):
-        text += f"... ({len(data) - len(shown)} more bytes)"
+        text += f"... ({plural(len(data) - len(shown), 'more byte')})"
     return text
+
+
+def _escape_character(character: str) -> str:
+    # \x80 to \xff stand for bytes that are no UTF-8, so a character of that range needs another form.
+    if "\x80" <= character <= "\xff":
+        return f"\\u{ord(character):04x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _escape_backslashes(data: bytes) -> str:
@@ -43,7 +50,7 @@ def format_address(address: Any) -> str:
             host = host[len("::ffff:") :]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, (str, bytes)) and address:
-        return os.fsdecode(address)
+        return escape(os.fsencode(address))  # a client chooses its own
     return "unix"
 
 

@@ -1,4 +1,4 @@
-"""The server: what it does when it is stopped, bounded, starved and lied to. PITFALLS by PITFALLS; see README.md here."""
+"""The server: what it does when it is stopped, bounded, starved and lied to. Rows are those of README.md here."""
 
 import errno
 import gc

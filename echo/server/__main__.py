@@ -90,6 +90,7 @@ def _handler(options: argparse.Namespace) -> Type[MessageRequestHandler]:
         framing = arguments.framing(options)
         timeout = options.idle_timeout
         message_timeout = options.message_timeout
+        send_timeout = options.send_timeout
         message_level = logging.INFO if options.log_messages else None
 
     return Handler
@@ -161,6 +162,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TIME",
         default=MessageRequestHandler.message_timeout,
         help="from a message's first byte to its last, 0 for no limit (default: %(default)g s)",
+    )
+    add(
+        "--send-timeout",
+        type=arguments.duration,
+        metavar="TIME",
+        default=MessageRequestHandler.send_timeout,
+        help="end a session whose client takes no byte of a reply for so long, 0 for never (default: %(default)g s)",
     )
     add(
         "--shutdown-timeout",

@@ -30,7 +30,7 @@ import time
 from typing import Any, Iterable, List, Optional, Tuple, TypeVar
 
 from ..sockets import INET, LINGER_TIMEOUT, linger
-from ..text import format_address
+from ..text import format_address, plural
 from . import listeners
 from .access import AccessList
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
@@ -514,20 +514,22 @@ class Server(socketserver.ThreadingTCPServer):
             listeners.release_path(self.server_address, self._inode)
         sessions = self._registry.sessions()
         if sessions:
-            log.info("stopping: %d sessions have %g s to end", len(sessions), self._deadline - time.monotonic())
+            left = "without limit" if timeout is None else f"for {timeout:g} s at most"
+            _log_safely(logging.INFO, "draining %s, %s", plural(len(sessions), "session"), left)
         for session in sessions:
             session.drain()
         while not self._registry.wait_until_empty(self._deadline) and time.monotonic() < self._deadline:
             pass
-        left = self._registry.sessions()
-        for session in left:
+        cut = self._registry.sessions()
+        for session in cut:
             session.abort()
-        self._cut = len(left)
+        self._cut = len(cut)
         grace = time.monotonic() + CUT_GRACE
-        while left and not self._registry.wait_until_empty(grace) and time.monotonic() < grace:
+        while cut and not self._registry.wait_until_empty(grace) and time.monotonic() < grace:
             pass
-        if sessions:
-            log.info("stopped: %d sessions drained, %d cut", len(sessions) - len(left), len(left))
+        if self._served:
+            drained = plural(len(sessions) - len(cut), "session")
+            _log_safely(logging.INFO, "stopped: %s drained, %d cut", drained, len(cut))
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()

@@ -1,0 +1,211 @@
+"""``python -m echo.server``: what it says, when it ends, with which code."""
+
+import os
+import re
+import signal
+import socket
+
+import pytest
+from conftest import DEADLINE, eventually, read_all, read_exactly
+
+import echo
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+
+def test_the_first_line_tells_the_real_port(server_command, dial):
+    server = server_command()
+    assert re.match(r"\S+ \S+ INFO    listening on 127\.0\.0\.1:\d+\n", server.log)
+    with echo.connect(server.address) as client:
+        assert client.echo(b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_code_0_and_idle_clients_see_the_end(server_command, dial, signum):
+    server = server_command()
+    client = dial(server.address)
+    client.sendall(b"a\n")
+    assert read_exactly(client, 2) == b"a\n"
+    assert server.terminate(signum) == 0
+    assert read_all(client) == b""
+    assert "stopped: 1 session drained, 0 cut" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_messages_are_logged_with_the_clients_address(server_command):
+    server = server_command()
+    with echo.connect(server.address) as client:
+        client.echo(b"hello")
+        peer = "127.0.0.1:%d" % client.connection.socket.getsockname()[1]
+    server.read_log_until("disconnected")
+    assert f"{peer} connected" in server.log
+    assert f"{peer} received 5 bytes: hello" in server.log
+    assert f"{peer} sent 5 bytes: hello" in server.log
+    assert f"{peer} disconnected: eof; 1 in (6 B), 1 out (6 B)" in server.log
+
+
+def test_messages_can_be_left_out_of_the_log(server_command):
+    server = server_command("--no-log-messages")
+    with echo.connect(server.address) as client:
+        client.echo(b"hello")
+    server.read_log_until("disconnected")
+    assert "hello" not in server.log
+
+
+def test_quiet_says_nothing_of_what_goes_well(run):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = run("echo.server", str(port), "-q")
+
+    def connected():
+        try:
+            return echo.connect(("127.0.0.1", port))
+        except OSError:
+            return None
+
+    with eventually(connected) as client:
+        client.echo(b"hello")
+    assert server.terminate() == 0
+    assert server.log == ""
+
+
+@pytest.mark.parametrize("framing", ["line", "length", "raw"])
+def test_each_framing_can_be_chosen(server_command, framing):
+    server = server_command("--framing", framing, "--max-message", "1k")
+    chosen = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[framing]
+    with echo.connect(server.address, framing=chosen()) as client:
+        assert client.echo(b"x" * 1024) == b"x" * 1024
+        if framing != "raw":
+            client.send(b"x" * 1025)
+            with pytest.raises(echo.ConnectionClosed):
+                client.recv()
+
+
+def test_a_second_signal_cuts_and_the_code_is_1(server_command, dial):
+    server = server_command("--shutdown-timeout", "10m", "--send-timeout", "0", "--framing", "length")
+    client = dial(server.address)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    message = echo.LengthFraming().encode(b"x" * 65536)
+    client.settimeout(0.5)
+    try:
+        while True:  # until the server can neither send nor, therefore, read
+            client.sendall(message)
+    except OSError:
+        pass
+    server.popen.send_signal(signal.SIGTERM)
+    server.read_log_until("draining 1 session, for 600 s at most")
+    assert server.terminate() == 1
+    assert "SIGTERM: stopping now" in server.log
+    assert "stopped: 0 sessions drained, 1 cut" in server.log
+
+
+def test_the_shutdown_timeout_cuts_and_the_code_is_1(server_command, dial):
+    server = server_command("--shutdown-timeout", "300ms", "--send-timeout", "0")
+    client = dial(server.address)
+    client.settimeout(0.5)
+    try:
+        while True:
+            client.sendall(b"x" * 60_000 + b"\n")
+    except OSError:
+        pass
+    assert server.terminate() == 1
+    assert "1 cut" in server.log
+
+
+def test_the_idle_timeout_is_off_unless_asked_for(server_command, dial):
+    server = server_command("--idle-timeout", "200ms")
+    assert read_all(dial(server.address)) == b""
+    server.read_log_until("disconnected: idle")
+
+
+def test_networks_hosts_and_connections_are_bounded(server_command, dial):
+    server = server_command("--deny", "127.0.0.0/8", "--allow", "0.0.0.0/0", "--max-per-host", "5", "-m", "7")
+    assert read_all(dial(server.address)) == b""
+    server.read_log_until(r"127\.0\.0\.1:\d+ refused: denied")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 here")
+def test_sigusr1_logs_the_statistics_and_serving_goes_on(server_command):
+    server = server_command()
+    with echo.connect(server.address) as client:
+        client.echo(b"hello")
+        server.popen.send_signal(signal.SIGUSR1)
+        server.read_log_until(r"statistics: accepted 1, active 1, .*messages_in 1, .*bytes_in 6")
+        client.echo(b"again")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["none"], "'none' is no port"),
+        (["65536"], "'65536' is no port"),
+        (["-1"], "-1"),
+        (["--framing", "morse"], "morse"),
+        (["--max-message", "0"], "'0' is no size"),
+        (["-m", "-5"], "-5"),
+        (["-m", "0"], "'0' is no count"),
+        (["--max-per-host", "some"], "'some' is no count"),
+        (["--allow", "10.0.0.0/99"], "'10.0.0.0/99' is no network"),
+        (["--deny", "example"], "'example' is no network"),
+        (["-i", "soon"], "'soon' is no duration"),
+        (["--message-timeout", "-3"], "-3"),
+        (["--shutdown-timeout", "1 day"], "'1 day' is no duration"),
+        (["--verbose"], "--verbose"),
+        (["--log-level", "loud"], "loud"),
+        (["1", "2"], "2"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_gets_one_line_and_code_2(run, arguments, words):
+    server = run("echo.server", *arguments)
+    code, out = server.finish()
+    assert (code, out) == (2, b"")
+    assert server.log.count("\n") == 1
+    assert words in server.log
+    assert "--help" in server.log
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "nohost.invalid", "127.0.0.256"])
+def test_an_address_that_is_not_ours_gets_one_line_and_code_1(run, address):
+    server = run("echo.server", "0", "-b", address)
+    assert server.finish()[0] == 1
+    assert server.log.count("\n") == 1
+    assert f"cannot listen on {address}:0" in server.log and "address of this machine" in server.log
+
+
+def test_a_port_in_use_gets_one_line_and_code_1(run, server_command):
+    first = server_command()
+    second = run("echo.server", str(first.address[1]))
+    assert second.finish()[0] == 1
+    assert second.log.count("\n") == 1
+    assert "another program has this port" in second.log
+
+
+@pytest.mark.parametrize("module", ["echo.server", "echo.client"])
+def test_the_version_comes_without_a_warning(run, module):
+    process = run(module, "--version", python_options=["-W", "error"])
+    code, out = process.finish()
+    assert (code, out.decode().split(), process.log) == (0, [module, echo.__version__], "")
+
+
+def test_a_closed_stderr_costs_nothing_but_the_log(run):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = run("echo.server", str(port))
+    server.read_log_until("listening")
+    server.popen.stderr.close()
+    with echo.connect(("127.0.0.1", port)) as client:
+        for _ in range(100):
+            client.echo(b"hello")
+    server.popen.stderr = None
+    assert server.terminate() == 0
+
+
+def test_a_stderr_that_nobody_reads_stalls_no_client(server_command):
+    server = server_command()
+    with echo.connect(server.address, timeout=DEADLINE) as client:
+        for number in range(20_000):  # two records each: far more than a pipe holds
+            client.echo(b"message %d" % number)
+    assert server.terminate() == 0
+    assert "log records were dropped" in server.log
