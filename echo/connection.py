@@ -73,7 +73,8 @@ class Connection:
         self._broken: Optional[EchoError] = None  # set once a send failed: how much of a message went out is unknown
         self._deadline: Optional[float] = None  # of the message that has begun
         self._armed: Optional[float] = None  # what the kernel was told last
-        self.input_ended = False
+        self.input_ended = False  # by end_input()
+        self.peer_ended = False
         self._arm(idle_timeout)
         if send_timeout is not None:
             set_send_timeout(sock, send_timeout)
@@ -103,6 +104,7 @@ class Connection:
             if not size:
                 if self._broken is not None:
                     raise self._broken  # another thread's send failed, and ended the input to say so
+                self.peer_ended = not self.input_ended
                 return []
             self.bytes_in += size
             if size == self._read_size:

@@ -174,7 +174,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             self.connection.flush()
         except EchoError:
             pass  # the session has its reason already
-        if not self._attached:
+        if not self._attached and not self.connection.peer_ended:
             linger(self.request)  # stock servers close over unread input
 
     def drain(self) -> None:

@@ -249,6 +249,16 @@ def test_nothing_goes_out_after_exit_in_a_pipe(serve, client):
     assert received == [b"one\nexit\n"]
 
 
+@pytest.mark.parametrize("framing", ["line", "raw"])
+def test_exit_in_a_pipe_is_a_peaceful_end_every_time(serve, client, framing):
+    # The server's end may come before the sending side of the client has noticed its own.
+    server = serve(echo_of(framing))
+    for _ in range(4):
+        batch = [client(server, "--framing", framing) for _ in range(10)]
+        assert [process.finish(b"exit\n") for process in batch] == [(0, b"")] * 10
+        assert [process.log for process in batch] == [""] * 10
+
+
 def test_exit_ends_a_pipe_whose_writer_goes_on(serve, client):
     process = client(serve())
     process.popen.stdin.write(b"one\nexit\n")

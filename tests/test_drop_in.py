@@ -10,8 +10,8 @@ import functools
 import http.client
 import http.server
 import importlib.util
-import io
 import json
+import pathlib
 import re
 import socket
 import socketserver
@@ -194,8 +194,7 @@ def cpythons_tests():
         pytest.skip(f"this interpreter has no test package: {exc}")
     if spec is None or not spec.has_location:
         pytest.skip("this interpreter has no test.test_socketserver")
-    with io.open_code(spec.origin) as file:
-        return file.read().decode()
+    return pathlib.Path(spec.origin).read_text("utf-8")
 
 
 def test_cpythons_tests_are_left_without_a_threading_tcp_server_of_the_standard_library(cpythons_tests):

@@ -387,11 +387,12 @@ class Server(socketserver.ThreadingTCPServer):
             reason = session.handler.reason
         elif session.input_ended and reason == "exit":
             reason = "drain"
-        delivery_timeout = None
-        if session.input_ended:
-            left = LINGER_TIMEOUT if self._deadline is None else self._deadline - time.monotonic()
-            delivery_timeout = max(0.0, left)
-        linger(session.request, delivery_timeout)
+        if not session.peer_ended:  # else nothing more can arrive that a close would answer with a reset
+            delivery_timeout = None
+            if session.input_ended:
+                left = LINGER_TIMEOUT if self._deadline is None else self._deadline - time.monotonic()
+                delivery_timeout = max(0.0, left)
+            linger(session.request, delivery_timeout)
         session.closed()
         self._refuse(session.request)
         if self._registry.get(session.request) is session:

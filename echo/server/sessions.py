@@ -62,7 +62,17 @@ class Session:
     ``reason``, and ``drain()``. Any other handler is drained by the end of its input.
     """
 
-    __slots__ = ("_lock", "client_address", "cut", "handler", "input_ended", "request", "since", "state", "thread_id")
+    __slots__ = (
+        "_lock",
+        "client_address",
+        "handler",
+        "input_ended",
+        "peer_ended",
+        "request",
+        "since",
+        "state",
+        "thread_id",
+    )
 
     def __init__(self, request: socket.socket, client_address: Any) -> None:
         self.request = request
@@ -72,7 +82,7 @@ class Session:
         self.handler: Optional[Any] = None
         self.thread_id: Optional[int] = None
         self.input_ended = False
-        self.cut = False
+        self.peer_ended = False
         # Held while another thread acts on the socket, so that it is not closed under that thread's hands and
         # its descriptor given to another connection (gh-116912).
         self._lock = threading.Lock()
@@ -105,7 +115,6 @@ class Session:
         """End the session now: whoever reads or sends on the socket is woken."""
         with self._lock:
             if self.state != "closed":
-                self.cut = True
                 try:
                     self.request.shutdown(socket.SHUT_RDWR)
                 except OSError:
@@ -118,6 +127,7 @@ class Session:
             connection = getattr(self.handler, "connection", None)
             if connection is not None:
                 self.input_ended = connection.input_ended
+                self.peer_ended = connection.peer_ended
 
     def closed(self) -> None:
         """From here on no other thread touches the socket."""
