@@ -957,3 +957,16 @@ def test_a_session_whose_thread_was_interrupted_by_a_signal_goes_on(serve, dial)
             assert echoes(client)
     finally:
         signal.signal(signal.SIGUSR2, previous)
+
+
+def test_a_unix_socket_of_a_stock_server_has_no_nagle_to_switch_off(unix_path):
+    """Row 24: our handlers switch it off themselves where the server is a stock one, but only for TCP."""
+    if not hasattr(socketserver, "ThreadingUnixStreamServer"):
+        pytest.skip("no Unix sockets here")
+    with socketserver.ThreadingUnixStreamServer(unix_path, echo.EchoRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        with dial_unix(unix_path) as sock:
+            assert echoes(sock)
+        server.shutdown()
+        thread.join()
