@@ -14,7 +14,7 @@ A server in five lines::
 To read the package, begin at the bottom of the map and go up; imports point down only::
 
     client, server     python -m echo.client, python -m echo.server: command lines
-        |    mixins    policies on a handler: logging
+        |    mixins    policies on a handler: logging, throttling, transcripts, faults
         |    handlers  a session as hooks: MessageRequestHandler, EchoRequestHandler
         |   /
     connection         one socket and one framing: receive, send, deadlines
@@ -43,7 +43,7 @@ from .exceptions import (
 )
 from .framing import Decoder, Framing, LengthFraming, LineFraming, RawFraming
 from .handlers import EchoRequestHandler, MessageRequestHandler
-from .mixins import LoggingMixin
+from .mixins import FaultMixin, LoggingMixin, ThrottlingMixin, TranscriptMixin
 from .server import ConnectionInfo, Server, Statistics
 from .version import __version__
 
@@ -56,6 +56,7 @@ __all__ = [
     "EchoError",
     "EchoMismatch",
     "EchoRequestHandler",
+    "FaultMixin",
     "Framing",
     "IncompleteMessage",
     "LengthFraming",
@@ -70,6 +71,8 @@ __all__ = [
     "SendTimeout",
     "Server",
     "Statistics",
+    "ThrottlingMixin",
+    "TranscriptMixin",
     "__version__",
     "connect",
 ]

@@ -18,6 +18,7 @@ The rules:
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from typing import Callable, List, Optional, TypeVar
@@ -75,6 +76,7 @@ class Connection:
         self._armed: Optional[float] = None  # what the kernel was told last
         self.input_ended = False  # by end_input()
         self.peer_ended = False
+        self.aborted = False
         self._arm(idle_timeout)
         if send_timeout is not None:
             set_send_timeout(sock, send_timeout)
@@ -214,6 +216,14 @@ class Connection:
         left = unread(self.socket)
         if left is not None:
             self._recv = _BoundedRead(self.socket, left)
+        _shut(self.socket, socket.SHUT_RD)
+
+    def abort(self) -> None:
+        """Let the close of the socket be a reset, drop what is queued, and wake the owner; from any thread."""
+        self.aborted = True
+        with self._output:
+            self._broken = ConnectionClosed("this side has reset the connection")
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         _shut(self.socket, socket.SHUT_RD)
 
     def failed(self, error: _Error) -> _Error:

@@ -10,7 +10,7 @@ import logging
 import socket
 import socketserver
 import threading
-from typing import ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, MessageTooLong
@@ -64,6 +64,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     connection: Connection
     peer: str
+    session: Optional[int] = None
+    """The session's number on its server, from 1 on; None on a server that keeps none."""
     reason = "error"
     """Why the session ended; right once ``connection_lost`` was called."""
 
@@ -106,11 +108,21 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         """Let the replies so far go out now: for a hook that sends, works on, and sends again. Own thread only."""
         self.connection.flush()
 
+    def stream(self) -> Any:
+        """What the connection reads from and writes to: the socket. A mixin may return a wrapper of
+        ``super().stream()`` with the methods of a socket, to see or change the bytes on their way."""
+        return self.request
+
     def close(self) -> None:
         """End the session, from anywhere: what was sent before is delivered, what arrives after is ignored."""
         self._closing = True
         if threading.get_ident() != self._thread:
             self.connection.end_input()
+
+    def abort(self) -> None:
+        """End the session now, from anywhere, with a reset: what is on its way is lost, and ``reason`` is ``reset``."""
+        self._closing = True
+        self.connection.abort()
 
     # The session itself: socketserver's three steps.
 
@@ -120,7 +132,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         self._draining = False
         self.peer = format_address(self.client_address)
         self.connection = Connection(
-            self.request,
+            self.stream(),
             self.framing,
             idle_timeout=self.timeout,
             message_timeout=self.message_timeout,
@@ -129,8 +141,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         # echo.Server counts what the connection counts, tells the handler to drain, and lingers before it closes.
         # Other servers know nothing of that.
         attach = getattr(self.server, "attach", None)
-        self._attached = attach is not None and attach(self)
-        if self.disable_nagle_algorithm and not self._attached and self.request.family in INET:
+        self.session = None if attach is None else attach(self)
+        if self.disable_nagle_algorithm and self.session is None and self.request.family in INET:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:
@@ -160,7 +172,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                 if self._closing:
                     break
         if self._closing:
-            reason = "exit"
+            reason = "reset" if self.connection.aborted else "exit"
         elif self._draining:
             reason = "drain"
         else:
@@ -174,7 +186,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             self.connection.flush()
         except EchoError:
             pass  # the session has its reason already
-        if not self._attached and not self.connection.peer_ended:
+        if self.session is None and not self.connection.peer_ended:
             linger(self.request)  # stock servers close over unread input
 
     def drain(self) -> None:

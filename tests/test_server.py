@@ -474,13 +474,80 @@ def test_pauses_double_up_to_a_second(serve):
     assert pauses[-1] == 1.0
 
 
-def test_an_aborted_connection_is_counted_and_costs_no_pause(serve, dial, caplog):
-    """Row 11."""
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.ECONNRESET, errno.EINVAL, errno.EBADF, errno.EPERM])
+def test_a_connection_that_fails_while_it_is_accepted_is_counted_and_costs_no_pause(serve, dial, caplog, number):
+    """Row 11; and a subclass's get_request() may fail with its client, in a handshake say."""
     server = serve(cls=Faulty)
-    server.faults = [ConnectionAbortedError(errno.ECONNABORTED, "aborted") for _ in range(1000)]
+    server.faults = [OSError(number, os.strerror(number)) for _ in range(1000)]
     assert echoes(dial(server))
     assert server.stats().accept_errors == 1000
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_handled_request_that_fails_is_one_request():
+    with Faulty(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        server.faults = [ConnectionResetError(errno.ECONNRESET, "reset in a handshake")]
+        with socket.create_connection(server.server_address, DEADLINE):
+            ends_in_time(server.handle_request)
+        assert server.stats().accept_errors == 1
+
+
+def test_an_interrupt_in_process_request_closes_that_socket_and_is_raised():
+    class Interrupted(echo.Server):
+        def process_request(self, request, client_address):
+            raise KeyboardInterrupt
+
+    with Interrupted(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+            assert read_all(sock) == b""
+
+
+def test_an_interrupt_before_a_sessions_thread_runs_leaves_no_session_behind(monkeypatch):
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            monkeypatch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+            monkeypatch.undo()
+            assert read_all(sock) == b""
+        assert server.connections == []
+
+
+def test_handle_error_may_still_answer_on_the_socket(serve, dial):
+    class Apologetic(echo.Server):
+        def verify_request(self, request, client_address):
+            raise ZeroDivisionError
+
+        def handle_error(self, request, client_address):
+            request.sendall(b"sorry")
+
+    assert read_all(dial(serve(cls=Apologetic))) == b"sorry"
+
+
+def test_a_subclass_may_keep_the_socket_by_overriding_shutdown_request(serve, dial):
+    class HandsOn(echo.Server):
+        def shutdown_request(self, request):
+            kept.append(request)
+
+    class First(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"first")
+
+    kept = []
+    server = serve(First, cls=HandsOn)
+    client = dial(server)
+    assert read_exactly(client, 5) == b"first"
+    eventually(lambda: kept and not server.connections)
+    client.sendall(b"x")
+    assert kept[0].recv(1) == b"x"
+    kept[0].sendall(b"second")
+    assert read_exactly(client, 6) == b"second"
+    kept[0].close()
 
 
 @pytest.mark.parametrize("fault", [ValueError("not an OSError"), RuntimeError("nor this")])

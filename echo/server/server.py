@@ -45,13 +45,7 @@ fails over 400,000 times a second on a full core (gh-151615)."""
 CUT_GRACE = 1.0
 """Seconds that sessions which were cut at the deadline have to notice it."""
 
-# accept() reports what befell the connection that it would have returned; the next one may be well: accept(2).
-_ABORTED = {
-    getattr(errno, name)
-    for name in "ECONNABORTED EPROTO EPERM ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH".split()
-    if hasattr(errno, name)
-}
-_LISTENER_GONE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 _Self = TypeVar("_Self", bound="Server")
@@ -68,6 +62,10 @@ class Server(socketserver.ThreadingTCPServer):
     Use it as ``with Server(...) as server: server.serve_forever()``, or ``server.start()`` to serve in the background
     and ``server.stop()`` to end. All methods may be called in any order and from any thread, a handler's
     and a signal handler's among them.
+
+    It differs from the standard library's where that cannot be kept: only one thread serves at a time
+    (``RuntimeError``); an exception in ``service_actions()`` does not end the loop; ``shutdown_timeout`` takes the
+    place of ``block_on_close``.
     """
 
     allow_reuse_address = os.name == "posix"  # on Windows it would let others steal the port (tornado #551)
@@ -165,7 +163,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     # Serving.
 
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
+    def serve_forever(self, poll_interval: Optional[float] = 0.5) -> None:
         """Accept connections until ``shutdown()``, ``stop()`` or ``server_close()``; then return.
 
         Sleeps while there is nothing to do. ``poll_interval``, in seconds, matters only to a subclass with
@@ -235,14 +233,14 @@ class Server(socketserver.ThreadingTCPServer):
         if close:
             self.server_close()
 
-    def _serve(self, run: _Run, poll_interval: float = 0.5) -> None:
+    def _serve(self, run: _Run, poll_interval: Optional[float] = 0.5) -> None:
         run.thread_id = threading.get_ident()
         # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
-        polls = type(self).service_actions is not socketserver.BaseServer.service_actions
+        polls = getattr(self.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
         try:
             while not run.stopping:
                 try:
-                    self._wait(run, time.monotonic() + poll_interval if polls else None)
+                    self._wait(run, time.monotonic() + poll_interval if polls and poll_interval is not None else None)
                     while not run.stopping and self._accept(run):
                         pass
                     if polls:
@@ -276,16 +274,18 @@ class Server(socketserver.ThreadingTCPServer):
         except BlockingIOError:
             return False
         except OSError as exc:
-            if self.socket.fileno() == -1 or exc.errno in _LISTENER_GONE:
+            if not self._is_listening():
                 if not run.stopping:
-                    log.error("the listening socket is gone (%s); serving ends", exc)
+                    _log_safely(logging.ERROR, "the listening socket is gone (%s); serving ends", exc)
                 run.stop()
                 return False
             self._registry.accept_failed()
-            if exc.errno in _ABORTED:
-                return True
-            self._back_off(exc)
-            return False
+            if exc.errno in _EXHAUSTED:
+                self._back_off(exc)
+                return False
+            # accept(2) reports what befell the connection that it would have returned, and a subclass's
+            # get_request() may fail with its client, in a handshake say: neither must hold up the next.
+            return True
         except Exception as exc:  # a subclass's get_request()
             self._registry.accept_failed()
             self._back_off(exc)
@@ -301,9 +301,18 @@ class Server(socketserver.ThreadingTCPServer):
             self._back_off(exc)
             return False
         except Exception:
-            self._refuse(request)
             self._report(request, client_address)
+            self._refuse(request)
+        except BaseException:
+            self._refuse(request)
+            raise
         return True
+
+    def _is_listening(self) -> bool:
+        try:
+            return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        except OSError:  # closed
+            return False
 
     def _back_off(self, exc: Exception) -> None:
         first = not self._pause
@@ -360,9 +369,12 @@ class Server(socketserver.ThreadingTCPServer):
         )
         try:
             thread.start()
-        except (RuntimeError, MemoryError) as exc:
-            self._registry.remove(session, None)
-            raise _NoThread(exc) from exc
+        except BaseException as exc:
+            if thread.ident is None:
+                self._registry.remove(session, None)
+            if isinstance(exc, (RuntimeError, MemoryError)):
+                raise _NoThread(exc) from exc
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """A session, in its own thread, from the handler's first line to the closed socket."""
@@ -387,14 +399,8 @@ class Server(socketserver.ThreadingTCPServer):
             reason = session.handler.reason
         elif session.input_ended and reason == "exit":
             reason = "drain"
-        if not session.peer_ended:  # else nothing more can arrive that a close would answer with a reset
-            delivery_timeout = None
-            if session.input_ended:
-                left = LINGER_TIMEOUT if self._deadline is None else self._deadline - time.monotonic()
-                delivery_timeout = max(0.0, left)
-            linger(session.request, delivery_timeout)
-        session.closed()
         self._refuse(session.request)
+        session.closed()
         if self._registry.get(session.request) is session:
             self._registry.remove(session, reason)
         if self._full:
@@ -403,15 +409,33 @@ class Server(socketserver.ThreadingTCPServer):
             if run is not None:
                 run.wake()
 
-    def attach(self, handler: Any) -> bool:
+    def shutdown_request(self, request: Any) -> None:
+        """Close an accepted socket; after a session gently, so that no reply is lost."""
+        session = self._registry.get(request)
+        if session is not None:
+            if session.aborted:
+                session.closed()
+                self.close_request(request)  # without the FIN that would come before the reset
+                return
+            if not session.peer_ended:  # else nothing more can arrive that a close would answer with a reset
+                linger(request, self._delivery_timeout() if session.input_ended else None)
+            session.closed()
+        super().shutdown_request(request)
+
+    def _delivery_timeout(self) -> float:
+        return LINGER_TIMEOUT if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def attach(self, handler: Any) -> Optional[int]:
         """Let a handler take part: the server counts what ``handler.connection`` counts (``messages_in``,
         ``messages_out``, ``bytes_in``, ``bytes_out``), records ``handler.reason`` as its end, and calls
-        ``handler.drain()``, which must not block, when it stops. Whether this server tracks the handler's request.
+        ``handler.drain()``, which must not block, when it stops. Returns the session's number, from 1 on; None if
+        this server does not track the handler's request.
         """
         session = self._registry.get(handler.request)
-        if session is not None:
-            session.attach(handler)
-        return session is not None
+        if session is None:
+            return None
+        session.attach(handler)
+        return session.number
 
     def _report(self, request: Any, client_address: Any) -> None:
         try:

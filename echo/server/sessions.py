@@ -64,9 +64,11 @@ class Session:
 
     __slots__ = (
         "_lock",
+        "aborted",
         "client_address",
         "handler",
         "input_ended",
+        "number",
         "peer_ended",
         "request",
         "since",
@@ -83,6 +85,8 @@ class Session:
         self.thread_id: Optional[int] = None
         self.input_ended = False
         self.peer_ended = False
+        self.aborted = False
+        self.number = 0  # given by the registry
         # Held while another thread acts on the socket, so that it is not closed under that thread's hands and
         # its descriptor given to another connection (gh-116912).
         self._lock = threading.Lock()
@@ -128,6 +132,7 @@ class Session:
             if connection is not None:
                 self.input_ended = connection.input_ended
                 self.peer_ended = connection.peer_ended
+                self.aborted = connection.aborted
 
     def closed(self) -> None:
         """From here on no other thread touches the socket."""
@@ -158,6 +163,7 @@ class Registry:
         self._changed = threading.Condition()
         self._live: Dict[Any, Session] = {}
         self._hosts: Counter[str] = collections.Counter()
+        self._numbers = 0
         self._accepted = 0
         self._accept_errors = 0
         self._refused: Counter[str] = collections.Counter()
@@ -189,6 +195,8 @@ class Registry:
 
     def add(self, session: Session) -> None:
         with self._changed:
+            self._numbers += 1
+            session.number = self._numbers
             self._live[session.request] = session
             host = host_of(session.client_address)
             if host is not None:

@@ -1,8 +1,4 @@
-"""Policies to put on a handler. Each derives from ``MessageRequestHandler``, calls ``super()`` in every hook, and
-is listed before the handler: ``class Chat(echo.LoggingMixin, ChatHandler)``. The leftmost is the outermost.
-
-(A mixin that derives from plain ``object`` and is listed after the handler would be dropped in silence.)
-"""
+"""``LoggingMixin``: a session in the log."""
 
 from __future__ import annotations
 
@@ -10,15 +6,20 @@ import logging
 import time
 from typing import Any, Optional
 
-from .handlers import MessageRequestHandler
-from .text import escape, plural
+from ..handlers import MessageRequestHandler
+from ..text import escape, plural
 
 
 class LoggingMixin(MessageRequestHandler):
     """Log each session's start and end, and each message, with the client's address.
 
-    What the peer sent is escaped and shortened. Each record carries its figures as attributes too (``event``,
-    ``peer``, ``reason``, ``messages_in``, ``bytes_in``, ``duration_s``, ...), for formatters other than ours.
+    What the peer sent is escaped and shortened. Each record carries its figures as attributes too, for formatters
+    other than ours: ``event`` (``connected``, ``received``, ``sent``, ``disconnected``), ``peer`` and ``session``; a
+    message's ``size`` in bytes and ``text``; at the end ``reason``, ``messages_in``, ``messages_out``, ``bytes_in``,
+    ``bytes_out`` and ``duration_s``.
+
+    Listed first, it logs what the client sees: what a mixin to its right holds back or changes in ``send`` is logged
+    as the handler sent it.
     """
 
     log = logging.getLogger("echo.session")
@@ -78,4 +79,5 @@ class LoggingMixin(MessageRequestHandler):
             )
 
     def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
-        self.log.log(level, "%s %s", self.peer, line, extra={"event": event, "peer": self.peer, **fields})
+        extra = {"event": event, "peer": self.peer, "session": self.session, **fields}
+        self.log.log(level, "%s %s", self.peer, line, extra=extra)

@@ -1,0 +1,88 @@
+"""``FaultMixin``: a server that misbehaves on purpose, to test clients against."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any, Optional
+
+from ..handlers import MessageRequestHandler
+from .wrapper import SocketWrapper
+
+
+class FaultMixin(MessageRequestHandler):
+    """Do to what the server sends what bad networks and bad servers do. Everything is off unless set.
+
+    The same ``seed`` does the same to the same replies of the same session number, so that a run repeats. Listed last,
+    just before the handler, it leaves a ``LoggingMixin`` and a ``TranscriptMixin`` before it unaware.
+    """
+
+    delay = 0.0
+    """Seconds to wait before each send, at most; each time a random part of it."""
+
+    chunk: Optional[int] = None
+    """Bytes to send at a time, at most; each time a random part of it. None: all at once."""
+
+    corrupt_every: Optional[int] = None
+    """Of each so many bytes sent, one random one has a random bit flipped."""
+
+    reset_after: Optional[int] = None
+    """Answer so many messages, then reset the connection."""
+
+    seed: Any = 0
+    """What the randomness of all sessions begins with."""
+
+    def stream(self) -> Any:
+        self._wire = _FaultySocket(super().stream(), self)
+        return self._wire
+
+    def setup(self) -> None:
+        super().setup()
+        self._answered = 0
+        self._wire.seed(f"{self.seed}/{self.session}")
+
+    def message_received(self, message: bytes) -> None:
+        super().message_received(message)
+        self._answered += 1
+        if self._answered == self.reset_after:
+            self.flush()
+            self.abort()
+
+
+class _FaultySocket(SocketWrapper):
+    def __init__(self, sock: Any, faults: FaultMixin) -> None:
+        super().__init__(sock)
+        self._delay = faults.delay
+        self._chunk = faults.chunk
+        self._every = faults.corrupt_every
+        self._never = threading.Event()  # to wait on
+        self._sent = 0
+
+    def seed(self, seed: str) -> None:
+        # A generator for each fault, so that one does not move the others.
+        self._timing, self._cutting, self._flipping = (random.Random(f"{seed}/{use}") for use in range(3))
+        self._run = 0
+        if self._every is not None:
+            self._victim = self._flipping.randrange(self._every)
+
+    def sendall(self, data: bytes) -> None:
+        data = self._corrupted(data)
+        while data:
+            size = len(data) if self._chunk is None else self._cutting.randint(1, self._chunk)
+            if self._delay:
+                self._never.wait(self._timing.uniform(0, self._delay))
+            super().sendall(data[:size])
+            data = data[size:]
+
+    def _corrupted(self, data: bytes) -> bytes:
+        every = self._every
+        if every is None:
+            return data
+        changed = bytearray(data)
+        end = self._sent + len(data)
+        while self._victim < end:
+            changed[self._victim - self._sent] ^= 1 << self._flipping.randrange(8)
+            self._run += 1
+            self._victim = self._run * every + self._flipping.randrange(every)
+        self._sent = end
+        return bytes(changed)

@@ -1,0 +1,70 @@
+"""``TranscriptMixin``: every byte of a session in a file, for whoever debugs a protocol."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+from typing import Any, TextIO
+
+from ..handlers import MessageRequestHandler
+from .wrapper import SocketWrapper
+
+_WIDTH = 16
+
+
+class TranscriptMixin(MessageRequestHandler):
+    """Write what passes, framing and all, to ``transcript_folder``: a file for each session, named after its peer and
+    time, as hexadecimal and text, with direction and time::
+
+        09:14:40.293 > 00000000  68 65 6c 6c 6f 0d 0a                             hello..
+
+    ``>`` came from the client, ``<`` went to it; the number is the offset in that direction. Listed before
+    ``FaultMixin`` it shows the bytes as the handler meant them, after it as they went out. A folder that cannot be
+    written to ends the session as ``error``.
+    """
+
+    transcript_folder = "."
+    """Where the files go; made if it is not there."""
+
+    def stream(self) -> Any:
+        os.makedirs(self.transcript_folder, exist_ok=True)
+        moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S.%f")
+        peer = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.peer)
+        path = os.path.join(self.transcript_folder, f"{moment}-{peer}.txt")
+        self._transcript = open(path, "x", encoding="utf-8")
+        return _Recorder(super().stream(), self._transcript)
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        finally:
+            self._transcript.close()
+
+
+class _Recorder(SocketWrapper):
+    def __init__(self, sock: Any, file: TextIO) -> None:
+        super().__init__(sock)
+        self._file = file
+        self._lock = threading.Lock()  # any thread may send
+        self._offsets = {">": 0, "<": 0}
+
+    def recv(self, size: int) -> bytes:
+        data = super().recv(size)
+        self._record(">", data)
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        self._record("<", data)
+        super().sendall(data)
+
+    def _record(self, direction: str, data: bytes) -> None:
+        moment = datetime.datetime.now().strftime("%H:%M:%S.%f")[:-3]
+        with self._lock:
+            for start in range(0, len(data), _WIDTH):
+                piece = data[start : start + _WIDTH]
+                text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
+                line = f"{moment} {direction} {self._offsets[direction]:08x}  {piece.hex(' '):<47}  {text}\n"
+                self._offsets[direction] += len(piece)
+                self._file.write(line)
+            self._file.flush()

@@ -1,0 +1,22 @@
+"""A socket seen through: what ``stream()`` of a mixin returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SocketWrapper:
+    """Passes everything on to the socket; subclasses see or change ``recv`` and ``sendall``."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._sock.recv(size)
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.sendall(data)
