@@ -74,21 +74,24 @@ def count(text: str) -> int:
     return int(text)
 
 
-def add_framing(parser: argparse.ArgumentParser) -> None:
-    """Add ``--framing`` and ``--max-message``, which both sides of a connection must agree on."""
+def add_framing(parser: argparse.ArgumentParser, *, only_if_given: bool = False) -> None:
+    """Add ``--framing`` and ``--max-message``, which both sides of a connection must agree on.
+
+    ``only_if_given``: they have no value unless given, since a handler has a framing of its own.
+    """
     parser.add_argument(
         "--framing",
         choices=sorted(FRAMINGS),
-        default="line",
+        default=argparse.SUPPRESS if only_if_given else "line",
         help="how messages lie in the stream: lines, a 32-bit length before each, or whatever one read returns"
-        " (default: %(default)s)",
+        " (default: line)",
     )
     parser.add_argument(
         "--max-message",
         type=size,
         metavar="BYTES",
-        default=DEFAULT_MAX_MESSAGE,
-        help="the longest message there may be (default: %(default)s)",
+        default=argparse.SUPPRESS if only_if_given else DEFAULT_MAX_MESSAGE,
+        help=f"the longest message there may be (default: {DEFAULT_MAX_MESSAGE})",
     )
 
 

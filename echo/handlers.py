@@ -156,7 +156,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             lost = isinstance(exc, ConnectionClosed)
             reason = "drain" if lost and self._draining else exc.reason
             level = logging.WARNING if isinstance(exc, MessageTooLong) else logging.DEBUG
-            log.log(level, "%s %s: %s", self.peer, reason, exc)
+            fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": reason}
+            log.log(level, "%s %s: %s", self.peer, reason, exc, extra=fields)
         finally:
             self.reason = reason
             self.connection_lost(reason)

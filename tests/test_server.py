@@ -279,6 +279,24 @@ def test_stopping_from_a_signal_handler_of_the_serving_thread_does_not_deadlock(
     assert done.stdout == b"ended\n"
 
 
+def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
+    """Row 5: the interpreter only notes such a signal; the byte it writes to the loop's bell is what ends the sleep."""
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+
+    class Looking(echo.Server):
+        def service_actions(self):
+            seen.append((signal.set_wakeup_fd(self._run._bell.fileno()), self._run._bell.fileno()))
+            self.shutdown()
+
+    seen = []
+    with Looking(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        server.serve_forever(poll_interval=0.01)
+    (found, expected) = seen[0]
+    assert found == expected
+    assert signal.set_wakeup_fd(before) == before
+
+
 def test_shutdown_before_serve_forever_returns_at_once():
     """Row 7; and the run it was meant for ends at once, so that a stop cannot lose against a thread's start."""
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:

@@ -1,5 +1,6 @@
 """``python -m echo.server``: what it says, when it ends, with which code."""
 
+import json
 import os
 import re
 import signal
@@ -208,4 +209,150 @@ def test_a_stderr_that_nobody_reads_stalls_no_client(server_command):
         for number in range(20_000):  # two records each: far more than a pipe holds
             client.echo(b"message %d" % number)
     assert server.terminate() == 0
-    assert "log records were dropped" in server.log
+    assert "log records dropped" in server.log
+
+
+# Handlers and mixins by name, and logs for programs.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a module ``mine`` in it."""
+    (tmp_path / "mine.py").write_text(
+        "import echo, socketserver\n"
+        "class Upper(echo.MessageRequestHandler):\n"
+        "    framing = echo.LengthFraming(1000)\n"
+        "    def message_received(self, message):\n"
+        "        self.send(message.upper())\n"
+        "class Logged(echo.LoggingMixin, Upper):\n"
+        "    pass\n"
+        "class Twice(echo.MessageRequestHandler):\n"
+        "    def message_received(self, message):\n"
+        "        super().message_received(message * 2)\n"
+        "class Bang(echo.MessageRequestHandler):\n"
+        "    def message_received(self, message):\n"
+        "        super().message_received(message + b'!')\n"
+        "class Stock(socketserver.StreamRequestHandler):\n"
+        "    def handle(self):\n"
+        "        self.wfile.write(self.rfile.readline())\n"
+        "class NoHandler:\n"
+        "    pass\n"
+        "def function(): pass\n"
+    )
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "lacking.py").write_text("import something_that_is_not_there\n")
+    (tmp_path / "quitting.py").write_text("import sys\nsys.exit('no')\n")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Upper", "Logged"])
+def test_any_handler_of_the_current_folder_serves_with_its_own_framing(server_command, folder, name):
+    server = server_command("--handler", f"mine:{name}", cwd=folder)
+    with echo.connect(server.address, framing=echo.LengthFraming()) as client:
+        client.send(b"abc")
+        assert client.recv() == b"ABC"
+        client.send(b"x" * 1001)
+        with pytest.raises(echo.ConnectionClosed):
+            client.recv()
+    server.read_log_until("received 3 bytes: abc")
+    assert server.terminate() == 0
+
+
+def test_the_command_line_wins_over_the_handlers_own_attributes(server_command, folder):
+    server = server_command("--handler", "mine:Upper", "--framing", "line", "-i", "100ms", cwd=folder)
+    with echo.connect(server.address) as client:
+        client.send(b"abc")
+        assert client.recv() == b"ABC"
+        with pytest.raises(echo.ConnectionClosed):
+            client.recv()
+    server.read_log_until("disconnected: idle")
+
+
+def test_mixins_are_put_on_in_their_order(server_command, folder):
+    server = server_command("--mixin", "mine:Twice", "--mixin", "mine:Bang", cwd=folder)
+    with echo.connect(server.address) as client:
+        client.send(b"a")
+        assert client.recv() == b"aa!"
+
+
+def test_a_stock_handler_serves_under_the_servers_limits(server_command, folder, dial):
+    server = server_command("--handler", "mine:Stock", "--max-per-host", "1", cwd=folder)
+    client = dial(server.address)
+    assert read_all(dial(server.address)) == b""
+    client.sendall(b"line\n")
+    assert read_all(client) == b"line\n"
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--handler", "mine"], "'mine' names no class; write MODULE:CLASS"),
+        (["--handler", "absent:X"], "there is no module 'absent'"),
+        (["--handler", "mine:Absent"], "the module mine has no 'Absent'"),
+        (["--handler", "mine:NoHandler"], "mine:NoHandler is no request handler"),
+        (["--handler", "mine:function"], "mine:function is no request handler"),
+        (["--handler", "broken:X"], "importing broken failed: ZeroDivisionError"),
+        (["--handler", "lacking:X"], "importing lacking failed: No module named 'something_that_is_not_there'"),
+        (["--handler", "quitting:X"], "importing quitting failed: SystemExit: no"),
+        (["--mixin", "mine:Stock"], "mine:Stock is no mixin"),
+        (["--handler", "mine:Stock", "--framing", "raw"], "mine:Stock handles no messages"),
+    ],
+)
+def test_a_handler_that_cannot_be_had_gets_one_line_that_says_which_and_code_2(run, folder, arguments, words):
+    server = run("echo.server", "0", *arguments, cwd=folder)
+    assert server.finish() == (2, b"")
+    assert server.log.count("\n") == 1
+    assert words in server.log
+
+
+def test_the_log_as_json_has_an_object_a_line_with_stable_names(server_command):
+    server = server_command("--log-format", "json", "--max-message", "10")
+    with echo.connect(server.address) as client:
+        client.echo(b"hello")
+        peer = "127.0.0.1:%d" % client.connection.socket.getsockname()[1]
+    with echo.connect(server.address) as client:
+        client.send(b"x" * 11)
+        with pytest.raises(echo.ConnectionClosed):
+            client.recv()
+    assert server.terminate() == 0
+    records = [json.loads(line) for line in server.log.splitlines()]
+    for record in records:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record["time"])
+        assert record["level"] in ("INFO", "WARNING")
+        assert record["message"]
+    assert [record["event"] for record in records] == [
+        "listening",
+        "connected",
+        "received",
+        "sent",
+        "disconnected",
+        "connected",
+        "failed",
+        "disconnected",
+        "signal",
+        "stopped",
+    ]
+    assert records[0]["address"] == "127.0.0.1:%d" % server.address[1]
+    session = records[1:5]
+    assert {(record["peer"], record["session"]) for record in session} == {(peer, 1)}
+    assert (session[1]["size"], session[1]["text"]) == (5, "hello")
+    end = session[3]
+    assert (end["reason"], end["messages_in"], end["bytes_in"], end["bytes_out"]) == ("eof", 1, 6, 6)
+    assert end["duration_s"] >= 0
+    assert (records[6]["session"], records[6]["reason"]) == (2, "too-long")
+    assert (records[9]["drained"], records[9]["cut"]) == (0, 0)
+
+
+def test_a_traceback_is_one_json_object_too(server_command, tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "import echo\nclass Fails(echo.MessageRequestHandler):\n    def connection_made(self):\n        1 / 0\n"
+    )
+    server = server_command("--log-format", "json", "--handler", "failing:Fails", cwd=str(tmp_path))
+    with echo.connect(server.address) as client, pytest.raises(echo.ConnectionClosed):
+        client.recv()
+    server.terminate()
+    errors = [record for record in map(json.loads, server.log.splitlines()) if record["level"] == "ERROR"]
+    assert len(errors) == 1
+    assert errors[0]["event"] == "error"
+    assert errors[0]["exception"].endswith("ZeroDivisionError: division by zero")

@@ -387,15 +387,20 @@ def test_a_line_over_the_limit_is_refused_and_the_session_goes_on(serve, termina
 
 
 @needs_readline
-def test_a_line_feed_inside_a_line_is_refused_and_the_session_goes_on(serve, terminal):
+@pytest.mark.parametrize(
+    "keys", [b"a" + CTRL_V + b"\nb\r", ESC + b"[200~a\nb" + ESC + b"[201~\r"], ids=["typed", "pasted"]
+)
+def test_a_line_feed_inside_a_line_does_not_end_the_session(serve, terminal, keys):
+    # Ctrl-V takes the next key as it is; a terminal that pastes marks the pasted text for readline to take as it is.
     handler = Recorder.of(echo.EchoRequestHandler)
-    user = terminal(serve(handler))
+    user = terminal(serve(handler), TERM="xterm")
     user.until(rb"> ")
-    user.type(b"a" + CTRL_V + b"\nb\r")  # Ctrl-V takes the next key as it is; so does pasting into some versions
-    user.until(rb"line feed[^\n]*\r\n> ")
-    user.type(b"c\r")
-    user.until(rb"\nc\r\n> ")
-    assert handler.events == ["made", b"c"]
+    user.type(keys)
+    user.type(b"after\r")
+    user.until(rb"\nafter\r\n")
+    user.type(b"exit\r")
+    assert user.leave() == 0
+    assert handler.events in (["made", b"after", b"exit", "lost"], ["made", b"a", b"b", b"after", b"exit", "lost"])
 
 
 @both
@@ -424,18 +429,34 @@ def test_a_killed_server_is_told_at_the_prompt_at_once(server_command, run):
         os.close(user.master)
 
 
-def test_the_servers_end_after_a_reply_is_told(serve, terminal):
+@both
+def test_the_servers_end_is_told_however_close_to_the_prompt_it_comes(serve, terminal, starter):
+    class Gone(echo.EchoRequestHandler):
+        def connection_made(self):
+            self.close()
+
+    server = serve(Gone)
+    for user in [terminal(server, starter=starter) for _ in range(20)]:
+        assert user.leave() == 1
+        assert b"the server has ended the session\r\n" in user.screen
+
+
+@both
+def test_the_servers_end_right_after_a_reply_is_told(serve, terminal, starter):
     class Once(echo.EchoRequestHandler):
         def message_received(self, message):
             self.send(message)
             self.close()
 
-    user = terminal(serve(Once))
-    user.until(rb"> ")
-    user.type(b"hello\r")
-    assert user.leave() == 1
-    assert b"\nhello\r\n" in user.screen
-    assert b"the server has ended the session\r\n" in user.screen
+    server = serve(Once)
+    users = [terminal(server, starter=starter) for _ in range(20)]
+    for user in users:
+        user.until(rb"> ")
+        user.type(b"hello\r")
+    for user in users:
+        assert user.leave() == 1
+        assert b"\nhello\r\n" in user.screen
+        assert b"the server has ended the session\r\n" in user.screen
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a terminal without a user has no settings")

@@ -11,15 +11,17 @@ import logging
 import signal
 import sys
 from types import FrameType
-from typing import Any, List, Optional, Type
+from typing import Any, List, Optional
 
 from .. import arguments
+from ..framing import FRAMINGS
 from ..handlers import EchoRequestHandler, MessageRequestHandler
 from ..mixins import LoggingMixin
 from ..text import format_address
 from ..version import __version__
 from .access import network
-from .logs import LogQueue
+from .loading import combine, load_handler, load_mixin
+from .logs import JsonFormatter, LogQueue, text_formatter
 from .server import Server
 
 PROG = "echo.server"
@@ -31,13 +33,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     options = _parser().parse_args(argv)
     try:
         server = _server(options)
+    except ValueError as exc:
+        arguments.fail(PROG, f"{exc}; see {PROG} --help", 2)
     except OSError as exc:
         where = format_address((options.bind, options.port))
         arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc)}", 1)
     except OverflowError as exc:
         arguments.fail(PROG, str(exc), 2)
-    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    formatter.default_msec_format = "%s.%03d"
+    formatter = JsonFormatter() if options.log_format == "json" else text_formatter()
     root = logging.getLogger()
     with LogQueue(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2, formatter) as handler:
         root.addHandler(handler)
@@ -54,7 +57,10 @@ def _serve(server: Server) -> int:
     def stop(signum: int, frame: Optional[FrameType]) -> None:
         nonlocal signals
         signals += 1
-        log.info("%s: %s", signal.Signals(signum).name, "stopping" if signals == 1 else "stopping now")
+        name = signal.Signals(signum).name
+        log.info(
+            "%s: %s", name, "stopping" if signals == 1 else "stopping now", extra={"event": "signal", "signal": name}
+        )
         if signals == 1:
             server.shutdown()
         else:
@@ -62,13 +68,15 @@ def _serve(server: Server) -> int:
 
     def tell(signum: int, frame: Optional[FrameType]) -> None:
         stats = server.stats()._asdict()
-        log.info("statistics: %s", ", ".join(f"{name} {value}" for name, value in stats.items()), extra=stats)
+        text = ", ".join(f"{name} {value}" for name, value in stats.items())
+        log.info("statistics: %s", text, extra={"event": "statistics", **stats})
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, tell)
-    log.info("listening on %s", format_address(server.server_address))
+    address = format_address(server.server_address)
+    log.info("listening on %s", address, extra={"event": "listening", "address": address})
     server.serve_forever()
     return 0 if server.stop() else 1
 
@@ -85,15 +93,25 @@ def _server(options: argparse.Namespace) -> Server:
     )
 
 
-def _handler(options: argparse.Namespace) -> Type[MessageRequestHandler]:
-    class Handler(LoggingMixin, EchoRequestHandler):
-        framing = arguments.framing(options)
-        timeout = options.idle_timeout
-        message_timeout = options.message_timeout
-        send_timeout = options.send_timeout
-        message_level = logging.INFO if options.log_messages else None
+def _handler(options: argparse.Namespace) -> type:
+    handler = EchoRequestHandler if options.handler is None else load_handler(options.handler)
+    mixins = [load_mixin(spec) for spec in options.mixin]
+    given = {name: getattr(options, name) for name in _HANDLER_OPTIONS if hasattr(options, name)}
+    if not issubclass(handler, MessageRequestHandler):
+        if given or mixins:
+            raise ValueError(
+                f"{options.handler} handles no messages; framing, message limits and mixins are not for it"
+            )
+        return handler
+    if "framing" in given or "max_message" in given:
+        cls = FRAMINGS[given["framing"]] if "framing" in given else type(handler.framing)
+        given["framing"] = cls(given.pop("max_message", handler.framing.max_message))
+    if not options.log_messages:
+        given["message_level"] = None
+    return combine(handler, [LoggingMixin, *mixins], **given)
 
-    return Handler
+
+_HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")
 
 
 def _advice(exc: OSError) -> str:
@@ -133,7 +151,19 @@ def _parser() -> argparse.ArgumentParser:
         default=arguments.DEFAULT_HOST,
         help="the address to listen on (default: %(default)s)",
     )
-    arguments.add_framing(parser)
+    arguments.add_framing(parser, only_if_given=True)
+    add(
+        "--handler",
+        metavar="MODULE:CLASS",
+        help="serve with this request handler, from the current folder or an installed module, instead of the echo",
+    )
+    add(
+        "--mixin",
+        metavar="MODULE:CLASS",
+        action="append",
+        default=[],
+        help="put this mixin on the handler; the first one given is the outermost",
+    )
     limits = parser.add_argument_group("limits", "durations are like 500ms, 30s, 5m; a bare number is seconds")
     add = limits.add_argument
     add(
@@ -152,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "-i",
         "--idle-timeout",
+        dest="timeout",
+        default=argparse.SUPPRESS,
         type=arguments.duration,
         metavar="TIME",
         help="end a session in which nothing arrives for so long (default: never)",
@@ -160,15 +192,17 @@ def _parser() -> argparse.ArgumentParser:
         "--message-timeout",
         type=arguments.duration,
         metavar="TIME",
-        default=MessageRequestHandler.message_timeout,
-        help="from a message's first byte to its last, 0 for no limit (default: %(default)g s)",
+        default=argparse.SUPPRESS,
+        help="from a message's first byte to its last, 0 for no limit"
+        f" (default: {MessageRequestHandler.message_timeout:g} s)",
     )
     add(
         "--send-timeout",
         type=arguments.duration,
         metavar="TIME",
-        default=MessageRequestHandler.send_timeout,
-        help="end a session whose client takes no byte of a reply for so long, 0 for never (default: %(default)g s)",
+        default=argparse.SUPPRESS,
+        help="end a session whose client takes no byte of a reply for so long, 0 for never"
+        f" (default: {MessageRequestHandler.send_timeout:g} s)",
     )
     add(
         "--shutdown-timeout",
@@ -180,6 +214,12 @@ def _parser() -> argparse.ArgumentParser:
     logs = parser.add_argument_group("logs", "written to stderr")
     add = logs.add_argument
     add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="(default: %(default)s)")
+    add(
+        "--log-format",
+        choices=["text", "json"],
+        default="text",
+        help="lines for people, or JSON (default: %(default)s)",
+    )
     add("--no-log-messages", dest="log_messages", action="store_false", help="log sessions, but no messages")
     add("-q", "--quiet", action="store_true", help="log only warnings and errors")
     add("--version", action="version", version=f"%(prog)s {__version__}")

@@ -10,12 +10,16 @@ writer stuck in a full pipe would hold when the interpreter wants to flush it at
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 import logging.handlers
 import os
 import queue
 import threading
 from typing import Any, Optional
+
+from ..text import plural
 
 CAPACITY = 10_000
 """Records that wait for the writer at most."""
@@ -24,6 +28,39 @@ FLUSH_TIMEOUT = 2.0
 """Seconds that the end of the program waits for the log to be written."""
 
 _BATCH = 200
+
+
+_STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", "asctime", "taskName"}
+
+
+def text_formatter() -> logging.Formatter:
+    """Lines for people."""
+    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    formatter.default_msec_format = "%s.%03d"
+    return formatter
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, for programs.
+
+    Always there: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``event`` and ``message``, the line for people. The
+    others come with the event, under the names that the record has them by (``extra``): ``peer``, ``session``,
+    ``reason``, ``messages_in``, ``bytes_in``, ``duration_s``, ...; and ``exception``, a traceback.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        fields = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": "log",
+        }
+        fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        fields["message"] = record.getMessage()
+        if record.exc_text:
+            fields["exception"] = record.exc_text
+        return json.dumps(fields, default=str)
 
 
 class LogQueue(logging.handlers.QueueHandler):
@@ -74,7 +111,7 @@ class LogQueue(logging.handlers.QueueHandler):
             lines = [self._line(record) for record in batch if record is not None]
             dropped = self._dropped
             if dropped > told:
-                lines.append(self._line(_note(f"{dropped - told} log records were dropped: the log was not read")))
+                lines.append(self._line(_note(dropped - told)))
                 told = dropped
             self._write("".join(lines).encode("utf-8", "backslashreplace"))
 
@@ -93,5 +130,8 @@ class LogQueue(logging.handlers.QueueHandler):
             pass  # closed, or the disk is full: there is nowhere to tell it
 
 
-def _note(text: str) -> logging.LogRecord:
-    return logging.LogRecord("echo.server", logging.WARNING, "", 0, text, None, None)
+def _note(dropped: int) -> logging.LogRecord:
+    text = f"{plural(dropped, 'log record')} dropped: the log was not read"
+    record = logging.LogRecord("echo.server", logging.WARNING, "", 0, text, None, None)
+    record.event, record.dropped = "dropped", dropped
+    return record

@@ -22,6 +22,7 @@ import errno
 import logging
 import os
 import selectors
+import signal
 import socket
 import socketserver
 import sys
@@ -180,6 +181,7 @@ class Server(socketserver.ThreadingTCPServer):
         if run is None:
             return
         run.thread_id = threading.get_ident()
+        run.wake_on_signals()
         timeouts = [seconds for seconds in (run.listener_timeout, self.timeout) if seconds is not None]
         try:
             deadline = time.monotonic() + min(timeouts) if timeouts else None
@@ -235,6 +237,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _serve(self, run: _Run, poll_interval: Optional[float] = 0.5) -> None:
         run.thread_id = threading.get_ident()
+        run.wake_on_signals()
         # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
         polls = getattr(self.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
         try:
@@ -276,7 +279,7 @@ class Server(socketserver.ThreadingTCPServer):
         except OSError as exc:
             if not self._is_listening():
                 if not run.stopping:
-                    _log_safely(logging.ERROR, "the listening socket is gone (%s); serving ends", exc)
+                    _tell(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
                 run.stop()
                 return False
             self._registry.accept_failed()
@@ -319,12 +322,12 @@ class Server(socketserver.ThreadingTCPServer):
         self._pause = min(2 * self._pause, MAX_PAUSE) or MIN_PAUSE
         self._resume_at = time.monotonic() + self._pause
         if first:  # once a burst, however often it fails
-            _log_safely(logging.WARNING, "cannot accept connections for now: %s; trying again", exc)
+            _tell(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
 
     def _recovered(self) -> None:
         if self._pause:
             self._pause = self._resume_at = 0.0
-            _log_safely(logging.INFO, "accepting connections again")
+            _tell(logging.INFO, "accept-recovered", "accepting connections again")
 
     # Admission.
 
@@ -343,20 +346,15 @@ class Server(socketserver.ThreadingTCPServer):
             return True
         self._registry.refused(reason)
         self._refuse(request)
-        log.info(
-            "%s refused: %s (%s)",
-            format_address(client_address),
-            reason,
-            why,
-            extra={"event": "refused", "peer": format_address(client_address), "reason": reason},
-        )
+        peer = format_address(client_address)
+        _tell(logging.INFO, "refused", "%s refused: %s (%s)", peer, reason, why, peer=peer, reason=reason)
         return False
 
     def _refuse(self, request: socket.socket) -> None:
         try:
             self.shutdown_request(request)
         except Exception as exc:
-            _log_safely(logging.ERROR, "exception in shutdown_request()", exc_info=exc)
+            _tell(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
 
     # Sessions.
 
@@ -388,7 +386,10 @@ class Server(socketserver.ThreadingTCPServer):
             self._report(request, client_address)
         except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
             reason = "error"
-            log.error("%s: %s in the handler; its session ends", format_address(client_address), type(exc).__name__)
+            peer = format_address(client_address)
+            _tell(
+                logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, type(exc).__name__, peer=peer
+            )
             raise
         finally:
             self._end_session(session, reason)
@@ -441,7 +442,7 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             self.handle_error(request, client_address)
         except Exception as exc:
-            _log_safely(logging.ERROR, "exception in handle_error()", exc_info=exc)
+            _tell(logging.ERROR, "error", "exception in handle_error()", exc_info=exc)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled: one record, with the client's address.
@@ -451,9 +452,9 @@ class Server(socketserver.ThreadingTCPServer):
         exc = sys.exc_info()[1]
         peer = format_address(client_address)
         if _peer_gone(exc, self._registry.get(request)):
-            log.debug("%s: %s", peer, exc)
+            _tell(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
         else:
-            log.error("%s: exception in the handler", peer, exc_info=True, extra={"event": "error", "peer": peer})
+            _tell(logging.ERROR, "error", "%s: exception in the handler", peer, exc_info=True, peer=peer)
 
     # Telling.
 
@@ -540,7 +541,8 @@ class Server(socketserver.ThreadingTCPServer):
         sessions = self._registry.sessions()
         if sessions:
             left = "without limit" if timeout is None else f"for {timeout:g} s at most"
-            _log_safely(logging.INFO, "draining %s, %s", plural(len(sessions), "session"), left)
+            count = plural(len(sessions), "session")
+            _tell(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
         for session in sessions:
             session.drain()
         while not self._registry.wait_until_empty(self._deadline) and time.monotonic() < self._deadline:
@@ -553,8 +555,9 @@ class Server(socketserver.ThreadingTCPServer):
         while cut and not self._registry.wait_until_empty(grace) and time.monotonic() < grace:
             pass
         if self._served:
-            drained = plural(len(sessions) - len(cut), "session")
-            _log_safely(logging.INFO, "stopped: %s drained, %d cut", drained, len(cut))
+            drained = len(sessions) - len(cut)
+            text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
+            _tell(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -596,6 +599,7 @@ class _Run:
         self.listener_timeout = listener.gettimeout()
         self._listener = listener
         self._listening = False
+        self._previous_wakeup: Optional[int] = None
         self._lock = threading.RLock()
         self._alarm, self._bell = socket.socketpair()
         self._alarm.setblocking(False)
@@ -606,11 +610,23 @@ class _Run:
 
     def close(self) -> None:
         with self._lock:
+            if self._previous_wakeup is not None:
+                signal.set_wakeup_fd(self._previous_wakeup)
+                self._previous_wakeup = None
             self._selector.close()
             self._alarm.close()
             self._bell.close()
             if self._listener.fileno() != -1:
                 self._listener.settimeout(self.listener_timeout)
+
+    def wake_on_signals(self) -> None:
+        """Let a signal ring the bell, if this is the main thread.
+
+        One that comes just before the sleep begins is noted and not acted on: its Python handler would run only
+        after the next client has come.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
 
     def stop(self) -> None:
         """End the run, from any thread or a signal handler."""
@@ -647,9 +663,9 @@ class _NoThread(RuntimeError):
     """The system has no thread for another session at the moment."""
 
 
-def _log_safely(level: int, text: str, *args: Any, **options: Any) -> None:
+def _tell(level: int, event: str, text: str, *args: Any, exc_info: Any = None, **fields: Any) -> None:
     try:
-        log.log(level, text, *args, **options)
+        log.log(level, text, *args, exc_info=exc_info, extra={"event": event, **fields})
     except Exception:
         pass  # a log handler that raises (disk full, cheroot #756) must not take the server with it
 

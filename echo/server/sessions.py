@@ -233,7 +233,8 @@ class Registry:
         """
         with self._changed:
             if self._live:
-                self._changed.wait(max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX)))
+                # In steps: a signal that comes just before the wait begins is acted on only after it.
+                self._changed.wait(max(0.0, min(deadline - time.monotonic(), 0.5)))
             return not self._live
 
     def wake(self) -> None:

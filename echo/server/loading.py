@@ -1,0 +1,66 @@
+"""Handlers and mixins by name, as the command line gives them: ``MODULE:CLASS``.
+
+Every way in which that can fail is a ``ValueError`` whose one line says which.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socketserver
+import sys
+from typing import Any, List, Tuple
+
+from ..handlers import MessageRequestHandler
+
+
+def load_handler(spec: str) -> type:
+    """The class that ``MODULE:CLASS`` names, from the current folder or an installed module."""
+    cls = _load(spec)
+    if not (isinstance(cls, type) and issubclass(cls, socketserver.BaseRequestHandler)):
+        raise ValueError(f"{spec} is no request handler; derive it from echo.MessageRequestHandler")
+    return cls
+
+
+def load_mixin(spec: str) -> type:
+    """The same for a mixin."""
+    cls = _load(spec)
+    if not (isinstance(cls, type) and issubclass(cls, MessageRequestHandler)):
+        raise ValueError(f"{spec} is no mixin; derive it from echo.MessageRequestHandler")
+    return cls
+
+
+def combine(handler: type, mixins: List[type], **attributes: Any) -> type:
+    """A class of the mixins, leftmost outermost, and the handler."""
+    bases: Tuple[type, ...] = (*(mixin for mixin in mixins if not issubclass(handler, mixin)), handler)
+    try:
+        return type(handler.__name__, bases, attributes)
+    except TypeError as exc:
+        raise ValueError(f"these classes do not go together: {_one_line(exc)}") from None
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())
+
+
+def _load(spec: str) -> Any:
+    module_name, colon, class_name = spec.partition(":")
+    if not (module_name and colon and class_name):
+        raise ValueError(f"{spec!r} names no class; write MODULE:CLASS, as in chat:ChatHandler")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        thing = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
+            raise ValueError(f"importing {module_name} failed: {exc}") from None
+        raise ValueError(f"there is no module {exc.name!r} in the current folder, nor an installed one") from None
+    except (Exception, SystemExit) as exc:
+        raise ValueError(
+            f"importing {module_name} failed: {type(exc).__name__}: {' '.join(str(exc).split())}"
+        ) from None
+    for part in class_name.split("."):
+        if not hasattr(thing, part):
+            raise ValueError(f"the module {module_name} has no {class_name!r}")
+        thing = getattr(thing, part)
+    return thing
