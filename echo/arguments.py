@@ -34,8 +34,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def fail(prog: str, message: str, code: int) -> NoReturn:
     """End the program with one line on stderr."""
+    line = f"{prog}: {message}".replace("\n", "\\n")
     try:
-        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # print() would take stdout instead
+            print(line, file=sys.stderr, flush=True)
     except OSError:
         pass  # nobody reads it; the exit code still tells
     raise SystemExit(code)

@@ -78,15 +78,15 @@ class SendTimeout(EchoError, TimeoutError):
 
 
 class EchoMismatch(EchoError):
-    """What came back is not what was sent. ``offset`` is the first byte that differs, counted from 0."""
+    """What came back is not what was sent. ``offset`` is the first byte that differs, counted from 0.
 
-    def __init__(self, sent: bytes, received: bytes) -> None:
-        pairs = enumerate(zip(sent, received))
+    ``sent`` and ``received`` are the two, or in a long stream the parts of them that begin at byte ``start``.
+    """
+
+    def __init__(self, sent: bytes, received: bytes, start: int = 0) -> None:
         shorter = min(len(sent), len(received))
+        differing = (index for index, (a, b) in enumerate(zip(sent, received)) if a != b)
         self.sent = sent
         self.received = received
-        self.offset = next((index for index, (a, b) in pairs if a != b), shorter)
-        super().__init__(
-            f"the reply differs from what was sent at byte {self.offset}"
-            f" ({len(sent)} bytes sent, {len(received)} received)"
-        )
+        self.offset = start + next(differing, shorter)
+        super().__init__(f"what came back differs from what was sent, from byte {self.offset} on")

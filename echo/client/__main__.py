@@ -37,23 +37,28 @@ def main(argv: Optional[List[str]] = None) -> int:
         return _run(options, framing, messages)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output is gone. Nothing may be flushed to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except EchoMismatch as exc:
         arguments.fail(PROG, str(exc), 3)
     except EchoError as exc:
         arguments.fail(PROG, str(exc), 1)
+    except OSError as exc:
+        # Standard output cannot be written. Nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(exc, BrokenPipeError):
+            return 1  # whoever read it has had enough
+        arguments.fail(PROG, f"cannot write standard output: {exc.strerror}", 1)
 
 
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
+    if sys.stdout is None or (sys.stdin is None and not messages):
+        arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the terminal can show
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
     with _connect(options, framing if messages or at_terminal else Pipe.wire(framing)) as client:
         if messages:
             return _exchange(client, messages)
         if at_terminal:
-            where = format_address(client.connection.socket.getpeername())
+            where = format_address((options.host, options.port))
             print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
             return Terminal(client.connection, options.timeout).run()
         Pipe(client.connection, framing, sys.stdin.fileno(), _write).run()
@@ -103,15 +108,17 @@ def _exchange(client: Client, messages: List[bytes]) -> int:
 
 
 def _print(message: bytes) -> None:
-    if sys.stdout.isatty():
-        print(escape(message), flush=True)
-    else:
-        _write(message + b"\n")
+    _write(message + b"\n")
 
 
 def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    """To standard output: as it is, but escaped, line by line, if that is a terminal."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\n".join(map(escape, data.split(b"\n"))))
+        sys.stdout.flush()
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

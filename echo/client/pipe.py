@@ -39,7 +39,7 @@ class Pipe:
         self._outstanding = 0
         self._returned = 0
         self._farewell = b""  # an "exit", which an echo service that does not know the word sends back
-        self._error: Optional[Exception] = None
+        self._error: Optional[EchoError] = None
         self._ended = False
         self._lines = 0
 
@@ -55,12 +55,14 @@ class Pipe:
             try:
                 messages = self._connection.receive()
             except ReceiveTimeout:
-                with self._changed:
-                    if not self._outstanding and not self._ended:
-                        continue  # the input is as idle
-                    missing = self._outstanding
                 if self._error is not None:
                     raise self._error from None
+                with self._changed:
+                    missing, ended = self._outstanding, self._ended
+                if not missing and ended:
+                    return  # all is back; that the server does not end its side is its affair
+                if not missing:
+                    continue  # the input is as idle
                 raise ReceiveTimeout(
                     f"nothing came back for {self._connection.idle_timeout:g} s; {missing} bytes are missing"
                 ) from None
@@ -84,9 +86,7 @@ class Pipe:
                 sent = self._expected.popleft() if self._expected else b""
                 size = min(len(sent), len(data))
                 if not size or sent[:size] != data[:size]:
-                    mismatch = EchoMismatch(sent, data)
-                    mismatch.offset += self._returned
-                    raise mismatch
+                    raise EchoMismatch(sent, data, self._returned)
                 if size < len(sent):
                     self._expected.appendleft(sent[size:])
                 self._outstanding -= size
@@ -97,7 +97,9 @@ class Pipe:
     def _feed(self) -> None:
         try:
             self._feed_all()
-        except (OSError, EchoError) as exc:
+        except OSError as exc:
+            self._error = EchoError(f"cannot read standard input: {exc.strerror}")
+        except EchoError as exc:
             self._error = exc
         with self._changed:
             self._ended = True
@@ -143,4 +145,5 @@ class Pipe:
 
     def _say_exit(self, data: bytes) -> None:
         self._farewell = data
+        self._ended = True  # before the server can answer it by its own end
         self._connection.send(data)

@@ -67,8 +67,11 @@ class Terminal:
     def _converse(self) -> bool:
         """Send what is typed, until the user leaves (true) or the server does (false)."""
         while not self._ended:
-            try:
+            with self._changed:
+                if self._ended:
+                    break
                 self._at_prompt = True
+            try:
                 line = input(PROMPT)
             except EOFError:
                 print()
@@ -81,9 +84,9 @@ class Terminal:
             awaited = self._received + 1
             try:
                 self._connection.send(message)
-            except EchoError as exc:
+            except (EchoError, ValueError) as exc:
                 if self._ended or exc is self._connection.error:
-                    return False
+                    break
                 _tell(str(exc))
                 continue
             with self._changed:
@@ -115,10 +118,11 @@ class Terminal:
         with self._changed:
             self._ended = True
             self._changed.notify()
-            if self._at_prompt:
-                # input() is inside a system call; a signal to its very thread is what ends it.
-                if hasattr(signal, "pthread_kill") and self._main.ident is not None:
-                    signal.pthread_kill(self._main.ident, signal.SIGINT)
+            # input() is inside a system call; a signal to its very thread is what ends it, unless it comes in the
+            # moment before the call. Hence again.
+            while self._at_prompt and hasattr(signal, "pthread_kill") and self._main.ident is not None:
+                signal.pthread_kill(self._main.ident, signal.SIGINT)
+                self._changed.wait(0.2)
 
     def _show(self, message: bytes) -> None:
         text = escape(message)
