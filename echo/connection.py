@@ -195,6 +195,20 @@ class Connection:
             self.messages_out += messages
             self.bytes_out += len(data)
 
+    def finish_output(self) -> None:
+        """Send what is queued, if the peer can be reached, and refuse whatever other threads want to send later.
+
+        Waits for a message that another thread is sending: closing the socket under its hands could give its
+        descriptor, and the rest of the message, to another connection. Never raises.
+        """
+        try:
+            self.flush()
+        except EchoError:
+            pass
+        with self._output:
+            if self._broken is None:
+                self._broken = ConnectionClosed("the session is over")
+
     # Ends.
 
     def end_output(self) -> None:
@@ -221,10 +235,13 @@ class Connection:
     def abort(self) -> None:
         """Let the close of the socket be a reset, drop what is queued, and wake the owner; from any thread."""
         self.aborted = True
-        with self._output:
-            self._broken = ConnectionClosed("this side has reset the connection")
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        _shut(self.socket, socket.SHUT_RD)
+        self._broken = ConnectionClosed("this side has reset the connection")
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            return  # closed already
+        # A thread that is stuck sending is woken at the price of a FIN before the reset.
+        _shut(self.socket, socket.SHUT_RDWR if self._output.locked() else socket.SHUT_RD)
 
     def failed(self, error: _Error) -> _Error:
         """Keep ``error`` as what this connection failed with, for its owner to raise."""

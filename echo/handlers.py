@@ -28,22 +28,36 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             def message_received(self, message):
                 self.send(message.upper())
 
-    The life of a session, all of it in the session's own thread:
+    The life of a session, in the session's own thread:
 
-    1. ``connection_made()``: the client is there; nothing has been read.
-    2. ``message_received(message)``, once for each message, in order. Replies are collected and go out
-       together before the next read that may block, or at ``flush()``.
-    3. ``eof_received(rest)`` if the client has ended its input; it may still be reading.
-    4. ``connection_lost(reason)``, exactly once for each ``connection_made``, even one that raised. Replies have
-       been delivered to the system; what is sent here still reaches a client that reads.
+    1. The server has accepted the client and made this object. ``connection_made()``: nothing has been read.
+    2. ``message_received(message)``, once for each message, in order, one at a time. It may take its time: only
+       its own client waits. Replies are collected and go out together before the next read that may block, when
+       much has been collected, or at ``flush()``.
+    3. ``eof_received(rest)`` if the client has ended its input. It may still be reading: replies arrive.
+    4. ``connection_lost(reason)``, exactly once for each ``connection_made``, even for one that raised. What is sent
+       here still reaches a client that reads.
+    5. The server half-closes, takes in what the client still sends for a moment, and closes.
 
-    ``reason`` is ``exit`` (this side closed), ``eof``, ``incomplete`` (end of input inside a message), ``idle``,
-    ``slow``, ``too-long``, ``drain`` (the server stops), ``reset`` or ``error`` (a hook raised; the server logs
-    it, once, and lives on).
+    **Ends.** ``reason`` is ``exit`` (this side called ``close``), ``eof``, ``incomplete`` (end of input inside a
+    message), ``idle``, ``slow`` (a message that does not end, a client that does not read), ``too-long``, ``drain``
+    (the server stops; what had arrived was answered), ``reset`` (the client is gone, or this side called ``abort``) or
+    ``error``.
 
-    State of the session lives on ``self``, shared state on ``self.server``. ``self.request`` is the socket, as in
-    ``socketserver``; ``self.connection`` is the ``Connection`` over it, and ``self.peer`` the client's address as
-    text. There is no ``rfile`` and no ``wfile``: the bytes belong to the connection.
+    **Exceptions.** One that leaves a hook ends this session and no other, as ``error``; the server logs it once, with
+    the client's address, and lives on. Replies sent before it are delivered. One that leaves ``connection_lost`` is
+    logged as well, and the session keeps its reason. What the client or the network does is no exception to a hook:
+    only ``send`` and ``flush`` raise it, and letting it pass gives the session its reason.
+
+    **Threads.** ``send``, ``close`` and ``abort`` may be called from any thread, from ``connection_made`` on. A message
+    sent from another thread goes out whole and at once, without waiting for this session's next read; it may wait for
+    a client that does not read, ``send_timeout`` at most, and raises ``ConnectionClosed`` when the session is over. All
+    else belongs to the session's thread.
+
+    **State.** What belongs to the session lives on ``self``, what is shared on ``self.server``, under a lock.
+    ``self.request`` is the socket, as in ``socketserver``; ``self.connection`` is the ``Connection`` over it,
+    ``self.peer`` the client's address as text. There is no ``rfile`` and no ``wfile``: the bytes belong to the
+    connection.
     """
 
     framing: Framing = LineFraming()
@@ -183,10 +197,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         return reason
 
     def finish(self) -> None:
-        try:
-            self.connection.flush()
-        except EchoError:
-            pass  # the session has its reason already
+        self.connection.finish_output()
         if self.session is None and not self.connection.peer_ended:
             linger(self.request)  # stock servers close over unread input
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -335,6 +336,40 @@ def test_send_from_other_threads_sends_whole_messages_without_waiting_for_a_read
     client = dial(serve(Broadcast))
     lines = read_exactly(client, senders * 20 * (size + 1)).splitlines()
     assert sorted(lines) == sorted(b"%d" % number * size for number in range(senders) for _ in range(20))
+
+
+def test_send_from_another_thread_after_the_end_is_refused(serve, dial):
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            kept.append(self)
+
+    kept = []
+    server = serve(Kept)
+    client = dial(server)
+    client.sendall(b"exit\n")
+    assert read_all(client) == b""
+    eventually(lambda: not server.connections)
+    with pytest.raises(echo.ConnectionClosed):
+        kept[0].send(b"too late")
+    kept[0].close()
+    kept[0].abort()
+
+
+def test_an_ending_session_lets_another_thread_finish_its_message(serve, dial):
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            kept.append(self)
+
+    kept = []
+    Kept.framing = echo.LengthFraming(50_000_000)
+    client = dial(serve(Kept))
+    eventually(lambda: kept)
+    sender = threading.Thread(target=kept[0].send, args=(b"x" * 20_000_000,))
+    sender.start()
+    select.select([client], [], [], DEADLINE)
+    client.sendall(echo.LengthFraming().encode(b"exit"))
+    assert len(read_all(client)) == 20_000_004
+    sender.join()
 
 
 def test_a_reply_that_the_framing_cannot_carry_is_an_error_of_the_hook(serve, dial):

@@ -100,6 +100,7 @@ class Client:
         """End the session: let the server see the end, take in what it still sends, close. Never raises."""
         if not self._closed:
             self._closed = True
+            self.connection.finish_output()
             linger(self.connection.socket)
             self.connection.socket.close()
 

@@ -248,8 +248,9 @@ class Server(socketserver.ThreadingTCPServer):
                         pass
                     if polls:
                         self.service_actions()
-                except Exception as exc:  # of service_actions(), or of a log handler that was told of another one
-                    self._back_off(exc)
+                except Exception as exc:
+                    _tell(logging.ERROR, "error", "exception in the serving loop; it goes on", exc_info=exc)
+                    self._rest()
         finally:
             self._end_run(run)
 
@@ -318,11 +319,13 @@ class Server(socketserver.ThreadingTCPServer):
             return False
 
     def _back_off(self, exc: Exception) -> None:
-        first = not self._pause
+        if not self._pause:  # once a burst, however often it fails
+            _tell(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
+        self._rest()
+
+    def _rest(self) -> None:
         self._pause = min(2 * self._pause, MAX_PAUSE) or MIN_PAUSE
         self._resume_at = time.monotonic() + self._pause
-        if first:  # once a burst, however often it fails
-            _tell(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
 
     def _recovered(self) -> None:
         if self._pause:
