@@ -201,7 +201,7 @@ def test_a_client_that_sends_much_and_never_reads_costs_little_memory_and_no_one
 
 
 def test_a_gigabyte_without_a_line_feed_costs_little_memory(server_command, dial):
-    server = server_command("--no-log-messages", "--max-message", "10M")
+    server = server_command("--no-log-messages", "--max-message", "4M")
     with echo.connect(server.address) as other:
         other.echo(b"warm")
         before = rss(server.pid)

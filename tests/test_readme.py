@@ -1,11 +1,15 @@
 """What is written about the project is so."""
 
+import http.client
 import os
 import re
+import select
+import socket
 
 import pytest
-from conftest import ROOT
+from conftest import DEADLINE, ROOT, read_all
 
+import echo
 from echo.client.__main__ import _parser as client_parser
 from echo.server.__main__ import _parser as server_parser
 
@@ -42,3 +46,149 @@ def test_readme_knows_every_option(command, parser):
         for option in action.option_strings or [action.dest]:
             if option not in ("-h", "--help", "--timeout"):
                 assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), f"{option} is not in README"
+
+
+# README's Python, as it stands there, but on a free port.
+
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", read("README.md"), re.MULTILINE | re.DOTALL)
+
+
+def line_of(address, *lines):
+    """What a plain client gets for these lines, to the end of its input."""
+    with socket.create_connection(address[:2], DEADLINE) as sock:
+        sock.sendall(b"".join(line + b"\n" for line in lines))
+        sock.shutdown(socket.SHUT_WR)
+        return read_all(sock)
+
+
+def upper(address):
+    assert line_of(address, b"abc") == b"ABC\n"
+
+
+def counter(address):
+    assert line_of(address, b"a", b"b", b"bye", b"c") == b"say something\n1 of 1\n2 of 2\nyou said 2 things\n"
+
+
+def guarded(address):
+    assert line_of(address, b"abc", b"exit") == b"abc\n"
+
+
+def files(address):
+    connection = http.client.HTTPConnection(*address[:2], timeout=DEADLINE)
+    connection.request("GET", "/README.md")
+    assert connection.getresponse().read() == read("README.md").encode()
+    connection.close()
+
+
+SERVERS = {"class Upper": upper, "class Counter": counter, "class Guarded": guarded, "import http.server": files}
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, capsys):
+    code = BLOCKS[number]
+    monkeypatch.chdir(ROOT)
+    if "serve_forever" in code:
+        (drive,) = [drive for mark, drive in SERVERS.items() if mark in code]
+        driven = []
+
+        def serve_and_drive(server):
+            server.start()
+            drive(server.server_address)
+            driven.append(server)
+
+        monkeypatch.setattr(echo.Server, "serve_forever", serve_and_drive)
+        exec(compile(code.replace("65432", "0"), "README.md", "exec"), {"__name__": "readme"})
+        assert driven and not driven[0].connections  # the block's end has closed it
+    else:
+        port = serve(type("Handler", (echo.EchoRequestHandler,), {})).server_address[1]
+        exec(compile(code.replace("65432", str(port)), "README.md", "exec"), {"__name__": "readme"})
+        out = capsys.readouterr().out
+        if "client.recv()" in code:
+            assert out == "b'hello'\n"
+        elif "server.stats()" in code:
+            assert re.fullmatch(r"127\.0\.0\.1:\d+ \d+\.\d+ open 1 6\n1 1 {} {} 1 0\n", out)
+        else:
+            assert re.fullmatch(r"\('127\.0\.0\.1', \d+\)\n", out)
+
+
+def test_every_kind_of_python_block_is_there():
+    """So that the test above cannot pass for want of blocks."""
+    assert len(BLOCKS) == 7
+    assert all(sum(mark in block for block in BLOCKS) == 1 for mark in SERVERS)
+
+
+# README's terminal.
+
+
+def console_blocks():
+    return re.findall(r"^```console\n(.*?)^```$", read("README.md"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_in_readme_are_ones_that_a_test_runs():
+    commands = [
+        line[2:] if line.startswith("$ ") else line
+        for block in console_blocks()
+        for line in block.splitlines()
+        if line.startswith(("$ ", "python3 -m venv"))
+    ]
+    assert commands == [
+        "python3 -m echo.server",  # test_the_session_in_readme_looks_like_that, on a free port
+        "python3 -m echo.client",  # the same
+        "python3 -m echo.server --handler shout:Upper",  # test_the_handler_in_readme_runs_from_the_command_line
+        "head -c 200M /dev/urandom | python3 -m echo.client --framing raw | sha256sum"
+        "   # with a server --framing raw",  # test_the_pipe_in_readme_brings_everything_back
+        "python3 -m venv .venv && .venv/bin/pip install -q '.[test]' && .venv/bin/python -m pytest",  # .ci/run
+    ]
+
+
+def test_the_session_in_readme_looks_like_that(server_command, run):
+    pty = pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
+    (session,) = [block for block in console_blocks() if block.startswith("$ python3 -m echo.client\n")]
+    expected = session.splitlines()[1:]
+    server = server_command()
+    master, slave = pty.openpty()
+    client = run(
+        "echo.client", *map(str, server.address), stdin=slave, stdout=slave, stderr=slave, env={"TERM": "dumb"}
+    )
+    os.close(slave)
+    screen = b""
+    typed = 0
+    for line in expected:
+        text = "> " if line.startswith("> ") else line.replace("65432", str(server.address[1])) + "\r\n"
+        while text.encode() not in screen:
+            assert select.select([master], [], [], DEADLINE)[0], screen
+            screen += os.read(master, 65536)
+        screen = screen.partition(text.encode())[2]
+        if line.startswith("> "):
+            os.write(master, line[2:].encode() + b"\n")
+            typed += 1
+            while line[2:].encode() + b"\r\n" not in screen:  # as the terminal shows what is typed
+                screen += os.read(master, 65536)
+            screen = screen.partition(line[2:].encode() + b"\r\n")[2]
+    assert typed == 3
+    assert client.popen.wait(DEADLINE) == 0
+    os.close(master)
+
+    told = [
+        block for block in re.findall(r"^```\n(.*?)^```$", read("README.md"), re.M | re.S) if "listening on" in block
+    ]
+    server.read_log_until("disconnected.*\n")
+
+    def masked(text):
+        return re.sub(r"\d{4}-\S+ \S+|127\.0\.0\.1:\d+|\d+\.\d+ s", "*", text)
+
+    assert masked(server.log) == masked(told[0])
+
+
+def test_the_handler_in_readme_runs_from_the_command_line(server_command, tmp_path):
+    (block,) = [block for block in BLOCKS if "class Upper" in block]
+    (tmp_path / "shout.py").write_text(block.partition("with echo.Server")[0])
+    server = server_command("--handler", "shout:Upper", cwd=str(tmp_path))
+    upper(server.address)
+
+
+def test_the_pipe_in_readme_brings_everything_back(server_command, run):
+    server = server_command("--framing", "raw", "--no-log-messages")
+    data = os.urandom(5 << 20)
+    client = run("echo.client", *map(str, server.address), "--framing", "raw")
+    assert client.finish(data) == (0, data)
