@@ -110,8 +110,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
         In the session's own thread it is queued, and goes out before the next read that may block. From another
         thread it goes out at once, whole, and waits while the client does not read (``send_timeout``).
-        Raises ``MessageTooLong`` or ``ValueError`` for what the framing cannot carry, ``SendTimeout`` or
-        ``ConnectionClosed`` when the client cannot be reached.
+        Raises ``MessageTooLong`` or ``ValueError`` for what the framing cannot carry (its limit counts for both
+        directions), ``SendTimeout`` or ``ConnectionClosed`` when the client cannot be reached.
         """
         if threading.get_ident() == self._thread:
             self.connection.write(message)
@@ -197,6 +197,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         return reason
 
     def finish(self) -> None:
+        self._thread = 0  # the system may give this thread's identity to another, for which send() is not the owner's
         self.connection.finish_output()
         if self.session is None and not self.connection.peer_ended:
             linger(self.request)  # stock servers close over unread input

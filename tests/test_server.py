@@ -190,6 +190,32 @@ def test_a_client_that_keeps_sending_cannot_keep_the_server_up(serve, dial):
     assert received[0] is None or received[0].replace(b"line\n", b"") == b""
 
 
+def test_a_stop_does_not_wait_for_a_client_that_is_gone(serve, dial):
+    """Its host answers the last reply with a reset, and what was not delivered then never is."""
+
+    class Late(echo.MessageRequestHandler):
+        def message_received(self, message):
+            entered.set()
+            release.wait(DEADLINE)
+            self.send(message)
+
+    entered, release = threading.Event(), threading.Event()
+    server = serve(Late, shutdown_timeout=DEADLINE)
+    client = dial(server)
+    client.sendall(b"hello\n")
+    assert entered.wait(DEADLINE)
+    stopped = []
+    stopper = threading.Thread(target=lambda: stopped.append(server.stop()))
+    stopper.start()
+    eventually(lambda: server.connections[0].state == "draining")
+    client.close()
+    began = time.monotonic()
+    release.set()
+    stopper.join()
+    assert stopped == [True]
+    assert time.monotonic() - began < DEADLINE / 2
+
+
 def test_a_sender_whose_client_does_not_read_is_cut_at_the_deadline(serve, dial):
     class Pour(echo.MessageRequestHandler):
         send_timeout = None

@@ -1,0 +1,88 @@
+"""An instrument in a program: a power supply that speaks SCPI, as laboratory devices do, in lines that end with CRLF.
+
+It shows state that belongs to one session (``self``), lines with CRLF, and a log of all that is said:
+
+    python3 -m examples.crlf_device
+    socat - TCP:127.0.0.1:65432,crlf          # then type *IDN?  VOLT 5  MEAS:VOLT?  VOLT 99  SYST:ERR?
+
+Each connection gets a device of its own, so that tests that run side by side do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import re
+import signal
+import sys
+from typing import Callable
+
+import echo
+
+
+class Device(echo.MessageRequestHandler):
+    def connection_made(self) -> None:
+        self.errors: collections.deque[str] = collections.deque()
+        self.volts = 0.0
+
+    def message_received(self, message: bytes) -> None:
+        line = message.decode("ascii", "replace").strip()  # LineFraming splits at LF: the CR is still there
+        answer = self.execute(line) if line else ""
+        if answer:
+            self.send(answer.encode() + b"\r")  # and LineFraming adds the LF
+
+    def execute(self, line: str) -> str:
+        for pattern, command in COMMANDS.items():
+            match = re.fullmatch(pattern, line, re.IGNORECASE)
+            if match:
+                return command(self, *match.groups())
+        return self.error(-113, "Undefined header")
+
+    def error(self, code: int, text: str) -> str:
+        """A device does not answer with an error: it keeps it until it is asked."""
+        if len(self.errors) < 10:
+            self.errors.append(f'{code},"{text}"')
+        else:
+            self.errors[-1] = '-350,"Queue overflow"'
+        return ""
+
+    def reset(self) -> str:
+        self.volts = 0.0
+        return ""
+
+    def next_error(self) -> str:
+        return self.errors.popleft() if self.errors else '0,"No error"'
+
+    def set_volts(self, text: str) -> str:
+        try:
+            volts = float(text)
+        except ValueError:
+            return self.error(-104, "Data type error") if text else self.error(-109, "Missing parameter")
+        if not 0 <= volts <= 30:
+            return self.error(-222, "Data out of range")
+        self.volts = volts
+        return ""
+
+
+# A manual writes MEASure:VOLTage? and means that MEAS:VOLT? is as good, in any letter case.
+COMMANDS: dict[str, Callable[..., str]] = {
+    r"\*IDN\?": lambda device: "Example Instruments,PSU-30,0,1.0",
+    r"\*RST": Device.reset,
+    r"SYST(?:em)?:ERR(?:or)?\?": Device.next_error,
+    r"MEAS(?:ure)?:VOLT(?:age)?\?": lambda device: f"{device.volts:+.6E}",
+    r"VOLT(?:age)?( .*|)": Device.set_volts,
+}
+
+
+class LoggedDevice(echo.LoggingMixin, Device):
+    """The same, with each line in the log: what whoever writes the device's client wants to see."""
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
+    with echo.Server(("127.0.0.1", port), LoggedDevice) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.shutdown())
+        logging.info("listening on %s port %d", *server.server_address)
+        server.serve_forever()

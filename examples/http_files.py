@@ -1,0 +1,39 @@
+"""The files of a folder over HTTP: the standard library's own handler, unchanged, on ``echo.Server``.
+
+It shows that code which was never written for it gets the server's limits, its log and its clean stop: after SIGTERM a
+download that is under way still arrives whole, idle keep-alive connections end at once, and new ones are refused.
+
+    python3 -m examples.http_files                       # this folder; or with a port and a folder
+    curl -s http://127.0.0.1:65432/LICENSE | tail -1
+    curl --limit-rate 1M -o copy http://127.0.0.1:65432/some-large-file     # and meanwhile stop the server
+"""
+
+import functools
+import http.server
+import logging
+import signal
+import sys
+
+import echo
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # keeps connections open: several requests, one session
+    timeout = 30  # seconds; socketserver's own attribute, which ends an idle connection
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
+    handler = functools.partial(Files, directory=sys.argv[2] if len(sys.argv) > 2 else ".")
+    with echo.Server(
+        ("127.0.0.1", port),
+        handler,
+        max_connections=100,  # at a time; more wait
+        max_connections_per_host=20,  # more are closed at once
+        shutdown_timeout=60.0,  # seconds that a stop leaves to the downloads
+    ) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.shutdown())
+        logging.info("listening on %s port %d", *server.server_address)
+        server.serve_forever()

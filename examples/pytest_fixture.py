@@ -1,0 +1,77 @@
+"""A server under your own tests: a real one, on a free port, that behaves as badly as you need.
+
+It shows how to test a client against a server that answers, one that stays silent and one that hangs up, without a
+guess at a port and without a sleep. It is a file of tests; run it, then copy it:
+
+    python3 -m pytest examples/pytest_fixture.py
+"""
+
+import queue
+import socket
+import sys
+from typing import Any, Callable, ClassVar, Iterator, Type
+
+import pytest
+
+import echo
+
+
+def read_temperature(address: Any, timeout: float = 10.0) -> float:
+    """The code under test: a client that asks a thermometer."""
+    with socket.create_connection(address, timeout) as sock, sock.makefile("rb") as lines:
+        sock.sendall(b"TEMP?\n")
+        line = lines.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionError("the thermometer hung up")
+        return float(line)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """``serve(HandlerClass)`` starts a server and gives its address; after the test all are stopped."""
+    servers = []
+
+    def start(handler_class: Type[echo.MessageRequestHandler]) -> Any:
+        servers.append(echo.Server(("127.0.0.1", 0), handler_class).start())  # port 0: any free one
+        return servers[-1].server_address
+
+    yield start
+    for server in servers:
+        assert server.stop(timeout=5.0), "a session had to be cut: the client left it open and busy"
+
+
+class Thermometer(echo.MessageRequestHandler):
+    asked: ClassVar["queue.Queue[bytes]"] = queue.Queue()  # what happens in a session's thread, a test waits for here
+
+    def message_received(self, message: bytes) -> None:
+        self.asked.put(message)
+        self.send(b"21.5")
+
+
+class Silent(echo.MessageRequestHandler):
+    """Reads, and answers nothing."""
+
+
+class HangsUp(echo.MessageRequestHandler):
+    def message_received(self, message: bytes) -> None:
+        self.connection.write_raw(b"21")  # half an answer
+        self.close()
+
+
+def test_a_temperature_is_read(serve: Callable[..., Any]) -> None:
+    assert read_temperature(serve(Thermometer)) == 21.5
+    assert Thermometer.asked.get(timeout=10) == b"TEMP?"
+
+
+def test_a_silent_thermometer_is_given_up(serve: Callable[..., Any]) -> None:
+    with pytest.raises(socket.timeout):
+        read_temperature(serve(Silent), timeout=0.1)
+
+
+def test_a_thermometer_that_hangs_up_in_mid_answer_is_an_error(serve: Callable[..., Any]) -> None:
+    with pytest.raises(ConnectionError, match="hung up"):
+        read_temperature(serve(HangsUp))
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__]))
