@@ -6,10 +6,10 @@ no server can drive the terminal.
 
 from __future__ import annotations
 
-import functools
 import signal
 import sys
 import threading
+import time
 from typing import Optional
 
 from ..connection import Connection
@@ -25,6 +25,8 @@ else:
     _line_buffer = readline.get_line_buffer
 
 PROMPT = "> "
+
+_STEP = 0.2  # seconds; a Ctrl-C that comes in the moment before a wait begins is acted on only after it
 
 
 class Terminal:
@@ -89,15 +91,22 @@ class Terminal:
                     break
                 _tell(str(exc))
                 continue
-            with self._changed:
-                if not self._changed.wait_for(functools.partial(self._answered, awaited), self._timeout):
-                    _tell(f"no reply after {self._timeout:g} s")
-                elif self._ended and is_exit(message):
-                    return True
+            if not self._wait_for(awaited):
+                _tell(f"no reply after {self._timeout:g} s")
+            elif self._ended and is_exit(message):
+                return True
         return False
 
-    def _answered(self, awaited: int) -> bool:
-        return self._ended or self._received >= awaited
+    def _wait_for(self, awaited: int) -> bool:
+        """Wait for so many replies, or the session's end; false when the time is over."""
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        with self._changed:
+            while not (self._ended or self._received >= awaited):
+                left = _STEP if deadline is None else min(_STEP, deadline - time.monotonic())
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
 
     def _receive(self) -> None:
         try:
@@ -122,7 +131,7 @@ class Terminal:
             # moment before the call. Hence again.
             while self._at_prompt and hasattr(signal, "pthread_kill") and self._main.ident is not None:
                 signal.pthread_kill(self._main.ident, signal.SIGINT)
-                self._changed.wait(0.2)
+                self._changed.wait(_STEP)
 
     def _show(self, message: bytes) -> None:
         text = escape(message)

@@ -7,7 +7,8 @@ import time
 from typing import Any, Optional
 
 from ..handlers import MessageRequestHandler
-from ..text import escape, plural
+from ..text import escape
+from .records import emit
 
 
 class LoggingMixin(MessageRequestHandler):
@@ -73,11 +74,11 @@ class LoggingMixin(MessageRequestHandler):
     def _log_message(self, event: str, message: bytes, how: str = "") -> None:
         level = self.message_level
         if level is not None and self.log.isEnabledFor(level):
+            size = len(message)
             text = escape(message, self.shown_bytes)
-            self._log(
-                level, event, f"{event} {plural(len(message), 'byte')}{how}: {text}", size=len(message), text=text
-            )
+            line = f"{event} {size} byte{'' if size == 1 else 's'}{how}: {text}"
+            self._log(level, event, line, size=size, text=text)
 
     def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
-        extra = {"event": event, "peer": self.peer, "session": self.session, **fields}
-        self.log.log(level, "%s %s", self.peer, line, extra=extra)
+        fields.update(event=event, peer=self.peer, session=self.session)
+        emit(self.log, level, f"{self.peer} {line}", fields)

@@ -21,7 +21,7 @@ from ..text import format_address
 from ..version import __version__
 from .access import network
 from .loading import combine, load_handler, load_mixin
-from .logs import JsonFormatter, LogQueue, text_formatter
+from .logs import JsonFormatter, LogQueue, TextFormatter
 from .server import Server
 
 PROG = "echo.server"
@@ -40,7 +40,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc)}", 1)
     except OverflowError as exc:
         arguments.fail(PROG, str(exc), 2)
-    formatter = JsonFormatter() if options.log_format == "json" else text_formatter()
+    formatter = JsonFormatter() if options.log_format == "json" else TextFormatter()
     root = logging.getLogger()
     with LogQueue(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2, formatter) as handler:
         root.addHandler(handler)

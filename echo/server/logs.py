@@ -13,10 +13,10 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import logging.handlers
 import os
 import queue
 import threading
+import time
 from typing import Any, Optional
 
 from ..text import plural
@@ -27,17 +27,28 @@ CAPACITY = 10_000
 FLUSH_TIMEOUT = 2.0
 """Seconds that the end of the program waits for the log to be written."""
 
-_BATCH = 200
+GATHER = 0.01
+"""Seconds that the writer waits for more records before it writes: woken for each of them, it would take the
+interpreter from the sessions each time."""
 
+_TRACEBACKS = logging.Formatter()
 
 _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", "asctime", "taskName"}
 
 
-def text_formatter() -> logging.Formatter:
-    """Lines for people."""
-    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    formatter.default_msec_format = "%s.%03d"
-    return formatter
+class TextFormatter(logging.Formatter):
+    """Lines for people: ``2026-11-22 09:14:39.702 INFO    listening on 127.0.0.1:65432``."""
+
+    _second = -1
+    _text = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        if second != self._second:  # most records share theirs; only the writer's thread comes here
+            self._second = second
+            self._text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        line = f"{self._text}.{int(record.msecs):03d} {record.levelname:7} {record.getMessage()}"
+        return f"{line}\n{record.exc_text}" if record.exc_text else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -63,16 +74,18 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
-class LogQueue(logging.handlers.QueueHandler):
+class LogQueue(logging.Handler):
     """A logging handler in front of a thread that writes to a file descriptor. Use it as a context manager."""
 
     def __init__(self, descriptor: int, formatter: logging.Formatter, capacity: int = CAPACITY) -> None:
-        self._records: queue.SimpleQueue[Optional[logging.LogRecord]] = queue.SimpleQueue()
-        super().__init__(self._records)
+        super().__init__()
         self.setFormatter(formatter)
         self._descriptor = descriptor
         self._capacity = capacity
+        self._records: queue.SimpleQueue[Optional[logging.LogRecord]] = queue.SimpleQueue()
+        self._counting = threading.Lock()
         self._dropped = 0
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="echo-log", daemon=True)
 
     def __enter__(self) -> LogQueue:
@@ -80,30 +93,35 @@ class LogQueue(logging.handlers.QueueHandler):
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
+        self._ending.set()
         self._records.put(None)
         self._thread.join(FLUSH_TIMEOUT)
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Settle what may change or must not be kept alive: arguments and tracebacks."""
-        record.msg, record.args = record.getMessage(), None
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Queue the record; without the handler's lock, since the queue has its own."""
+        if self.filters and not self.filter(record):
+            return False
+        if self._records.qsize() >= self._capacity:
+            with self._counting:
+                self._dropped += 1
+            return True
+        # What may change, or must not be kept alive, is settled now.
+        if record.args:
+            record.msg, record.args = record.getMessage(), None
         if record.exc_info:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
+            record.exc_text = _TRACEBACKS.formatException(record.exc_info)
             record.exc_info = None
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        if self._records.qsize() < self._capacity:
-            self._records.put(record)
-        else:
-            self._dropped += 1  # under the handler's lock, as all of emit()
+        self._records.put(record)
+        return True
 
     def _write_all(self) -> None:
         told = 0
         ended = False
         while not ended:
             batch = [self._records.get()]
+            self._ending.wait(GATHER)
             try:
-                while len(batch) < _BATCH:
+                while len(batch) < self._capacity:
                     batch.append(self._records.get_nowait())
             except queue.Empty:
                 pass

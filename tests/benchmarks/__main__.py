@@ -46,6 +46,9 @@ class Contender:
         finally:
             process.terminate()
             process.wait()
+            with open(path, "rb") as file:
+                if b"dropped: the log was not read" in file.read():
+                    print(f"(of {self.name} some log records were dropped)")
             os.remove(path)
 
 
