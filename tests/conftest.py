@@ -138,16 +138,16 @@ class Process:
             assert data, f"stderr ended without {pattern!r}: {self.log!r}"
             self.log += data.decode()
 
-    def finish(self, data=None):
+    def finish(self, data=None, timeout=DEADLINE * 2):
         """Give it ``data`` on stdin, wait for its end; return (exit code, stdout); stderr is added to ``log``."""
-        out, err = self.popen.communicate(data, timeout=DEADLINE * 2)
+        out, err = self.popen.communicate(data, timeout=timeout)
         self.log += (err or b"").decode()
         return self.popen.returncode, out
 
-    def terminate(self, signum=signal.SIGTERM):
+    def terminate(self, signum=signal.SIGTERM, **options):
         """Send a signal, wait for the end; return the exit code."""
         self.popen.send_signal(signum)
-        return self.finish()[0]
+        return self.finish(**options)[0]
 
     def kill(self):
         if self.popen.poll() is None:
