@@ -11,8 +11,8 @@ The rules:
   a handful of system calls, one interactive line costs one.
 * A deadline loses no byte: what came of a message stays in the decoder, and receiving again goes on
   (bpo-7322).
-* Whatever goes wrong with the socket is raised as one of ``echo.exceptions`` and kept in ``error``, so that
-  a handler can tell its own connection's failure from one of another connection that it uses.
+* Whatever goes wrong with the socket is raised as one of ``echo.exceptions``, with this connection on it, so that a
+  handler can tell its own connection's failure from one of another connection that it uses.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class Connection:
         self.idle_timeout = idle_timeout
         self.message_timeout = message_timeout
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
-        self.error: Optional[EchoError] = None
         self._decoder = framing.decoder()
         self._recv: Callable[[int], bytes] = sock.recv
         self._read_size = MIN_READ
@@ -73,6 +72,7 @@ class Connection:
         self._output = threading.Lock()
         self._broken: Optional[EchoError] = None  # set once a send failed: how much of a message went out is unknown
         self._deadline: Optional[float] = None  # of the message that has begun
+        self._paused: Optional[float] = None  # since when the owner is busy with the messages before that one
         self._armed: Optional[float] = None  # what the kernel was told last
         self.input_ended = False  # by end_input()
         self.peer_ended = False
@@ -92,6 +92,10 @@ class Connection:
         """
         if self._queue:
             self.flush()
+        if self._deadline is not None and self._paused is not None:
+            # What the owner did with the last messages is no slowness of the peer's.
+            self._deadline += time.monotonic() - self._paused
+            self._paused = None
         decoder = self._decoder
         while True:
             if decoder.error is not None:
@@ -105,7 +109,7 @@ class Connection:
             size = len(data)
             if not size:
                 if self._broken is not None:
-                    raise self._broken  # another thread's send failed, and ended the input to say so
+                    raise self._broken  # a send failed or the connection was aborted, and the input ended to say so
                 self.peer_ended = not self.input_ended
                 return []
             self.bytes_in += size
@@ -133,6 +137,7 @@ class Connection:
         elif self.message_timeout is not None:
             now = time.monotonic()
             if completed or self._deadline is None:
+                self._paused = now if completed else None
                 self._deadline = now + self.message_timeout
                 self._arm(self.message_timeout)
             elif now < self._deadline:
@@ -207,7 +212,7 @@ class Connection:
             pass
         with self._output:
             if self._broken is None:
-                self._broken = ConnectionClosed("the session is over")
+                self._broken = self.failed(ConnectionClosed("the session is over"))
 
     # Ends.
 
@@ -235,7 +240,7 @@ class Connection:
     def abort(self) -> None:
         """Let the close of the socket be a reset, drop what is queued, and wake the owner; from any thread."""
         self.aborted = True
-        self._broken = ConnectionClosed("this side has reset the connection")
+        self._broken = self.failed(ConnectionClosed("this side has reset the connection"))
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
@@ -244,8 +249,8 @@ class Connection:
         _shut(self.socket, socket.SHUT_RDWR if self._output.locked() else socket.SHUT_RD)
 
     def failed(self, error: _Error) -> _Error:
-        """Keep ``error`` as what this connection failed with, for its owner to raise."""
-        self.error = error
+        """Mark ``error`` as this connection's, for the caller to raise."""
+        error.connection = self
         return error
 
 

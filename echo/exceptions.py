@@ -18,11 +18,18 @@ Every class names the ``reason`` with which a session that meets it ends; the sa
 
 from __future__ import annotations
 
+from typing import Optional
+
 
 class EchoError(Exception):
-    """The root: ``except EchoError`` catches whatever this package raises about a connection."""
+    """The root: ``except EchoError`` catches whatever this package raises about a connection.
+
+    ``connection`` is the ``Connection`` that failed, or None. It tells a handler its own connection's failure, which
+    has a reason, from one of another connection that a hook uses, which is an error like any other.
+    """
 
     reason = "error"
+    connection: Optional[object] = None
 
 
 class ProtocolError(EchoError):

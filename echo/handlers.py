@@ -165,7 +165,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             self.connection_made()
             reason = self._converse()
         except EchoError as exc:
-            if exc is not self.connection.error:
+            if exc.connection is not self.connection:
                 raise  # another connection's, used in a hook: a mistake of the hook like any other
             lost = isinstance(exc, ConnectionClosed)
             reason = "drain" if lost and self._draining else exc.reason
@@ -174,6 +174,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             log.log(level, "%s %s: %s", self.peer, reason, exc, extra=fields)
         finally:
             self.reason = reason
+            try:
+                self.connection.flush()  # what was sent before a hook raised
+            except EchoError:
+                pass  # the session has its reason already
             self.connection_lost(reason)
 
     def _converse(self) -> str:

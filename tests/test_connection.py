@@ -157,7 +157,6 @@ def test_messages_are_received_in_order_and_counted(connect):
     sender.result()
     assert (connection.messages_in, connection.bytes_in) == (len(lines), len(stream))
     assert (connection.messages_out, connection.bytes_out) == (0, 0)
-    assert connection.error is None
 
 
 def test_one_read_returns_all_the_messages_it_completed(connect):
@@ -178,7 +177,6 @@ def test_the_end_of_the_input_is_an_empty_list_again_and_again(connect):
     assert connection.receive() == []
     assert connection.finish_input() == b"rest\r"
     assert connection.finish_input() == b""
-    assert connection.error is None
 
 
 def test_a_message_too_long_is_raised_after_those_before_it_and_kept(connect):
@@ -186,11 +184,10 @@ def test_a_message_too_long_is_raised_after_those_before_it_and_kept(connect):
     peer.sendall(b"one\ntwo\ntoo long\nnever\n")
     arrived(connection, 23)
     assert connection.receive() == [b"one", b"two"]
-    assert connection.error is None
     for _ in range(2):
         with pytest.raises(MessageTooLong) as caught:
             connection.receive()
-        assert connection.error is caught.value
+        assert caught.value.connection is connection
 
 
 def test_replies_are_sent_before_a_message_too_long_is_raised(connect):
@@ -384,7 +381,7 @@ def test_a_timeout_loses_no_byte_of_a_partial_message(connect):
         connection.receive()
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.reason == "idle"
-    assert connection.error is caught.value
+    assert caught.value.connection is connection
     with pytest.raises(ReceiveTimeout):
         connection.receive()
     peer.sendall(b"tial\nmore\n")
@@ -422,7 +419,7 @@ def test_dripping_bytes_do_not_defeat_the_message_timeout(connect):
             connection.receive()
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.reason == "slow"
-    assert connection.error is caught.value
+    assert caught.value.connection is connection
     peer.sendall(b"\n")
     arrived(connection, len(dripped) + 1 - connection.bytes_in)
     assert connection.receive() == [b"x" * len(dripped)]
@@ -509,7 +506,7 @@ def test_a_peer_that_never_reads_is_a_send_timeout_and_so_is_every_later_send(co
         connection.send(b"x" * BIG)
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.reason == "slow"
-    assert connection.error is caught.value
+    assert caught.value.connection is connection
     calls = len(connection.socket.calls)
     connection.write(b"more")
     for action in (connection.flush, lambda: connection.send(b"more")):
@@ -552,7 +549,7 @@ def test_a_send_that_fails_wakes_the_owner_with_the_same_error(connect):
     with pytest.raises(SendTimeout) as received:
         receiving.result()
     assert received.value is caught.value
-    assert connection.error is caught.value
+    assert caught.value.connection is connection
 
 
 def test_the_socket_never_gets_a_python_timeout(connect):
@@ -581,7 +578,7 @@ def test_a_reset_while_receiving_is_connection_closed_and_kept(connect):
     assert isinstance(caught.value, ConnectionError)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.reason == "reset"
-    assert connection.error is caught.value
+    assert caught.value.connection is connection
 
 
 def test_a_reset_while_sending_is_connection_closed_and_kept(connect):
@@ -592,7 +589,7 @@ def test_a_reset_while_sending_is_connection_closed_and_kept(connect):
     with pytest.raises(ConnectionClosed) as caught:
         sending.result()
     assert isinstance(caught.value.__cause__, OSError)
-    assert connection.error is caught.value
+    assert caught.value.connection is connection
     with pytest.raises(ConnectionClosed):
         connection.send(b"more")
     with pytest.raises(ConnectionClosed):
@@ -627,7 +624,6 @@ def test_ending_the_input_wakes_a_blocked_receive(connect):
     connection.end_input()
     assert receiving.result() == []
     assert connection.input_ended
-    assert connection.error is None
     assert connection.receive() == []
 
 

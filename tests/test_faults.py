@@ -255,7 +255,7 @@ def test_ten_thousand_short_sessions_leave_nothing_behind(server_command):
                         assert read_all(sock) == b"hello\n"
 
             sessions(1000)
-            eventually(lambda: threads_of(process.pid) <= 2 + 8)
+            eventually(lambda: threads_of(process.pid) == 2)
             idle = (descriptors_of(process.pid), rss(process.pid))
             sessions(10_000)
             eventually(lambda: descriptors_of(process.pid) == idle[0])

@@ -1,5 +1,6 @@
 """A session: its hooks, its ends and their reasons, and the echo protocol."""
 
+import contextlib
 import logging
 import os
 import select
@@ -294,6 +295,85 @@ def test_another_connections_failure_inside_a_hook_is_an_error_of_the_hook(serve
     talk(dial(serve(handler)), b"a\n")
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == ["error"]
+
+
+def test_a_reset_is_a_reset_although_another_thread_meets_it_first(serve, dial, caplog):
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            kept.append(self)
+            receive = self.connection.receive
+
+            def watched():
+                try:
+                    return receive()
+                except echo.ConnectionClosed:
+                    for _ in range(5):
+                        with contextlib.suppress(echo.ConnectionClosed):
+                            self.connection.send(b"to nobody")
+                    raise
+
+            self.connection.receive = watched
+
+    kept = []
+    handler = Recorder.of(Kept)
+    client = dial(serve(handler))
+    eventually(lambda: kept)
+    reset(client)
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["reset"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("how", ["after a send", "idle, from another thread", "and sends on", "throttled"])
+def test_abort_ends_the_session_as_reset_and_is_no_error(serve, dial, caplog, how):
+    class Aborting(echo.ThrottlingMixin if how == "throttled" else echo.MessageRequestHandler):
+        messages_per_second, burst_seconds = 0.001, 1000.0
+
+        def connection_made(self):
+            kept.append(self)
+            super().connection_made()
+
+        def message_received(self, message):
+            super().message_received(message)
+            if how != "throttled":
+                self.send(message)
+                self.abort()
+                if how == "and sends on":
+                    self.send(message)
+                    self.flush()
+
+    kept = []
+    handler = Recorder.of(Aborting)
+    client = dial(serve(handler))
+    eventually(lambda: kept)
+    if how == "idle, from another thread":
+        kept[0].abort()
+    else:
+        client.sendall(b"one\ntwo\n")
+        if how == "throttled":
+            eventually(lambda: len(handler.events) == 3)
+            kept[0].abort()
+    with pytest.raises(ConnectionResetError):
+        read_all(client)
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["reset"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_handlers_own_slowness_is_no_slowness_of_the_clients_message(serve, dial):
+    class Slow(echo.EchoRequestHandler):
+        message_timeout = 0.3
+
+        def message_received(self, message):
+            if message == b"first":
+                threading.Event().wait(0.6)
+            super().message_received(message)
+
+    client = dial(serve(Slow))
+    client.sendall(b"first\nsec")
+    assert read_exactly(client, 6) == b"first\n"
+    client.sendall(b"ond\n")
+    assert read_exactly(client, 7) == b"second\n"
 
 
 def test_what_is_sent_in_connection_lost_still_arrives(serve, dial):

@@ -66,6 +66,21 @@ def test_a_reader_that_stalls_stalls_no_one_and_is_told_what_it_missed(pipe, log
     assert len(lines) == 5000 - dropped + 1 + len(notes)
 
 
+def test_a_descriptor_that_does_not_block_loses_nothing(pipe, logger):
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    text = []
+    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
+    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
+        logger.addHandler(queue)
+        for number in range(1000):
+            logger.info("%d %s", number, "x" * 1000)
+        thread.start()
+    os.close(writer)
+    thread.join(DEADLINE)
+    assert len(text[0].splitlines()) == 1000
+
+
 def test_the_end_of_the_program_does_not_wait_for_a_stalled_reader(pipe, logger):
     _, writer = pipe
     with LogQueue(writer, logging.Formatter("%(message)s")) as queue:

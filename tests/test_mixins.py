@@ -77,6 +77,25 @@ def test_a_last_line_without_its_end_is_logged_too(log_of):
     assert records[1].getMessage().endswith("received 4 bytes without an end: rest")
 
 
+def test_the_end_counts_replies_before_an_exception(log_of):
+    class Failing(echo.LoggingMixin, echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message)
+            raise ZeroDivisionError
+
+    _, records = log_of(Failing, b"hello\n")
+    assert "disconnected: error; 1 in (6 B), 1 out (6 B)" in records[-1].getMessage()
+
+
+def test_the_end_is_logged_although_a_mixin_failed_before_the_beginning(log_of):
+    class Failing(echo.MessageRequestHandler):
+        def connection_made(self):
+            raise ZeroDivisionError
+
+    _, records = log_of(type("Handler", (Failing, Logged), {}), b"")
+    assert [record.event for record in records] == ["disconnected"]
+
+
 def test_messages_can_be_left_out(log_of):
     class Quiet(Logged):
         message_level = None
@@ -241,6 +260,30 @@ def test_a_transcript_that_cannot_be_written_ends_its_session_as_an_error(serve,
     (tmp_path / "file").write_text("in the way")
     server = serve(Kept)
     assert read_all(dial(server)) == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+
+
+def test_a_transcript_that_meets_a_full_disk_ends_its_session_as_an_error(serve, dial, tmp_path):
+    class Kept(echo.TranscriptMixin, echo.EchoRequestHandler):
+        transcript_folder = str(tmp_path)
+
+        def stream(self):
+            stream = super().stream()
+            self._transcript.close()
+            self._transcript = stream._file = Full()
+            return stream
+
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    server = serve(Kept)
+    client = dial(server)
+    client.sendall(b"hello\n")
+    assert read_all(client) == b""
     eventually(lambda: server.stats().ended == {"error": 1})
 
 

@@ -507,13 +507,12 @@ def test_want_of_resources_is_waited_out_with_one_log_line(serve, dial, caplog, 
     assert server.stats().accept_errors == 4
 
 
-def test_pauses_double_up_to_a_second(serve):
-    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+def test_pauses_double_up_to_a_second():
+    backoff = server_module._BackOff()
     pauses = []
     for _ in range(10):
-        server._back_off(OSError(errno.EMFILE, "full"))
-        pauses.append(server._pause)
-    server.server_close()
+        backoff.failed()
+        pauses.append(backoff.pause)
     assert pauses[:3] == [0.01, 0.02, 0.04]
     assert pauses[-1] == 1.0
 
@@ -740,6 +739,96 @@ def test_sys_exit_in_a_handler_ends_its_session_not_the_server_and_is_told(serve
     eventually(lambda: server.stats().ended == {"error": 1})
 
 
+def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve):
+    """Row 10: once the pause is over there is nothing to look at the clock for."""
+    waits = []
+
+    class Watched(Faulty):
+        def _wait(self, run, deadline):
+            waits.append(deadline)
+            super()._wait(run, deadline)
+
+    server = serve(cls=Watched)
+    eventually(lambda: waits)
+    server.faults = [OSError(errno.EMFILE, "full")]
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        assert echoes(sock)
+    server.faults = [ValueError("not consumed")]
+    with socket.create_connection(server.server_address, DEADLINE):
+        eventually(lambda: server.stats().accepted == 2)
+    server.faults = [OSError(errno.EMFILE, "full")]
+    server._run.wake()
+    before = len(waits)
+    threading.Event().wait(0.3)  # far longer than the pause
+    assert len(waits) - before < 5
+
+
+def test_service_actions_that_always_raises_keeps_nobody_out(dial, caplog):
+    class Raising(echo.Server):
+        def service_actions(self):
+            raise ZeroDivisionError
+
+    with Raising(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        eventually(lambda: len(caplog.records) > 3)
+        assert echoes(dial(server))
+        server.shutdown()
+        thread.join(DEADLINE)
+
+
+def test_an_interrupt_while_a_sessions_thread_starts_leaves_the_session_alone(monkeypatch):
+    real_start = threading.Thread.start
+
+    def interrupted(thread):
+        real_start(thread)
+        raise KeyboardInterrupt
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            monkeypatch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+            monkeypatch.undo()
+            assert echoes(sock)
+
+
+@pytest.mark.parametrize("where", ["atexit.register", "threading.Thread.start"])
+def test_a_signal_handlers_shutdown_inside_start_does_not_deadlock(where):
+    """Row 5."""
+    script = (
+        "import atexit, echo, os, signal, threading\n"
+        f"real = {where}\n"
+        "def interrupted(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(*arguments)\n"
+        "server = echo.Server(('127.0.0.1', 0), echo.EchoRequestHandler)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: server.shutdown())\n"
+        f"{where} = interrupted\n"
+        "server.start()\n"
+        f"{where} = real\n"
+        "server.stop()\n"
+        "print('ended')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, check=True
+    )
+    assert done.stdout == b"ended\n"
+
+
+def test_a_shutdown_that_comes_while_a_run_begins_ends_it(monkeypatch):
+    """Row 7: from a signal handler, say."""
+    real = server_module._Run
+
+    def interrupted(listener):
+        server.shutdown()
+        return real(listener)
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        monkeypatch.setattr(server_module, "_Run", interrupted)
+        ends_in_time(server.serve_forever)
+
+
 # Bounds.
 
 
@@ -834,6 +923,7 @@ def test_finished_sessions_leave_nothing_behind(serve, dial):
         ("shutdown_timeout", -1, ValueError),
         ("shutdown_timeout", float("nan"), ValueError),
         ("shutdown_timeout", "soon", TypeError),
+        ("request_queue_size", None, TypeError),
         ("allow", ["10.0.0.0/99"], ValueError),
         ("deny", ["example"], ValueError),
         ("max_conections", 5, TypeError),
@@ -842,7 +932,7 @@ def test_finished_sessions_leave_nothing_behind(serve, dial):
 def test_a_senseless_option_is_an_error_that_names_it(option, value, error):
     with pytest.raises(error) as caught:
         echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, **{option: value})
-    named = option if isinstance(value, (int, float, str)) else value[0]
+    named = value[0] if isinstance(value, list) else option
     assert str(named) in str(caught.value)
 
 
@@ -958,6 +1048,51 @@ def test_a_regular_file_is_refused_and_stays(unix_path):
         echo.Server(unix_path, echo.EchoRequestHandler)
     with open(unix_path) as file:
         assert file.read() == "precious"
+
+
+def test_a_live_server_whose_backlog_is_full_is_refused_at_once(unix_path):
+    """Row 1."""
+    with socket.socket(socket.AF_UNIX) as live:
+        live.bind(unix_path)
+        live.listen(0)
+        waiting = []
+        try:
+            while True:
+                sock = socket.socket(socket.AF_UNIX)
+                waiting.append(sock)
+                sock.setblocking(False)
+                sock.connect(unix_path)
+        except BlockingIOError:
+            pass
+        with pytest.raises(OSError, match="another server listens"):
+            echo.Server(unix_path, echo.EchoRequestHandler)
+        for sock in waiting:
+            sock.close()
+
+
+def test_the_path_goes_before_the_socket_so_that_it_cannot_be_anothers(unix_path, monkeypatch):
+    """Row 1: the number of a closed socket's inode may be the next server's at once."""
+    states = []
+    server = echo.Server(unix_path, echo.EchoRequestHandler)
+    release = server_module.listeners.release_path
+
+    def spy(path, inode):
+        states.append(server.socket.fileno())
+        release(path, inode)
+
+    monkeypatch.setattr(server_module.listeners, "release_path", spy)
+    server.server_close()
+    assert states and states[0] != -1
+
+
+def test_a_relative_path_is_removed_wherever_the_process_has_gone(tmp_path, monkeypatch):
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip("no Unix sockets here")
+    monkeypatch.chdir(tmp_path)
+    server = echo.Server("echo.sock", echo.EchoRequestHandler, allow_reuse_port=True)
+    monkeypatch.chdir("/")
+    server.server_close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_path_of_a_server_that_came_after_is_left_alone(unix_path):

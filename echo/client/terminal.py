@@ -87,7 +87,7 @@ class Terminal:
             try:
                 self._connection.send(message)
             except (EchoError, ValueError) as exc:
-                if self._ended or exc is self._connection.error:
+                if self._ended or getattr(exc, "connection", None) is self._connection:
                     break
                 _tell(str(exc))
                 continue

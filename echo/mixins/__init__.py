@@ -3,7 +3,8 @@ listed before the handler: ``class Chat(echo.LoggingMixin, echo.ThrottlingMixin,
 
 The leftmost is the outermost: it is the first to see a message that arrives and one that is sent, and its ``stream()``
 lies closest to the connection, farthest from the network. A mixin that forgets ``super()`` hides those to its right,
-and the handler. (One that derives from plain ``object`` and is listed after the handler would be dropped in silence.)
+and the handler. The echo of a last line without its end goes out as bytes, past every ``send``. (A mixin that derives
+from plain ``object`` and is listed after the handler would be dropped in silence.)
 """
 
 from .faults import FaultMixin

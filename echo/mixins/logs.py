@@ -34,8 +34,11 @@ class LoggingMixin(MessageRequestHandler):
     shown_bytes = 80
     """How much of a message is shown, in bytes."""
 
-    def connection_made(self) -> None:
+    def setup(self) -> None:
         self._began = time.monotonic()
+        super().setup()
+
+    def connection_made(self) -> None:
         self._log(self.session_level, "connected", "connected")
         super().connection_made()
 

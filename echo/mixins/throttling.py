@@ -65,6 +65,10 @@ class ThrottlingMixin(MessageRequestHandler):
         self._lifted.set()
         super().close()
 
+    def abort(self) -> None:
+        self._lifted.set()
+        super().abort()
+
     def drain(self) -> None:
         self._lifted.set()
         super().drain()

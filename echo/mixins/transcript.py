@@ -59,6 +59,12 @@ class _Recorder(SocketWrapper):
         super().sendall(data)
 
     def _record(self, direction: str, data: bytes) -> None:
+        try:
+            self._write(direction, data)
+        except OSError as exc:  # not to be taken for one of the socket's
+            raise RuntimeError(f"the transcript cannot be written: {exc}") from exc
+
+    def _write(self, direction: str, data: bytes) -> None:
         moment = datetime.datetime.now().strftime("%H:%M:%S.%f")[:-3]
         with self._lock:
             for start in range(0, len(data), _WIDTH):

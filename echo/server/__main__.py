@@ -105,7 +105,12 @@ def _handler(options: argparse.Namespace) -> type:
         return handler
     if "framing" in given or "max_message" in given:
         cls = FRAMINGS[given["framing"]] if "framing" in given else type(handler.framing)
-        given["framing"] = cls(given.pop("max_message", handler.framing.max_message))
+        try:
+            given["framing"] = cls(given.pop("max_message", handler.framing.max_message))
+        except TypeError:
+            raise ValueError(
+                f"{options.handler} has a framing of its own, whose limit cannot be set from here"
+            ) from None
     if not options.log_messages:
         given["message_level"] = None
     return combine(handler, [LoggingMixin, *mixins], **given)

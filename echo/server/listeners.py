@@ -27,6 +27,11 @@ def family_of(address: Any) -> Optional[socket.AddressFamily]:
     return None
 
 
+def absolute(path: Any) -> Any:
+    """The path, whatever the current folder will be when the server closes."""
+    return os.path.abspath(path) if _is_file(path) else path
+
+
 def claim_path(path: Any) -> None:
     """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` if that is not what it is."""
     if not _is_file(path):
@@ -38,12 +43,15 @@ def claim_path(path: Any) -> None:
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is no socket; it is left alone")
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a live server's backlog may be full
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)  # nobody listens any more
-        else:
-            raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
 
 
 def inode_of(path: Any) -> Optional[Inode]:
@@ -55,7 +63,10 @@ def inode_of(path: Any) -> Optional[Inode]:
 
 
 def release_path(path: Any, inode: Optional[Inode]) -> None:
-    """Remove the path if it still is the file that was bound, and not another server's that came after."""
+    """Remove the path if it still is the file that was bound, and not another server's that came after.
+
+    To be called while the socket is open: once it is closed, its inode's number may be the next server's.
+    """
     try:
         if inode is not None and inode_of(path) == inode:
             os.unlink(path)

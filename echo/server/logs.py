@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import queue
+import select
 import threading
 import time
 from typing import Any, Optional
@@ -48,6 +49,8 @@ class TextFormatter(logging.Formatter):
             self._second = second
             self._text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
         line = f"{self._text}.{int(record.msecs):03d} {record.levelname:7} {record.getMessage()}"
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
         return f"{line}\n{record.exc_text}" if record.exc_text else line
 
 
@@ -69,6 +72,8 @@ class JsonFormatter(logging.Formatter):
         }
         fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
         fields["message"] = record.getMessage()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
         if record.exc_text:
             fields["exception"] = record.exc_text
         return json.dumps(fields, default=str)
@@ -143,7 +148,10 @@ class LogQueue(logging.Handler):
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self._descriptor, view) :]
+                try:
+                    view = view[os.write(self._descriptor, view) :]
+                except BlockingIOError:  # somebody has made it so
+                    select.select([], [self._descriptor], [])
         except OSError:
             pass  # closed, or the disk is full: there is nowhere to tell it
 

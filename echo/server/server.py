@@ -28,15 +28,14 @@ import socketserver
 import sys
 import threading
 import time
-from typing import Any, Iterable, List, Optional, Tuple, TypeVar
+from typing import Any, Dict, Iterable, List, Optional, Tuple, TypeVar
 
 from ..sockets import INET, LINGER_TIMEOUT, linger
 from ..text import format_address, plural
 from . import listeners
 from .access import AccessList
+from .reporting import tell
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
-
-log = logging.getLogger("echo.server")
 
 MIN_PAUSE = 0.01
 MAX_PAUSE = 1.0
@@ -108,11 +107,11 @@ class Server(socketserver.ThreadingTCPServer):
         self._deadline: Optional[float] = None  # of the drain; set while closing
         self._cut = 0
         self._full = False
-        self._pause = 0.0
-        self._resume_at = 0.0
+        self._failures = _BackOff()
         self._set_options(options)
         self._access = AccessList(self.allow, self.deny)
         self.address_family = listeners.family_of(server_address) or self.address_family
+        self._path: Any = None
         self._inode: Optional[listeners.Inode] = None
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
@@ -121,31 +120,25 @@ class Server(socketserver.ThreadingTCPServer):
             if name not in _OPTIONS:
                 raise TypeError(f"{type(self).__name__}() has no option {name!r}; it has {', '.join(_OPTIONS)}")
             setattr(self, name, value)
-        for name, least in _LIMITS.items():
-            value = getattr(self, name)
-            if value is None and name != "request_queue_size":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float) if name in _SECONDS else int):
-                raise TypeError(
-                    f"{name} is {value!r}; it is a number{' of seconds' if name in _SECONDS else ''} or None"
-                )
-            if not value >= least:  # and so is no NaN
-                raise ValueError(f"{name} is {value!r}; it is {least} or more, or None for no limit")
+        for name in _CHECKED:
+            _check(name, getattr(self, name))
 
     # The listening socket.
 
     def server_bind(self) -> None:
         if os.name == "nt":
             self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
+        if self.address_family not in INET:
+            self.allow_reuse_port = False  # there are no ports
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if self.address_family in INET:
+        if self.address_family != getattr(socket, "AF_UNIX", None):
             super().server_bind()
         else:
-            path = self.server_address
-            listeners.claim_path(path)
+            self._path = listeners.absolute(self.server_address)
+            listeners.claim_path(self._path)
             super().server_bind()
-            self._inode = listeners.inode_of(path)
+            self._inode = listeners.inode_of(self._path)
 
     def server_activate(self) -> None:
         # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
@@ -158,7 +151,7 @@ class Server(socketserver.ThreadingTCPServer):
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
         request.setblocking(True)  # outside Linux it has the listening socket's mode
-        if self.address_family not in INET:
+        if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = listeners.peer_name(request)
         return request, client_address
 
@@ -180,10 +173,9 @@ class Server(socketserver.ThreadingTCPServer):
         run = self._begin_run()
         if run is None:
             return
-        run.thread_id = threading.get_ident()
-        run.wake_on_signals()
         timeouts = [seconds for seconds in (run.listener_timeout, self.timeout) if seconds is not None]
         try:
+            run.enter()
             deadline = time.monotonic() + min(timeouts) if timeouts else None
             while not run.stopping:
                 self._wait(run, deadline)
@@ -205,25 +197,29 @@ class Server(socketserver.ThreadingTCPServer):
             self._stop_early = False
             run = self._begin_run()
             assert run is not None
-            thread = threading.Thread(target=self._serve, args=(run,), name="echo-server", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                self._end_run(run)
-                raise
-            self._thread = thread
+            self._thread = threading.Thread(target=self._serve, args=(run,), name="echo-server", daemon=True)
+        # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
+        try:
             atexit.register(self.server_close)  # daemon threads would die in mid-reply (gh-113964)
+            self._thread.start()
+        except BaseException:
+            if self._thread.ident is None:
+                self._end_run(run)
+            raise
         return self
 
     def _begin_run(self) -> Optional[_Run]:
         with self._lock:
-            early, self._stop_early = self._stop_early, False
-            if early or self._closer is not None or self._closed.is_set():
+            if self._closer is not None or self._closed.is_set():
                 return None
             if self._run is not None:
                 raise RuntimeError("the server is serving already")
             self._run = _Run(self.socket)
             self._served = True
+            # Asked only now: a signal handler's shutdown() finds either no run, and leaves word, or this one.
+            if self._stop_early:
+                self._stop_early = False
+                self._run.stop()
             return self._run
 
     def _end_run(self, run: _Run) -> None:
@@ -236,21 +232,21 @@ class Server(socketserver.ThreadingTCPServer):
             self.server_close()
 
     def _serve(self, run: _Run, poll_interval: Optional[float] = 0.5) -> None:
-        run.thread_id = threading.get_ident()
-        run.wake_on_signals()
         # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
         polls = getattr(self.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
         try:
+            run.enter()
             while not run.stopping:
-                try:
-                    self._wait(run, time.monotonic() + poll_interval if polls and poll_interval is not None else None)
-                    while not run.stopping and self._accept(run):
-                        pass
-                    if polls:
+                deadline = time.monotonic() + poll_interval if polls and poll_interval is not None else None
+                self._wait(run, deadline)
+                while not run.stopping and self._accept(run):
+                    if deadline is not None and time.monotonic() >= deadline:
+                        break
+                if polls:
+                    try:
                         self.service_actions()
-                except Exception as exc:
-                    _tell(logging.ERROR, "error", "exception in the serving loop; it goes on", exc_info=exc)
-                    self._rest()
+                    except Exception as exc:
+                        tell(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
         finally:
             self._end_run(run)
 
@@ -261,9 +257,9 @@ class Server(socketserver.ThreadingTCPServer):
         listening = self._has_room()
         if listening:
             self._full = False
-            if self._pause:
-                deadline = self._resume_at if deadline is None else min(deadline, self._resume_at)
-                listening = time.monotonic() >= self._resume_at
+            if self._failures.resting():
+                listening = False
+                deadline = self._failures.resume_at if deadline is None else min(deadline, self._failures.resume_at)
         run.wait(listening, deadline)
 
     def _has_room(self) -> bool:
@@ -271,7 +267,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _accept(self, run: _Run) -> bool:
         """Accept one connection and begin its session; whether to go on accepting."""
-        if not self._has_room() or time.monotonic() < self._resume_at:
+        if not self._has_room() or self._failures.resting():
             return False
         try:
             request, client_address = self.get_request()
@@ -280,7 +276,7 @@ class Server(socketserver.ThreadingTCPServer):
         except OSError as exc:
             if not self._is_listening():
                 if not run.stopping:
-                    _tell(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
+                    tell(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
                 run.stop()
                 return False
             self._registry.accept_failed()
@@ -298,18 +294,21 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             if self._admit(request, client_address):
                 self.process_request(request, client_address)
-                self._recovered()
         except _NoThread as exc:
-            self._refuse(request)
+            self._close_quietly(request)
             self._registry.accept_failed()
             self._back_off(exc)
             return False
-        except Exception:
-            self._report(request, client_address)
-            self._refuse(request)
-        except BaseException:
-            self._refuse(request)
-            raise
+        except BaseException as exc:
+            if isinstance(exc, Exception):
+                self._report(request, client_address)
+            if self._registry.get(request) is None:  # else its thread runs, and closes it
+                self._registry.refused("error")
+                self._close_quietly(request)
+            if not isinstance(exc, Exception):
+                raise
+        if self._failures.succeeded():
+            tell(logging.INFO, "accept-recovered", "accepting connections again")
         return True
 
     def _is_listening(self) -> bool:
@@ -319,18 +318,8 @@ class Server(socketserver.ThreadingTCPServer):
             return False
 
     def _back_off(self, exc: Exception) -> None:
-        if not self._pause:  # once a burst, however often it fails
-            _tell(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
-        self._rest()
-
-    def _rest(self) -> None:
-        self._pause = min(2 * self._pause, MAX_PAUSE) or MIN_PAUSE
-        self._resume_at = time.monotonic() + self._pause
-
-    def _recovered(self) -> None:
-        if self._pause:
-            self._pause = self._resume_at = 0.0
-            _tell(logging.INFO, "accept-recovered", "accepting connections again")
+        if self._failures.failed():  # once a burst, however often it fails
+            tell(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
 
     # Admission.
 
@@ -348,16 +337,16 @@ class Server(socketserver.ThreadingTCPServer):
         if reason is None:
             return True
         self._registry.refused(reason)
-        self._refuse(request)
+        self._close_quietly(request)
         peer = format_address(client_address)
-        _tell(logging.INFO, "refused", "%s refused: %s (%s)", peer, reason, why, peer=peer, reason=reason)
+        tell(logging.INFO, "refused", "%s refused: %s (%s)", peer, reason, why, peer=peer, reason=reason)
         return False
 
-    def _refuse(self, request: socket.socket) -> None:
+    def _close_quietly(self, request: socket.socket) -> None:
         try:
             self.shutdown_request(request)
         except Exception as exc:
-            _tell(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
+            tell(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
 
     # Sessions.
 
@@ -390,9 +379,7 @@ class Server(socketserver.ThreadingTCPServer):
         except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
             reason = "error"
             peer = format_address(client_address)
-            _tell(
-                logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, type(exc).__name__, peer=peer
-            )
+            tell(logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, type(exc).__name__, peer=peer)
             raise
         finally:
             self._end_session(session, reason)
@@ -403,7 +390,7 @@ class Server(socketserver.ThreadingTCPServer):
             reason = session.handler.reason
         elif session.input_ended and reason == "exit":
             reason = "drain"
-        self._refuse(session.request)
+        self._close_quietly(session.request)
         session.closed()
         if self._registry.get(session.request) is session:
             self._registry.remove(session, reason)
@@ -445,7 +432,7 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             self.handle_error(request, client_address)
         except Exception as exc:
-            _tell(logging.ERROR, "error", "exception in handle_error()", exc_info=exc)
+            tell(logging.ERROR, "error", "exception in handle_error()", exc_info=exc)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled: one record, with the client's address.
@@ -455,9 +442,9 @@ class Server(socketserver.ThreadingTCPServer):
         exc = sys.exc_info()[1]
         peer = format_address(client_address)
         if _peer_gone(exc, self._registry.get(request)):
-            _tell(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
+            tell(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
         else:
-            _tell(logging.ERROR, "error", "%s: exception in the handler", peer, exc_info=True, peer=peer)
+            tell(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=True, peer=peer)
 
     # Telling.
 
@@ -491,9 +478,11 @@ class Server(socketserver.ThreadingTCPServer):
         """Stop serving, drain, close; whether every session ended by itself.
 
         ``timeout``, in seconds, replaces ``shutdown_timeout``, and brings the deadline of a stop that is under way
-        forward: 0 cuts what is left. Idempotent.
+        forward: 0 cuts what is left. Idempotent. From a session's own thread or the serving thread it begins the stop
+        and returns at once, and what it returns means nothing.
         """
         if timeout is not None:
+            _check("shutdown_timeout", timeout)
             with self._lock:
                 self.shutdown_timeout = timeout
                 if self._deadline is not None:
@@ -537,38 +526,78 @@ class Server(socketserver.ThreadingTCPServer):
         with self._lock:
             timeout = self.shutdown_timeout
             self._deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
-        atexit.unregister(self.server_close)
-        super().server_close()
         if self._inode is not None:
-            listeners.release_path(self.server_address, self._inode)
+            listeners.release_path(self._path, self._inode)
+        super().server_close()
         sessions = self._registry.sessions()
         if sessions:
             left = "without limit" if timeout is None else f"for {timeout:g} s at most"
             count = plural(len(sessions), "session")
-            _tell(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
+            tell(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
         for session in sessions:
             session.drain()
-        while not self._registry.wait_until_empty(self._deadline) and time.monotonic() < self._deadline:
-            pass
-        cut = self._registry.sessions()
-        for session in cut:
+        self._registry.wait_until_empty(lambda: self._deadline or 0.0)
+        left_over = self._registry.sessions()
+        # One whose handler was done, and whose replies were on their way, had only its client's end to wait for.
+        cut = [session for session in left_over if session.state != "closing" or session.input_ended]
+        for session in left_over:
             session.abort()
         self._cut = len(cut)
         grace = time.monotonic() + CUT_GRACE
-        while cut and not self._registry.wait_until_empty(grace) and time.monotonic() < grace:
-            pass
+        self._registry.wait_until_empty(lambda: grace)
         if self._served:
             drained = len(sessions) - len(cut)
             text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
-            _tell(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
+            tell(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
+        atexit.unregister(self.server_close)  # last: an exit in the midst of this waits for its end
 
 
-_SECONDS = ("shutdown_timeout",)
-_LIMITS = {"max_connections": 1, "max_connections_per_host": 1, "shutdown_timeout": 0, "request_queue_size": 0}
-_OPTIONS = (*_LIMITS, "allow", "deny", "allow_reuse_address", "allow_reuse_port", "daemon_threads", "timeout")
+_CHECKED: Dict[str, Tuple[str, Any, float, bool]] = {
+    # option: what it is, the types, the least, whether None switches it off
+    "max_connections": ("a number", int, 1, True),
+    "max_connections_per_host": ("a number", int, 1, True),
+    "shutdown_timeout": ("seconds", (int, float), 0, True),
+    "request_queue_size": ("a number", int, 0, False),
+}
+_OPTIONS = (*_CHECKED, "allow", "deny", "allow_reuse_address", "allow_reuse_port", "daemon_threads", "timeout")
+
+
+def _check(name: str, value: Any) -> None:
+    what, types, least, may_be_none = _CHECKED[name]
+    if value is None and may_be_none:
+        return
+    rule = f"it is {what}, {least} or more{', or None for no limit' if may_be_none else ''}"
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError(f"{name} is {value!r}; {rule}")
+    if not value >= least:  # and so is no NaN
+        raise ValueError(f"{name} is {value!r}; {rule}")
+
+
+class _BackOff:
+    """A pause after each failure in a row, ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``."""
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+        self.resume_at = 0.0
+
+    def failed(self) -> bool:
+        """Rest from now on; whether this is the first failure in a row."""
+        first = not self.pause
+        self.pause = min(2 * self.pause, MAX_PAUSE) or MIN_PAUSE
+        self.resume_at = time.monotonic() + self.pause
+        return first
+
+    def succeeded(self) -> bool:
+        """Whether there were failures before."""
+        had_failed = bool(self.pause)
+        self.pause = self.resume_at = 0.0
+        return had_failed
+
+    def resting(self) -> bool:
+        return bool(self.pause) and time.monotonic() < self.resume_at
 
 
 class _Flag:
@@ -597,7 +626,7 @@ class _Run:
 
     def __init__(self, listener: socket.socket) -> None:
         self.stopping = False
-        self.thread_id: Optional[int] = None
+        self.thread_id = threading.get_ident()  # who must not wait for the end: whoever begins it, then who serves
         self.ended = _Flag()
         self.listener_timeout = listener.gettimeout()
         self._listener = listener
@@ -622,12 +651,11 @@ class _Run:
             if self._listener.fileno() != -1:
                 self._listener.settimeout(self.listener_timeout)
 
-    def wake_on_signals(self) -> None:
-        """Let a signal ring the bell, if this is the main thread.
-
-        One that comes just before the sleep begins is noted and not acted on: its Python handler would run only
-        after the next client has come.
-        """
+    def enter(self) -> None:
+        """The calling thread serves. If it is the main thread, a signal rings the bell: one that comes just before
+        the sleep begins is noted and not acted on, and its Python handler would run only after the next client has
+        come."""
+        self.thread_id = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
             self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
 
@@ -664,13 +692,6 @@ class _Run:
 
 class _NoThread(RuntimeError):
     """The system has no thread for another session at the moment."""
-
-
-def _tell(level: int, event: str, text: str, *args: Any, exc_info: Any = None, **fields: Any) -> None:
-    try:
-        log.log(level, text, *args, exc_info=exc_info, extra={"event": event, **fields})
-    except Exception:
-        pass  # a log handler that raises (disk full, cheroot #756) must not take the server with it
 
 
 def _peer_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:

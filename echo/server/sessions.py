@@ -12,11 +12,10 @@ import logging
 import socket
 import threading
 import time
-from typing import Any, Counter, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional
 
 from ..text import format_address
-
-log = logging.getLogger("echo.server")
+from .reporting import tell
 
 
 class ConnectionInfo(NamedTuple):
@@ -44,7 +43,7 @@ class Statistics(NamedTuple):
     active: int
     """Sessions that live now."""
     refused: Dict[str, int]
-    """Accepted connections that got no session, by reason: ``denied``, ``limit``."""
+    """Accepted connections that got no session, by reason: ``denied``, ``limit``, ``error``."""
     ended: Dict[str, int]
     """Sessions that are over, by reason."""
     messages_in: int
@@ -111,9 +110,10 @@ class Session:
             else:
                 self.request.shutdown(socket.SHUT_RD)
                 self.input_ended = True
-        except Exception as exc:
-            if not isinstance(exc, OSError):  # a handler's own drain(); the deadline ends its session
-                log.exception("%s: exception in drain()", format_address(self.client_address))
+        except OSError:
+            pass
+        except Exception as exc:  # a handler's own drain(); the deadline ends its session
+            tell(logging.ERROR, "error", "%s: exception in drain()", format_address(self.client_address), exc_info=exc)
 
     def abort(self) -> None:
         """End the session now: whoever reads or sends on the socket is woken."""
@@ -226,16 +226,16 @@ class Registry:
         """Whether this thread is one of the sessions'."""
         return any(session.thread_id == thread_id for session in self.sessions())
 
-    def wait_until_empty(self, deadline: float) -> bool:
-        """Wait for the last session to end, until ``deadline`` (``time.monotonic()``); whether it did.
-
-        A waiting thread whose deadline was brought forward is told by ``wake``.
-        """
+    def wait_until_empty(self, deadline: Callable[[], float]) -> None:
+        """Wait for the last session to end, until ``deadline()`` (of ``time.monotonic()``), which may come forward:
+        ``wake`` then."""
         with self._changed:
-            if self._live:
+            while self._live:
+                left = deadline() - time.monotonic()
+                if left <= 0:
+                    break
                 # In steps: a signal that comes just before the wait begins is acted on only after it.
-                self._changed.wait(max(0.0, min(deadline - time.monotonic(), 0.5)))
-            return not self._live
+                self._changed.wait(min(left, 0.5))
 
     def wake(self) -> None:
         """Let ``wait_until_empty`` return early."""

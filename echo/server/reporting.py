@@ -1,0 +1,16 @@
+"""What the server says of itself: records of the log ``echo.server``, with their figures as attributes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+log = logging.getLogger("echo.server")
+
+
+def tell(level: int, event: str, text: str, *args: Any, exc_info: Any = None, **fields: Any) -> None:
+    """Log one record. Never raises: a log that fails (disk full, cheroot #756) must not take the server with it."""
+    try:
+        log.log(level, text, *args, exc_info=exc_info, extra={"event": event, **fields})
+    except Exception:
+        pass
