@@ -69,6 +69,7 @@ class Connection:
         self._read_size = MIN_READ
         self._queue: List[bytes] = []
         self._queued_bytes = 0
+        self._queued_messages = 0
         self._output = threading.Lock()
         self._broken: Optional[EchoError] = None  # set once a send failed: how much of a message went out is unknown
         self._deadline: Optional[float] = None  # of the message that has begun
@@ -161,7 +162,9 @@ class Connection:
 
     def write(self, message: bytes) -> None:
         """Queue a message. It goes out with the next ``flush`` or ``receive``, or when much is queued."""
-        self.write_raw(self.framing.encode(message))
+        data = self.framing.encode(message)
+        self._queued_messages += 1
+        self.write_raw(data)
 
     def write_raw(self, data: bytes) -> None:
         """Queue bytes as they are, without framing."""
@@ -174,11 +177,11 @@ class Connection:
         """Send what is queued. Raises ``SendTimeout`` or ``ConnectionClosed``."""
         queue = self._queue
         if queue:
-            count = len(queue)
-            data = queue[0] if count == 1 else b"".join(queue)
+            data = queue[0] if len(queue) == 1 else b"".join(queue)
+            messages = self._queued_messages
             queue.clear()
-            self._queued_bytes = 0
-            self._transmit(data, count)
+            self._queued_bytes = self._queued_messages = 0
+            self._transmit(data, messages)
 
     def send(self, message: bytes) -> None:
         """Send a whole message now, from any thread. Waits while the peer does not read, ``send_timeout`` at most."""
@@ -188,17 +191,20 @@ class Connection:
         with self._output:
             if self._broken is not None:
                 raise self._broken
+            # Counted before, so that whoever has a reply finds it counted.
+            self.messages_out += messages
+            self.bytes_out += len(data)
             try:
                 self.socket.sendall(data)
             except OSError as exc:
+                self.messages_out -= messages
+                self.bytes_out -= len(data)
                 if isinstance(exc, TIMED_OUT):
                     self._broken = self.failed(SendTimeout("the peer does not read what is sent to it"))
                 else:
                     self._broken = self.failed(ConnectionClosed(f"the connection was lost: {exc}"))
                 _shut(self.socket, socket.SHUT_RDWR)  # the owner may be reading
                 raise self._broken from exc
-            self.messages_out += messages
-            self.bytes_out += len(data)
 
     def finish_output(self) -> None:
         """Send what is queued, if the peer can be reached, and refuse whatever other threads want to send later.

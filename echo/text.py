@@ -10,20 +10,25 @@ import os
 from typing import Any, Optional
 
 
-def escape(data: bytes, limit: Optional[int] = None) -> str:
+def escape(data: bytes, limit: Optional[int] = None, *, exact: bool = True) -> str:
     """Show ``data`` on one line: UTF-8 where it is printable, ``\\n`` and ``\\xff`` where it is not.
 
-    With a ``limit``, at most that many bytes are shown, and how many more there are.
+    With a ``limit``, at most that many bytes are shown, and how many more there are. If it need not be ``exact``, a
+    backslash and a tab stay what they are: as safe on a terminal, and what its user typed.
 
     >>> escape(b"caf\\xc3\\xa9\\x1b[2J\\xff")
     'café\\\\x1b[2J\\\\xff'
     """
-    shown = data if limit is None or len(data) <= limit else data[:limit]
-    text = shown.decode("utf-8", "backslashreplace") if b"\\" not in shown else _escape_backslashes(shown)
+    shown = data if limit is None else data[:limit]
+    hidden = len(data) - len(shown)
+    if exact and b"\\" in shown:
+        shown = shown.replace(b"\\", b"\\\\")  # before the decoder adds backslashes of its own
+    text = shown.decode("utf-8", "backslashreplace")
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else _escape_character(c) for c in text)
-    if len(shown) < len(data):
-        text += f"... ({plural(len(data) - len(shown), 'more byte')})"
+        plain = "" if exact else "\t"
+        text = "".join(c if c.isprintable() or c in plain else _escape_character(c) for c in text)
+    if hidden:
+        text += f"... ({plural(hidden, 'more byte')})"
     return text
 
 
@@ -32,11 +37,6 @@ def _escape_character(character: str) -> str:
     if "\x80" <= character <= "\xff":
         return f"\\u{ord(character):04x}"
     return character.encode("unicode_escape").decode("ascii")
-
-
-def _escape_backslashes(data: bytes) -> str:
-    # First, and apart: the decoder adds backslashes of its own.
-    return data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def format_address(address: Any) -> str:

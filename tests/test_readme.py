@@ -4,6 +4,7 @@ import http.client
 import os
 import re
 import select
+import signal
 import socket
 
 import pytest
@@ -44,7 +45,7 @@ def test_readme_knows_every_option(command, parser):
     text = read("README.md").partition(f"## The {command} command")[2].partition("\n## ")[0]
     for action in parser()._actions:
         for option in action.option_strings or [action.dest]:
-            if option not in ("-h", "--help", "--timeout"):
+            if option not in ("-h", "--help"):
                 assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), f"{option} is not in README"
 
 
@@ -80,12 +81,24 @@ def files(address):
     connection.close()
 
 
-SERVERS = {"class Upper": upper, "class Counter": counter, "class Guarded": guarded, "import http.server": files}
+def stopping(address):
+    assert line_of(address, b"abc", b"exit") == b"abc\n"
+    assert signal.getsignal(signal.SIGTERM)() is None  # what README installs; a signal's end is test_server_command's
+
+
+SERVERS = {
+    "class Upper": upper,
+    "class Counter": counter,
+    "class Guarded": guarded,
+    "import http.server": files,
+    "import signal": stopping,
+}
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, capsys):
     code = BLOCKS[number]
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(ROOT)
     if "serve_forever" in code:
         (drive,) = [drive for mark, drive in SERVERS.items() if mark in code]
@@ -99,6 +112,8 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
         monkeypatch.setattr(echo.Server, "serve_forever", serve_and_drive)
         exec(compile(code.replace("65432", "0"), "README.md", "exec"), {"__name__": "readme"})
         assert driven and not driven[0].connections  # the block's end has closed it
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
     else:
         port = serve(type("Handler", (echo.EchoRequestHandler,), {})).server_address[1]
         exec(compile(code.replace("65432", str(port)), "README.md", "exec"), {"__name__": "readme"})
@@ -113,7 +128,7 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
 
 def test_every_kind_of_python_block_is_there():
     """So that the test above cannot pass for want of blocks."""
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     assert all(sum(mark in block for block in BLOCKS) == 1 for mark in SERVERS)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import threading
 
 import pytest
 from conftest import DEADLINE, eventually, read_all, read_exactly
@@ -96,9 +97,30 @@ def test_a_second_signal_cuts_and_the_code_is_1(server_command, dial):
         pass
     server.popen.send_signal(signal.SIGTERM)
     server.read_log_until("draining 1 session, for 600 s at most")
+    threading.Event().wait(0.3)  # signals that come together count as one
     assert server.terminate() == 1
     assert "SIGTERM: stopping now" in server.log
     assert "stopped: 0 sessions drained, 1 cut" in server.log
+    assert "127.0.0.1:%d cut: not done in time" % client.getsockname()[1] in server.log
+
+
+def test_signals_that_come_together_are_one(server_command, dial, tmp_path):
+    """A wrapper like timeout(1) signals the process and then its group."""
+    (tmp_path / "slow.py").write_text(
+        "import echo, threading\n"
+        "class Slow(echo.EchoRequestHandler):\n"
+        "    def message_received(self, message):\n"
+        "        threading.Event().wait(0.5)\n"
+        "        super().message_received(message)\n"
+    )
+    server = server_command("--handler", "slow:Slow", cwd=str(tmp_path))
+    client = dial(server.address)
+    client.sendall(b"hello\n")
+    server.read_log_until("received")
+    server.popen.send_signal(signal.SIGTERM)
+    server.popen.send_signal(signal.SIGINT)
+    assert read_all(client) == b"hello\n"
+    assert server.finish()[0] == 0
 
 
 def test_the_shutdown_timeout_cuts_and_the_code_is_1(server_command, dial):

@@ -252,7 +252,7 @@ def test_a_terminal_that_cannot_show_a_letter_shows_it_in_some_way(serve, termin
 
 
 HOSTILE = b"\x1b[2J\x1b]0;title\x07\xff\xc2\x9b31m\r\x08\x7f\\"
-SHOWN = rb"\x1b[2J\x1b]0;title\x07\xff\u009b31m\r\x08\x7f" + b"\\\\"
+SHOWN = rb"\x1b[2J\x1b]0;title\x07\xff\u009b31m\r\x08\x7f" + b"\\"
 
 
 def assert_harmless(screen):

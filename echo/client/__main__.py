@@ -29,6 +29,8 @@ PROG = "echo.client"
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the client; return the exit code."""
     options = _parser().parse_args(argv)
+    if not options.port:
+        arguments.fail(PROG, "nothing listens on port 0; give the port that the server has told", 2)
     if options.host.isdigit():
         arguments.fail(PROG, f"{options.host!r} is no host; the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
     framing = arguments.framing(options)
@@ -74,7 +76,8 @@ def _connect(options: argparse.Namespace, framing: Framing) -> Client:
     except UnicodeError:
         arguments.fail(PROG, f"{options.host!r} is no host name; check it", 1)
     except ConnectionRefusedError:
-        arguments.fail(PROG, f"nothing listens on {where}; start a server there: python -m echo.server", 1)
+        command = "python3 -m echo.server" + ("" if options.port == arguments.DEFAULT_PORT else f" {options.port}")
+        arguments.fail(PROG, f"nothing listens on {where}; start a server there: {command}", 1)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         arguments.fail(PROG, f"cannot connect to {where}: {reason}; check the address, the network, firewalls", 1)
@@ -90,20 +93,22 @@ def _message(framing: Framing, text: str) -> bytes:
 
 
 def _exchange(client: Client, messages: List[bytes]) -> int:
-    """Send each message, print each reply."""
+    """Send each message, print each reply; a service that is no echo may answer what it likes, and have code 3."""
+    mismatches: List[EchoMismatch] = []
     for index, message in enumerate(messages):
         try:
             _print(client.echo(message))
         except (ConnectionClosed, IncompleteMessage) as exc:
-            left = len(messages) - index
-            if is_exit(message):  # it was not to come back
-                left -= 1
+            due = len([each for each in messages if not is_exit(each)])
+            left = len([each for each in messages[index:] if not is_exit(each)])
             if left:
-                raise ConnectionClosed(f"{exc}; {left} of {len(messages)} replies are missing") from None
+                raise ConnectionClosed(f"{exc}; {left} of {due} replies are missing") from None
             break
         except EchoMismatch as exc:
             _print(exc.received)
-            raise
+            mismatches.append(exc)
+    if mismatches:
+        raise mismatches[0]
     return 0
 
 
@@ -114,7 +119,7 @@ def _print(message: bytes) -> None:
 def _write(data: bytes) -> None:
     """To standard output: as it is, but escaped, line by line, if that is a terminal."""
     if sys.stdout.isatty():
-        sys.stdout.write("\n".join(map(escape, data.split(b"\n"))))
+        sys.stdout.write("\n".join(escape(line, exact=False) for line in data.split(b"\n")))
         sys.stdout.flush()
     else:
         sys.stdout.buffer.write(data)
@@ -130,7 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     add: Any = parser.add_argument
     add("host", nargs="?", default=arguments.DEFAULT_HOST, help="(default: %(default)s)")
     add("port", nargs="?", type=arguments.port, default=arguments.DEFAULT_PORT, help="(default: %(default)s)")
-    add("-m", dest="message", metavar="TEXT", action="append", default=[], help="send this and print the reply")
+    add(
+        "-m",
+        dest="message",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="send this and print the reply; may be given again",
+    )
     arguments.add_framing(parser)
     add(
         "-w",

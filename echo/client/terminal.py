@@ -18,6 +18,11 @@ from ..text import escape, plural
 from .protocol import is_exit
 
 try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
+
+try:
     import readline
 except ImportError:  # Windows: the console edits lines by itself
     _line_buffer = None
@@ -61,6 +66,7 @@ class Terminal:
         except (KeyboardInterrupt, EchoError):
             pass
         if not left:
+            _forget_typed()
             _tell("the server has ended the session" if self._error is None else str(self._error))
         sent, received = self._connection.messages_out, self._connection.messages_in
         _tell(f"{plural(sent, 'message')} sent, {received} received")
@@ -134,7 +140,7 @@ class Terminal:
                 self._changed.wait(_STEP)
 
     def _show(self, message: bytes) -> None:
-        text = escape(message)
+        text = escape(message, exact=False)
         if self._at_prompt:  # above the prompt, and what is being typed stays
             typed = _line_buffer() if _line_buffer is not None else ""
             text = f"\r\x1b[K{text}\n{PROMPT}{typed}"
@@ -144,6 +150,15 @@ class Terminal:
         with self._changed:
             self._received += 1
             self._changed.notify()
+
+
+def _forget_typed() -> None:
+    """What was being typed was for the server; the shell must not run it."""
+    if termios is not None:
+        try:
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        except (OSError, termios.error):
+            pass
 
 
 def _tell(text: str) -> None:

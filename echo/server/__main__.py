@@ -10,8 +10,9 @@ import argparse
 import logging
 import signal
 import sys
+import time
 from types import FrameType
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 from .. import arguments
 from ..framing import FRAMINGS
@@ -25,6 +26,11 @@ from .logs import JsonFormatter, LogQueue, TextFormatter
 from .server import Server
 
 PROG = "echo.server"
+
+SAME_SIGNAL = 0.25
+"""Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
+its group."""
+
 log = logging.getLogger("echo.server")
 
 
@@ -52,23 +58,25 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _serve(server: Server) -> int:
-    signals = 0
+    first: Optional[float] = None
 
     def stop(signum: int, frame: Optional[FrameType]) -> None:
-        nonlocal signals
-        signals += 1
+        nonlocal first
+        now = time.monotonic()
+        if first is not None and now - first < SAME_SIGNAL:
+            return
         name = signal.Signals(signum).name
-        log.info(
-            "%s: %s", name, "stopping" if signals == 1 else "stopping now", extra={"event": "signal", "signal": name}
-        )
-        if signals == 1:
+        what = "stopping" if first is None else "stopping now"
+        log.info("%s: %s", name, what, extra={"event": "signal", "signal": name})
+        if first is None:
+            first = now
             server.shutdown()
         else:
             server.stop(timeout=0)
 
     def tell(signum: int, frame: Optional[FrameType]) -> None:
         stats = server.stats()._asdict()
-        text = ", ".join(f"{name} {value}" for name, value in stats.items())
+        text = ", ".join(f"{name} {_sum(value) if isinstance(value, dict) else value}" for name, value in stats.items())
         log.info("statistics: %s", text, extra={"event": "statistics", **stats})
 
     signal.signal(signal.SIGINT, stop)
@@ -79,6 +87,11 @@ def _serve(server: Server) -> int:
     log.info("listening on %s", address, extra={"event": "listening", "address": address})
     server.serve_forever()
     return 0 if server.stop() else 1
+
+
+def _sum(counts: Dict[str, int]) -> str:
+    parts = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    return f"{sum(counts.values())} ({parts})" if parts else "0"
 
 
 def _server(options: argparse.Namespace) -> Server:

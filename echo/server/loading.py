@@ -32,7 +32,8 @@ def load_mixin(spec: str) -> type:
 
 def combine(handler: type, mixins: List[type], **attributes: Any) -> type:
     """A class of the mixins, leftmost outermost, and the handler."""
-    bases: Tuple[type, ...] = (*(mixin for mixin in mixins if not issubclass(handler, mixin)), handler)
+    wanted = [mixin for mixin in dict.fromkeys(mixins) if not issubclass(handler, mixin)]
+    bases: Tuple[type, ...] = (*wanted, handler)
     try:
         return type(handler.__name__, bases, attributes)
     except TypeError as exc:

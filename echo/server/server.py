@@ -331,7 +331,7 @@ class Server(socketserver.ThreadingTCPServer):
             self.max_connections_per_host is not None
             and self._registry.from_host(client_address) >= self.max_connections_per_host
         ):
-            reason, why = "limit", f"{self.max_connections_per_host} sessions from this address"
+            reason, why = "limit", f"{plural(self.max_connections_per_host, 'session')} from this address"
         elif not self.verify_request(request, client_address):
             reason, why = "denied", "verify_request"
         if reason is None:
@@ -542,6 +542,9 @@ class Server(socketserver.ThreadingTCPServer):
         cut = [session for session in left_over if session.state != "closing" or session.input_ended]
         for session in left_over:
             session.abort()
+        for session in cut:
+            peer = format_address(session.client_address)
+            tell(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
         self._cut = len(cut)
         grace = time.monotonic() + CUT_GRACE
         self._registry.wait_until_empty(lambda: grace)
