@@ -18,8 +18,8 @@ class AccessList:
     """
 
     def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
-        self._allow = _networks(allow)
-        self._deny = _networks(deny)
+        self._allow = _networks("allow", allow)
+        self._deny = _networks("deny", deny)
 
     def permits(self, host: Optional[str]) -> bool:
         """Whether a client from this address may connect. One without an address (a Unix socket) is local: it may."""
@@ -34,8 +34,11 @@ class AccessList:
         return not self._allow or any(address in network for network in self._allow)
 
 
-def _networks(texts: Iterable[str]) -> List[_Network]:
-    return [network(text) for text in ([texts] if isinstance(texts, str) else texts)]
+def _networks(option: str, texts: Iterable[str]) -> List[_Network]:
+    try:
+        return [network(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    except ValueError as exc:
+        raise ValueError(f"{option}: {exc}") from None
 
 
 def network(text: str) -> _Network:

@@ -7,7 +7,7 @@ The rules:
 
 * Nothing a client, a handler or the system does ends the accept loop; only a stop does, or the loss of the
   listening socket.
-* A stop belongs to one run of the loop (``_Run``). A flag on the server, as the standard library has it, lets
+* A stop belongs to one run of the loop (``Run``). A flag on the server, as the standard library has it, lets
   a second ``shutdown()`` poison the next ``serve_forever()``, and an early one wait for ever.
 * Who waits, waits only where waiting can end: a session's thread does not wait for sessions, the serving
   thread does not wait for its own loop, a signal handler does not wait for what it interrupted.
@@ -21,8 +21,6 @@ import atexit
 import errno
 import logging
 import os
-import selectors
-import signal
 import socket
 import socketserver
 import sys
@@ -35,19 +33,14 @@ from ..text import format_address, plural
 from . import listeners
 from .access import AccessList
 from .reporting import tell
+from .run import BackOff, Flag, Run
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
-
-MIN_PAUSE = 0.01
-MAX_PAUSE = 1.0
-"""Seconds without accepting after a failure; each further one doubles them. Without a pause the standard library
-fails over 400,000 times a second on a full core (gh-151615)."""
 
 CUT_GRACE = 1.0
 """Seconds that sessions which were cut at the deadline have to notice it."""
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 _Self = TypeVar("_Self", bound="Server")
 
 
@@ -97,17 +90,17 @@ class Server(socketserver.ThreadingTCPServer):
     ) -> None:
         self._lock = threading.RLock()
         self._registry = Registry()
-        self._run: Optional[_Run] = None
+        self._run: Optional[Run] = None
         self._stop_early = False  # shutdown() came before the first run
         self._served = False
         self._thread: Optional[threading.Thread] = None
         self._closer: Optional[int] = None  # the thread that closes
         self._close_after_run = False
-        self._closed = _Flag()
+        self._closed = Flag()
         self._deadline: Optional[float] = None  # of the drain; set while closing
         self._cut = 0
         self._full = False
-        self._failures = _BackOff()
+        self._failures = BackOff()
         self._set_options(options)
         self._access = AccessList(self.allow, self.deny)
         self.address_family = listeners.family_of(server_address) or self.address_family
@@ -208,13 +201,13 @@ class Server(socketserver.ThreadingTCPServer):
             raise
         return self
 
-    def _begin_run(self) -> Optional[_Run]:
+    def _begin_run(self) -> Optional[Run]:
         with self._lock:
             if self._closer is not None or self._closed.is_set():
                 return None
             if self._run is not None:
                 raise RuntimeError("the server is serving already")
-            self._run = _Run(self.socket)
+            self._run = Run(self.socket)
             self._served = True
             # Asked only now: a signal handler's shutdown() finds either no run, and leaves word, or this one.
             if self._stop_early:
@@ -222,7 +215,7 @@ class Server(socketserver.ThreadingTCPServer):
                 self._run.stop()
             return self._run
 
-    def _end_run(self, run: _Run) -> None:
+    def _end_run(self, run: Run) -> None:
         with self._lock:
             run.close()
             self._run = None
@@ -231,7 +224,7 @@ class Server(socketserver.ThreadingTCPServer):
         if close:
             self.server_close()
 
-    def _serve(self, run: _Run, poll_interval: Optional[float] = 0.5) -> None:
+    def _serve(self, run: Run, poll_interval: Optional[float] = 0.5) -> None:
         # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
         polls = getattr(self.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
         try:
@@ -250,7 +243,7 @@ class Server(socketserver.ThreadingTCPServer):
         finally:
             self._end_run(run)
 
-    def _wait(self, run: _Run, deadline: Optional[float]) -> None:
+    def _wait(self, run: Run, deadline: Optional[float]) -> None:
         """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
         # First the flag, then the look: a session that ends in between sees the flag and wakes us.
         self._full = True
@@ -265,7 +258,7 @@ class Server(socketserver.ThreadingTCPServer):
     def _has_room(self) -> bool:
         return self.max_connections is None or len(self._registry) < self.max_connections
 
-    def _accept(self, run: _Run) -> bool:
+    def _accept(self, run: Run) -> bool:
         """Accept one connection and begin its session; whether to go on accepting."""
         if not self._has_room() or self._failures.resting():
             return False
@@ -577,120 +570,6 @@ def _check(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; {rule}")
     if not value >= least:  # and so is no NaN
         raise ValueError(f"{name} is {value!r}; {rule}")
-
-
-class _BackOff:
-    """A pause after each failure in a row, ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``."""
-
-    def __init__(self) -> None:
-        self.pause = 0.0
-        self.resume_at = 0.0
-
-    def failed(self) -> bool:
-        """Rest from now on; whether this is the first failure in a row."""
-        first = not self.pause
-        self.pause = min(2 * self.pause, MAX_PAUSE) or MIN_PAUSE
-        self.resume_at = time.monotonic() + self.pause
-        return first
-
-    def succeeded(self) -> bool:
-        """Whether there were failures before."""
-        had_failed = bool(self.pause)
-        self.pause = self.resume_at = 0.0
-        return had_failed
-
-    def resting(self) -> bool:
-        return bool(self.pause) and time.monotonic() < self.resume_at
-
-
-class _Flag:
-    """``threading.Event`` with a reentrant lock: a signal handler may wait for what it interrupted a wait for."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._value = False
-
-    def is_set(self) -> bool:
-        return self._value
-
-    def set(self) -> None:
-        with self._changed:
-            self._value = True
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        with self._changed:
-            while not self._value:
-                self._changed.wait()
-
-
-class _Run:
-    """One period of serving: it sleeps on the listening socket, and is woken through a socket pair."""
-
-    def __init__(self, listener: socket.socket) -> None:
-        self.stopping = False
-        self.thread_id = threading.get_ident()  # who must not wait for the end: whoever begins it, then who serves
-        self.ended = _Flag()
-        self.listener_timeout = listener.gettimeout()
-        self._listener = listener
-        self._listening = False
-        self._previous_wakeup: Optional[int] = None
-        self._lock = threading.RLock()
-        self._alarm, self._bell = socket.socketpair()
-        self._alarm.setblocking(False)
-        self._bell.setblocking(False)
-        self._selector = _Selector()
-        self._selector.register(self._alarm, selectors.EVENT_READ)
-        listener.setblocking(False)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._previous_wakeup is not None:
-                signal.set_wakeup_fd(self._previous_wakeup)
-                self._previous_wakeup = None
-            self._selector.close()
-            self._alarm.close()
-            self._bell.close()
-            if self._listener.fileno() != -1:
-                self._listener.settimeout(self.listener_timeout)
-
-    def enter(self) -> None:
-        """The calling thread serves. If it is the main thread, a signal rings the bell: one that comes just before
-        the sleep begins is noted and not acted on, and its Python handler would run only after the next client has
-        come."""
-        self.thread_id = threading.get_ident()
-        if threading.current_thread() is threading.main_thread():
-            self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-
-    def stop(self) -> None:
-        """End the run, from any thread or a signal handler."""
-        self.stopping = True
-        self.wake()
-
-    def wake(self) -> None:
-        with self._lock:
-            try:
-                self._bell.send(b"\0")
-            except OSError:
-                pass  # full: it wakes up already; closed: it has ended
-
-    def wait(self, listening: bool, deadline: Optional[float]) -> None:
-        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected."""
-        if listening != self._listening:
-            if listening:
-                if self._listener.fileno() == -1:
-                    return  # closed by somebody else; accept() will tell
-                self._selector.register(self._listener, selectors.EVENT_READ)
-            else:
-                self._selector.unregister(self._listener)
-            self._listening = listening
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._alarm:
-                try:
-                    self._alarm.recv(4096)
-                except BlockingIOError:
-                    pass
 
 
 class _NoThread(RuntimeError):

@@ -1,0 +1,134 @@
+"""One run of the accept loop: what it sleeps on and what wakes it; and how long it rests after a failure.
+
+It knows the listening socket as something to wait for. It accepts nothing, and knows no session.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import threading
+import time
+from typing import Optional
+
+MIN_PAUSE = 0.01
+MAX_PAUSE = 1.0
+"""Seconds without accepting after a failure; each further one doubles them. Without a pause the standard library
+fails over 400,000 times a second on a full core (gh-151615)."""
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+class BackOff:
+    """A pause after each failure in a row, ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``."""
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+        self.resume_at = 0.0
+
+    def failed(self) -> bool:
+        """Rest from now on; whether this is the first failure in a row."""
+        first = not self.pause
+        self.pause = min(2 * self.pause, MAX_PAUSE) or MIN_PAUSE
+        self.resume_at = time.monotonic() + self.pause
+        return first
+
+    def succeeded(self) -> bool:
+        """Whether there were failures before."""
+        had_failed = bool(self.pause)
+        self.pause = self.resume_at = 0.0
+        return had_failed
+
+    def resting(self) -> bool:
+        return bool(self.pause) and time.monotonic() < self.resume_at
+
+
+class Flag:
+    """``threading.Event`` with a reentrant lock: a signal handler may wait for what it interrupted a wait for."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._value = False
+
+    def is_set(self) -> bool:
+        return self._value
+
+    def set(self) -> None:
+        with self._changed:
+            self._value = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        with self._changed:
+            while not self._value:
+                self._changed.wait()
+
+
+class Run:
+    """One period of serving: it sleeps on the listening socket, and is woken through a socket pair."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.stopping = False
+        self.thread_id = threading.get_ident()  # who must not wait for the end: whoever begins it, then who serves
+        self.ended = Flag()
+        self.listener_timeout = listener.gettimeout()
+        self._listener = listener
+        self._listening = False
+        self._previous_wakeup: Optional[int] = None
+        self._lock = threading.RLock()
+        self._alarm, self._bell = socket.socketpair()
+        self._alarm.setblocking(False)
+        self._bell.setblocking(False)
+        self._selector = _Selector()
+        self._selector.register(self._alarm, selectors.EVENT_READ)
+        listener.setblocking(False)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._previous_wakeup is not None:
+                signal.set_wakeup_fd(self._previous_wakeup)
+                self._previous_wakeup = None
+            self._selector.close()
+            self._alarm.close()
+            self._bell.close()
+            if self._listener.fileno() != -1:
+                self._listener.settimeout(self.listener_timeout)
+
+    def enter(self) -> None:
+        """The calling thread serves. If it is the main thread, a signal rings the bell: one that comes just before
+        the sleep begins is noted and not acted on, and its Python handler would run only after the next client has
+        come."""
+        self.thread_id = threading.get_ident()
+        if threading.current_thread() is threading.main_thread():
+            self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+
+    def stop(self) -> None:
+        """End the run, from any thread or a signal handler."""
+        self.stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        with self._lock:
+            try:
+                self._bell.send(b"\0")
+            except OSError:
+                pass  # full: it wakes up already; closed: it has ended
+
+    def wait(self, listening: bool, deadline: Optional[float]) -> None:
+        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected."""
+        if listening != self._listening:
+            if listening:
+                if self._listener.fileno() == -1:
+                    return  # closed by somebody else; accept() will tell
+                self._selector.register(self._listener, selectors.EVENT_READ)
+            else:
+                self._selector.unregister(self._listener)
+            self._listening = listening
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._alarm:
+                try:
+                    self._alarm.recv(4096)
+                except BlockingIOError:
+                    pass
