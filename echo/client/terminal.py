@@ -13,7 +13,7 @@ import time
 from typing import Optional
 
 from ..connection import Connection
-from ..exceptions import EchoError, ReceiveTimeout
+from ..exceptions import EchoError, MessageTimeout, ReceiveTimeout
 from ..text import escape, plural
 from .protocol import is_exit
 
@@ -74,10 +74,10 @@ class Terminal:
 
     def _converse(self) -> bool:
         """Send what is typed, until the user leaves (true) or the server does (false)."""
-        while not self._ended:
+        while True:
             with self._changed:
                 if self._ended:
-                    break
+                    return False
                 self._at_prompt = True
             try:
                 line = input(PROMPT)
@@ -94,14 +94,13 @@ class Terminal:
                 self._connection.send(message)
             except (EchoError, ValueError) as exc:
                 if self._ended or getattr(exc, "connection", None) is self._connection:
-                    break
+                    return False
                 _tell(str(exc))
                 continue
             if not self._wait_for(awaited):
                 _tell(f"no reply after {self._timeout:g} s")
             elif self._ended and is_exit(message):
                 return True
-        return False
 
     def _wait_for(self, awaited: int) -> bool:
         """Wait for so many replies, or the session's end; false when the time is over."""
@@ -119,8 +118,8 @@ class Terminal:
             while True:
                 try:
                     messages = self._connection.receive()
-                except ReceiveTimeout:
-                    continue
+                except (ReceiveTimeout, MessageTimeout):
+                    continue  # nothing is lost
                 if not messages:
                     break
                 for message in messages:
