@@ -478,6 +478,23 @@ def test_a_process_whose_main_thread_ends_drains_before_it_exits():
         assert process.wait(DEADLINE) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_does_not_wait_for_its_parents_threads():
+    """Row 39."""
+    script = (
+        "import echo, os, sys\n"
+        "server = echo.Server(('127.0.0.1', 0), echo.EchoRequestHandler).start()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    sys.exit(7)\n"
+        "print(os.waitpid(child, 0)[1] >> 8)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, check=True
+    )
+    assert done.stdout == b"7\n"
+
+
 # The accept loop.
 
 

@@ -193,7 +193,7 @@ class Server(socketserver.ThreadingTCPServer):
             self._thread = threading.Thread(target=self._serve, args=(run,), name="echo-server", daemon=True)
         # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
         try:
-            atexit.register(self.server_close)  # daemon threads would die in mid-reply (gh-113964)
+            atexit.register(self._close_at_exit, os.getpid())  # daemon threads would die in mid-reply (gh-113964)
             self._thread.start()
         except BaseException:
             if self._thread.ident is None:
@@ -548,7 +548,11 @@ class Server(socketserver.ThreadingTCPServer):
         thread = self._thread
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
-        atexit.unregister(self.server_close)  # last: an exit in the midst of this waits for its end
+        atexit.unregister(self._close_at_exit)  # last: an exit in the midst of this waits for its end
+
+    def _close_at_exit(self, pid: int) -> None:
+        if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
+            self.server_close()
 
 
 _CHECKED: Dict[str, Tuple[str, Any, float, bool]] = {
