@@ -195,6 +195,7 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             atexit.register(self._close_at_exit, os.getpid())  # daemon threads would die in mid-reply (gh-113964)
             self._thread.start()
+            run.thread_id = self._thread.ident or 0  # from here on this thread may wait for it
         except BaseException:
             if self._thread.ident is None:
                 self._end_run(run)
@@ -513,6 +514,8 @@ class Server(socketserver.ThreadingTCPServer):
                 self._close()
             finally:
                 self._closed.set()
+                # Last: an exit in the midst of this waits for its end, and holds the lock of atexit meanwhile.
+                atexit.unregister(self._close_at_exit)
 
     def _close(self) -> None:
         self.shutdown()
@@ -548,7 +551,6 @@ class Server(socketserver.ThreadingTCPServer):
         thread = self._thread
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
-        atexit.unregister(self._close_at_exit)  # last: an exit in the midst of this waits for its end
 
     def _close_at_exit(self, pid: int) -> None:
         if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
