@@ -77,13 +77,18 @@ def test_start_serves_in_the_background_and_returns_the_server(serve, dial):
     assert echoes(dial(server))
 
 
-def test_a_stop_right_after_the_start_is_a_whole_stop():
-    for _ in range(50):
-        server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
-        server.start()
-        assert server.stop() is True
-        assert server.socket.fileno() == -1
-        assert not server._thread.is_alive()
+def test_a_stop_right_after_the_start_is_a_whole_stop(monkeypatch):
+    enter = run_module.Run.enter
+
+    def late(run):
+        threading.Event().wait(0.2)  # a thread that was started and has not come to its first line
+        enter(run)
+
+    monkeypatch.setattr(run_module.Run, "enter", late)
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+    assert server.stop() is True
+    assert server.socket.fileno() == -1
+    assert not server._thread.is_alive()
 
 
 def test_stop_is_idempotent_and_says_that_all_sessions_ended(serve, dial):
