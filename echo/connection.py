@@ -21,7 +21,8 @@ import socket
 import struct
 import threading
 import time
-from typing import Callable, List, Optional, TypeVar
+import weakref
+from typing import Callable, List, Optional, Tuple, Type, TypeVar
 
 from .exceptions import ConnectionClosed, EchoError, MessageTimeout, ReceiveTimeout, SendTimeout
 from .framing import Framing
@@ -71,7 +72,9 @@ class Connection:
         self._queued_bytes = 0
         self._queued_messages = 0
         self._output = threading.Lock()
-        self._broken: Optional[EchoError] = None  # set once a send failed: how much of a message went out is unknown
+        # Set once nothing more may be sent: how much of the last message went out is unknown, or this side is done.
+        # What to raise then, not one exception for all threads, which would collect the tracebacks of all.
+        self._broken: Optional[Tuple[Type[EchoError], str]] = None
         self._deadline: Optional[float] = None  # of the message that has begun
         self._paused: Optional[float] = None  # since when the owner is busy with the messages before that one
         self._armed: Optional[float] = None  # what the kernel was told last
@@ -110,7 +113,7 @@ class Connection:
             size = len(data)
             if not size:
                 if self._broken is not None:
-                    raise self._broken  # a send failed or the connection was aborted, and the input ended to say so
+                    raise self._refusal()  # a send failed or we were aborted, and the input ended to say so
                 self.peer_ended = not self.input_ended
                 return []
             self.bytes_in += size
@@ -190,7 +193,7 @@ class Connection:
     def _transmit(self, data: bytes, messages: int) -> None:
         with self._output:
             if self._broken is not None:
-                raise self._broken
+                raise self._refusal()
             # Counted before, so that whoever has a reply finds it counted.
             self.messages_out += messages
             self.bytes_out += len(data)
@@ -200,11 +203,11 @@ class Connection:
                 self.messages_out -= messages
                 self.bytes_out -= len(data)
                 if isinstance(exc, TIMED_OUT):
-                    self._broken = self.failed(SendTimeout("the peer does not read what is sent to it"))
+                    self._broken = SendTimeout, "the peer does not read what is sent to it"
                 else:
-                    self._broken = self.failed(ConnectionClosed(f"the connection was lost: {exc}"))
+                    self._broken = ConnectionClosed, f"the connection was lost: {exc}"
                 _shut(self.socket, socket.SHUT_RDWR)  # the owner may be reading
-                raise self._broken from exc
+                raise self._refusal() from exc
 
     def finish_output(self) -> None:
         """Send what is queued, if the peer can be reached, and refuse whatever other threads want to send later.
@@ -218,7 +221,7 @@ class Connection:
             pass
         with self._output:
             if self._broken is None:
-                self._broken = self.failed(ConnectionClosed("the session is over"))
+                self._broken = ConnectionClosed, "the session is over"
 
     # Ends.
 
@@ -246,7 +249,7 @@ class Connection:
     def abort(self) -> None:
         """Let the close of the socket be a reset, drop what is queued, and wake the owner; from any thread."""
         self.aborted = True
-        self._broken = self.failed(ConnectionClosed("this side has reset the connection"))
+        self._broken = ConnectionClosed, "this side has reset the connection"
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
@@ -254,9 +257,13 @@ class Connection:
         # A thread that is stuck sending is woken at the price of a FIN before the reset.
         _shut(self.socket, socket.SHUT_RDWR if self._output.locked() else socket.SHUT_RD)
 
+    def _refusal(self) -> EchoError:
+        cls, text = self._broken or (ConnectionClosed, "the session is over")
+        return self.failed(cls(text))
+
     def failed(self, error: _Error) -> _Error:
         """Mark ``error`` as this connection's, for the caller to raise."""
-        error.connection = self
+        error._connection = weakref.ref(self)
         return error
 
 

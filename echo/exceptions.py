@@ -18,7 +18,7 @@ Every class names the ``reason`` with which a session that meets it ends; the sa
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Callable, Optional
 
 
 class EchoError(Exception):
@@ -29,7 +29,11 @@ class EchoError(Exception):
     """
 
     reason = "error"
-    connection: Optional[object] = None
+    _connection: Optional[Callable[[], object]] = None  # a weak reference: a connection may keep its error
+
+    @property
+    def connection(self) -> object:
+        return None if self._connection is None else self._connection()
 
 
 class ProtocolError(EchoError):

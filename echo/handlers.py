@@ -171,7 +171,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             reason = "drain" if lost and self._draining else exc.reason
             level = logging.WARNING if isinstance(exc, MessageTooLong) else logging.DEBUG
             fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": reason}
-            log.log(level, "%s %s: %s", self.peer, reason, exc, extra=fields)
+            log.log(level, "%s %s: %s", self.peer, reason, str(exc), extra=fields)
+            exc.with_traceback(None)  # the decoder keeps the error, whose traceback would keep this session
         finally:
             self.reason = reason
             try:

@@ -548,7 +548,7 @@ def test_a_send_that_fails_wakes_the_owner_with_the_same_error(connect):
         connection.send(b"x" * BIG)
     with pytest.raises(SendTimeout) as received:
         receiving.result()
-    assert received.value is caught.value
+    assert repr(received.value) == repr(caught.value)
     assert caught.value.connection is connection
 
 

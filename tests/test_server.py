@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from conftest import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactly
@@ -942,6 +943,30 @@ def test_finished_sessions_leave_nothing_behind(serve, dial):
     eventually(lambda: not server.connections)
     eventually(lambda: gc.collect() or not [x for x in gc.get_objects() if isinstance(x, sessions_module.Session)])
     assert not server._registry._hosts
+
+
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="counts are merged late without a GIL")
+@pytest.mark.parametrize("data", [b"exit\n", b"a\n", b"part", b"x" * 70_000], ids=["exit", "eof", "part", "too-long"])
+def test_what_a_session_leaves_needs_no_collector(serve, dial, data):
+    """Cycles through exceptions cost 1.3 KB a session without the GIL, whose collector seldom comes."""
+
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            remains.append(weakref.ref(self.connection))
+
+    remains = []
+    server = serve(Kept)
+    gc.disable()
+    try:
+        for _ in range(5):
+            client = dial(server)
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            read_all(client)
+        eventually(lambda: len(remains) == 5 and not server.connections)
+        eventually(lambda: not any(remain() for remain in remains))
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
