@@ -493,6 +493,40 @@ def test_a_process_whose_main_thread_ends_drains_before_it_exits():
         assert process.wait(DEADLINE) == 0
 
 
+def test_a_process_that_ends_in_the_midst_of_a_stop_waits_for_its_end():
+    """Row 17: the stop may run in a daemon thread."""
+    script = (
+        "import echo, threading\n"
+        "class Slow(echo.MessageRequestHandler):\n"
+        "    def message_received(self, message):\n"
+        "        busy.set()\n"
+        "        release.wait(0.5)\n"
+        "        self.send(message)\n"
+        "busy, release = threading.Event(), threading.Event()\n"
+        "server = echo.Server(('127.0.0.1', 0), Slow).start()\n"
+        "print(server.server_address[1], flush=True)\n"
+        "busy.wait()\n"
+        "threading.Thread(target=server.stop, daemon=True).start()\n"
+        "while server.connections[0].state != 'draining': release.wait(0.01)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
+    with process, socket.create_connection(("127.0.0.1", int(process.stdout.readline())), DEADLINE) as sock:
+        sock.sendall(b"late\n")
+        assert read_all(sock) == b"late\n"
+        assert process.wait(DEADLINE) == 0
+
+
+def test_a_session_that_has_only_its_clients_end_to_wait_for_is_not_cut(serve, dial, monkeypatch):
+    monkeypatch.setattr("echo.sockets.LINGER_SILENCE", DEADLINE)
+    server = serve()
+    client = dial(server)
+    client.sendall(b"a\nexit\n")
+    assert read_all(client) == b"a\n"  # and the client stays
+    assert [info.state for info in server.connections] == ["closing"]
+    assert server.stop(timeout=0.1) is True
+    assert server.stats().ended == {"exit": 1}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_does_not_wait_for_its_parents_threads():
     """Row 39."""
