@@ -89,7 +89,8 @@ class Terminal:
             message = line.encode(sys.stdin.encoding, "surrogateescape")
             if not message and not self._connection.framing.keeps_boundaries:
                 continue  # no bytes are no message there
-            awaited = self._received + 1
+            with self._changed:  # else what is just being shown would count as the reply
+                awaited = self._received + 1
             try:
                 self._connection.send(message)
             except (EchoError, ValueError) as exc:
@@ -140,13 +141,12 @@ class Terminal:
 
     def _show(self, message: bytes) -> None:
         text = escape(message, exact=False)
-        if self._at_prompt:  # above the prompt, and what is being typed stays
-            typed = _line_buffer() if _line_buffer is not None else ""
-            text = f"\r\x1b[K{text}\n{PROMPT}{typed}"
-            print(text, end="", flush=True)
-        else:
-            print(text, flush=True)
         with self._changed:
+            if self._at_prompt:  # above the prompt, and what is being typed stays
+                typed = _line_buffer() if _line_buffer is not None else ""
+                print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)
+            else:
+                print(text, flush=True)
             self._received += 1
             self._changed.notify()
 
