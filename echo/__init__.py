@@ -23,6 +23,8 @@ To read the package, begin at the bottom of the map and go up; imports point dow
         |
     exceptions         what can go wrong, and the reason it gives a session's end
 
+``client.measure`` is a small world of its own: probes that are numbered and checked, for ``--ping`` and ``--bench``.
+
 Beside them: ``sockets`` (what a plain socket lacks: deadlines, a gentle close), ``text`` (peer bytes and
 addresses as safe text), ``arguments`` (what both command lines parse alike). The server imports neither handlers nor
 framing: it runs any ``socketserver`` handler.

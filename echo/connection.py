@@ -184,13 +184,14 @@ class Connection:
             messages = self._queued_messages
             queue.clear()
             self._queued_bytes = self._queued_messages = 0
-            self._transmit(data, messages)
+            self.send_raw(data, messages)
 
     def send(self, message: bytes) -> None:
         """Send a whole message now, from any thread. Waits while the peer does not read, ``send_timeout`` at most."""
-        self._transmit(self.framing.encode(message), 1)
+        self.send_raw(self.framing.encode(message), 1)
 
-    def _transmit(self, data: bytes, messages: int) -> None:
+    def send_raw(self, data: bytes, messages: int) -> None:
+        """Send bytes as they are, which hold so many messages, now, from any thread, as ``send`` does."""
         with self._output:
             if self._broken is not None:
                 raise self._refusal()

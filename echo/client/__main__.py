@@ -1,29 +1,47 @@
-"""``python -m echo.client``: a session at the terminal, single messages, or a pipe.
+"""``python -m echo.client``: a session at the terminal, single messages, a pipe, a ping, or a load.
 
 It parses, wires and gives the exit code. Results go to stdout, everything else to stderr. Exit codes: 0 all came
 back, 1 no connection or replies missing, 2 a command line that makes no sense, 3 what came back differs from what was
-sent, 130 interrupted.
+sent, 130 interrupted (``--ping`` and ``--bench`` then tell what they know, and how it was).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import socket
 import sys
-from typing import Any, List, Optional
+from types import FrameType
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from .. import arguments
-from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage, MessageTooLong
-from ..framing import Framing
+from ..exceptions import EchoError, EchoMismatch, MessageTooLong
+from ..framing import Framing, RawFraming
 from ..text import escape, format_address
 from ..version import __version__
-from .client import Client, connect
+from .client import connect
+from .exchange import Exchange
+from .measure import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, Bench, FixedFraming, Ping, histogram
 from .pipe import Pipe
-from .protocol import is_exit
+from .report import Report
 from .terminal import Terminal
 
 PROG = "echo.client"
+
+_DEFAULTS = {"size": 64, "interval": 1.0, "connections": 10, "duration": 10.0}
+_MODES = {
+    # option: the modes that have it
+    "size": ("ping", "bench"),
+    "histogram": ("ping", "bench"),
+    "count": ("ping",),
+    "interval": ("ping",),
+    "connections": ("bench",),
+    "duration": ("bench",),
+    "depth": ("bench",),
+    "rate": ("bench",),
+}
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -33,6 +51,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, "nothing listens on port 0; give the port that the server has told", 2)
     if options.host.isdigit():
         arguments.fail(PROG, f"{options.host!r} is no host; the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
+    _check(options)
     framing = arguments.framing(options)
     messages = [_message(framing, text) for text in options.message]
     try:
@@ -52,25 +71,124 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
-    if sys.stdout is None or (sys.stdin is None and not messages):
+    if sys.stdout is None or (sys.stdin is None and not messages and not options.measure):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the terminal can show
+    report = Report(_print, as_json=options.json, quiet=options.quiet, verbose=options.verbose)
+    if options.measure:
+        return _measure(options, framing, report)
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
-    with _connect(options, framing if messages or at_terminal else Pipe.wire(framing)) as client:
+    with _connecting(options):
+        client = connect(
+            _address(options),
+            framing=framing if messages or at_terminal else Pipe.wire(framing),
+            timeout=options.timeout,
+        )
+    with client:
         if messages:
-            return _exchange(client, messages)
-        if at_terminal:
-            where = format_address((options.host, options.port))
-            print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
-            return Terminal(client.connection, options.timeout).run()
-        Pipe(client.connection, framing, sys.stdin.fileno(), _write).run()
+            Exchange(client, messages, _show, report).run()
+        elif at_terminal:
+            where = format_address(_address(options))
+            if not options.quiet:
+                print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
+            return Terminal(client.connection, options.timeout, options.quiet).run()
+        else:
+            Pipe(client.connection, framing, sys.stdin.fileno(), _write).run()
         return 0
 
 
-def _connect(options: argparse.Namespace, framing: Framing) -> Client:
-    where = format_address((options.host, options.port))
+def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
+    if isinstance(framing, RawFraming):
+        framing = FixedFraming(options.size)
+    if options.measure == "ping":
+        ping = Ping(
+            _address(options),
+            framing,
+            report,
+            size=options.size,
+            count=options.count,
+            interval=options.interval or 0.0,
+            timeout=options.timeout,
+        )
+        _on_signals(ping.stop)
+        with _connecting(options):
+            ping.resolve()
+        code = ping.run()
+        rtt = ping.rtt
+    else:
+        bench = Bench(
+            _address(options),
+            framing,
+            report,
+            connections=options.connections,
+            duration=options.duration,
+            size=options.size,
+            depth=options.depth,
+            rate=options.rate,
+            timeout=options.timeout,
+        )
+        _on_signals(bench.stop)
+        with contextlib.closing(bench):
+            with _connecting(options):
+                bench.connect()
+            code = bench.run()
+        rtt = bench.total.rtt
+    if options.histogram:
+        report.picture(histogram(rtt, sys.stdout.encoding))
+    return code
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    """Call ``stop`` once for Ctrl-C and for SIGTERM, which timeout(1) sends, and may send twice."""
+
+    def handler(signum: int, frame: Optional[FrameType]) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        stop()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        signal.signal(number, handler)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options of another mode than the one that was asked for, and give the rest their defaults."""
+    for name, modes in _MODES.items():
+        given = hasattr(options, name)
+        if given and options.measure not in modes:
+            flags = " or ".join(f"--{mode}" for mode in modes)
+            arguments.fail(PROG, f"--{name} is for {flags}; see {PROG} --help", 2)
+        if not given:
+            setattr(options, name, _DEFAULTS.get(name))
+    if options.json and not options.message and not options.measure:
+        arguments.fail(PROG, f"--json is for -m, --ping or --bench; see {PROG} --help", 2)
+    if options.measure == "bench" and options.duration is None:
+        arguments.fail(PROG, "--bench with a duration of 0 measures nothing; give it a second or more", 2)
+    if options.measure and options.framing != "raw" and options.size > options.max_message:
+        arguments.fail(
+            PROG, f"--size {options.size} is over --max-message {options.max_message}; raise that on both sides", 2
+        )
+
+
+def _probe_size(text: str) -> int:
+    size = arguments.size(text)
+    if size < MIN_SIZE:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is too small: a message carries its number and a checksum, {MIN_SIZE} bytes"
+        )
+    return size
+
+
+def _address(options: argparse.Namespace) -> Tuple[str, int]:
+    return options.host, options.port
+
+
+@contextlib.contextmanager
+def _connecting(options: argparse.Namespace) -> Iterator[None]:
+    """What keeps a connection from being made ends the program, in one line."""
+    where = format_address(_address(options))
     try:
-        return connect((options.host, options.port), framing=framing, timeout=options.timeout)
+        yield
     except socket.gaierror as exc:
         arguments.fail(PROG, f"cannot find the host {options.host!r}: {exc.strerror}; check its name", 1)
     except UnicodeError:
@@ -92,27 +210,11 @@ def _message(framing: Framing, text: str) -> bytes:
     return message
 
 
-def _exchange(client: Client, messages: List[bytes]) -> int:
-    """Send each message, print each reply; a service that is no echo may answer what it likes, and have code 3."""
-    mismatches: List[EchoMismatch] = []
-    for index, message in enumerate(messages):
-        try:
-            _print(client.echo(message))
-        except (ConnectionClosed, IncompleteMessage) as exc:
-            due = len([each for each in messages if not is_exit(each)])
-            left = len([each for each in messages[index:] if not is_exit(each)])
-            if left:
-                raise ConnectionClosed(f"{exc}; {left} of {due} replies are missing") from None
-            break
-        except EchoMismatch as exc:
-            _print(exc.received)
-            mismatches.append(exc)
-    if mismatches:
-        raise mismatches[0]
-    return 0
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
-def _print(message: bytes) -> None:
+def _show(message: bytes) -> None:
     _write(message + b"\n")
 
 
@@ -130,18 +232,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.ArgumentParser(
         prog=PROG,
         description="Talk to an echo server: at the terminal line by line; with -m message by message; from a pipe all"
-        " of standard input. What comes back goes to standard output, and is compared with what was sent.",
+        " of standard input. What comes back goes to standard output, and is compared with what was sent. --ping and"
+        " --bench measure.",
     )
     add: Any = parser.add_argument
     add("host", nargs="?", default=arguments.DEFAULT_HOST, help="(default: %(default)s)")
     add("port", nargs="?", type=arguments.port, default=arguments.DEFAULT_PORT, help="(default: %(default)s)")
-    add(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "-m",
         dest="message",
         metavar="TEXT",
         action="append",
         default=[],
         help="send this and print the reply; may be given again",
+    )
+    mode.add_argument(
+        "--ping",
+        dest="measure",
+        action="store_const",
+        const="ping",
+        help="send one message a second, and time and check what comes back; Ctrl-C ends it",
+    )
+    mode.add_argument(
+        "--bench",
+        dest="measure",
+        action="store_const",
+        const="bench",
+        help="send as much as comes back, or --rate, and tell how much that was and how long it took",
     )
     arguments.add_framing(parser)
     add(
@@ -153,7 +271,56 @@ def _parser() -> argparse.ArgumentParser:
         help="how long to wait for the connection, and for a reply; 500ms, 30s, 5m, a bare number is seconds,"
         " 0 waits for ever (default: %(default)g s)",
     )
-    add("--version", action="version", version=f"%(prog)s {__version__}")
+    add("-J", "--json", action="store_true", help="with -m, --ping, --bench: one JSON object a line")
+    add("-q", "--quiet", action="store_true", help="tell only how it went, at the end")
+    add("-v", "--verbose", action="store_true", help="tell details, on stderr")
+    measures = parser.add_argument_group("--ping and --bench", argument_default=argparse.SUPPRESS)
+    add = measures.add_argument
+    add(
+        "-s",
+        "--size",
+        type=_probe_size,
+        metavar="BYTES",
+        help=f"the length of a message, {MIN_SIZE} at least (default: {_DEFAULTS['size']})",
+    )
+    add("--histogram", action="store_true", help="show how the round trips are distributed")
+    add("-c", "--count", type=arguments.count, metavar="N", help="--ping: end after so many (default: never)")
+    add(
+        "-i",
+        "--interval",
+        type=arguments.duration,
+        metavar="TIME",
+        help="--ping: from one message to the next; 0 sends each when the one before is back (default: 1 s)",
+    )
+    add(
+        "-P",
+        "--connections",
+        type=arguments.count,
+        metavar="N",
+        help=f"--bench: connections at a time (default: {_DEFAULTS['connections']})",
+    )
+    add(
+        "-d",
+        "--duration",
+        type=arguments.duration,
+        metavar="TIME",
+        help="--bench: how long, after a warm-up of a tenth of that, 1 s at most (default: 10 s)",
+    )
+    add(
+        "--depth",
+        type=arguments.count,
+        metavar="N",
+        help=f"--bench: messages on their way at a time in a connection (default: {CLOSED_DEPTH},"
+        f" {OPEN_DEPTH} with --rate)",
+    )
+    add(
+        "--rate",
+        type=arguments.count,
+        metavar="N",
+        help="--bench: messages a second, over all connections, however long replies take (default: as many as come"
+        " back)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 

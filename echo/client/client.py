@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import collections
+import queue
 import socket
-from typing import Any, Deque, Iterator, Optional, Tuple
+import threading
+from typing import Any, Deque, Iterable, Iterator, Optional, Tuple
 
 from ..arguments import DEFAULT_HOST, DEFAULT_PORT
 from ..connection import Connection
-from ..exceptions import ConnectionClosed, EchoMismatch, IncompleteMessage
+from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage
 from ..framing import Framing, LineFraming
 from ..sockets import linger
+
+_STEP = 0.05  # seconds; how soon it is noticed that a thread which seemed stuck was merely slow
 
 
 def connect(
@@ -26,10 +30,15 @@ def connect(
     Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``) when there is no
     connection to be had.
     """
+    return Client(open_socket(address, timeout), framing, timeout=timeout)
+
+
+def open_socket(address: Tuple[str, int], timeout: Optional[float]) -> socket.socket:
+    """Connect a blocking socket, to be used without ``settimeout``; ``connect`` says what it raises."""
     sock = socket.create_connection(address, timeout)
     sock.settimeout(None)  # the connection's deadlines are the kernel's
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Client(sock, framing, timeout=timeout)
+    return sock
 
 
 class Client:
@@ -81,9 +90,38 @@ class Client:
         Under a framing that keeps no boundaries the reply is put together until it is as long as the message.
         """
         self.send(message)
+        return self._await_echo(message)
+
+    def echo_many(self, messages: Iterable[bytes], window: int = 100) -> Iterator[bytes]:
+        """Send many messages without waiting for each to come back, and yield them as they do, each compared.
+
+        ``window``: how many are on their way at a time, at most; it bounds the memory, and ``messages``, which is read
+        in the caller's thread, is at most so far ahead. Sending is done by a thread of its own, so that a server which
+        stops reading until its replies are read never brings both sides to a halt. Raises what ``send``, ``recv`` and
+        ``echo`` raise, and ``ValueError`` for a window below 1. When the iteration ends early, ``recv`` goes on with
+        the replies to what was sent until then.
+        """
+        if window < 1:
+            raise ValueError(f"window is {window!r}; at least one message must be on its way")
+        with _Sender(self) as sender:
+            awaited: Deque[bytes] = collections.deque()
+            for message in messages:
+                sender.put(message)
+                awaited.append(message)
+                if len(awaited) == window:
+                    yield self._await_echo(awaited.popleft(), bool(awaited))
+            while awaited:
+                yield self._await_echo(awaited.popleft(), bool(awaited))
+
+    def _await_echo(self, message: bytes, more: bool = False) -> bytes:
+        """``more``: other replies follow, and may come in the same read."""
         reply = self.recv() if message or self.framing.keeps_boundaries else b""
-        while not self.framing.keeps_boundaries and len(reply) < len(message) and message.startswith(reply):
-            reply += self.recv()
+        if not self.framing.keeps_boundaries:
+            while len(reply) < len(message) and message.startswith(reply):
+                reply += self.recv()
+            if more and len(reply) > len(message):
+                self._messages.appendleft(reply[len(message) :])
+                reply = reply[: len(message)]
         if reply != message:
             raise EchoMismatch(message, reply)
         return reply
@@ -95,6 +133,13 @@ class Client:
                 yield self.recv()
             except ConnectionClosed:
                 return
+
+    def _take_in(self) -> None:
+        """Keep for ``recv`` what one read brings, if anything."""
+        try:
+            self._messages.extend(self.connection.receive())
+        except EchoError:
+            pass  # recv() will meet it
 
     def close(self) -> None:
         """End the session: let the server see the end, take in what it still sends, close. Never raises."""
@@ -109,3 +154,41 @@ class Client:
 
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
+
+
+class _Sender:
+    """Sends what it is given in a thread of its own. The end of its block waits until that thread is done."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._queue: queue.SimpleQueue[Optional[bytes]] = queue.SimpleQueue()
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, name="echo-send", daemon=True)
+
+    def put(self, message: bytes) -> None:
+        self._queue.put(self._client.framing.encode(message))
+
+    def _run(self) -> None:
+        while not self._abandoned:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            data = [message for message in batch if message is not None]
+            try:
+                self._client.connection.send_raw(b"".join(data), len(data))
+            except EchoError:
+                return  # the receiving thread meets it, too
+            if len(data) < len(batch):
+                return
+
+    def __enter__(self) -> _Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, cls: Optional[type], *exc_info: Any) -> None:
+        self._abandoned = cls is not None
+        self._queue.put(None)
+        while self._thread.is_alive():
+            self._thread.join(_STEP)
+            if self._thread.is_alive():  # the server does not read before its replies are read
+                self._client._take_in()

@@ -15,6 +15,7 @@ from typing import Optional
 from ..connection import Connection
 from ..exceptions import EchoError, MessageTimeout, ReceiveTimeout
 from ..text import escape, plural
+from .history import History
 from .protocol import is_exit
 
 try:
@@ -36,9 +37,10 @@ _STEP = 0.2  # seconds; a Ctrl-C that comes in the moment before a wait begins i
 
 class Terminal:
     """One session at the terminal, over ``connection``. ``timeout``: seconds to wait for a reply before the prompt
-    comes back without it."""
+    comes back without it. ``quiet``: no counts at the end."""
 
-    def __init__(self, connection: Connection, timeout: Optional[float]) -> None:
+    def __init__(self, connection: Connection, timeout: Optional[float], quiet: bool = False) -> None:
+        self._quiet = quiet
         self._connection = connection
         self._timeout = timeout
         self._main = threading.main_thread()
@@ -54,11 +56,13 @@ class Terminal:
         receiver = threading.Thread(target=self._receive, name="echo-receive", daemon=True)
         receiver.start()
         left = False
+        history = History()
         try:
             left = self._converse()
         except KeyboardInterrupt:
             left = not self._ended  # or it was _receive() that called us away from the prompt
             print()
+        history.save()
         try:
             if not self._ended:
                 self._connection.end_output()
@@ -68,8 +72,9 @@ class Terminal:
         if not left:
             _forget_typed()
             _tell("the server has ended the session" if self._error is None else str(self._error))
-        sent, received = self._connection.messages_out, self._connection.messages_in
-        _tell(f"{plural(sent, 'message')} sent, {received} received")
+        if not self._quiet:
+            sent, received = self._connection.messages_out, self._connection.messages_in
+            _tell(f"{plural(sent, 'message')} sent, {received} received")
         return 0 if left else 1
 
     def _converse(self) -> bool:

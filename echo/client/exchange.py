@@ -1,0 +1,77 @@
+"""Single messages, one after the other: each is sent, and its reply shown and compared, before the next one."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, List
+
+from ..exceptions import ConnectionClosed, EchoMismatch, IncompleteMessage
+from ..text import escape, plural
+from .client import Client
+from .measure.figures import microseconds, milliseconds
+from .protocol import is_exit
+from .report import Report
+
+
+class Exchange:
+    """``messages`` over ``client``; ``show`` takes each reply unless the report is JSON or quiet."""
+
+    def __init__(self, client: Client, messages: List[bytes], show: Callable[[bytes], None], report: Report) -> None:
+        self._client = client
+        self._messages = messages
+        self._show = show
+        self._report = report
+        self._due = len([message for message in messages if not is_exit(message)])
+        self._received = 0
+        self._mismatches: List[EchoMismatch] = []
+
+    def run(self) -> None:
+        """Exchange them all. A service that is no echo may answer what it likes: what differs is raised at the end,
+        as ``EchoMismatch``; what does not come back at all, at once."""
+        try:
+            for message in self._messages:
+                if not self._exchange(message):
+                    break
+        finally:
+            self._summarize()
+        if self._mismatches:
+            raise self._mismatches[0]
+
+    def _exchange(self, message: bytes) -> bool:
+        """Whether the session goes on."""
+        began = time.perf_counter_ns()
+        try:
+            reply = self._client.echo(message)
+        except EchoMismatch as exc:
+            self._mismatches.append(exc)
+            reply = exc.received
+        except (ConnectionClosed, IncompleteMessage) as exc:
+            left = self._due - self._received
+            if left:
+                raise ConnectionClosed(f"{exc}; {left} of {self._due} replies are missing") from None
+            return False
+        took = time.perf_counter_ns() - began
+        self._received += 1
+        if self._report.shows_text:
+            self._show(reply)
+        self._report.detail(f"{plural(len(reply), 'byte')} back after {milliseconds(took)} ms")
+        self._report.tell(
+            "reply",
+            sent=escape(message),
+            received=escape(reply),
+            matches=reply == message,
+            rtt_us=microseconds(took),
+        )
+        return True
+
+    def _summarize(self) -> None:
+        missing, different = self._due - self._received, len(self._mismatches)
+        self._report.summarize(
+            f"{self._due} sent, {self._received} came back, {different} of them different, {missing} missing"
+            if self._report.quiet
+            else "",
+            sent=self._due,
+            received=self._received,
+            different=different,
+            missing=missing,
+        )

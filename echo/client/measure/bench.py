@@ -1,0 +1,271 @@
+"""As many messages as the server takes, or as many as were asked for, from processes of their own; and what they met.
+
+It plans, starts the load (``load.py``), adds up and tells. It sends no message itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import signal
+import time
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from ...exceptions import ConnectionClosed
+from ...framing import Framing
+from ...text import format_address, plural
+from ..report import Report
+from .distribution import Distribution
+from .figures import as_fields, microseconds, milliseconds, percentile_name
+from .load import SECOND, Period, Plan, Slice, run
+from .probes import Verdict
+
+PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
+
+MAX_WARM_UP = 1.0
+"""Seconds before the measured time in which nothing counts; a tenth of the duration if that is less."""
+
+CLOSED_DEPTH = 1
+OPEN_DEPTH = 1000
+"""Probes on their way in one connection at most, unless told otherwise. An open loop wants no limit; it has one so
+that a server which does not answer costs bounded memory."""
+
+
+_DIED = "a process of the load has died"
+
+
+class Bench:
+    """A load on ``address``: ``connections`` for ``duration`` seconds with messages of ``size`` bytes, in a closed loop
+    with ``depth`` on their way in each, or with ``rate`` messages a second over all. ``timeout``: seconds after which a
+    probe is lost, and which connecting may take; None waits for ever. ``framing`` as in ``Ping``."""
+
+    def __init__(
+        self,
+        address: Tuple[str, int],
+        framing: Framing,
+        report: Report,
+        *,
+        connections: int,
+        duration: float,
+        size: int,
+        depth: Optional[int],
+        rate: Optional[float],
+        timeout: Optional[float],
+    ) -> None:
+        self._where = format_address(address)
+        self._report = report
+        self._connections = connections
+        self._duration = duration
+        self._size = size
+        self._rate = rate
+        self._warm_up = min(MAX_WARM_UP, duration / 10)
+        self._depth = depth or (CLOSED_DEPTH if rate is None else OPEN_DEPTH)
+        self._plan = Plan(
+            address,
+            framing,
+            size,
+            [],
+            connections,
+            self._depth,
+            None if rate is None else SECOND / rate,
+            None if timeout is None else round(timeout * SECOND),
+            random.randrange(0x10000),
+        )
+        self.total = Slice()
+        self._connect_times = Distribution()
+        self._period = Period(0, 0, 0)
+        self._processes: List[Any] = []
+        self._pipes: List[Any] = []
+        self._running = False
+
+    def connect(self) -> None:
+        """Start the processes and let them connect. Raises ``OSError`` if there is no connection to be had."""
+        count = max(1, min(self._connections, _processors() // 2))  # the other half is the server's
+        context = multiprocessing.get_context("spawn")  # which is the same everywhere
+        with _signals_ignored():  # as they are by the children: Ctrl-C and timeout(1) signal all, and we act on it
+            for index in range(count):
+                plan = self._plan._replace(lanes=list(range(index, self._connections, count)))
+                pipe, theirs = context.Pipe()
+                self._pipes.append(pipe)
+                process = context.Process(target=run, args=(theirs, plan), daemon=True)
+                process.start()
+                self._processes.append(process)
+                theirs.close()
+        for pipe in self._pipes:
+            try:
+                answer = pipe.recv()
+            except EOFError:
+                raise ConnectionClosed(_DIED) from None
+            if isinstance(answer, OSError):
+                raise answer
+            for took in answer:
+                self._connect_times.add(took)
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def run(self) -> int:
+        """The load, all of it or until ``stop``; tell how it went, and return the exit code."""
+        start = time.perf_counter_ns() + SECOND // 50
+        begin = start + round(self._warm_up * SECOND)
+        self._period = Period(start, begin, begin + round(self._duration * SECOND))
+        self._tell_start()
+        for pipe in self._pipes:
+            pipe.send(self._period)
+        self._running = True
+        ended_at = self._gather()
+        self._summarize(max(0, ended_at - begin) / SECOND)
+        return self._exit_code()
+
+    def stop(self) -> None:
+        """End the load early, from a signal handler; ``KeyboardInterrupt`` if it does not run yet."""
+        if not self._running:
+            raise KeyboardInterrupt
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send("end")
+
+    def _gather(self) -> int:
+        """Add up all slices, and show how it goes; return when it ended."""
+        waiting = list(self._pipes)
+        recent, shown_at, ended_at = Slice(), self._period.begin, self._period.begin
+        while waiting:
+            pipe: Any
+            for pipe in multiprocessing.connection.wait(waiting):
+                try:
+                    part = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    self.total.errors[_DIED] += 1
+                    part = time.perf_counter_ns()
+                if isinstance(part, Slice):
+                    self.total.merge(part)
+                    recent.merge(part)
+                else:
+                    ended_at = max(ended_at, part)
+                    waiting.remove(pipe)
+            now = time.perf_counter_ns()
+            if now - shown_at >= SECOND and now < self._period.end + SECOND // 2:
+                self._tell_progress(recent, now, (now - shown_at) / SECOND)
+                recent, shown_at = Slice(), now
+        return min(ended_at, self._period.end)
+
+    def _tell_start(self) -> None:
+        loop = f"{self._rate:g} messages/s" if self._rate is not None else f"closed loop, depth {self._depth}"
+        connections = plural(self._connections, "connection")
+        self._report.tell(
+            "start",
+            f"BENCH {self._where}: {connections}, {self._size}-byte messages, {loop}, {self._duration:g} s",
+            address=self._where,
+            connections=self._connections,
+            size_bytes=self._size,
+            depth=self._depth,
+            rate_per_s=self._rate,
+            duration_s=self._duration,
+            warm_up_s=self._warm_up,
+        )
+
+    def _tell_progress(self, recent: Slice, now: int, seconds: float) -> None:
+        elapsed = (now - self._period.begin) / SECOND
+        rate = recent.received / seconds
+        latency = "".join(
+            f"  {percentile_name(percent)} {milliseconds(value)} ms"
+            for percent, value in recent.rtt.percentiles([50.0, 99.0])
+        )
+        wrong, lost = sum(self.total.wrong.values()), self.total.lost
+        bad = f"  {wrong} wrong, {lost} lost" if wrong or lost else ""
+        self._report.progress(
+            f"{elapsed:3.0f} of {self._duration:g} s  {rate:,.0f} messages/s{latency}{bad}",
+            elapsed_s=round(elapsed, 3),
+            messages_per_s=round(rate, 1),
+            **as_fields("rtt", recent.rtt, PERCENTILES),
+            wrong=wrong,
+            lost=lost,
+        )
+
+    def _summarize(self, elapsed: float) -> None:
+        total = self.total
+        rate = total.received / elapsed if elapsed else 0.0
+        corrupted = total.wrong[Verdict.CORRUPTED]
+        kinds = [f"{count:,} {verdict.value}" for verdict, count in total.wrong.items()]
+        errors = [f"{count:,} x {what}" for what, count in total.errors.items()]
+        messages = f"{total.received:,} in {elapsed:.3g} s, {rate:,.0f}/s, {rate * self._size / 1e6:,.2f} MB/s"
+        rows = [
+            ("messages", messages if elapsed else "none: it ended before the warm-up did"),
+            ("wrong", ", ".join(kinds) or "0"),
+            ("lost", f"{total.lost:,}"),
+            ("errors", ", ".join(errors) or "0"),
+        ]
+        if total.unsent:
+            rows.append(("never sent", f"{total.unsent:,}, whose turn did not come in time"))
+        lines = [f"{name:12}{text}" for name, text in rows]
+        connects = self._connect_times
+        if connects.least is not None and connects.greatest is not None:
+            spread = "/".join(map(milliseconds, (connects.least, connects.mean, connects.greatest)))
+            lines.append(f"{'connect':12}min/avg/max {spread} ms")
+        latencies = {"rtt": total.rtt} if self._rate is None else {"rtt": total.rtt, "raw": total.raw}
+        lines += ["", *_table(latencies)]
+        fields: Dict[str, Any] = {}
+        for name, times in latencies.items():
+            fields.update(as_fields(name, times, PERCENTILES))
+        self._report.summarize(
+            "\n".join(lines),
+            messages=total.received,
+            duration_s=round(elapsed, 6),
+            messages_per_s=round(rate, 1),
+            bytes_per_s=round(rate * self._size, 1),
+            corrupted=corrupted,
+            wrong={verdict.name.lower(): count for verdict, count in total.wrong.items()},
+            lost=total.lost,
+            unsent=total.unsent,
+            errors=dict(total.errors),
+            connect_avg_us=microseconds(connects.mean),
+            **fields,
+        )
+
+    def _exit_code(self) -> int:
+        if any(count for verdict, count in self.total.wrong.items() if verdict is not Verdict.LATE):
+            return 3
+        return 1 if self.total.lost or self.total.errors or not self.total.rtt.count else 0
+
+
+def _table(latencies: Dict[str, Distribution]) -> List[str]:
+    """A row for each distribution, a column for each percentile, in milliseconds."""
+    titles = {"rtt": "round trip", "raw": "raw"}
+    if "raw" in latencies:
+        titles["rtt"] = "corrected"  # by the wait for its turn, which is in the raw one left out
+    names = ["min", *map(percentile_name, PERCENTILES), "max"]
+    lines = ["".join([f"{'ms':12}", *(f"{name:>9}" for name in names), f"{'samples':>13}"])]
+    for name, times in latencies.items():
+        if times.least is None or times.greatest is None:
+            continue
+        found = dict(times.percentiles(PERCENTILES))
+        cells = [milliseconds(found[percent]) if percent in found else "-" for percent in PERCENTILES]
+        cells = [milliseconds(times.least), *cells, milliseconds(times.greatest)]
+        lines.append("".join([f"{titles[name]:12}", *(f"{cell:>9}" for cell in cells), f"{times.count:>13,}"]))
+    return lines if len(lines) > 1 else []
+
+
+def _processors() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    # Not pthread_sigmask: multiprocessing unblocks both when it starts its first process.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

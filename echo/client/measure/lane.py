@@ -1,0 +1,85 @@
+"""One connection that carries probes, and never waits: its owner watches many, or one and a clock.
+
+Non-blocking, unlike ``Connection``, because a measuring client must send on time although a reply is due.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import List
+
+from ...exceptions import ConnectionClosed, IncompleteMessage
+from ...framing import Framing
+from .probes import Ledger, Probe, Reply
+
+READ_SIZE = 64 * 1024
+
+
+class Lane:
+    """``sock``, connected, is the lane's from now on. ``framing`` marks off the probes that ``ledger`` issues."""
+
+    def __init__(self, sock: socket.socket, framing: Framing, ledger: Ledger) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self.ledger = ledger
+        self._encode = framing.encode
+        self._decoder = framing.decoder()
+        self._recv = sock.recv
+        self._unsent = bytearray()
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether some of what was sent waits for the peer to read; ``flush`` when the socket can be written."""
+        return bool(self._unsent)
+
+    def send(self, due_at: int, now: int) -> Probe:
+        """Send the next probe. If the peer is gone, ``receive`` is what tells."""
+        probe = self.ledger.issue(due_at, now)
+        data = self._encode(probe.message)
+        if self._unsent:
+            self._unsent += data
+            self.flush()
+        else:
+            self._send(data)
+        return probe
+
+    def flush(self) -> None:
+        """Send what has waited."""
+        data = bytes(self._unsent)
+        self._unsent.clear()
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            sent = self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the peer is gone; the next read tells how
+        if sent < len(data):
+            self._unsent += data[sent:]
+
+    def receive(self) -> List[Reply]:
+        """What one read brought. Raises ``ConnectionClosed``, ``IncompleteMessage`` or ``MessageTooLong``."""
+        decoder = self._decoder
+        if decoder.error is not None:
+            raise decoder.error
+        try:
+            data = self._recv(READ_SIZE)
+        except BlockingIOError:
+            return []
+        except OSError as exc:
+            raise ConnectionClosed(f"the connection was lost: {exc.strerror or exc}") from exc
+        if not data:
+            rest = decoder.finish()
+            if rest:
+                raise IncompleteMessage(rest)
+            raise ConnectionClosed("the server has ended the session")
+        settle = self.ledger.settle
+        return [settle(message) for message in decoder.feed(data)]
+
+    def close(self) -> None:
+        self.socket.close()

@@ -1,0 +1,282 @@
+"""The load itself: one process that keeps its share of the connections busy and counts what comes back.
+
+``run`` is what each process of a bench does. It knows the plan, its pipe to the bench, and no terminal.
+
+* Closed loop: each connection has ``depth`` probes on their way; a reply sends the next one.
+* Open loop: the probes have a timetable that no slow reply delays, and are timed from when they were due. To time
+  from the send instead leaves out what waited for its turn to be sent (coordinated omission, as Gil Tene named it);
+  both are counted.
+* What is measured is what was due in the measured time; the replies to it are awaited afterwards, so that the slow
+  ones are not left out either.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import selectors
+import signal
+import time
+from typing import Any, Counter, Dict, List, NamedTuple, Optional, Tuple
+
+from ...exceptions import EchoError
+from ...framing import Framing
+from ..client import open_socket
+from .distribution import Distribution
+from .lane import Lane
+from .probes import Ledger, Probe, Verdict
+
+SECOND = 1_000_000_000
+
+TICK = SECOND // 4
+"""Nanoseconds between two reports to the bench."""
+
+SPIN = 2_000_000
+"""Nanoseconds before a probe is due from which the clock is watched instead of slept on: selectors sleep whole
+milliseconds, and what is sent late for that would be counted as the server's slowness."""
+
+
+class Plan(NamedTuple):
+    """What to do. ``lanes``: the numbers of this process's connections among all ``connections``. ``step``:
+    nanoseconds from one probe to the next in the timetable of all; None is the closed loop. ``timeout`` in
+    nanoseconds; None waits for ever. ``tag``: of the first connection."""
+
+    address: Tuple[str, int]
+    framing: Framing
+    size: int
+    lanes: List[int]
+    connections: int
+    depth: int
+    step: Optional[float]
+    timeout: Optional[int]
+    tag: int
+
+
+class Period(NamedTuple):
+    """When (``time.perf_counter_ns``, one clock for all processes): the work starts, it begins to count, it ends."""
+
+    start: int
+    begin: int
+    end: int
+
+
+class Slice:
+    """What happened since the last slice. ``received``: right replies in the measured time; ``rtt`` from when a
+    probe was due, ``raw`` from when it was sent; ``wrong`` replies by verdict; ``lost`` probes; ``unsent``: probes of
+    the timetable whose turn never came; ``errors``: what happened how often."""
+
+    def __init__(self) -> None:
+        self.received = self.lost = self.unsent = 0
+        self.rtt = Distribution()
+        self.raw = Distribution()
+        self.wrong: Counter[Verdict] = collections.Counter()
+        self.errors: Counter[str] = collections.Counter()
+
+    def merge(self, other: Slice) -> None:
+        self.received += other.received
+        self.lost += other.lost
+        self.unsent += other.unsent
+        self.rtt.merge(other.rtt)
+        self.raw.merge(other.raw)
+        self.wrong.update(other.wrong)
+        self.errors.update(other.errors)
+
+
+def run(pipe: Any, plan: Plan) -> None:
+    """Connect; send the nanoseconds that each connection took, or an ``OSError``; get the ``Period``; send a ``Slice``
+    each ``TICK``, and at last when it ended. Whatever else comes through the pipe ends the work early."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    load = _ClosedLoop(pipe, plan) if plan.step is None else _OpenLoop(pipe, plan, plan.step)
+    try:
+        took = [load.open(number) for number in plan.lanes]
+    except OSError as exc:
+        pipe.send(exc)
+        return
+    try:
+        pipe.send(took)
+        pipe.send(load.work(pipe.recv()))
+    except (EOFError, BrokenPipeError):
+        pass  # the bench is gone
+
+
+class _Load:
+    """What both loops share. ``step`` of the plan decides which one it is."""
+
+    def __init__(self, pipe: Any, plan: Plan) -> None:
+        self._pipe = pipe
+        self._plan = plan
+        self._lanes: Dict[Lane, int] = {}  # and their numbers among all connections
+        self._selector = selectors.DefaultSelector()
+        self._slice = Slice()
+        self._end = 0
+        self._interrupted = False
+
+    def open(self, number: int) -> int:
+        plan = self._plan
+        began = time.perf_counter_ns()
+        sock = open_socket(plan.address, None if plan.timeout is None else plan.timeout / SECOND)
+        took = time.perf_counter_ns() - began
+        lane = Lane(sock, plan.framing, Ledger(plan.size, (plan.tag + number) & 0xFFFF))
+        self._lanes[lane] = number
+        self._selector.register(lane, selectors.EVENT_READ)
+        return took
+
+    def work(self, period: Period) -> int:
+        """Keep the lanes busy to the end of the period, then wait for what is on its way; return when it ended: with
+        the period, or before it if it was told to or all connections were lost."""
+        clock = time.perf_counter_ns
+        time.sleep(max(0, period.start - clock()) / SECOND)
+        self._end = period.end
+        tick_at = period.start + TICK
+        self._start(period.start)
+        while True:
+            now = clock()
+            if now >= tick_at:
+                self._tick(now)
+                tick_at = now + TICK
+            if not self._lanes or (now >= self._end and not self._awaits_replies()):
+                break
+            wait = self._pause(now, tick_at)
+            for key, ready in self._selector.select(wait / SECOND):
+                lane: Any = key.fileobj
+                try:
+                    if ready & selectors.EVENT_WRITE:
+                        self._flush(lane)
+                    if ready & selectors.EVENT_READ:
+                        now = clock()
+                        self._receive(lane, now, period.begin)
+                        if now < self._end:
+                            self._replied(lane, now)
+                except EchoError as exc:
+                    self._drop(lane, str(exc))
+            self._send_due(min(clock(), self._end))
+        self._finish()
+        for lane in self._lanes:
+            lane.close()
+        self._pipe.send(self._slice)
+        return min(self._end, clock())
+
+    def _receive(self, lane: Lane, now: int, begin: int) -> None:
+        for verdict, _, probe, _ in lane.receive():
+            if verdict is not Verdict.RIGHT:
+                self._slice.wrong[verdict] += 1
+            if probe is not None and verdict is not Verdict.CORRUPTED:
+                if begin <= now < self._end:
+                    self._slice.received += 1
+                if probe.due_at >= begin:
+                    self._count(probe, now)
+
+    def _send(self, lane: Lane, due_at: int, now: int) -> None:
+        lane.send(due_at, now)
+        if lane.is_behind:
+            self._selector.modify(lane, selectors.EVENT_READ | selectors.EVENT_WRITE)
+
+    def _flush(self, lane: Lane) -> None:
+        lane.flush()
+        if not lane.is_behind:
+            self._selector.modify(lane, selectors.EVENT_READ)
+
+    def _tick(self, now: int) -> None:
+        if self._pipe.poll():
+            self._pipe.recv()
+            self._end = min(self._end, now)
+            self._interrupted = True
+        timeout = self._plan.timeout
+        for lane in self._lanes:
+            lost = 0 if timeout is None else len(lane.ledger.give_up(now - timeout))
+            if not lost:
+                continue
+            self._slice.lost += lost
+            self._slice.errors["no reply in time"] += lost
+            if now < self._end:
+                self._replied(lane, now)
+        self._pipe.send(self._slice)
+        self._slice = Slice()
+
+    def _awaits_replies(self) -> bool:
+        return not self._interrupted and any(lane.ledger.outstanding for lane in self._lanes)
+
+    def _drop(self, lane: Lane, why: str) -> None:
+        self._selector.unregister(lane)
+        lane.close()
+        del self._lanes[lane]
+        self._slice.lost += len(lane.ledger.outstanding)
+        self._slice.errors[why] += 1
+
+    def _start(self, start: int) -> None:
+        """Send the first probes."""
+        raise NotImplementedError
+
+    def _replied(self, lane: Lane, now: int) -> None:
+        """Something was taken off the list of what is on its way."""
+        raise NotImplementedError
+
+    def _send_due(self, now: int) -> None:
+        """Send what is due."""
+
+    def _pause(self, now: int, tick_at: int) -> int:
+        """Nanoseconds to wait for a reply at most."""
+        return max(0, tick_at - now)
+
+    def _count(self, probe: Probe, now: int) -> None:
+        self._slice.rtt.add(now - probe.due_at)
+
+    def _finish(self) -> None:
+        """The measured time is over."""
+
+
+class _ClosedLoop(_Load):
+    def _start(self, start: int) -> None:
+        for lane in self._lanes:
+            self._replied(lane, time.perf_counter_ns())
+
+    def _replied(self, lane: Lane, now: int) -> None:
+        outstanding = lane.ledger.outstanding
+        while len(outstanding) < self._plan.depth:
+            self._send(lane, now, now)
+
+
+class _OpenLoop(_Load):
+    def __init__(self, pipe: Any, plan: Plan, step: float) -> None:
+        super().__init__(pipe, plan)
+        self._round = step * plan.connections  # nanoseconds from a lane's turn to its next
+        self._turns: List[Tuple[float, int]] = []  # a heap: when it is whose turn, of those whom no reply holds up
+        self._held: Dict[int, float] = {}  # who has as much on its way as it may, and since when its turn is due
+        self._by_number: Dict[int, Lane] = {}
+
+    def _start(self, start: int) -> None:
+        assert self._plan.step is not None
+        self._by_number = {number: lane for lane, number in self._lanes.items()}
+        self._turns = sorted((start + number * self._plan.step, number) for number in self._by_number)
+
+    def _send_due(self, now: int) -> None:
+        while self._turns and self._turns[0][0] < now:
+            due_at, number = heapq.heappop(self._turns)
+            lane = self._by_number[number]
+            if lane not in self._lanes:
+                continue
+            if len(lane.ledger.outstanding) >= self._plan.depth:
+                self._held[number] = due_at
+                continue
+            heapq.heappush(self._turns, (due_at + self._round, number))
+            self._send(lane, round(due_at), time.perf_counter_ns())
+
+    def _replied(self, lane: Lane, now: int) -> None:
+        number = self._lanes[lane]
+        due_at = self._held.pop(number, None)
+        if due_at is not None:
+            heapq.heappush(self._turns, (due_at, number))
+
+    def _pause(self, now: int, tick_at: int) -> int:
+        wait = super()._pause(now, tick_at)
+        if self._turns and now < self._end:
+            wait = min(wait, max(0, round(self._turns[0][0]) - now - SPIN))
+        return wait
+
+    def _count(self, probe: Probe, now: int) -> None:
+        super()._count(probe, now)
+        self._slice.raw.add(now - probe.sent_at)
+
+    def _finish(self) -> None:
+        late = [due_at for due_at, _ in self._turns] + list(self._held.values())
+        self._slice.unsent += sum(max(0, int((self._end - due_at) / self._round)) for due_at in late)

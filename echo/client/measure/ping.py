@@ -1,0 +1,251 @@
+"""One probe after the other, a line for each, and how it went: ``ping`` over a connection.
+
+It lasts as long as it is told to. A server that goes away costs the probes that were on their way and those
+that find nobody; each one's turn is another attempt to connect.
+"""
+
+from __future__ import annotations
+
+import random
+import selectors
+import socket
+import time
+from typing import Dict, List, Optional, Tuple
+
+from ...exceptions import EchoError, EchoMismatch
+from ...framing import Framing
+from ...text import escape, format_address, plural
+from ..client import open_socket
+from ..report import Report
+from .distribution import Distribution
+from .figures import as_fields, microseconds, milliseconds, percentile_name
+from .lane import Lane
+from .probes import Ledger, Reply, Verdict
+
+PERCENTILES = [50.0, 90.0, 99.0, 99.9]
+
+CONNECT_PAUSE = 0.1
+"""Seconds between two attempts to connect, at least, however short the interval."""
+
+SHOWN_BYTES = 100
+
+_SECOND = 1_000_000_000
+
+
+class Ping:
+    """Pings ``address``, once in ``interval`` seconds (0: each when the one before is back), ``count`` times or until
+    interrupted, with probes of ``size`` bytes. ``framing`` must be the server's; for raw framing it is
+    ``FixedFraming``. ``timeout``: seconds after which a probe is lost, and which connecting may take; None waits for
+    ever. ``rtt`` has the round trips."""
+
+    def __init__(
+        self,
+        address: Tuple[str, int],
+        framing: Framing,
+        report: Report,
+        *,
+        size: int,
+        count: Optional[int],
+        interval: float,
+        timeout: Optional[float],
+    ) -> None:
+        self._address = address
+        self._where = format_address(address)
+        self._framing = framing
+        self._report = report
+        self._size = size
+        self._count = count
+        self._interval = round(interval * _SECOND)
+        self._timeout = timeout
+        self._patience = None if timeout is None else round(timeout * _SECOND)
+        self._lane: Optional[Lane] = None
+        self._selector = selectors.DefaultSelector()
+        self._next_at = 0
+        self._sent = 0
+        self._lost = 0
+        self._verdicts = dict.fromkeys(Verdict, 0)
+        self.rtt = Distribution()
+        self._connect_times = Distribution()
+
+    def resolve(self) -> None:
+        """Look the host's name up: ``socket.gaierror`` or ``UnicodeError`` if it has no address at all."""
+        socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
+
+    def stop(self) -> None:
+        """End early, from a signal handler."""
+        raise KeyboardInterrupt
+
+    def run(self) -> int:
+        """Ping until all is done, or until KeyboardInterrupt; tell how it went and return the exit code."""
+        began = self._next_at = time.perf_counter_ns()
+        try:
+            while True:
+                now = time.perf_counter_ns()
+                if self._may_send() and now >= self._next_at:
+                    self._send()
+                elif self._lane is not None and (self._lane.ledger.outstanding or self._may_send()):
+                    self._receive(self._lane, now)
+                elif self._may_send():
+                    time.sleep((self._next_at - now) / _SECOND)
+                else:
+                    break
+        except KeyboardInterrupt:
+            pass  # what is on its way is neither back nor lost
+        waiting = 0
+        if self._lane is not None:
+            waiting = len(self._lane.ledger.outstanding)
+            self._lane.close()
+        self._selector.close()
+        self._summarize(waiting, time.perf_counter_ns() - began)
+        return self._exit_code()
+
+    def _may_send(self) -> bool:
+        if self._count is not None and self._sent >= self._count:
+            return False
+        # Without an interval the replies set the pace.
+        return bool(self._interval) or self._lane is None or not self._lane.ledger.outstanding
+
+    def _send(self) -> None:
+        seq = self._sent + 1
+        pause = self._interval
+        try:
+            if self._lane is None:
+                pause = max(pause, round(CONNECT_PAUSE * _SECOND))
+                self._open(seq)
+                pause = self._interval
+            assert self._lane is not None
+            now = time.perf_counter_ns()
+            self._lane.send(now, now)
+            self._sent += 1
+        except OSError as exc:
+            self._sent += 1
+            self._tell_lost(seq, f"cannot connect: {exc.strerror or exc}")
+        # No probe is sent early to make up for one that was late.
+        self._next_at = max(self._next_at + pause, time.perf_counter_ns() if self._lane is None else 0)
+
+    def _open(self, seq: int) -> None:
+        began = time.perf_counter_ns()
+        sock = open_socket(self._address, self._timeout)
+        took = time.perf_counter_ns() - began
+        self._connect_times.add(took)
+        self._lane = Lane(sock, self._framing, Ledger(self._size, random.randrange(0x10000), seq))
+        self._selector.register(self._lane, selectors.EVENT_READ)
+        self._report.tell(
+            "connected",
+            f"ECHO {self._where}: {plural(self._size, 'byte')}, connected in {milliseconds(took)} ms",
+            address=self._where,
+            size_bytes=self._size,
+            connect_us=microseconds(took),
+        )
+
+    def _close(self, why: str) -> None:
+        lane = self._lane
+        assert lane is not None
+        self._selector.unregister(lane)
+        lane.close()
+        self._lane = None
+        if not lane.ledger.outstanding:
+            self._report.tell("closed", f"{self._where}: {why}", why=why)
+        for probe in lane.ledger.outstanding:
+            self._tell_lost(probe.seq, why)
+
+    def _receive(self, lane: Lane, now: int) -> None:
+        """Wait for what comes next: a reply, the next turn, or the end of somebody's patience."""
+        deadlines = [self._next_at] if self._may_send() else []
+        if self._patience is not None and lane.ledger.outstanding:
+            deadlines.append(lane.ledger.outstanding[0].sent_at + self._patience)
+        wait = max(0.0, (min(deadlines) - now) / _SECOND) if deadlines else None
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if lane.is_behind else 0)
+        self._selector.modify(lane, wanted)
+        try:
+            for _, ready in self._selector.select(wait):
+                if ready & selectors.EVENT_WRITE:
+                    lane.flush()
+                if ready & selectors.EVENT_READ:
+                    now = time.perf_counter_ns()
+                    for reply in lane.receive():
+                        self._tell_reply(reply, now)
+        except EchoError as exc:
+            self._close(str(exc))
+            return
+        if self._patience is not None:
+            for probe in lane.ledger.give_up(time.perf_counter_ns() - self._patience):
+                self._tell_lost(probe.seq, f"no reply after {self._timeout:g} s")
+
+    def _tell_lost(self, seq: int, why: str) -> None:
+        self._lost += 1
+        self._report.tell("lost", f"{self._where}: seq={seq} lost: {why}", seq=seq, why=why)
+
+    def _tell_reply(self, reply: Reply, now: int) -> None:
+        self._verdicts[reply.verdict] += 1
+        text = f"{plural(len(reply.message), 'byte')} from {self._where}:"
+        fields: Dict[str, object] = {"bytes": len(reply.message), "verdict": reply.verdict.value}
+        if reply.seq is not None:
+            text += f" seq={reply.seq}"
+            fields["seq"] = reply.seq
+        if reply.verdict is Verdict.CORRUPTED and reply.probe is not None:
+            mismatch = EchoMismatch(reply.probe.message, reply.message)
+            text += f" corrupted from byte {mismatch.offset} on"
+            fields["offset"] = mismatch.offset
+            self._report.detail(f"  sent     {escape(reply.probe.message, SHOWN_BYTES)}")
+            self._report.detail(f"  received {escape(reply.message, SHOWN_BYTES)}")
+        elif reply.verdict is not Verdict.RIGHT:
+            text += f" {reply.verdict.value}"
+            self._report.detail(f"  received {escape(reply.message, SHOWN_BYTES)}")
+        if reply.probe is not None:
+            took = now - reply.probe.sent_at
+            text += f" time={milliseconds(took)} ms"
+            fields["rtt_us"] = microseconds(took)
+            if reply.verdict is not Verdict.CORRUPTED:
+                self.rtt.add(took)
+        self._report.tell("reply", text, **fields)
+
+    def _summarize(self, waiting: int, took: int) -> None:
+        received = self._verdicts[Verdict.RIGHT] + self._verdicts[Verdict.REORDERED]
+        settled = self._sent - waiting
+        loss = 100 * self._lost / settled if settled else 0.0
+        parts = [f"{self._sent} transmitted", f"{received} received", f"{self._verdicts[Verdict.CORRUPTED]} corrupted"]
+        parts += [f"{self._verdicts[verdict]} {verdict.value}" for verdict in _RARE if self._verdicts[verdict]]
+        if waiting:
+            parts.append(f"{waiting} on the way")
+        parts += [f"{loss:.4g}% loss", f"time {took // 1_000_000} ms"]
+        lines = ["" if self._sent else None, f"--- {self._where} echo statistics ---", ", ".join(parts)]
+        lines += [*_spread("rtt", self.rtt), *_percentiles("rtt", self.rtt), *_spread("connect", self._connect_times)]
+        self._report.summarize(
+            "\n".join(line for line in lines if line is not None),
+            transmitted=self._sent,
+            received=received,
+            **{verdict.name.lower(): self._verdicts[verdict] for verdict in (Verdict.CORRUPTED, *_RARE)},
+            lost=self._lost,
+            on_the_way=waiting,
+            loss_percent=round(loss, 4),
+            duration_s=round(took / _SECOND, 6),
+            **as_fields("rtt", self.rtt, PERCENTILES),
+            **as_fields("connect", self._connect_times, PERCENTILES),
+        )
+
+    def _exit_code(self) -> int:
+        if any(self._verdicts[verdict] for verdict in (Verdict.CORRUPTED, *_RARE) if verdict is not Verdict.LATE):
+            return 3
+        return 1 if self._lost or not self._verdicts[Verdict.RIGHT] else 0
+
+
+_RARE = [Verdict.REORDERED, Verdict.DOUBLED, Verdict.LATE, Verdict.FOREIGN, Verdict.UNEXPECTED]
+
+
+def _spread(name: str, times: Distribution) -> List[str]:
+    """ping's own line."""
+    if times.least is None or times.greatest is None:
+        return []
+    if times.count == 1:
+        return [f"{name} {milliseconds(times.least)} ms"]
+    figures = (times.least, times.mean, times.greatest, times.deviation)
+    return [f"{name} min/avg/max/mdev = {'/'.join(map(milliseconds, figures))} ms"]
+
+
+def _percentiles(name: str, times: Distribution) -> List[str]:
+    found = times.percentiles(PERCENTILES)
+    if not found:
+        return []
+    names = "/".join(percentile_name(percent) for percent, _ in found)
+    return [f"{name} {names} = {'/'.join(milliseconds(value) for _, value in found)} ms"]

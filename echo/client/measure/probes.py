@@ -1,0 +1,169 @@
+"""Probes: numbered messages with a checksum, and what a reply to one of them is.
+
+No socket and no clock is seen here: who sends says when. The layout of a probe, all of it printable so that a
+server's log stays readable::
+
+    8 hexadecimal digits    its number
+    4 hexadecimal digits    the tag of its connection
+    8 hexadecimal digits    CRC-32 of all the rest
+    then padding            the ring of printable characters of RFC 864, beginning at another one for each number
+
+The number tells a reply that is late, doubled or out of order; the tag one that belongs to another connection; the
+checksum one that was damaged on the way.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+from binascii import crc32
+from typing import Deque, List, NamedTuple, Optional, Set, Tuple
+
+from ...framing import Decoder, Framing
+
+MIN_SIZE = 20
+"""Bytes that a probe has at least: its number, its tag and its checksum."""
+
+_RING = bytes(range(32, 127))
+_CHECKSUM = slice(12, 20)
+_COMPARED = 100  # bytes that tell two probes apart
+
+
+class Verdict(enum.Enum):
+    """What a reply is."""
+
+    RIGHT = "right"
+    REORDERED = "out of order"  # right, but a later one came first (RFC 4737)
+    CORRUPTED = "corrupted"
+    DOUBLED = "doubled"
+    LATE = "late"  # given up before it came
+    FOREIGN = "another connection's"
+    UNEXPECTED = "not asked for"
+
+
+class Probe(NamedTuple):
+    """A message that was sent: its number, its bytes, and when it should have been and was sent (nanoseconds)."""
+
+    seq: int
+    message: bytes
+    due_at: int
+    sent_at: int
+
+
+class Reply(NamedTuple):
+    """What came back, what it is, and the probe that it answers, if one was waiting."""
+
+    verdict: Verdict
+    message: bytes
+    probe: Optional[Probe]
+    seq: Optional[int] = None
+
+
+class Ledger:
+    """The probes of one connection: which are on their way, and what each reply is.
+
+    ``size``: bytes in each, ``MIN_SIZE`` at least. ``tag``: 0 to 65535. ``first``: the first one's number.
+    """
+
+    def __init__(self, size: int, tag: int, first: int = 1) -> None:
+        self.outstanding: Deque[Probe] = collections.deque()
+        self._size = size
+        self._tag = tag
+        self._next = first
+        self._highest = -1  # number of those that have come back
+        self._lost: Set[int] = set()
+        self._padding = _RING * (size // len(_RING) + 2)
+
+    def issue(self, due_at: int, sent_at: int) -> Probe:
+        """The next probe; it counts as sent."""
+        seq = self._next
+        self._next += 1
+        start = seq % len(_RING)
+        head = b"%08x%04x" % (seq & 0xFFFFFFFF, self._tag)
+        padding = self._padding[start : start + self._size - MIN_SIZE]
+        probe = Probe(seq, b"%b%08x%b" % (head, crc32(padding, crc32(head)), padding), due_at, sent_at)
+        self.outstanding.append(probe)
+        return probe
+
+    def settle(self, message: bytes) -> Reply:
+        """Say what this message is that came back, and take the probe that it answers off the list."""
+        outstanding = self.outstanding
+        if outstanding and outstanding[0].message == message:
+            return self._answered(outstanding.popleft(), message)
+        tag, seq = _identify(message)
+        if seq is None:
+            return self._damaged(message)
+        if tag != self._tag:
+            return Reply(Verdict.FOREIGN, message, None)
+        for probe in outstanding:
+            if probe.message == message:
+                outstanding.remove(probe)
+                return self._answered(probe, message)
+        if seq in self._lost:
+            self._lost.discard(seq)
+            return Reply(Verdict.LATE, message, None, seq)
+        return Reply(Verdict.DOUBLED if seq < self._next else Verdict.UNEXPECTED, message, None, seq)
+
+    def give_up(self, sent_before: int) -> List[Probe]:
+        """Take off the list, as lost, what was sent before a time."""
+        lost = []
+        while self.outstanding and self.outstanding[0].sent_at < sent_before:
+            lost.append(self.outstanding.popleft())
+        self._lost.update(probe.seq for probe in lost)
+        return lost
+
+    def _answered(self, probe: Probe, message: bytes) -> Reply:
+        if probe.seq > self._highest:
+            self._highest = probe.seq
+            return Reply(Verdict.RIGHT, message, probe, probe.seq)
+        return Reply(Verdict.REORDERED, message, probe, probe.seq)
+
+    def _damaged(self, message: bytes) -> Reply:
+        # Which one it was is a guess: the number may be what was damaged, but the padding is another for each.
+        if not self.outstanding:
+            return Reply(Verdict.UNEXPECTED, message, None)
+        probe = min(self.outstanding, key=lambda each: _differences(each.message, message))
+        self.outstanding.remove(probe)
+        return Reply(Verdict.CORRUPTED, message, probe, probe.seq)
+
+
+def _differences(message: bytes, other: bytes) -> int:
+    return sum(a != b for a, b in zip(message[:_COMPARED], other))
+
+
+def _identify(message: bytes) -> Tuple[Optional[int], Optional[int]]:
+    """The tag and the number of a probe whose checksum is right, else None and None."""
+    try:
+        checksum = int(message[_CHECKSUM], 16)
+        head = message[: _CHECKSUM.start]
+        if len(message) < MIN_SIZE or checksum != crc32(message[_CHECKSUM.stop :], crc32(head)):
+            return None, None
+        return int(head[8:], 16), int(head[:8], 16)
+    except ValueError:
+        return None, None
+
+
+class FixedFraming(Framing):
+    """Messages that are all of one length, and nothing between them: how probes travel under raw framing, where
+    only the bytes and their order are certain."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+
+    def encode(self, message: bytes) -> bytes:
+        return message
+
+    def decoder(self) -> Decoder:
+        return _FixedDecoder(self.max_message)
+
+
+class _FixedDecoder(Decoder):
+    def feed(self, data: bytes) -> List[bytes]:
+        size = self.limit
+        if len(data) == size and not self.pending:
+            return [data]
+        self.pending += data
+        whole = len(self.pending) // size * size
+        messages = [bytes(self.pending[start : start + size]) for start in range(0, whole, size)]
+        del self.pending[:whole]
+        return messages

@@ -1,0 +1,68 @@
+"""What the client tells beside what a server sends: lines for people or JSON, on standard output; the rest on stderr.
+
+Every line is one event with its figures; this room chooses which of the two is written. Progress is drawn on
+stderr, if that is a terminal, in one line that is always the last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import Any, Callable
+
+
+class Report:
+    """``write`` takes a whole line. ``as_json``: one object a line in place of text. ``quiet``: the summary alone.
+    ``verbose``: details, too."""
+
+    def __init__(
+        self, write: Callable[[str], None], *, as_json: bool = False, quiet: bool = False, verbose: bool = False
+    ) -> None:
+        self.quiet = quiet
+        self._write = write
+        self._as_json = as_json
+        self._verbose = verbose
+        self._drawn = False
+
+    @property
+    def shows_text(self) -> bool:
+        """Whether what a server sends is to be shown as it is."""
+        return not self._as_json and not self.quiet
+
+    def tell(self, event: str, text: str = "", **fields: Any) -> None:
+        """Something has happened. ``fields`` have their units in their names; without ``text`` it is for JSON alone."""
+        if not self.quiet:
+            self._put(event, text, fields)
+
+    def summarize(self, text: str, **fields: Any) -> None:
+        """How it all went, in as many lines as it takes; the last event."""
+        self._put("summary", text, fields)
+
+    def picture(self, text: str) -> None:
+        """What only a person can read."""
+        if not self._as_json and text:
+            self._write(text)
+
+    def detail(self, text: str) -> None:
+        """What only somebody who looks for a cause wants to know."""
+        if self._verbose:
+            print(text, file=sys.stderr, flush=True)
+
+    def progress(self, text: str, **fields: Any) -> None:
+        """How it goes so far: an event in JSON, else a line at a terminal that the next one replaces."""
+        if self._as_json:
+            self.tell("progress", **fields)
+        elif not self.quiet and sys.stderr is not None and sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1  # a full line would wrap, and stay
+            print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
+            self._drawn = True
+
+    def _put(self, event: str, text: str, fields: Any) -> None:
+        if self._drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._drawn = False
+        if self._as_json:
+            text = json.dumps({"event": event, **fields})
+        if text:
+            self._write(text)
