@@ -1,5 +1,6 @@
 """The log queue: nobody who logs waits for who reads."""
 
+import contextlib
 import io
 import logging
 import os
@@ -35,7 +36,7 @@ def read_to_end(descriptor):
 
 def test_lines_come_out_in_order_and_the_queue_is_flushed_at_the_end(pipe, logger):
     reader, writer = pipe
-    with LogQueue(writer, logging.Formatter("%(levelname)s %(message)s")) as queue:
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(levelname)s %(message)s"))) as queue:
         logger.addHandler(queue)
         for number in range(1000):
             logger.info("line %d", number)
@@ -45,7 +46,7 @@ def test_lines_come_out_in_order_and_the_queue_is_flushed_at_the_end(pipe, logge
 
 def test_a_reader_that_stalls_stalls_no_one_and_is_told_what_it_missed(pipe, logger):
     reader, writer = pipe
-    with LogQueue(writer, logging.Formatter("%(message)s"), capacity=100) as queue:
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"), capacity=100)) as queue:
         logger.addHandler(queue)
         for number in range(5000):  # far more than a pipe and the queue hold; this would hang
             logger.info("%d %s", number, "x" * 1000)
@@ -71,7 +72,7 @@ def test_a_descriptor_that_does_not_block_loses_nothing(pipe, logger):
     os.set_blocking(writer, False)
     text = []
     thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
-    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
         logger.addHandler(queue)
         for number in range(1000):
             logger.info("%d %s", number, "x" * 1000)
@@ -83,7 +84,7 @@ def test_a_descriptor_that_does_not_block_loses_nothing(pipe, logger):
 
 def test_the_end_of_the_program_does_not_wait_for_a_stalled_reader(pipe, logger):
     _, writer = pipe
-    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
         logger.addHandler(queue)
         for _ in range(1000):
             logger.info("x" * 1000)
@@ -93,7 +94,7 @@ def test_the_end_of_the_program_does_not_wait_for_a_stalled_reader(pipe, logger)
 def test_a_log_that_nobody_can_read_any_more_is_thrown_away(pipe, logger):
     reader, writer = pipe
     os.close(reader)
-    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
         logger.addHandler(queue)
         for _ in range(1000):
             logger.info("x" * 1000)
@@ -103,7 +104,7 @@ def test_a_log_that_nobody_can_read_any_more_is_thrown_away(pipe, logger):
 
 def test_tracebacks_are_written_and_what_they_hold_is_let_go(pipe, logger):
     reader, writer = pipe
-    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
         logger.addHandler(queue)
         try:
             raise ZeroDivisionError("on purpose")
@@ -116,7 +117,7 @@ def test_tracebacks_are_written_and_what_they_hold_is_let_go(pipe, logger):
 
 def test_a_record_that_does_not_fit_its_format_costs_itself_alone(pipe, logger, capfd):
     reader, writer = pipe
-    with LogQueue(writer, logging.Formatter("%(absent)s")) as queue:
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(absent)s"))) as queue:
         logger.addHandler(queue)
         logger.info("one")
         logger.info("two")

@@ -7,12 +7,14 @@ by itself, 1 when some had to be cut or the port could not be had, 2 for a comma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import re
 import signal
 import sys
 import time
 from types import FrameType
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from .. import arguments
 from ..framing import FRAMINGS
@@ -20,10 +22,12 @@ from ..handlers import EchoRequestHandler, MessageRequestHandler
 from ..mixins import LoggingMixin
 from ..text import format_address
 from ..version import __version__
+from . import affinity, workers
 from .access import network
 from .loading import combine, load_handler, load_mixin
-from .logs import JsonFormatter, LogQueue, TextFormatter
+from .logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
 from .server import Server
+from .workers import Workers
 
 PROG = "echo.server"
 
@@ -46,18 +50,46 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc)}", 1)
     except OverflowError as exc:
         arguments.fail(PROG, str(exc), 2)
+    logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
+    descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
     formatter = JsonFormatter() if options.log_format == "json" else TextFormatter()
-    root = logging.getLogger()
-    with LogQueue(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2, formatter) as handler:
-        root.addHandler(handler)
-        root.setLevel("WARNING" if options.quiet else options.log_level.upper())
-        try:
+    if options.workers == 1:
+        with _logging_to(LogQueue(descriptor, formatter)):
+            _announce(server)
             return _serve(server)
-        finally:
-            root.removeHandler(handler)
+
+    def work(number: int, ready: Callable[[], None]) -> int:
+        server.cpu_affinity = affinity.share(server.cpu_affinity, number)
+        logging.getLogger().removeHandler(parents_log)
+        with _logging_to(LogQueue(descriptor, formatter, shared=True)):
+            return _serve(server, ready)
+
+    parents_log = DirectLog(descriptor, formatter)
+    with _logging_to(parents_log):
+        _announce(server)
+        processes = Workers(options.workers, work, server.server_close)
+        server.balance = processes.balance
+        return processes.run()
 
 
-def _serve(server: Server) -> int:
+@contextlib.contextmanager
+def _logging_to(handler: logging.Handler) -> Iterator[None]:
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _announce(server: Server) -> None:
+    address = format_address(server.server_address)
+    log.info("listening on %s", address, extra={"event": "listening", "address": address})
+
+
+def _serve(server: Server, ready: Callable[[], None] = lambda: None) -> int:
+    """Serve until a signal. ``ready`` is called when signals have their handlers."""
     first: Optional[float] = None
 
     def stop(signum: int, frame: Optional[FrameType]) -> None:
@@ -83,8 +115,7 @@ def _serve(server: Server) -> int:
     signal.signal(signal.SIGTERM, stop)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, tell)
-    address = format_address(server.server_address)
-    log.info("listening on %s", address, extra={"event": "listening", "address": address})
+    ready()
     server.serve_forever()
     return 0 if server.stop() else 1
 
@@ -103,6 +134,7 @@ def _server(options: argparse.Namespace) -> Server:
         allow=options.allow,
         deny=options.deny,
         shutdown_timeout=options.shutdown_timeout or 0.0,
+        cpu_affinity=options.cpu_affinity,
     )
 
 
@@ -148,6 +180,29 @@ def _network(text: str) -> str:
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
     return text
+
+
+def _processors(text: str) -> affinity.Affinity:
+    """``auto``, ``off``, or a list like taskset's: ``0,2-3``."""
+    if text in ("auto", "off"):
+        return None if text == "off" else text
+    numbers: List[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part, re.ASCII)
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of processors; write it like 0,2-3, or auto, or off")
+        first = int(match.group(1))
+        numbers += range(first, int(match.group(2) or first) + 1)
+    return numbers
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return max(1, len(affinity.usable())) if affinity.has_gil() and workers.SUPPORTED else 1
+    count = arguments.count(text)
+    if count > 1 and not workers.SUPPORTED:
+        raise argparse.ArgumentTypeError("this system cannot fork; start several servers on several ports")
+    return count
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,6 +283,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TIME",
         default=Server.shutdown_timeout,
         help="what a stop leaves all sessions together (default: %(default)g s)",
+    )
+    speed = parser.add_argument_group("speed")
+    add = speed.add_argument
+    add(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        default=1,
+        help="processes that share the port, each with limits of its own; auto is one for each processor, and one"
+        " where there is no GIL (default: %(default)s)",
+    )
+    add(
+        "--cpu-affinity",
+        type=_processors,
+        metavar="LIST",
+        default="auto",
+        help="processors to keep to, like 0,2-3; auto is one for each process, and no choice where there is no GIL;"
+        " off is no choice (default: %(default)s)",
     )
     logs = parser.add_argument_group("logs", "written to stderr")
     add = logs.add_argument

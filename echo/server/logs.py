@@ -18,7 +18,7 @@ import queue
 import select
 import threading
 import time
-from typing import Any, Optional
+from typing import Iterator, List, Optional
 
 from ..text import plural
 
@@ -80,9 +80,12 @@ class JsonFormatter(logging.Formatter):
 
 
 class LogQueue(logging.Handler):
-    """A logging handler in front of a thread that writes to a file descriptor. Use it as a context manager."""
+    """A logging handler in front of a thread that writes to a file descriptor; ``close`` ends it. ``shared``: other
+    processes write there, too."""
 
-    def __init__(self, descriptor: int, formatter: logging.Formatter, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, descriptor: int, formatter: logging.Formatter, capacity: int = CAPACITY, shared: bool = False
+    ) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self._descriptor = descriptor
@@ -91,13 +94,13 @@ class LogQueue(logging.Handler):
         self._counting = threading.Lock()
         self._dropped = 0
         self._ending = threading.Event()
+        self._shared = shared
         self._thread = threading.Thread(target=self._write_all, name="echo-log", daemon=True)
-
-    def __enter__(self) -> LogQueue:
         self._thread.start()
-        return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def close(self) -> None:
+        """Write what waits, or as much of it as is read in time."""
+        super().close()
         self._ending.set()
         self._records.put(None)
         self._thread.join(FLUSH_TIMEOUT)
@@ -136,7 +139,8 @@ class LogQueue(logging.Handler):
             if dropped > told:
                 lines.append(self._line(_note(dropped - told)))
                 told = dropped
-            self._write("".join(lines).encode("utf-8", "backslashreplace"))
+            for text in _pieces(lines) if self._shared else ["".join(lines)]:
+                self._write(text.encode("utf-8", "backslashreplace"))
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
@@ -154,6 +158,34 @@ class LogQueue(logging.Handler):
                     select.select([], [self._descriptor], [])
         except OSError:
             pass  # closed, or the disk is full: there is nowhere to tell it
+
+
+class DirectLog(logging.Handler):
+    """For a process that must have no thread, since it forks: it writes at once, and drops what cannot be."""
+
+    def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._descriptor = descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if select.select([], [self._descriptor], [], 0)[1]:
+                os.write(self._descriptor, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass
+
+
+def _pieces(lines: List[str]) -> Iterator[str]:
+    """Whole lines, as many as a pipe takes without letting another writer in between."""
+    piece = ""
+    for line in lines:
+        if piece and len(piece) + len(line) > select.PIPE_BUF:
+            yield piece
+            piece = ""
+        piece += line
+    if piece:
+        yield piece
 
 
 def _note(dropped: int) -> logging.LogRecord:

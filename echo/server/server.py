@@ -30,11 +30,12 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple, TypeVar
 
 from ..sockets import INET, LINGER_TIMEOUT, linger
 from ..text import format_address, plural
-from . import listeners
+from . import affinity, listeners, threads
 from .access import AccessList
 from .reporting import tell
 from .run import BackOff, Flag, Run
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
+from .workers import Balance
 
 CUT_GRACE = 1.0
 """Seconds that sessions which were cut at the deadline have to notice it."""
@@ -81,6 +82,14 @@ class Server(socketserver.ThreadingTCPServer):
     deny: Iterable[str] = ()
     """Networks that may not; it wins over ``allow``."""
 
+    cpu_affinity: affinity.Affinity = None
+    """Processors that the accepting thread and the sessions' keep to while it serves: ``"auto"`` for one of them on a
+    build with the GIL, where that is several times faster, or their numbers. None: no choice, the default, since
+    handlers that leave the GIL for long, as in ``zlib`` or a database driver, want them all."""
+
+    balance: Optional[Balance] = None
+    """Of the sessions over several processes that share the port; the command line's workers have one."""
+
     def __init__(
         self,
         server_address: Any,
@@ -90,6 +99,7 @@ class Server(socketserver.ThreadingTCPServer):
     ) -> None:
         self._lock = threading.RLock()
         self._registry = Registry()
+        self._session_threads = threads.Threads()
         self._run: Optional[Run] = None
         self._stop_early = False  # shutdown() came before the first run
         self._served = False
@@ -103,6 +113,7 @@ class Server(socketserver.ThreadingTCPServer):
         self._failures = BackOff()
         self._set_options(options)
         self._access = AccessList(self.allow, self.deny)
+        affinity.choose(self.cpu_affinity, 0)  # so that a senseless one is told here
         self.address_family = listeners.family_of(server_address) or self.address_family
         self._path: Any = None
         self._inode: Optional[listeners.Inode] = None
@@ -226,23 +237,29 @@ class Server(socketserver.ThreadingTCPServer):
             self.server_close()
 
     def _serve(self, run: Run, poll_interval: Optional[float] = 0.5) -> None:
-        # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
-        polls = getattr(self.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
         try:
             run.enter()
-            while not run.stopping:
-                deadline = time.monotonic() + poll_interval if polls and poll_interval is not None else None
-                self._wait(run, deadline)
-                while not run.stopping and self._accept(run):
-                    if deadline is not None and time.monotonic() >= deadline:
-                        break
-                if polls:
-                    try:
-                        self.service_actions()
-                    except Exception as exc:
-                        tell(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
+            with affinity.kept_to(affinity.choose(self.cpu_affinity, os.getpid())):
+                self._accept_until_stopped(run, poll_interval)
         finally:
             self._end_run(run)
+
+    def _accept_until_stopped(self, run: Run, poll_interval: Optional[float]) -> None:
+        # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
+        polls = getattr(self.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
+        while not run.stopping:
+            deadline = time.monotonic() + poll_interval if polls and poll_interval is not None else None
+            self._wait(run, deadline)
+            while not run.stopping and self._accept(run):
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                if self.balance is not None and self.balance.is_ahead():
+                    break
+            if polls:
+                try:
+                    self.service_actions()
+                except Exception as exc:
+                    tell(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
 
     def _wait(self, run: Run, deadline: Optional[float]) -> None:
         """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
@@ -255,6 +272,8 @@ class Server(socketserver.ThreadingTCPServer):
                 listening = False
                 deadline = self._failures.resume_at if deadline is None else min(deadline, self._failures.resume_at)
         run.wait(listening, deadline)
+        if self.balance is not None and self.balance.is_ahead():
+            run.wait(False, time.monotonic() + self.balance.HOLD_BACK)
 
     def _has_room(self) -> bool:
         return self.max_connections is None or len(self._registry) < self.max_connections
@@ -288,7 +307,7 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             if self._admit(request, client_address):
                 self.process_request(request, client_address)
-        except _NoThread as exc:
+        except threads.NotStarted as exc:
             self._close_quietly(request)
             self._registry.accept_failed()
             self._back_off(exc)
@@ -345,20 +364,19 @@ class Server(socketserver.ThreadingTCPServer):
     # Sessions.
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the session's thread."""
+        """Give the session a thread of its own."""
         session = Session(request, client_address)
         self._registry.add(session)
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
-        )
-        try:
-            thread.start()
-        except BaseException as exc:
-            if thread.ident is None:
-                self._registry.remove(session, None)
-            if isinstance(exc, (RuntimeError, MemoryError)):
-                raise _NoThread(exc) from exc
-            raise
+        self._tell_balance()
+
+        def forget() -> None:
+            self._registry.remove(session, None)
+
+        arguments = (request, client_address)
+        if self.daemon_threads:
+            self._session_threads.run((self.process_request_thread, arguments), forget)
+        else:  # the interpreter waits for such threads at its exit; they must not wait for another session then
+            threads.start(threading.Thread(target=self.process_request_thread, args=arguments, daemon=False), forget)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """A session, in its own thread, from the handler's first line to the closed socket."""
@@ -388,11 +406,16 @@ class Server(socketserver.ThreadingTCPServer):
         session.closed()
         if self._registry.get(session.request) is session:
             self._registry.remove(session, reason)
+            self._tell_balance()
         if self._full:
             self._full = False
             run = self._run
             if run is not None:
                 run.wake()
+
+    def _tell_balance(self) -> None:
+        if self.balance is not None:
+            self.balance.set(len(self._registry))
 
     def shutdown_request(self, request: Any) -> None:
         """Close an accepted socket; after a session gently, so that no reply is lost."""
@@ -548,6 +571,7 @@ class Server(socketserver.ThreadingTCPServer):
             drained = len(sessions) - len(cut)
             text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
             tell(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
+        self._session_threads.close()
         thread = self._thread
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
@@ -564,7 +588,16 @@ _CHECKED: Dict[str, Tuple[str, Any, float, bool]] = {
     "shutdown_timeout": ("seconds", (int, float), 0, True),
     "request_queue_size": ("a number", int, 0, False),
 }
-_OPTIONS = (*_CHECKED, "allow", "deny", "allow_reuse_address", "allow_reuse_port", "daemon_threads", "timeout")
+_OPTIONS = (
+    *_CHECKED,
+    "allow",
+    "deny",
+    "allow_reuse_address",
+    "allow_reuse_port",
+    "cpu_affinity",
+    "daemon_threads",
+    "timeout",
+)
 
 
 def _check(name: str, value: Any) -> None:
@@ -576,10 +609,6 @@ def _check(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; {rule}")
     if not value >= least:  # and so is no NaN
         raise ValueError(f"{name} is {value!r}; {rule}")
-
-
-class _NoThread(RuntimeError):
-    """The system has no thread for another session at the moment."""
 
 
 def _peer_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:

@@ -1,6 +1,10 @@
-/* A closed-loop load for line echo servers: CONNECTIONS connections with DEPTH lines of SIZE bytes in flight each, for
- * SECONDS seconds, every byte of every reply compared. Prints "ECHOES SECONDS", or what went wrong and exits 1.
+/* Loads for line echo servers, every byte of every reply compared:
  *
+ *     load busy PORT CONNECTIONS DEPTH SIZE SECONDS    CONNECTIONS with DEPTH lines of SIZE bytes in flight each
+ *     load short PORT CONNECTIONS SIZE SECONDS         connect, one line, its reply, close; so many at a time
+ *     load idle PORT CONNECTIONS SIZE                  a line and its reply on each, then hold them until end of input
+ *
+ * The first two print "COUNT SECONDS", of echoes or sessions; the third "ready". What goes wrong ends it with code 1.
  * In C, since a client in Python would measure itself. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -10,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,6 +23,10 @@ struct peer {
     int fd;
     size_t seen; /* bytes of the current round that are back */
 };
+
+static int port, poller;
+static size_t round_size;
+static char *sent, *back;
 
 static double now(void) {
     struct timespec t;
@@ -40,62 +49,110 @@ static void send_all(int fd, const char *data, size_t size) {
     }
 }
 
-int main(int argc, char **argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: load PORT CONNECTIONS DEPTH SIZE SECONDS\n");
-        return 2;
+/* From one address after the other: ports in TIME_WAIT would run out. */
+static int dial(void) {
+    static unsigned turn;
+    int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    struct sockaddr_in from = {.sin_family = AF_INET}, to = {.sin_family = AF_INET, .sin_port = htons(port)};
+    from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + turn++ % 200);
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (fd < 0)
+        die("socket");
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+    if (bind(fd, (struct sockaddr *)&from, sizeof from) || connect(fd, (struct sockaddr *)&to, sizeof to))
+        die("connect");
+    return fd;
+}
+
+static void begin(struct peer *peer) {
+    peer->fd = dial();
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = peer};
+    epoll_ctl(poller, EPOLL_CTL_ADD, peer->fd, &event);
+}
+
+/* Whether the round is complete. */
+static int take(struct peer *peer) {
+    ssize_t n = recv(peer->fd, back, round_size - peer->seen, 0);
+    if (n <= 0)
+        die("recv");
+    if (memcmp(back, sent + peer->seen, n)) {
+        fprintf(stderr, "a reply differs from what was sent\n");
+        exit(1);
     }
-    int port = atoi(argv[1]), connections = atoi(argv[2]), depth = atoi(argv[3]), size = atoi(argv[4]);
-    double seconds = atof(argv[5]);
-    size_t round = (size_t)depth * size;
-    char *sent = malloc(round), *back = malloc(round);
-    for (size_t i = 0; i < round; i++)
-        sent[i] = (i + 1) % size ? 'a' + (i * 7 + i / size) % 26 : '\n';
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    struct peer *peers = calloc(connections, sizeof *peers);
-    int poll = epoll_create1(0), one = 1;
-    for (int i = 0; i < connections; i++) {
-        peers[i].fd = socket(AF_INET, SOCK_STREAM, 0);
-        if (connect(peers[i].fd, (struct sockaddr *)&address, sizeof address))
-            die("connect");
-        setsockopt(peers[i].fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        struct epoll_event event = {.events = EPOLLIN, .data.ptr = &peers[i]};
-        epoll_ctl(poll, EPOLL_CTL_ADD, peers[i].fd, &event);
-    }
+    peer->seen = (peer->seen + n) % round_size;
+    return !peer->seen;
+}
+
+static void drive(struct peer *peers, int connections, int depth, int anew, double seconds) {
     for (int i = 0; i < connections; i++)
-        send_all(peers[i].fd, sent, round);
-    double warm = now() + seconds / 5, begin = 0, end = warm + seconds;
-    long long echoes = 0;
-    for (;;) {
+        begin(&peers[i]);
+    for (int i = 0; i < connections; i++)
+        send_all(peers[i].fd, sent, round_size);
+    double warm = now() + seconds / 5, start = 0, end = warm + seconds;
+    for (long long count = 0;;) {
         struct epoll_event events[256];
-        int count = epoll_wait(poll, events, 256, 5000);
-        if (count <= 0) {
+        int ready = epoll_wait(poller, events, 256, 5000);
+        if (ready <= 0) {
             fprintf(stderr, "no reply for 5 s\n");
-            return 1;
+            exit(1);
         }
         double moment = now();
-        if (!begin && moment >= warm)
-            begin = moment, echoes = 0;
+        if (!start && moment >= warm)
+            start = moment, count = 0;
         if (moment >= end) {
-            printf("%lld %.6f\n", echoes, moment - begin);
-            return 0;
+            printf("%lld %.6f\n", count, moment - start);
+            return;
         }
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < ready; i++) {
             struct peer *peer = events[i].data.ptr;
-            ssize_t n = recv(peer->fd, back, round - peer->seen, 0);
-            if (n <= 0)
-                die("recv");
-            if (memcmp(back, sent + peer->seen, n)) {
-                fprintf(stderr, "a reply differs from what was sent\n");
-                return 1;
+            if (!take(peer))
+                continue;
+            count += depth;
+            if (anew) {
+                close(peer->fd);
+                begin(peer);
             }
-            peer->seen += n;
-            if (peer->seen == round) {
-                peer->seen = 0;
-                echoes += depth;
-                send_all(peer->fd, sent, round);
-            }
+            send_all(peer->fd, sent, round_size);
         }
     }
+}
+
+static void hold(struct peer *peers, int connections) {
+    for (int i = 0; i < connections; i++) {
+        peers[i].fd = dial();
+        send_all(peers[i].fd, sent, round_size);
+        while (!take(&peers[i]))
+            ;
+    }
+    puts("ready");
+    fflush(stdout);
+    getchar();
+}
+
+int main(int argc, char **argv) {
+    int idle = argc == 5 && !strcmp(argv[1], "idle"), brief = argc == 6 && !strcmp(argv[1], "short");
+    if (!idle && !brief && !(argc == 7 && !strcmp(argv[1], "busy"))) {
+        fprintf(stderr, "usage: load busy PORT CONNECTIONS DEPTH SIZE SECONDS | short PORT CONNECTIONS SIZE SECONDS"
+                        " | idle PORT CONNECTIONS SIZE\n");
+        return 2;
+    }
+    port = atoi(argv[2]);
+    int connections = atoi(argv[3]), depth = idle || brief ? 1 : atoi(argv[4]);
+    int size = atoi(argv[idle || brief ? 4 : 5]);
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    round_size = (size_t)depth * size;
+    sent = malloc(round_size), back = malloc(round_size);
+    for (size_t i = 0; i < round_size; i++)
+        sent[i] = (i + 1) % size ? 'a' + (i * 7 + i / size) % 26 : '\n';
+    struct peer *peers = calloc(connections, sizeof *peers);
+    poller = epoll_create1(0);
+    if (idle)
+        hold(peers, connections);
+    else
+        drive(peers, connections, depth, brief, atof(argv[argc - 1]));
+    return 0;
 }

@@ -1,0 +1,92 @@
+"""A thread for each session, and again for the next: one whose session is over waits a moment for another.
+
+To start a thread costs more than a short session: handing the connection to one that waits doubled the short
+sessions per second. There are as many threads as there are sessions at a time; none is shared by two of them.
+
+What a session left in its thread does not reach the next: each runs in a context of its own (``contextvars``). A
+``threading.local`` does stay, as in any pool, and may hold what is dear to make again.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import queue
+import threading
+from typing import Any, Callable, Deque, Optional, Tuple
+
+IDLE_TIMEOUT = 5.0
+"""Seconds that a thread waits for another session."""
+
+_Task = Tuple[Callable[..., None], Tuple[Any, ...]]
+
+
+class Threads:
+    """The threads of one server.
+
+    No lock: a thread that waits is a queue in ``_idle``, and whoever takes it out of there, to give it a task or to
+    let it leave, is the only one who has. The last that began to wait is the first to work, so that the others may
+    leave.
+    """
+
+    def __init__(self) -> None:
+        self._idle: Deque[queue.SimpleQueue[Optional[_Task]]] = collections.deque()
+        self._closed = False
+
+    def run(self, task: _Task, otherwise: Callable[[], None]) -> None:
+        """Call a function with its arguments in a thread that waits, or in a new one. If that does not start,
+        ``otherwise`` is called and the exception raised, ``NotStarted`` if the system has no thread."""
+        try:
+            tasks = self._idle.pop()
+        except IndexError:
+            tasks = queue.SimpleQueue()
+            # In the queue, not among the thread's arguments: those it would keep for as long as it lives.
+            tasks.put(task)
+            start(threading.Thread(target=self._work, args=(tasks,), name="echo-session", daemon=True), otherwise)
+        else:
+            tasks.put(task)
+
+    def close(self) -> None:
+        """Let the threads that wait end now, and the others after their session."""
+        self._closed = True
+        while True:
+            try:
+                self._idle.pop().put(None)
+            except IndexError:
+                break
+
+    def _work(self, tasks: queue.SimpleQueue[Optional[_Task]]) -> None:
+        task = tasks.get()
+        while task is not None:
+            function, args = task
+            contextvars.Context().run(function, *args)
+            del task, function, args  # whoever waits keeps no session alive
+            task = self._next(tasks)
+
+    def _next(self, tasks: queue.SimpleQueue[Optional[_Task]]) -> Optional[_Task]:
+        self._idle.append(tasks)
+        try:
+            return tasks.get(timeout=0 if self._closed else IDLE_TIMEOUT)
+        except queue.Empty:
+            try:
+                self._idle.remove(tasks)
+            except ValueError:
+                return tasks.get()  # somebody has just taken it, and is about to put something in
+            return None
+
+
+class NotStarted(RuntimeError):
+    """The system has no thread for another session at the moment."""
+
+
+def start(thread: threading.Thread, otherwise: Callable[[], None]) -> None:
+    """Start it; if it does not run then, call ``otherwise`` and raise, ``NotStarted`` if the system has no thread."""
+    try:
+        thread.start()
+    except BaseException as exc:
+        if thread.ident is not None:  # it runs; what was raised is a signal handler's
+            raise
+        otherwise()
+        if isinstance(exc, (RuntimeError, MemoryError)):
+            raise NotStarted(exc) from exc
+        raise

@@ -1,0 +1,207 @@
+"""Several processes behind one port: for a build with the GIL, where one process keeps one processor busy.
+
+The parent forks them, before there is any thread, and then only watches: it passes signals on, and starts another for
+one that died. All accept from the one listening socket that they inherit, so that what waits in its backlog is
+lost with none of them (with ``SO_REUSEPORT`` each would have a backlog of its own, lost with it).
+
+The parent's signals are blocked and waited for, one by one: there is no handler, and no moment at which one comes
+amiss.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import signal
+import threading
+import time
+import traceback
+from typing import Callable, NoReturn, Optional, Set
+
+from ..text import plural
+from .reporting import tell
+
+MIN_PAUSE = 0.1
+MAX_PAUSE = 10.0
+"""Seconds before a worker that died is replaced; each further death of the same one doubles them."""
+
+SETTLED = 10.0
+"""Seconds after which a worker counts as one that can live."""
+
+GIVE_UP = 5
+"""Deaths in a row, of each of them, after which it is no use."""
+
+SUPPORTED = hasattr(os, "fork")
+
+
+class Balance:
+    """How many sessions each worker has, in memory that all share, so that none takes more than its part.
+
+    Otherwise who wakes first takes all: of 12 connections three workers got 8, 3 and none.
+    """
+
+    HOLD_BACK = 0.002
+    """Seconds that one who is ahead leaves a new client to the others; then it takes it all the same."""
+
+    def __init__(self, count: int) -> None:
+        self._sessions = memoryview(mmap.mmap(-1, 4 * count)).cast("i")
+        self._mine = 0
+
+    def become(self, number: int) -> None:
+        """This process is that worker."""
+        self._mine = number
+
+    def set(self, sessions: int) -> None:
+        """So many has this worker."""
+        self._sessions[self._mine] = sessions
+
+    def is_ahead(self) -> bool:
+        """Whether this one has clearly more than the one that has least."""
+        least = min(self._sessions)
+        return self._sessions[self._mine] > least + least // 8
+
+    def began(self, number: int) -> None:
+        self._sessions[number] = 0
+
+    def ended(self, number: int) -> None:
+        """Nobody waits for a worker that is dead."""
+        self._sessions[number] = 2**31 - 1
+
+
+class _Worker:
+    """One of them, through all its lives."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid: Optional[int] = None
+        self.started_at = 0.0
+        self.deaths = 0  # in a row
+        self.due_at: Optional[float] = 0.0  # when it is to be started; None while it runs, or is over
+
+
+class Workers:
+    """``count`` processes, each doing ``work(number, ready)``, with a number from 0 on; what that returns is the exit
+    code. It has to call ``ready`` when it can be told to stop, by SIGTERM. ``stop`` is called in the parent when that
+    is told to stop, by SIGINT or SIGTERM."""
+
+    def __init__(self, count: int, work: Callable[[int, Callable[[], None]], int], stop: Callable[[], None]) -> None:
+        self._work = work
+        self._stop = stop
+        self._workers = [_Worker(number) for number in range(count)]
+        self._stopped = False
+        self._failed = False
+        self._leash, self._hand = os.pipe()  # which lets go of it when the parent dies
+        self._mask: Set[int] = set()
+        self.balance = Balance(count)
+
+    def run(self) -> int:
+        """Watch over them until all have ended; return the exit code: 0 if each one's was, else 1."""
+        waited = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        try:
+            while True:
+                self._start_due()
+                if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
+                    return 1 if self._failed else 0
+                number = signal.sigwait(waited)
+                if number == signal.SIGCHLD:
+                    self._bury()
+                elif number == signal.SIGUSR1:
+                    self._signal(number)
+                elif number != signal.SIGALRM:
+                    self._end(number)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            os.close(self._leash)
+            os.close(self._hand)
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.due_at is not None and worker.due_at <= now:
+                self._start(worker)
+        waits = [worker.due_at - now for worker in self._workers if worker.due_at is not None]
+        if waits:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(waits)))
+
+    def _start(self, worker: _Worker) -> None:
+        worker.due_at = None
+        worker.started_at = time.monotonic()
+        self.balance.began(worker.number)
+        try:
+            worker.pid = os.fork()
+        except OSError as exc:
+            self._died(worker, f"could not be started: {exc.strerror}")
+            return
+        if not worker.pid:
+            self._be(worker)
+        tell(logging.INFO, "worker-started", "worker %d is process %d", worker.number, worker.pid, pid=worker.pid)
+
+    def _be(self, worker: _Worker) -> NoReturn:
+        """The worker's own life, from the fork to its end."""
+        code = 1
+        try:
+            os.close(self._hand)
+            self.balance.become(worker.number)
+            threading.Thread(target=self._follow_parent, name="echo-parent", daemon=True).start()
+            code = self._work(worker.number, self._ready)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # what the parent has to do at its exit is not for its children
+
+    def _ready(self) -> None:
+        # SIGINT stays blocked: Ctrl-C reaches all of them, and is the parent's to pass on.
+        signal.pthread_sigmask(signal.SIG_SETMASK, {*self._mask, signal.SIGINT})
+
+    def _follow_parent(self) -> None:
+        os.read(self._leash, 1)
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody is left who could tell this process to end
+
+    def _bury(self) -> None:
+        for worker in self._workers:
+            if worker.pid is None:
+                continue
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
+                worker.pid = None
+                self.balance.ended(worker.number)
+                if os.WIFSIGNALED(status):
+                    self._died(worker, f"process {pid} was killed by {signal.Signals(os.WTERMSIG(status)).name}")
+                elif self._stopped:
+                    self._failed = self._failed or os.WEXITSTATUS(status) != 0
+                else:
+                    self._died(worker, f"process {pid} ended with exit code {os.WEXITSTATUS(status)}")
+
+    def _died(self, worker: _Worker, how: str) -> None:
+        now = time.monotonic()
+        worker.deaths = 1 if now - worker.started_at >= SETTLED else worker.deaths + 1
+        if self._stopped:
+            self._failed = True
+            tell(logging.WARNING, "worker-died", "worker %d: %s", worker.number, how)
+        elif all(each.pid is None and each.deaths >= GIVE_UP for each in self._workers):
+            self._failed = True
+            for each in self._workers:
+                each.due_at = None
+            tell(logging.ERROR, "worker-died", "worker %d: %s; no worker can live, giving up", worker.number, how)
+        else:
+            pause = min(MIN_PAUSE * 2 ** (worker.deaths - 1), MAX_PAUSE)
+            worker.due_at = now + pause
+            tell(logging.WARNING, "worker-died", "worker %d: %s; the next in %g s", worker.number, how, pause)
+
+    def _end(self, number: int) -> None:
+        count = plural(len([worker for worker in self._workers if worker.pid is not None]), "worker")
+        tell(logging.INFO, "signal", "%s: stopping %s", signal.Signals(number).name, count)
+        if not self._stopped:
+            self._stopped = True
+            self._stop()
+            for worker in self._workers:
+                worker.due_at = None
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        for worker in self._workers:
+            if worker.pid is not None:
+                os.kill(worker.pid, number)  # at worst it has died and is not buried yet, and nobody has its number
