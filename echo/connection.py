@@ -65,12 +65,14 @@ class Connection:
         self.idle_timeout = idle_timeout
         self.message_timeout = message_timeout
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
+        self._encode = framing.encode
         self._decoder = framing.decoder()
         self._recv: Callable[[int], bytes] = sock.recv
+        self._sendall: Callable[[bytes], None] = sock.sendall
         self._read_size = MIN_READ
+        self._shrink_below = 0  # bytes; a read of fewer is nearly empty
         self._queue: List[bytes] = []
         self._queued_bytes = 0
-        self._queued_messages = 0
         self._output = threading.Lock()
         # Set once nothing more may be sent: how much of the last message went out is unknown, or this side is done.
         # What to raise then, not one exception for all threads, which would collect the tracebacks of all.
@@ -96,10 +98,8 @@ class Connection:
         """
         if self._queue:
             self.flush()
-        if self._deadline is not None and self._paused is not None:
-            # What the owner did with the last messages is no slowness of the peer's.
-            self._deadline += time.monotonic() - self._paused
-            self._paused = None
+        if self._paused is not None:
+            self._go_on()
         decoder = self._decoder
         while True:
             if decoder.error is not None:
@@ -117,10 +117,8 @@ class Connection:
                 self.peer_ended = not self.input_ended
                 return []
             self.bytes_in += size
-            if size == self._read_size:
-                self._read_size = min(4 * size, MAX_READ)
-            elif size < self._read_size // 16 and self._read_size > MIN_READ:
-                self._read_size //= 4
+            if not self._shrink_below <= size < self._read_size:
+                self._adapt(size)
             messages = decoder.feed(data)
             if decoder.pending or self._deadline is not None:
                 self._keep_time(bool(messages))
@@ -131,6 +129,19 @@ class Connection:
     def finish_input(self) -> bytes:
         """After the end of the input: the bytes, as they came, of a message that never ended; b"" if none."""
         return self._decoder.finish()
+
+    def _adapt(self, size: int) -> None:
+        if size < self._shrink_below:
+            self._read_size //= 4
+        else:
+            self._read_size = min(4 * size, MAX_READ)
+        self._shrink_below = self._read_size // 16 if self._read_size > MIN_READ else 0
+
+    def _go_on(self) -> None:
+        # What the owner did with the last messages is no slowness of the peer's.
+        if self._deadline is not None and self._paused is not None:
+            self._deadline += time.monotonic() - self._paused
+        self._paused = None
 
     def _keep_time(self, completed: bool) -> None:
         # Only a read that ended inside a message, or ended such a message, comes here: the clock costs
@@ -165,30 +176,30 @@ class Connection:
 
     def write(self, message: bytes) -> None:
         """Queue a message. It goes out with the next ``flush`` or ``receive``, or when much is queued."""
-        data = self.framing.encode(message)
-        self._queued_messages += 1
-        self.write_raw(data)
-
-    def write_raw(self, data: bytes) -> None:
-        """Queue bytes as they are, without framing."""
+        data = self._encode(message)
         self._queue.append(data)
         self._queued_bytes += len(data)
         if self._queued_bytes >= HIGH_WATER:
             self.flush()
 
+    def write_raw(self, data: bytes) -> None:
+        """Send what is queued, and then bytes as they are, without framing, which count as no message."""
+        self.flush()
+        self.send_raw(data, 0)
+
     def flush(self) -> None:
         """Send what is queued. Raises ``SendTimeout`` or ``ConnectionClosed``."""
         queue = self._queue
         if queue:
-            data = queue[0] if len(queue) == 1 else b"".join(queue)
-            messages = self._queued_messages
+            messages = len(queue)
+            data = queue[0] if messages == 1 else b"".join(queue)
             queue.clear()
-            self._queued_bytes = self._queued_messages = 0
+            self._queued_bytes = 0
             self.send_raw(data, messages)
 
     def send(self, message: bytes) -> None:
         """Send a whole message now, from any thread. Waits while the peer does not read, ``send_timeout`` at most."""
-        self.send_raw(self.framing.encode(message), 1)
+        self.send_raw(self._encode(message), 1)
 
     def send_raw(self, data: bytes, messages: int) -> None:
         """Send bytes as they are, which hold so many messages, now, from any thread, as ``send`` does."""
@@ -199,7 +210,7 @@ class Connection:
             self.messages_out += messages
             self.bytes_out += len(data)
             try:
-                self.socket.sendall(data)
+                self._sendall(data)
             except OSError as exc:
                 self.messages_out -= messages
                 self.bytes_out -= len(data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import socketserver
-import threading
+from threading import get_ident
 from typing import Any, ClassVar, Optional
 
 from .connection import Connection
@@ -113,7 +113,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         Raises ``MessageTooLong`` or ``ValueError`` for what the framing cannot carry (its limit counts for both
         directions), ``SendTimeout`` or ``ConnectionClosed`` when the client cannot be reached.
         """
-        if threading.get_ident() == self._thread:
+        if get_ident() == self._thread:
             self.connection.write(message)
         else:
             self.connection.send(message)
@@ -130,7 +130,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def close(self) -> None:
         """End the session, from anywhere: what was sent before is delivered, what arrives after is ignored."""
         self._closing = True
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             self.connection.end_input()
 
     def abort(self) -> None:
@@ -141,7 +141,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     # The session itself: socketserver's three steps.
 
     def setup(self) -> None:
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._closing = False
         self._draining = False
         self.peer = format_address(self.client_address)
