@@ -68,7 +68,6 @@ class Connection:
         self._encode = framing.encode
         self._decoder = framing.decoder()
         self._recv: Callable[[int], bytes] = sock.recv
-        self._sendall: Callable[[bytes], None] = sock.sendall
         self._read_size = MIN_READ
         self._shrink_below = 0  # bytes; a read of fewer is nearly empty
         self._queue: List[bytes] = []
@@ -210,7 +209,7 @@ class Connection:
             self.messages_out += messages
             self.bytes_out += len(data)
             try:
-                self._sendall(data)
+                self.socket.sendall(data)
             except OSError as exc:
                 self.messages_out -= messages
                 self.bytes_out -= len(data)

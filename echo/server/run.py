@@ -17,6 +17,10 @@ MAX_PAUSE = 1.0
 """Seconds without accepting after a failure; each further one doubles them. Without a pause the standard library
 fails over 400,000 times a second on a full core (gh-151615)."""
 
+SILENCE = 10.0
+"""Seconds in which failures are told once: on the way back from a shortage some attempts succeed before the last one
+has failed."""
+
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
@@ -26,19 +30,25 @@ class BackOff:
     def __init__(self) -> None:
         self.pause = 0.0
         self.resume_at = 0.0
+        self._told = False
+        self._silent_until = 0.0
 
     def failed(self) -> bool:
-        """Rest from now on; whether this is the first failure in a row."""
-        first = not self.pause
+        """Rest from now on; whether that is to be told."""
+        now = time.monotonic()
+        told = not self.pause and now >= self._silent_until
+        if told:
+            self._told = True
+            self._silent_until = now + SILENCE
         self.pause = min(2 * self.pause, MAX_PAUSE) or MIN_PAUSE
-        self.resume_at = time.monotonic() + self.pause
-        return first
+        self.resume_at = now + self.pause
+        return told
 
     def succeeded(self) -> bool:
-        """Whether there were failures before."""
-        had_failed = bool(self.pause)
+        """No more rest; whether that is to be told."""
+        told, self._told = self._told, False
         self.pause = self.resume_at = 0.0
-        return had_failed
+        return told
 
     def resting(self) -> bool:
         return bool(self.pause) and time.monotonic() < self.resume_at

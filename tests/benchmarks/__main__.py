@@ -186,7 +186,7 @@ def main():
     options = parser.parse_args()
     print(
         f"{platform.python_implementation()} {platform.python_version()}, {len(os.sched_getaffinity(0))} processors, "
-        f"{platform.system()} {platform.machine()}; medians of {options.runs} runs of {options.duration:g} s in turns;\n"
+        f"{platform.system()} {platform.machine()};\nmedians of {options.runs} runs of {options.duration:g} s in turns; "
         "echoes or sessions a second\n"
     )
     print(f"{'work':42} {'of':28} {'against':26} {'of':>9} {'against':>9} {'ratio':>6}  {'goal':>5}")
