@@ -42,6 +42,8 @@ CUT_GRACE = 1.0
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
+_ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets have the listening one's mode
+
 _Self = TypeVar("_Self", bound="Server")
 
 
@@ -154,7 +156,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
-        request.setblocking(True)  # outside Linux it has the listening socket's mode
+        if not _ACCEPTED_BLOCK:
+            request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = listeners.peer_name(request)
         return request, client_address

@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional, Tuple
 
 from ..text import format_address
 from .reporting import tell
@@ -66,6 +66,7 @@ class Session:
         "aborted",
         "client_address",
         "handler",
+        "host",
         "input_ended",
         "number",
         "peer_ended",
@@ -78,6 +79,7 @@ class Session:
     def __init__(self, request: socket.socket, client_address: Any) -> None:
         self.request = request
         self.client_address = client_address
+        self.host = host_of(client_address)
         self.since = time.time()
         self.state = "open"
         self.handler: Optional[Any] = None
@@ -147,8 +149,10 @@ class Session:
         )
 
 
-def _counts(traffic: Any) -> List[int]:
-    return [getattr(traffic, name, 0) for name in ("messages_in", "messages_out", "bytes_in", "bytes_out")]
+def _counts(traffic: Any) -> Tuple[int, int, int, int]:
+    if traffic is None:
+        return 0, 0, 0, 0
+    return traffic.messages_in, traffic.messages_out, traffic.bytes_in, traffic.bytes_out
 
 
 def host_of(client_address: Any) -> Optional[str]:
@@ -160,7 +164,8 @@ class Registry:
     """All sessions of a server, and the sums over those that have ended."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
         self._live: Dict[Any, Session] = {}
         self._hosts: Counter[str] = collections.Counter()
         self._numbers = 0
@@ -182,44 +187,45 @@ class Registry:
         return self._hosts[host_of(client_address) or ""]
 
     def accepted(self) -> None:
-        with self._changed:
+        with self._lock:
             self._accepted += 1
 
     def accept_failed(self) -> None:
-        with self._changed:
+        with self._lock:
             self._accept_errors += 1
 
     def refused(self, reason: str) -> None:
-        with self._changed:
+        with self._lock:
             self._refused[reason] += 1
 
     def add(self, session: Session) -> None:
-        with self._changed:
+        with self._lock:
             self._numbers += 1
             session.number = self._numbers
             self._live[session.request] = session
-            host = host_of(session.client_address)
-            if host is not None:
-                self._hosts[host] += 1
+            if session.host is not None:
+                self._hosts[session.host] += 1
 
     def remove(self, session: Session, reason: Optional[str]) -> None:
         """Forget a session and count its end; with None it never began."""
-        with self._changed:
+        with self._lock:
             del self._live[session.request]
-            host = host_of(session.client_address)
+            host = session.host
             if host is not None:
-                self._hosts[host] -= 1
-                if not self._hosts[host]:
+                if self._hosts[host] == 1:
                     del self._hosts[host]
+                else:
+                    self._hosts[host] -= 1
             if reason is not None:
                 self._ended[reason] += 1
-                counts = _counts(getattr(session.handler, "connection", None))
-                self._totals = [total + count for total, count in zip(self._totals, counts)]
-            self._changed.notify_all()
+                for index, count in enumerate(_counts(getattr(session.handler, "connection", None))):
+                    self._totals[index] += count
+            if not self._live:
+                self._changed.notify_all()
 
     def sessions(self) -> List[Session]:
         """A snapshot."""
-        with self._changed:
+        with self._lock:
             return list(self._live.values())
 
     def serves(self, thread_id: int) -> bool:
@@ -244,7 +250,7 @@ class Registry:
 
     def statistics(self) -> Statistics:
         """Take the sums. A live session's counts are read as they are."""
-        with self._changed:
+        with self._lock:
             totals = list(self._totals)
             for session in self._live.values():
                 counts = _counts(getattr(session.handler, "connection", None))

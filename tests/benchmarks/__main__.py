@@ -60,15 +60,16 @@ def peer(name, file, *arguments, module=None):
     return Contender(name, sys.executable, os.path.join(HERE, "peers", file), *arguments, module=module)
 
 
-def echo(name, *options, python=sys.executable):
-    return Contender(name, python, "-m", "echo.server", "0", "-m", "20000", *options)
+def command(name, *options):
+    return Contender(name, sys.executable, "-m", "echo.server", "0", *options)
 
 
-QUIET = echo("echo", "--no-log-messages")
-LOGGED = echo("echo, every message logged")
-SPREAD = echo("echo --cpu-affinity off", "--no-log-messages", "--cpu-affinity", "off")
-TWO = echo("echo --workers 2", "--no-log-messages", "--workers", "2")
-FREE = echo("echo, no GIL", "--no-log-messages", python="{free_threaded}")
+ECHO = peer("echo", "library.py")
+SPREAD = peer("echo, cpu_affinity=None", "library.py", "spread")
+FREE = Contender("echo, no GIL", "{free_threaded}", os.path.join(HERE, "peers", "library.py"))
+QUIET = command("echo.server, quiet", "--no-log-messages")
+LOGGED = command("echo.server, messages logged")
+TWO = command("echo.server, two workers", "--no-log-messages", "--workers", "2")
 STOCK = peer("stock server", "stock.py")
 STOCK_KEPT = peer("stock server on one core", "stock.py", "kept")
 ASYNCIO = peer("asyncio streams", "streams.py")
@@ -135,29 +136,29 @@ def resident(pid):
 
 ROWS = [
     # what, contender, against, goal
-    (Busy(10), QUIET, STOCK, 2.5),
-    (Busy(100), QUIET, STOCK, 3.5),
-    (Busy(10), QUIET, STOCK_KEPT, None),
-    (Busy(100), QUIET, STOCK_KEPT, None),
-    (Busy(10), QUIET, UVLOOP, 1.1),
-    (Busy(100), QUIET, UVLOOP, 1.0),
-    (Busy(10), QUIET, ASYNCIO, None),
-    (Busy(10), QUIET, GEVENT, None),
-    (Busy(10), QUIET, TRIO, None),
-    (Busy(10), QUIET, TWISTED, None),
-    (Busy(10), QUIET, SPREAD, None),
-    (Short(), QUIET, UVLOOP, 1.3),
-    (Short(), QUIET, STOCK, 5.0),
-    (Busy(10, 100), QUIET, ASYNCIO, 12.0),
-    (Busy(10, 100), QUIET, TWISTED, 2.5),
-    (Busy(10, 1, 65536), QUIET, STOCK, 5.0),
-    (Busy(10), QUIET, C, 0.8),
+    (Busy(10), ECHO, STOCK, 2.5),
+    (Busy(100), ECHO, STOCK, 3.5),
+    (Busy(10), ECHO, STOCK_KEPT, None),
+    (Busy(100), ECHO, STOCK_KEPT, None),
+    (Busy(10), ECHO, UVLOOP, 1.1),
+    (Busy(100), ECHO, UVLOOP, 1.0),
+    (Busy(10), ECHO, ASYNCIO, None),
+    (Busy(10), ECHO, GEVENT, None),
+    (Busy(10), ECHO, TRIO, None),
+    (Busy(10), ECHO, TWISTED, None),
+    (Busy(10), ECHO, SPREAD, None),
+    (Short(), ECHO, UVLOOP, 1.3),
+    (Short(), ECHO, STOCK, 5.0),
+    (Busy(10, 100), ECHO, ASYNCIO, 12.0),
+    (Busy(10, 100), ECHO, TWISTED, 2.5),
+    (Busy(10, 1, 65536), ECHO, STOCK, 5.0),
+    (Busy(10), ECHO, C, 0.8),
     (Busy(10), FREE, C, 0.85),
     (Busy(100), FREE, C, 0.85),
     (Short(), FREE, C, 0.9),
     (Busy(10), LOGGED, QUIET, 0.5),
     (Busy(10), TWO, QUIET, 1.7),
-    (Idle(), QUIET, None, 32.0),
+    (Idle(), ECHO, None, 32.0),
 ]
 
 
@@ -186,9 +187,9 @@ def main():
     options = parser.parse_args()
     print(
         f"{platform.python_implementation()} {platform.python_version()}, {len(os.sched_getaffinity(0))} processors, "
-        f"{platform.system()} {platform.machine()};\nmedians of {options.runs} runs of {options.duration:g} s in turns; "
-        "echoes or sessions a second\n"
+        f"{platform.system()} {platform.machine()}"
     )
+    print(f"echoes or sessions a second, medians of {options.runs} runs of {options.duration:g} s in turns\n")
     print(f"{'work':42} {'of':28} {'against':26} {'of':>9} {'against':>9} {'ratio':>6}  {'goal':>5}")
     with tempfile.TemporaryDirectory() as folder:
         places = {"free_threaded": options.free_threaded}
