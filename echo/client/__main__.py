@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -135,19 +136,23 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
         rtt = bench.total.rtt
     if options.histogram:
         report.picture(histogram(rtt, sys.stdout.encoding))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])  # the exit code is settled
     return code
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
     """Call ``stop`` once for Ctrl-C and for SIGTERM, which timeout(1) sends, and may send twice."""
+    stopped = False
 
     def handler(signum: int, frame: Optional[FrameType]) -> None:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-        stop()
+        # Not SIG_IGN: Python complains about a signal that has come and is not handled any more.
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            stop()
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 
 
@@ -197,8 +202,10 @@ def _connecting(options: argparse.Namespace) -> Iterator[None]:
         command = "python3 -m echo.server" + ("" if options.port == arguments.DEFAULT_PORT else f" {options.port}")
         arguments.fail(PROG, f"nothing listens on {where}; start a server there: {command}", 1)
     except OSError as exc:
-        reason = exc.strerror or str(exc)
-        arguments.fail(PROG, f"cannot connect to {where}: {reason}; check the address, the network, firewalls", 1)
+        advice = "check the address, the network, firewalls"
+        if exc.errno == errno.EMFILE:
+            advice = "raise the limit (ulimit -n), or ask for fewer connections"
+        arguments.fail(PROG, f"cannot connect to {where}: {exc.strerror or exc}; {advice}", 1)
 
 
 def _message(framing: Framing, text: str) -> bytes:

@@ -7,7 +7,7 @@ stderr, if that is a terminal, in one line that is always the last.
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
 from typing import Any, Callable
 
@@ -54,7 +54,7 @@ class Report:
         if self._as_json:
             self.tell("progress", **fields)
         elif not self.quiet and sys.stderr is not None and sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns - 1  # a full line would wrap, and stay
+            width = _width() - 1  # a full line would wrap, and stay
             print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
             self._drawn = True
 
@@ -66,3 +66,11 @@ class Report:
             text = json.dumps({"event": event, **fields})
         if text:
             self._write(text)
+
+
+def _width() -> int:
+    """Columns of the terminal behind stderr; ``shutil`` asks about stdout's."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

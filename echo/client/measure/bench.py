@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import random
 import signal
+import socket
 import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -82,10 +84,12 @@ class Bench:
         self._running = False
 
     def connect(self) -> None:
-        """Start the processes and let them connect. Raises ``OSError`` if there is no connection to be had."""
+        """Start the processes and let them connect. Raises ``OSError`` if there is no connection to be had, and
+        ``UnicodeError`` if the host's name can be none."""
+        socket.getaddrinfo(*self._plan.address, type=socket.SOCK_STREAM)  # what it raises is raised here, once
         count = max(1, min(self._connections, _processors() // 2))  # the other half is the server's
         context = multiprocessing.get_context("spawn")  # which is the same everywhere
-        with _signals_ignored():  # as they are by the children: Ctrl-C and timeout(1) signal all, and we act on it
+        with _signals_blocked():  # as they are for the children: Ctrl-C and timeout(1) signal all, and we act on it
             for index in range(count):
                 plan = self._plan._replace(lanes=list(range(index, self._connections, count)))
                 pipe, theirs = context.Pipe()
@@ -103,6 +107,7 @@ class Bench:
                 raise answer
             for took in answer:
                 self._connect_times.add(took)
+            self._report.detail(f"a process of the load has {plural(len(answer), 'connection')}")
 
     def close(self) -> None:
         """End the processes, whatever they do."""
@@ -117,10 +122,12 @@ class Bench:
         start = time.perf_counter_ns() + SECOND // 50
         begin = start + round(self._warm_up * SECOND)
         self._period = Period(start, begin, begin + round(self._duration * SECOND))
+        with _signals_blocked():
+            for pipe in self._pipes:
+                with contextlib.suppress(BrokenPipeError):  # that process has died; its pipe's end tells
+                    pipe.send(self._period)
+            self._running = True  # from here on a signal ends the load, which then tells what there was
         self._tell_start()
-        for pipe in self._pipes:
-            pipe.send(self._period)
-        self._running = True
         ended_at = self._gather()
         self._summarize(max(0, ended_at - begin) / SECOND)
         return self._exit_code()
@@ -142,7 +149,7 @@ class Bench:
             for pipe in multiprocessing.connection.wait(waiting):
                 try:
                     part = pipe.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):
                     self.total.errors[_DIED] += 1
                     part = time.perf_counter_ns()
                 if isinstance(part, Slice):
@@ -180,7 +187,7 @@ class Bench:
             for percent, value in recent.rtt.percentiles([50.0, 99.0])
         )
         wrong, lost = sum(self.total.wrong.values()), self.total.lost
-        bad = f"  {wrong} wrong, {lost} lost" if wrong or lost else ""
+        bad = f"  {wrong:,} wrong, {lost:,} lost" if wrong or lost else ""
         self._report.progress(
             f"{elapsed:3.0f} of {self._duration:g} s  {rate:,.0f} messages/s{latency}{bad}",
             elapsed_s=round(elapsed, 3),
@@ -261,11 +268,14 @@ def _processors() -> int:
 
 
 @contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    # Not pthread_sigmask: multiprocessing unblocks both when it starts its first process.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+def _signals_blocked() -> Iterator[None]:
+    """A signal that comes meanwhile takes effect afterwards. Children inherit the mask, and are never interrupted."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    multiprocessing.resource_tracker.ensure_running()  # which unblocks both when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -79,7 +79,10 @@ class Lane:
                 raise IncompleteMessage(rest)
             raise ConnectionClosed("the server has ended the session")
         settle = self.ledger.settle
-        return [settle(message) for message in decoder.feed(data)]
+        replies = [settle(message) for message in decoder.feed(data)]
+        if decoder.error is not None and not replies:
+            raise decoder.error  # now: nothing more may come
+        return replies
 
     def close(self) -> None:
         self.socket.close()

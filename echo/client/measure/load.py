@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import heapq
+import math
 import selectors
 import signal
 import time
@@ -278,5 +279,6 @@ class _OpenLoop(_Load):
         self._slice.raw.add(now - probe.sent_at)
 
     def _finish(self) -> None:
-        late = [due_at for due_at, _ in self._turns] + list(self._held.values())
-        self._slice.unsent += sum(max(0, int((self._end - due_at) / self._round)) for due_at in late)
+        alive = set(self._lanes.values())
+        held = [due_at for number, due_at in self._held.items() if number in alive and due_at < self._end]
+        self._slice.unsent += sum(math.ceil((self._end - due_at) / self._round) for due_at in held)

@@ -6,11 +6,12 @@ that find nobody; each one's turn is another attempt to connect.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import selectors
 import socket
 import time
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from ...exceptions import EchoError, EchoMismatch
 from ...framing import Framing
@@ -61,6 +62,7 @@ class Ping:
         self._lane: Optional[Lane] = None
         self._selector = selectors.DefaultSelector()
         self._next_at = 0
+        self._stopped = self._waiting = False
         self._sent = 0
         self._lost = 0
         self._verdicts = dict.fromkeys(Verdict, 0)
@@ -69,24 +71,38 @@ class Ping:
 
     def resolve(self) -> None:
         """Look the host's name up: ``socket.gaierror`` or ``UnicodeError`` if it has no address at all."""
-        socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
+        with self._interruptible():
+            socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
 
     def stop(self) -> None:
-        """End early, from a signal handler."""
-        raise KeyboardInterrupt
+        """End early, from a signal handler. It interrupts what waits, and no counting or writing."""
+        self._stopped = True
+        if self._waiting:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        self._waiting = True
+        try:
+            if self._stopped:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waiting = False
 
     def run(self) -> int:
         """Ping until all is done, or until KeyboardInterrupt; tell how it went and return the exit code."""
         began = self._next_at = time.perf_counter_ns()
         try:
-            while True:
+            while not self._stopped:
                 now = time.perf_counter_ns()
                 if self._may_send() and now >= self._next_at:
                     self._send()
                 elif self._lane is not None and (self._lane.ledger.outstanding or self._may_send()):
                     self._receive(self._lane, now)
                 elif self._may_send():
-                    time.sleep((self._next_at - now) / _SECOND)
+                    with self._interruptible():
+                        time.sleep((self._next_at - now) / _SECOND)
                 else:
                     break
         except KeyboardInterrupt:
@@ -121,11 +137,12 @@ class Ping:
             self._sent += 1
             self._tell_lost(seq, f"cannot connect: {exc.strerror or exc}")
         # No probe is sent early to make up for one that was late.
-        self._next_at = max(self._next_at + pause, time.perf_counter_ns() if self._lane is None else 0)
+        self._next_at = max(self._next_at + pause, time.perf_counter_ns())
 
     def _open(self, seq: int) -> None:
         began = time.perf_counter_ns()
-        sock = open_socket(self._address, self._timeout)
+        with self._interruptible():
+            sock = open_socket(self._address, self._timeout)
         took = time.perf_counter_ns() - began
         self._connect_times.add(took)
         self._lane = Lane(sock, self._framing, Ledger(self._size, random.randrange(0x10000), seq))
@@ -158,7 +175,9 @@ class Ping:
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if lane.is_behind else 0)
         self._selector.modify(lane, wanted)
         try:
-            for _, ready in self._selector.select(wait):
+            with self._interruptible():
+                events = self._selector.select(wait)
+            for _, ready in events:
                 if ready & selectors.EVENT_WRITE:
                     lane.flush()
                 if ready & selectors.EVENT_READ:
@@ -209,10 +228,12 @@ class Ping:
         if waiting:
             parts.append(f"{waiting} on the way")
         parts += [f"{loss:.4g}% loss", f"time {took // 1_000_000} ms"]
-        lines = ["" if self._sent else None, f"--- {self._where} echo statistics ---", ", ".join(parts)]
+        lines = [f"--- {self._where} echo statistics ---", ", ".join(parts)]
+        if self._sent and not self._report.quiet:
+            lines.insert(0, "")
         lines += [*_spread("rtt", self.rtt), *_percentiles("rtt", self.rtt), *_spread("connect", self._connect_times)]
         self._report.summarize(
-            "\n".join(line for line in lines if line is not None),
+            "\n".join(lines),
             transmitted=self._sent,
             received=received,
             **{verdict.name.lower(): self._verdicts[verdict] for verdict in (Verdict.CORRUPTED, *_RARE)},

@@ -123,6 +123,9 @@ class Ledger:
         if not self.outstanding:
             return Reply(Verdict.UNEXPECTED, message, None)
         probe = min(self.outstanding, key=lambda each: _differences(each.message, message))
+        compared = min(len(probe.message), len(message), _COMPARED)
+        if 2 * _differences(probe.message, message) > compared:
+            return Reply(Verdict.UNEXPECTED, message, None)  # a greeting, a notice: it looks like none of them
         self.outstanding.remove(probe)
         return Reply(Verdict.CORRUPTED, message, probe, probe.seq)
 
@@ -134,9 +137,9 @@ def _differences(message: bytes, other: bytes) -> int:
 def _identify(message: bytes) -> Tuple[Optional[int], Optional[int]]:
     """The tag and the number of a probe whose checksum is right, else None and None."""
     try:
-        checksum = int(message[_CHECKSUM], 16)
         head = message[: _CHECKSUM.start]
-        if len(message) < MIN_SIZE or checksum != crc32(message[_CHECKSUM.stop :], crc32(head)):
+        # As text: what reads as the same number, such as upper case, is damage too.
+        if message[_CHECKSUM] != b"%08x" % crc32(message[_CHECKSUM.stop :], crc32(head)):
             return None, None
         return int(head[8:], 16), int(head[:8], 16)
     except ValueError:

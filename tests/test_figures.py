@@ -1,0 +1,213 @@
+"""How figures look: milliseconds, a histogram, fields; and which of them a report writes where."""
+
+import io
+import json
+import math
+import os
+import random
+import re
+import sys
+
+import pytest
+
+from echo.client.measure.distribution import Distribution
+from echo.client.measure.figures import as_fields, histogram, microseconds, milliseconds, percentile_name
+from echo.client.report import Report
+
+
+def distribution_of(samples):
+    distribution = Distribution()
+    for sample in samples:
+        distribution.add(sample)
+    return distribution
+
+
+def rows_of(picture):
+    """(low, high, count, bar) of each row, the durations in nanoseconds."""
+    head, title, *rows = picture.split("\n")
+    assert (head, title.split()) == ("", ["ms", "round", "trips"])
+    found = [re.fullmatch(r" *([\d.]+) - ([\d.]+) +([\d,]+)(?: (\S+))?", row) for row in rows]
+    assert len({row.end(3) for row in found}) == 1, "the counts are no column"
+    cells = [row.groups(default="") for row in found]
+    ns = [(round(float(low) * 1e6), round(float(high) * 1e6)) for low, high, _, _ in cells]
+    return [(low, high, int(count.replace(",", "")), bar) for (low, high), (_, _, count, bar) in zip(ns, cells)]
+
+
+def random_samples(seed):
+    rng = random.Random(seed)
+    scale = 10 ** rng.uniform(4, 9)
+    return [10_000 + round(rng.expovariate(1 / scale)) for _ in range(rng.choice([1, 2, 30, 3000]))]
+
+
+# Figures.
+
+
+def test_milliseconds_have_fewer_digits_after_the_point_the_more_there_are():
+    times = [0, 499, 41_600.4, 999_000, 10**6, 1_234_567, 9_990_000, 10**7, 99_900_000, 10**8, 1_234_567_890]
+    texts = ["0.000", "0.000", "0.042", "0.999", "1.00", "1.23", "9.99", "10.0", "99.9", "100", "1235"]
+    assert [milliseconds(ns) for ns in times] == texts
+
+
+def test_fields_are_in_microseconds_and_as_many_as_there_are_samples_for():
+    percents = [50.0, 90.0, 99.9]
+    assert as_fields("rtt", Distribution(), percents) == {"rtt_samples": 0}
+    one = {"rtt_samples": 1, "rtt_min_us": 1.234, "rtt_avg_us": 1.234, "rtt_max_us": 1.234, "rtt_mdev_us": 0.0}
+    assert as_fields("rtt", distribution_of([1234]), percents) == one
+    fields = as_fields("raw", distribution_of(range(1, 1001)), percents)
+    names = ["samples", "min_us", "avg_us", "max_us", "mdev_us", "p50_us", "p90_us", "p99_9_us"]
+    assert list(fields) == [f"raw_{name}" for name in names]
+    assert [fields[f"raw_{name}"] for name in names] == [1000, 0.001, 0.5, 1.0, 0.289, 0.5, 0.9, 0.999]
+    assert microseconds(1_234_567.4) == 1234.567
+    assert [percentile_name(percent) for percent in percents] == ["p50", "p90", "p99.9"]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_histogram_shows_every_sample_once_from_the_least_to_the_greatest(seed):
+    samples = random_samples(seed)
+    rows = rows_of(histogram(distribution_of(samples), "ascii"))
+    assert sum(count for _, _, count, _ in rows) == len(samples)
+    assert [high for _, high, _, _ in rows[:-1]] == [low for low, _, _, _ in rows[1:]]
+    assert rows[0][0] <= min(samples) < rows[0][1]
+    assert rows[-1][0] <= max(samples) < rows[-1][1]
+    for low, high, count, _ in rows:
+        near = (low + high) // 2000  # as far as a sample may be off: it may be counted next door
+        assert sum(low + near <= sample < high - near for sample in samples) <= count
+        assert count <= sum(low - near <= sample < high + near for sample in samples)
+        assert high <= 2 * low
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bars_are_as_long_as_their_share_of_the_longest_and_never_nothing_for_something(seed):
+    distribution = distribution_of(random_samples(seed))
+    most = max(count for _, _, count, _ in rows_of(histogram(distribution, "ascii")))
+    for _, _, count, bar in rows_of(histogram(distribution, "ascii")):
+        assert bar == "#" * math.ceil(40 * count / most)
+    for _, _, count, bar in rows_of(histogram(distribution, "utf-8")):
+        whole, last = bar.count("█"), bar.strip("█")
+        assert bar == "█" * whole + last
+        assert whole * 8 + " ▏▎▍▌▋▊▉".index(last or " ") == math.ceil(320 * count / most)
+
+
+@pytest.mark.parametrize("sample", [0, 7, 999, 10_000, 1_199_999, 1_200_000, 10**13 - 1, 10**13])
+def test_a_single_sample_is_a_single_bar(sample):
+    for encoding, bar in (("utf-8", "█"), ("ascii", "#")):
+        ((low, high, count, drawn),) = rows_of(histogram(distribution_of([sample]), encoding))
+        assert (count, drawn) == (1, bar * 40)
+        assert low <= sample < high or sample < 10_000  # which is less than the bounds show
+
+
+def test_one_in_a_million_is_still_seen():
+    many = distribution_of([10**6] * 1000)
+    for _ in range(10):
+        many.merge(many)
+    many.add(51 * 10**6)
+    assert " 1,024,000 #" in histogram(many, "ascii")
+    assert [(count, bar) for _, _, count, bar in rows_of(histogram(many, "utf-8"))][-1] == (1, "▏")
+    assert [(count, bar) for _, _, count, bar in rows_of(histogram(many, "ascii"))][-1] == (1, "#")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "koi8-r", "no-such-encoding"])
+def test_where_blocks_cannot_be_written_bars_are_number_signs_and_without_samples_there_are_none(encoding):
+    assert histogram(distribution_of([10**6]), encoding).isascii()
+    assert histogram(Distribution(), encoding) == ""
+
+
+# The report.
+
+
+class Screen(io.StringIO):
+    """A terminal, as far as anybody asks."""
+
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 2
+
+    @property
+    def lines(self):
+        """What stands there, with what was drawn over gone."""
+        return [line.rpartition("\r\x1b[K")[2] for line in self.getvalue().split("\n")]
+
+
+def at_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Screen())
+    monkeypatch.setattr(os, "get_terminal_size", lambda *fd: os.terminal_size((20, 24)))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return sys.stderr
+
+
+def tell_all(**options):
+    """The lines of a report to which all has happened that can."""
+    written = []
+    report = Report(written.append, **options)
+    report.progress("half", done=0.5)
+    report.tell("reply", "a reply", seq=1)
+    report.tell("figures", rtt_us=2.5)
+    report.detail("a detail")
+    report.summarize("it went\nwell", lost=0)
+    report.picture("##")
+    report.picture("")
+    return written
+
+
+TEXT = ["a reply", "it went\nwell", "##"]
+JSON = [
+    {"event": "progress", "done": 0.5},
+    {"event": "reply", "seq": 1},
+    {"event": "figures", "rtt_us": 2.5},
+    {"event": "summary", "lost": 0},
+]
+
+
+def test_text_is_for_people_and_json_has_an_event_a_line_and_no_picture():
+    assert tell_all() == TEXT
+    lines = tell_all(as_json=True)
+    assert [json.loads(line) for line in lines] == JSON
+    assert all("\n" not in line and line.startswith('{"event": ') for line in lines)
+
+
+def test_quiet_leaves_the_summary_and_the_picture_and_neither_it_nor_json_draws_at_a_terminal(monkeypatch):
+    screen = at_terminal(monkeypatch)
+    assert tell_all(quiet=True) == TEXT[1:]
+    assert [json.loads(line) for line in tell_all(quiet=True, as_json=True)] == JSON[-1:]
+    assert [json.loads(line) for line in tell_all(as_json=True)] == JSON
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_details_are_told_to_who_asks_and_on_stderr(capsys, as_json):
+    written = tell_all(as_json=as_json)
+    assert capsys.readouterr() == ("", "")
+    assert tell_all(as_json=as_json, verbose=True) == written
+    assert capsys.readouterr() == ("", "a detail\n")
+
+
+def test_what_a_server_sends_is_shown_as_it_is_in_text_alone():
+    shows = [Report(print, as_json=as_json, quiet=quiet).shows_text for as_json in (0, 1) for quiet in (0, 1)]
+    assert shows == [True, False, False, False]
+
+
+def test_progress_at_a_terminal_is_the_last_line_and_replaced_by_what_comes_next(monkeypatch):
+    screen = at_terminal(monkeypatch)
+    report = Report(lambda line: print(line, file=screen))
+    for text in ("10 %", "20 %"):
+        report.progress(text)
+    assert screen.lines == ["20 %"]
+    report.tell("reply", "a reply")
+    assert screen.lines == ["a reply", ""]
+    report.progress("a line that is longer than the terminal is wide")
+    assert screen.lines == ["a reply", "a line that is long"]
+    report.tell("figures", rtt_us=1)
+    report.summarize("the end")
+    assert screen.lines == ["a reply", "the end", ""]
+    drawn = screen.getvalue()
+    report.tell("reply", "another")
+    assert screen.getvalue() == drawn + "another\n"
+
+
+def test_progress_is_not_drawn_where_stderr_is_no_terminal(monkeypatch, capsys):
+    assert tell_all() == TEXT
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys, "stderr", None)
+    assert tell_all() == TEXT

@@ -1,0 +1,206 @@
+"""Probes and the verdicts on what comes back: every reply is told for what it is, and the counts add up."""
+
+import collections
+import random
+from binascii import crc32
+
+import pytest
+
+from echo.client.measure.probes import MIN_SIZE, FixedFraming, Ledger, Reply, Verdict
+from echo.framing import LineFraming
+
+SIZES = [MIN_SIZE, MIN_SIZE + 1, 64, 115, 116, 1000, 65535, 65536]
+
+
+def issue(ledger, count):
+    """So many probes, the first sent at 0, the next at 1, and so on."""
+    return [ledger.issue(now - 5, now) for now in range(count)]
+
+
+def damaged(message, position, mask):
+    return message[:position] + bytes([message[position] ^ mask]) + message[position + 1 :]
+
+
+# What is sent.
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tag", [0, 0xABC, 0xFFFF])
+def test_a_probe_is_printable_has_its_size_and_carries_number_tag_and_checksum(size, tag):
+    for seq, probe in enumerate(issue(Ledger(size, tag, 94), 4), 94):
+        message = probe.message
+        assert len(message) == size
+        assert min(message) >= 0x20 and max(message) < 0x7F
+        assert LineFraming().encode(message) == message + b"\n"
+        assert message[:12] == b"%08x%04x" % (seq, tag)
+        assert message[12:20] == b"%08x" % crc32(message[:12] + message[20:])
+        assert set(message[20:115]) == set(range(32, 127)) or size < 115
+
+
+def test_probes_are_numbered_differ_in_every_byte_of_padding_and_keep_their_times():
+    ledger = Ledger(64, 1, 41)
+    first, second = issue(ledger, 2)
+    assert (first.seq, first.due_at, first.sent_at) == (41, -5, 0)
+    assert (second.seq, second.due_at, second.sent_at) == (42, -4, 1)
+    assert all(a != b for a, b in zip(first.message[20:], second.message[20:]))
+    assert list(ledger.outstanding) == [first, second]
+
+
+# What comes back.
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_replies_in_order_are_right_and_are_taken_off_the_list(size):
+    ledger = Ledger(size, 0xABC)
+    probes = issue(ledger, 3)
+    for probe in probes:
+        assert ledger.outstanding[0] == probe
+        assert ledger.settle(probe.message) == Reply(Verdict.RIGHT, probe.message, probe, probe.seq)
+    assert not ledger.outstanding
+
+
+def test_a_reply_after_a_later_one_is_out_of_order_and_one_after_a_gap_is_not():
+    ledger = Ledger(64, 1)
+    probes = issue(ledger, 5)
+    replies = [ledger.settle(probes[index].message) for index in (2, 0, 1, 4, 3)]
+    assert [reply.seq for reply in replies] == [3, 1, 2, 5, 4]
+    assert [reply.probe for reply in replies] == [probes[index] for index in (2, 0, 1, 4, 3)]
+    right, reordered = Verdict.RIGHT, Verdict.REORDERED
+    assert [reply.verdict for reply in replies] == [right, reordered, reordered, right, reordered]
+
+
+@pytest.mark.parametrize("size", [MIN_SIZE, 64, 300])
+@pytest.mark.parametrize("mask", [0x01, 0x80])
+def test_a_byte_changed_anywhere_is_corruption_of_that_very_probe(size, mask):
+    for position in range(size):
+        ledger = Ledger(size, 0xABC, 240)
+        probes = issue(ledger, 40)
+        message = damaged(probes[20].message, position, mask)
+        assert ledger.settle(message) == Reply(Verdict.CORRUPTED, message, probes[20], 260), position
+        assert list(ledger.outstanding) == probes[:20] + probes[21:]
+
+
+@pytest.mark.parametrize("size", [MIN_SIZE, 64])
+def test_a_probe_cut_short_with_a_byte_left_out_or_with_some_too_many_is_never_taken_for_a_whole_one(size):
+    for probe in issue(Ledger(size, 1, 56), 20):  # of the short ones two have a checksum that begins with 0
+        sent = probe.message
+        alike = [sent[:at] for at in range(size)] + [sent + b"\r", sent * 2]
+        shifted = [sent[:at] + sent[at + 1 :] for at in range(size - 1)] + [b" " + sent]
+        for message in alike + shifted:
+            ledger = Ledger(size, 1, probe.seq)
+            assert ledger.settle(message) == Reply(Verdict.UNEXPECTED, message, None)
+            issued = ledger.issue(0, 0)
+            reply = ledger.settle(message)
+            if reply.verdict is Verdict.UNEXPECTED and message in shifted:  # it need not look like the one it was
+                assert reply == Reply(Verdict.UNEXPECTED, message, None)
+                assert list(ledger.outstanding) == [issued]
+            else:
+                assert reply == Reply(Verdict.CORRUPTED, message, issued, probe.seq)
+                assert not ledger.outstanding
+
+
+def test_a_second_copy_is_doubled_whatever_came_between():
+    ledger = Ledger(64, 1)
+    first, second = issue(ledger, 2)
+    ledger.settle(first.message)
+    assert ledger.settle(first.message) == Reply(Verdict.DOUBLED, first.message, None, 1)
+    ledger.settle(damaged(second.message, 30, 1))
+    assert ledger.settle(second.message) == Reply(Verdict.DOUBLED, second.message, None, 2)
+    assert not ledger.outstanding
+
+
+def test_another_connections_probe_is_foreign_and_one_from_the_future_unexpected():
+    ledger, other, ahead = Ledger(64, 1), Ledger(64, 2), Ledger(64, 1, 2)
+    (probe,) = issue(ledger, 1)
+    foreign, unsent = other.issue(0, 0).message, ahead.issue(0, 0).message
+    for _ in range(2):
+        assert ledger.settle(foreign) == Reply(Verdict.FOREIGN, foreign, None)
+        assert ledger.settle(unsent) == Reply(Verdict.UNEXPECTED, unsent, None, 2)
+    assert list(ledger.outstanding) == [probe]
+
+
+def test_what_was_sent_before_a_time_is_given_up_and_then_late_once_and_then_doubled():
+    ledger = Ledger(64, 1)
+    probes = issue(ledger, 5)
+    assert ledger.give_up(0) == []
+    assert ledger.give_up(3) == probes[:3]
+    assert ledger.give_up(3) == []
+    assert list(ledger.outstanding) == probes[3:]
+    late = probes[1].message
+    assert ledger.settle(probes[3].message).verdict is Verdict.RIGHT
+    assert ledger.settle(late) == Reply(Verdict.LATE, late, None, 2)
+    assert ledger.settle(late) == Reply(Verdict.DOUBLED, late, None, 2)
+    assert ledger.settle(probes[4].message).verdict is Verdict.RIGHT
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_stream_of_faults_gets_the_verdicts_that_it_earns_and_the_counts_add_up(seed):
+    rng = random.Random(seed)
+    size = rng.choice([MIN_SIZE, 64, 200])
+    ledger, other = Ledger(size, 7), Ledger(size, 8)
+    waiting, answered, lost = [], [], []
+    highest = given_up = 0
+    got, earned = collections.Counter(), collections.Counter()
+    for now in range(3000):
+        fault = rng.choice(["none"] * 5 + ["overtake", "double", "damage", "foreign", "give up", "late"])
+        if fault == "give up" and rng.random() < 0.3:
+            gone = ledger.give_up(now - 40)
+            assert gone == [probe for probe in waiting if probe.sent_at < now - 40]
+            waiting = waiting[len(gone) :]
+            given_up += len(gone)
+            lost += gone
+        elif len(waiting) < 3 or (rng.random() < 0.5 and len(waiting) < 60):
+            waiting.append(ledger.issue(now, now))
+        else:
+            verdict = Verdict.RIGHT
+            if fault == "foreign":
+                message, verdict = other.issue(now, now).message, Verdict.FOREIGN
+            elif fault == "double" and answered:
+                message, verdict = rng.choice(answered).message, Verdict.DOUBLED
+            elif fault == "late" and lost:
+                answered.append(lost.pop(rng.randrange(len(lost))))
+                message, verdict = answered[-1].message, Verdict.LATE
+            else:
+                probe = waiting.pop(rng.randrange(3) if fault == "overtake" else 0)
+                answered.append(probe)
+                message = probe.message
+                if fault == "damage":
+                    message, verdict = damaged(message, rng.randrange(size), 1), Verdict.CORRUPTED
+                elif probe.seq < highest:
+                    verdict = Verdict.REORDERED
+                else:
+                    highest = probe.seq
+            earned[verdict] += 1
+            got[ledger.settle(message).verdict] += 1
+    assert got == earned
+    assert set(earned) == set(Verdict) - {Verdict.UNEXPECTED}
+    assert list(ledger.outstanding) == waiting
+    settled = got[Verdict.RIGHT] + got[Verdict.REORDERED] + got[Verdict.CORRUPTED]
+    assert ledger.issue(0, 0).seq - 1 == settled + given_up + len(waiting)
+
+
+# Probes without marks between them.
+
+
+def test_fixed_messages_come_out_whole_wherever_the_stream_is_cut():
+    framing = FixedFraming(20)
+    messages = [probe.message for probe in issue(Ledger(20, 1), 4)]
+    stream = b"".join(map(framing.encode, messages))
+    assert stream == b"".join(messages)
+    for first in range(len(stream)):
+        for second in range(first, len(stream)):
+            decoder = framing.decoder()
+            found = []
+            for piece in (stream[:first], stream[first:second], stream[second:]):
+                found += decoder.feed(piece) if piece else []
+            assert found == messages, (first, second)
+            assert decoder.finish() == b""
+
+
+def test_fixed_messages_come_out_with_their_last_byte_and_the_end_leaves_the_rest():
+    decoder = FixedFraming(3).decoder()
+    assert [decoder.feed(bytes([byte])) for byte in b"abcdefgh"] == [[], [], [b"abc"], [], [], [b"def"], [], []]
+    assert all(type(message) is bytes for message in decoder.feed(b"ijk"))
+    assert decoder.finish() == b"jk"
+    assert decoder.finish() == b""
+    assert decoder.error is None
