@@ -211,3 +211,33 @@ def test_progress_is_not_drawn_where_stderr_is_no_terminal(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys, "stderr", None)
     assert tell_all() == TEXT
+
+
+def test_details_never_go_to_stdout(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    Report(print, verbose=True).detail("a detail")
+    assert capsys.readouterr().out == ""
+
+
+def test_milliseconds_as_ping():
+    times = [999_499, 999_500, 9_994_999, 9_995_001, 99_949_999, 99_950_001]
+    assert [milliseconds(ns) for ns in times] == ["0.999", "1.00", "9.99", "10.0", "99.9", "100"]
+
+
+def test_no_interval_is_empty():
+    d = Distribution()
+    for x in (0, 30):
+        d.add(x)
+    assert histogram(d, "ascii").count("\n") == 1 + len([1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40])
+
+
+def test_a_detail_takes_the_progress_away(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Screen())
+    r = Report(print, verbose=True)
+    r.progress("half")
+    r.detail("a detail")
+    assert sys.stderr.getvalue().split("\n")[0].rpartition("\r\x1b[K")[2] == "a detail"

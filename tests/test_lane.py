@@ -199,3 +199,44 @@ def test_nothing_to_read_is_no_reason_to_wait_and_closing_ends_the_peers_input(c
     assert lane.receive() == []
     lane.close()
     assert peer.recv(1) == b""
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_violation_is_told_although_nothing_more_comes(connect, before):
+    lane, peer = connect(LengthFraming(100))
+    peer.sendall(LengthFraming().encode(lane.send(0, 0).message) * before + b"220 hello\r\n")
+    await_input(lane)
+    if before:
+        assert [reply.verdict for reply in lane.receive()] == [Verdict.RIGHT]
+        await_input(lane)
+    for _ in range(2):
+        with pytest.raises(MessageTooLong):
+            lane.receive()
+
+
+@pytest.mark.parametrize("part", [b"", b"part of a reply"])
+def test_a_reset_that_a_send_meets_first_is_told_as_a_lost_connection(connect, part):
+    lane, peer = connect(pair=tcp_pair)
+    peer.sendall(part)
+    if part:
+        await_input(lane)
+        assert lane.receive() == []
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    peer.close()
+    await_input(lane)
+    lane.send(0, 0)
+    with pytest.raises(ConnectionClosed, match="the connection was lost: .*reset"):
+        lane.receive()
+
+
+def test_a_clean_end_that_a_send_meets_is_still_an_end(connect):
+    lane, peer = connect(pair=tcp_pair)
+    peer.close()
+    await_input(lane)
+    poll = select.poll()
+    poll.register(lane, select.POLLHUP)
+    lane.send(0, 0)
+    assert poll.poll(5000)
+    lane.send(0, 0)
+    with pytest.raises(ConnectionClosed, match="ended the session"):
+        lane.receive()

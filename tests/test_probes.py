@@ -204,3 +204,15 @@ def test_fixed_messages_come_out_with_their_last_byte_and_the_end_leaves_the_res
     assert decoder.finish() == b"jk"
     assert decoder.finish() == b""
     assert decoder.error is None
+
+
+@pytest.mark.parametrize("size", [MIN_SIZE, 64])
+def test_every_change_of_a_single_byte_is_corruption(size):
+    for seq in (1, 2, 95, 4096):
+        for position in range(size):
+            for value in range(256):
+                ledger = Ledger(size, 0xABC, seq)
+                probe = ledger.issue(0, 0)
+                message = probe.message[:position] + bytes([value]) + probe.message[position + 1 :]
+                if message != probe.message:
+                    assert ledger.settle(message) == Reply(Verdict.CORRUPTED, message, probe, seq), (position, value)

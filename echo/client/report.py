@@ -46,7 +46,8 @@ class Report:
 
     def detail(self, text: str) -> None:
         """What only somebody who looks for a cause wants to know."""
-        if self._verbose:
+        if self._verbose and sys.stderr is not None:  # print() would take stdout instead
+            self._erase()
             print(text, file=sys.stderr, flush=True)
 
     def progress(self, text: str, **fields: Any) -> None:
@@ -59,13 +60,16 @@ class Report:
             self._drawn = True
 
     def _put(self, event: str, text: str, fields: Any) -> None:
-        if self._drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._drawn = False
+        self._erase()
         if self._as_json:
             text = json.dumps({"event": event, **fields})
         if text:
             self._write(text)
+
+    def _erase(self) -> None:
+        if self._drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._drawn = False
 
 
 def _width() -> int:

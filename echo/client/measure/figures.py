@@ -19,7 +19,7 @@ _STEPS = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
 def milliseconds(ns: float) -> str:
     """With three digits after the point below one millisecond, fewer above, as ping does it."""
     ms = ns / 1e6
-    return f"{ms:.{3 if ms < 1 else 2 if ms < 10 else 1 if ms < 100 else 0}f}"
+    return f"{ms:.{3 if ms < 0.9995 else 2 if ms < 9.995 else 1 if ms < 99.95 else 0}f}"
 
 
 def microseconds(ns: float) -> float:
@@ -69,7 +69,7 @@ def histogram(samples: Distribution, encoding: str) -> str:
 def _edges(least: int, greatest: int) -> List[int]:
     """From the last edge that is not above the least sample to the first that is above the greatest."""
     powers = range(len(str(greatest)) + 1)
-    edges = [0] + [step * 10**power // 10 for power in powers for step in _STEPS]
+    edges = sorted({0, *(step * 10**power // 10 for power in powers for step in _STEPS)})
     first = max(index for index, edge in enumerate(edges) if edge <= least)
     last = min(index for index, edge in enumerate(edges) if edge > greatest)
     return edges[first : last + 1]

@@ -5,8 +5,9 @@ Non-blocking, unlike ``Connection``, because a measuring client must send on tim
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from typing import List
+from typing import List, Optional
 
 from ...exceptions import ConnectionClosed, IncompleteMessage
 from ...framing import Framing
@@ -26,6 +27,7 @@ class Lane:
         self._decoder = framing.decoder()
         self._recv = sock.recv
         self._unsent = bytearray()
+        self._failure: Optional[OSError] = None  # that a send has met, and which no read will see again
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -57,8 +59,11 @@ class Lane:
             sent = self.socket.send(data)
         except BlockingIOError:
             sent = 0
-        except OSError:
+        except BrokenPipeError:
             return  # the peer is gone; the next read tells how
+        except OSError as exc:
+            self._failure = exc
+            return
         if sent < len(data):
             self._unsent += data[sent:]
 
@@ -72,7 +77,11 @@ class Lane:
         except BlockingIOError:
             return []
         except OSError as exc:
-            raise ConnectionClosed(f"the connection was lost: {exc.strerror or exc}") from exc
+            self._failure = exc
+            data = b""
+        if not data and self._failure is not None:
+            why = self._failure.strerror or self._failure
+            raise ConnectionClosed(f"the connection was lost: {why}") from self._failure
         if not data:
             rest = decoder.finish()
             if rest:
@@ -80,8 +89,11 @@ class Lane:
             raise ConnectionClosed("the server has ended the session")
         settle = self.ledger.settle
         replies = [settle(message) for message in decoder.feed(data)]
-        if decoder.error is not None and not replies:
-            raise decoder.error  # now: nothing more may come
+        if decoder.error is not None:
+            if not replies:
+                raise decoder.error
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RD)  # it can be read at once, and then the error is told
         return replies
 
     def close(self) -> None:
