@@ -237,7 +237,7 @@ def test_a_detail_takes_the_progress_away(monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Screen())
-    r = Report(print, verbose=True)
-    r.progress("half")
-    r.detail("a detail")
+    report = Report(print, verbose=True)
+    report.progress("half")
+    report.detail("a detail")
     assert sys.stderr.getvalue().split("\n")[0].rpartition("\r\x1b[K")[2] == "a detail"

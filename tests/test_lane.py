@@ -225,7 +225,7 @@ def test_a_reset_that_a_send_meets_first_is_told_as_a_lost_connection(connect, p
     peer.close()
     await_input(lane)
     lane.send(0, 0)
-    with pytest.raises(ConnectionClosed, match="the connection was lost: .*reset"):
+    with pytest.raises(ConnectionClosed, match=r"the connection was lost: .*reset"):
         lane.receive()
 
 
