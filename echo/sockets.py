@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import select
+import selectors
 import socket
 import struct
 import time
@@ -76,6 +77,13 @@ def _queue_size(sock: socket.socket, request: str) -> Optional[int]:
     except (OSError, ValueError):  # not known for this kind of socket, or closed
         return None
     return int(struct.unpack("@i", answer)[0])
+
+
+def has_input(sock: socket.socket, seconds: float) -> bool:
+    """Wait, so many seconds at most, until a read would not block."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 def linger(sock: socket.socket, delivery_timeout: Optional[float] = None) -> None:

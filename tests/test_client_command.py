@@ -1,18 +1,20 @@
 """``python -m echo.client`` as a process, with ``-m`` and in a pipe: output, its one line of complaint, exit code."""
 
 import hashlib
+import json
 import os
 import random
 import re
 import signal
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import threading
 
 import pytest
-from conftest import DEADLINE, ROOT, Recorder, eventually, read_all
+from conftest import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactly
 
 import echo
 
@@ -163,6 +165,223 @@ def test_a_message_that_the_framing_cannot_carry_is_refused_before_connecting(cl
     assert one_complaint(process, "-m: ")
 
 
+# -m with -J, -q and -v.
+
+
+def messages_of(*texts):
+    """Them as options."""
+    return [option for text in texts for option in ("-m", text)]
+
+
+def objects(out):
+    """The JSON objects of the lines, which are printable ASCII."""
+    assert re.fullmatch(rb"([ -~]+\n)*", out), out
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def without_time(told):
+    """The same without how long it took, which is a time at least."""
+    assert 0 < told["rtt_us"] < DEADLINE * 1e6
+    return {name: value for name, value in told.items() if name != "rtt_us"}
+
+
+def reply(sent, received=None):
+    received = sent if received is None else received
+    return {"event": "reply", "sent": sent, "received": received, "matches": sent == received}
+
+
+def summary(sent, received, different=0):
+    figures = {"sent": sent, "received": received, "different": different, "missing": sent - received}
+    return {"event": "summary", **figures}
+
+
+class Shout(echo.MessageRequestHandler):
+    """No echo: letters come back as capitals."""
+
+    def message_received(self, message):
+        self.send(message.upper())
+
+
+@pytest.mark.parametrize("framing", ["line", "length", "raw"])
+def test_in_json_each_reply_is_an_object_and_the_summary_the_last(serve, client, framing):
+    process = client(serve(echo_of(framing)), "--framing", framing, "-J", "-m", "one", "-m", "two words")
+    code, out = process.finish()
+    assert (code, process.log) == (0, "")
+    *replies, last = objects(out)
+    assert [without_time(told) for told in replies] == [reply("one"), reply("two words")]
+    assert last == summary(2, 2)
+
+
+@posix
+def test_any_bytes_are_text_in_json(serve, client):
+    messages = [b"", b'"quoted\\"', b"\xff\x1b[31m\r", "naïve 猫".encode()]
+    code, out = client(serve(), *messages_of(*messages), "--json").finish()
+    assert code == 0
+    texts = ["", r'"quoted\\"', r"\xff\x1b[31m\r", "naïve 猫"]
+    assert [told["received"] for told in objects(out)[:-1]] == texts
+    assert [told["sent"] for told in objects(out)[:-1]] == texts
+
+
+def test_exit_is_no_message_in_the_summary(serve, client):
+    process = client(serve(), "-J", "-m", "one", "-m", "exit")
+    code, out = process.finish()
+    assert (code, process.log) == (0, "")
+    first, last = objects(out)
+    assert (without_time(first), last) == (reply("one"), summary(1, 1))
+
+
+def test_in_json_a_reply_that_differs_says_so_and_the_exit_code_does(serve, client):
+    process = client(serve(Shout), "-J", "-m", "12", "-m", "ab", "-m", "CD", "-m", "ef")
+    code, out = process.finish()
+    assert code == 3
+    assert one_complaint(process, "differs", "byte 0")
+    *replies, last = objects(out)
+    assert [without_time(told) for told in replies] == [reply("12"), reply("ab", "AB"), reply("CD"), reply("ef", "EF")]
+    assert last == summary(4, 4, different=2)
+
+
+def once(sock):
+    """Send back one line and end the session."""
+    sock.sendall(read_exactly(sock, 4))
+
+
+def once_abruptly(sock):
+    """Send back one line; when the next one has come, reset the connection."""
+    sock.sendall(read_exactly(sock, 4))
+    read_exactly(sock, 4)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def once_and_half(sock):
+    """Send back one line, and half of the next."""
+    sock.sendall(read_exactly(sock, 4))
+    sock.sendall(read_exactly(sock, 4)[:2])
+
+
+def once_and_silent(sock):
+    """Send back one line, read everything else."""
+    sock.sendall(read_exactly(sock, 4))
+    silent(sock)
+
+
+@pytest.mark.parametrize("talk", [once, once_abruptly, once_and_half, once_and_silent], ids=lambda talk: talk.__name__)
+def test_the_summary_comes_last_when_replies_are_missing_too(serve, client, talk):
+    process = client(serve(plain(talk)), "-J", "-w", "1s", "-m", "one", "-m", "two", "-m", "ten")
+    code, out = process.finish()
+    assert code == 1
+    assert one_complaint(process)
+    first, last = objects(out)
+    assert (without_time(first), last) == (reply("one"), summary(3, 1))
+
+
+STUCK = """\
+import threading
+import echo
+
+class Stuck(echo.EchoRequestHandler):
+    def message_received(self, message):
+        if message == b"two":
+            threading.Event().wait()
+        super().message_received(message)
+"""
+
+
+def test_the_summary_comes_last_when_the_server_is_killed_in_the_middle(server_command, client, tmp_path):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    server = server_command("--handler", "stuck:Stuck", cwd=str(tmp_path))
+    process = client(server, "-J", "-w", "0", "-m", "one", "-m", "two", "-m", "ten")
+    begun = process.popen.stdout.readline()
+    server.popen.kill()  # and nothing listens there any more
+    code, out = process.finish()
+    assert code == 1
+    assert one_complaint(process, "2 of 3 replies are missing")
+    first, last = objects(begun + out)
+    assert (without_time(first), last) == (reply("one"), summary(3, 1))
+
+
+@pytest.mark.parametrize("options", [["-J"], ["-q"], ["-v"], ["-J", "-q", "-v"]], ids="".join)
+def test_where_nothing_listens_there_is_nothing_to_sum_up(client, options):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        process = client(nobody.getsockname(), "-m", "one", *options)
+        assert process.finish() == (1, b"")
+    assert one_complaint(process, "nothing listens")
+
+
+@posix
+def test_the_summary_comes_last_after_an_interruption(serve, client):
+    waiting = threading.Event()
+
+    def talk(sock):
+        once(sock)
+        read_exactly(sock, 4)
+        waiting.set()
+        silent(sock)
+
+    process = client(serve(plain(talk)), "-J", "-w", "0", "-m", "one", "-m", "two")
+    assert waiting.wait(DEADLINE)
+    process.popen.send_signal(signal.SIGINT)
+    code, out = process.finish()
+    assert (code, process.log) == (130, "")
+    assert objects(out)[-1] == summary(2, 1)
+
+
+@pytest.mark.parametrize(
+    "handler, messages, code, told",
+    [
+        (echo.EchoRequestHandler, ["ab", "", "cd"], 0, "3 sent, 3 came back, 0 of them different, 0 missing"),
+        (echo.EchoRequestHandler, ["ab", "exit"], 0, "1 sent, 1 came back, 0 of them different, 0 missing"),
+        (echo.EchoRequestHandler, ["exit", "ab"], 1, "1 sent, 0 came back, 0 of them different, 1 missing"),
+        (Shout, ["ab", "12", "cd"], 3, "3 sent, 3 came back, 2 of them different, 0 missing"),
+        (plain(once), ["one", "two", "six"], 1, "3 sent, 1 came back, 0 of them different, 2 missing"),
+    ],
+)
+def test_quietly_only_the_summary_is_told(serve, client, handler, messages, code, told):
+    process = client(serve(type("Handler", (handler,), {})), "-q", *messages_of(*messages))
+    assert process.finish() == (code, f"{told}\n".encode())
+    assert process.log == "" if code == 0 else one_complaint(process)
+
+
+def test_quietly_in_json_the_summary_alone_is_told(serve, client):
+    process = client(serve(), "-q", "-J", "-m", "one", "-m", "two")
+    code, out = process.finish()
+    assert (code, process.log) == (0, "")
+    assert objects(out) == [summary(2, 2)]
+
+
+@pytest.mark.parametrize("options", [[], ["-J"], ["-q"]], ids=["text", "json", "quiet"])
+def test_details_go_to_stderr(serve, client, options):
+    process = client(serve(), "-v", *options, "-m", "one", "-m", "a")
+    code, out = process.finish()
+    assert code == 0
+    assert re.fullmatch(r"3 bytes back after \d+(\.\d+)? ms\n1 byte back after \d+(\.\d+)? ms\n", process.log)
+    if not options:
+        assert out == b"one\na\n"
+    elif options == ["-J"]:
+        assert [told["event"] for told in objects(out)] == ["reply", "reply", "summary"]
+    else:
+        assert out == b"2 sent, 2 came back, 0 of them different, 0 missing\n"
+
+
+@posix
+def test_a_reader_of_json_that_goes_away_ends_the_client_without_a_word(serve, client):
+    process = client(serve(), "-J", *messages_of(*["x" * 100] * 3000))
+    assert process.popen.stdout.read(1) == b"{"
+    process.popen.stdout.close()
+    assert process.finish()[0] == 1
+    assert process.log == ""
+
+
+@pytest.mark.parametrize("options", [["-J"], ["--json", "-q"], ["-J", "-v", "--framing", "raw"]], ids=" ".join)
+def test_json_needs_something_to_tell(serve, client, options):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    process = client(serve(handler), *options)
+    assert process.finish(b"one\n") == (2, b"")
+    assert one_complaint(process, "--json is for -m, --ping or --bench")
+    assert handler.events == []
+
+
 # A pipe: all of standard input.
 
 
@@ -186,6 +405,22 @@ def test_lines_in_a_pipe_come_back_as_they_were(serve, client):
     code, out = process.finish(data)
     assert (code, process.log) == (0, "")
     assert out == data
+
+
+@pytest.mark.parametrize("options", [["-q"], ["-v"], ["-q", "-v"]], ids=" ".join)
+@pytest.mark.parametrize("framing", ["line", "length", "raw"])
+def test_quiet_and_verbose_change_nothing_in_a_pipe(serve, client, framing, options):
+    data = b"one\n\xff\x00\r\n" * 50_000 + b"last"
+    process = client(serve(echo_of(framing)), "--framing", framing, *options)
+    assert process.finish(data) == (0, data)
+    assert process.log == ""
+
+
+@pytest.mark.parametrize("option", ["-q", "-v"])
+def test_quiet_and_verbose_hide_no_failure_of_a_pipe(serve, client, option):
+    process = client(serve(plain(lambda sock: sock.sendall(read_all(sock)[:-3]))), option)
+    assert process.finish(b"one\ntwo\n") == (1, b"one\nt")
+    assert one_complaint(process, "3 bytes did not come back")
 
 
 @posix

@@ -121,7 +121,8 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
         if "client.recv()" in code:
             assert out == "b'hello'\n"
         elif "server.stats()" in code:
-            assert re.fullmatch(r"127\.0\.0\.1:\d+ \d+\.\d+ open 1 6\n1 1 {} {} 1 0\n", out)
+            replies = r"b'a'\nb'b'\nb'c'\n"
+            assert re.fullmatch(replies + r"127\.0\.0\.1:\d+ \d+\.\d+ open 4 12\n1 1 {} {} 4 0\n", out)
         else:
             assert re.fullmatch(r"\('127\.0\.0\.1', \d+\)\n", out)
 
@@ -133,6 +134,11 @@ def test_every_kind_of_python_block_is_there():
 
 
 # README's terminal.
+
+
+def masked(text, *figures):
+    """The same, with an asterisk for each of these figures, however wide."""
+    return re.sub(rf" *({'|'.join(figures)})", " *", text)
 
 
 def console_blocks():
@@ -152,6 +158,8 @@ def test_the_commands_in_readme_are_ones_that_a_test_runs():
         "python3 -m echo.server --handler shout:Upper",  # test_the_handler_in_readme_runs_from_the_command_line
         "head -c 200M /dev/urandom | python3 -m echo.client --framing raw | sha256sum"
         "   # with a server --framing raw",  # test_the_pipe_in_readme_brings_everything_back
+        "python3 -m echo.client --ping -c 3",  # test_the_ping_in_readme_looks_like_that, in less time
+        "python3 -m echo.client --bench --rate 5000 -d 2",  # test_the_bench_in_readme_looks_like_that, the same
         "python3 -m venv .venv && .venv/bin/pip install -q '.[test]' && .venv/bin/python -m pytest",  # .ci/run
     ]
 
@@ -189,10 +197,8 @@ def test_the_session_in_readme_looks_like_that(server_command, run):
     ]
     server.read_log_until("disconnected.*\n")
 
-    def masked(text):
-        return re.sub(r"\d{4}-\S+ \S+|127\.0\.0\.1:\d+|\d+\.\d+ s", "*", text)
-
-    assert masked(server.log) == masked(told[0])
+    figures = (r"\d{4}-\S+ \S+", r"127\.0\.0\.1:\d+", r"\d+\.\d+ s")
+    assert masked(server.log, *figures) == masked(told[0], *figures)
 
 
 def test_the_handler_in_readme_runs_from_the_command_line(server_command, tmp_path):
@@ -207,3 +213,63 @@ def test_the_pipe_in_readme_brings_everything_back(server_command, run):
     data = os.urandom(5 << 20)
     client = run("echo.client", *map(str, server.address), "--framing", "raw")
     assert client.finish(data) == (0, data)
+
+
+def measured(command, address, run, *options):
+    """What README shows for this command, and what it says here, with further options; of both the lines."""
+    (block,) = [block for block in console_blocks() if block.startswith(f"$ {command}\n")]
+    arguments = command.split()[2:]
+    process = run(arguments[0], *map(str, address), *arguments[1:], *options)
+    code, out = process.finish()
+    assert (code, process.log) == (0, "")
+    return block.partition("\n")[2], out.decode()
+
+
+def figures_after(pattern, text):
+    """What stands between the slashes of the one line that begins like this."""
+    (found,) = re.findall(rf"^{pattern} ([\d./]+) ms$", text, re.MULTILINE)
+    return [float(figure) for figure in found.split("/")]
+
+
+def test_the_ping_in_readme_looks_like_that(server_command, run):
+    shown, told = measured("python3 -m echo.client --ping -c 3", server_command().address, run, "-i", "20ms")
+    figures = (r"127\.0\.0\.1:\d+", r"time \d+ ms", r"[\d.]+(/[\d.]+){3} ms", r"[\d.]+ ms")
+    assert masked(told, *figures) == masked(shown, *figures)
+    for text in (shown, told):
+        times = [float(time) for time in re.findall(r" time=(\S+) ms", text)]
+        least, mean, greatest, deviation = figures_after("rtt min/avg/max/mdev =", text)
+        assert (least, greatest) == (min(times), max(times))
+        assert mean == pytest.approx(sum(times) / 3, rel=0.01)
+        assert 0 <= deviation < greatest
+        assert figures_after("rtt p50 =", text) == pytest.approx([sorted(times)[1]], rel=0.01)
+        assert figures_after("connect", text) == figures_after("ECHO .* connected in", text)
+
+
+def test_the_bench_in_readme_looks_like_that(server_command, run):
+    server = server_command("--no-log-messages")
+    shown, told = measured("python3 -m echo.client --bench --rate 5000 -d 2", server.address, run, "-d", "500ms")
+    unsent = re.search(r"^never sent +([\d,]+), whose turn did not come in time\n", told, re.MULTILINE)
+    if unsent:  # on a busy machine
+        told = told.replace(unsent[0], "")
+    figures = (r"127\.0\.0\.1:\d+", r"[\d.]+ s\b", r"[\d,]+/s\b", r"[\d.]+ MB/s", r"[\d.]+(/[\d.]+){2} ms")
+    figures += (r"\d+\.\d+(?= )", r"(?<=  )\d\d+(?= )", r"\d+,\d+")
+    assert masked(told, *figures) == masked(shown, *figures)
+    for text, seconds, lacking in ((shown, 2, 0), (told, 0.5, number(unsent[1]) if unsent else 0)):
+        assert f" 5000 messages/s, {seconds:g} s\n" in text
+        (row,) = re.findall(rf"^messages +([\d,]+) in {seconds:g} s, ([\d,]+)/s, (\S+) MB/s$", text, re.MULTILINE)
+        messages, rate, volume = map(number, row)
+        assert rate == pytest.approx(messages / seconds, abs=1)
+        assert volume == pytest.approx(rate * 64 / 1e6, abs=0.01)
+        assert figures_after("connect +min/avg/max", text) == sorted(figures_after("connect +min/avg/max", text))
+        titles, *rows = text.splitlines()[-3:]
+        for row in rows:
+            assert len(row) == len(titles)
+            *times, samples = map(number, row.split()[1:])
+            assert times == sorted(times)
+            assert samples + lacking == pytest.approx(5000 * seconds, abs=10)  # one for each connection
+        corrected, raw = (list(map(number, row.split()[1:-1])) for row in rows)
+        assert all(ours >= theirs for ours, theirs in zip(corrected, raw))  # by the wait for its turn
+
+
+def number(text):
+    return float(text.replace(",", ""))

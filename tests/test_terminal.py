@@ -3,6 +3,9 @@
 import os
 import re
 import select
+import signal
+import stat
+import struct
 import sys
 import threading
 
@@ -12,17 +15,16 @@ from conftest import DEADLINE, Recorder, eventually
 import echo
 
 try:
+    import fcntl
     import pty
     import termios
 except ImportError:
     pytest.skip("this platform has no pseudo-terminals", allow_module_level=True)
 
 try:
-    import readline  # noqa: F401
+    import readline
 except ImportError:
-    READLINE = False
-else:
-    READLINE = True
+    readline = None
 
 OWN_TERMINAL = """\
 import fcntl, os, sys, termios
@@ -41,10 +43,14 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """The same on a Python that was built without readline."""
 
 CTRL_C, CTRL_D, CTRL_V, ESC = b"\x03", b"\x04", b"\x16", b"\x1b"
+UP, DOWN = ESC + b"[A", ESC + b"[B"
 
 
 class Terminal:
-    """A process in a pseudo-terminal. ``screen`` is all that it wrote there."""
+    """A process in a pseudo-terminal. ``screen`` is all that it wrote there.
+
+    Unless ``environment`` has a place for it, no history is kept: it would be that of whoever runs the tests.
+    """
 
     def __init__(self, run, *arguments, starter=OWN_TERMINAL, **environment):
         self.master, slave = pty.openpty()
@@ -56,7 +62,7 @@ class Terminal:
                 stdout=slave,
                 stderr=slave,
                 start_new_session=True,
-                env=dict({"TERM": "dumb", "INPUTRC": os.devnull}, **environment),
+                env=dict({"TERM": "dumb", "INPUTRC": os.devnull, "ECHO_HISTFILE": os.devnull}, **environment),
             )
         finally:
             os.close(slave)
@@ -85,6 +91,11 @@ class Terminal:
                 self.seen = match.end()
                 return match
             assert self.read(), f"no {pattern!r} in {self.screen[self.seen :]!r}"
+
+    def resize(self, rows, columns):
+        """The user has dragged the window's corner; the process hears of it by SIGWINCH."""
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.process.popen.send_signal(signal.SIGWINCH)  # again, wherever the system has not sent it by itself
 
     def settle(self):
         """Wait until the process sleeps in its read.
@@ -136,7 +147,10 @@ def session_of(server):
 
 
 both = pytest.mark.parametrize("starter", [OWN_TERMINAL, WITHOUT_READLINE], ids=["readline", "plain"])
-needs_readline = pytest.mark.skipif(not READLINE, reason="this Python has no readline")
+needs_history = pytest.mark.skipif(
+    not hasattr(readline, "append_history_file"), reason="this Python keeps no history in files"
+)
+needs_readline = pytest.mark.skipif(readline is None, reason="this Python has no readline")
 
 
 # A conversation.
@@ -211,7 +225,7 @@ def test_lines_can_be_edited_and_called_back(serve, terminal):
     user.type(b"ac" + ESC + b"[D" + b"b\r")  # left, then b
     user.until(rb"\nabc\r\n")
     user.until(rb"> ")
-    user.type(ESC + b"[A" + b"d\r")  # up, then d
+    user.type(UP + b"d\r")  # up, then d
     user.until(rb"\nabcd\r\n")
     assert handler.events == ["made", b"abc", b"abcd"]
 
@@ -246,6 +260,320 @@ def test_a_terminal_that_cannot_show_a_letter_shows_it_in_some_way(serve, termin
     user.until(rb"\nstill here\r\n> ")
     user.type(b"exit\r")
     assert user.leave() == 0
+
+
+@both
+@pytest.mark.parametrize("kind", ["dumb", "xterm"])
+def test_a_resize_in_the_middle_of_typing_loses_nothing(serve, terminal, starter, kind):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    user = terminal(serve(handler), starter=starter, TERM=kind)
+    user.until(rb"> ")
+    typed = [b"a line ", b"that is ty", b"ped while the ", b"window ", b"changes"]
+    for part, size in zip(typed, [(24, 80), (50, 200), (10, 60), (24, 80), (60, 250)]):
+        user.type(part)
+        user.until(re.escape(part[-2:]))
+        user.resize(*size)
+        user.settle()
+    user.type(b"\r")
+    user.until(b"".join(typed) + rb"\r\n(\x1b\[\?2004h)?> ")
+    user.type(b"exit\r")
+    assert user.leave() == 0
+    assert handler.events == ["made", b"".join(typed), b"exit", "lost"]
+
+
+@both
+def test_a_resize_during_the_wait_for_a_reply_loses_nothing(serve, terminal, starter):
+    waiting = threading.Event()
+
+    class Silent(Feed):
+        def message_received(self, message):
+            waiting.set()
+
+    server = serve(Silent)
+    user = terminal(server, starter=starter)
+    user.until(rb"> ")
+    user.type(b"hello\r")
+    assert waiting.wait(DEADLINE)
+    for size in ((24, 80), (50, 200), (10, 40)):
+        user.resize(*size)
+        user.settle()
+    session_of(server).connection.send(b"after all")
+    user.until(rb"hello\r\nafter all\r\n> ")
+    user.type(CTRL_D)
+    assert user.leave() == 0
+
+
+# -q and -v.
+
+
+@both
+def test_a_quiet_session_shows_nothing_but_the_session(serve, terminal, starter):
+    user = terminal(serve(), "-q", starter=starter)
+    user.until(rb"> ")
+    user.type(b"hello\r")
+    user.until(rb"hello\r\nhello\r\n> ")
+    user.type(b"exit\r")
+    assert user.leave() == 0
+    assert user.screen == b"> hello\r\nhello\r\n> exit\r\n"
+
+
+@pytest.mark.parametrize("option", ["-q", "-v"])
+def test_the_servers_end_is_told_quietly_and_verbosely(serve, terminal, option):
+    server = serve(Feed)
+    user = terminal(server, option)
+    user.until(rb"> ")
+    user.settle()
+    session_of(server).close()
+    assert user.leave() == 1
+    assert b"the server has ended the session\r\n" in user.screen
+
+
+def test_a_verbose_session_is_a_session(serve, terminal):
+    user = terminal(serve(), "-v")
+    user.until(rb"connected to [^\n]*\r\n> ")
+    user.type(b"hello\r")
+    user.until(rb"hello\r\nhello\r\n> ")
+    user.type(CTRL_D)
+    assert user.leave() == 0
+    assert user.screen.endswith(b"1 message sent, 1 received\r\n")
+
+
+# What was typed in earlier sessions.
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home where nothing says where history is to be kept; a dictionary for ``terminal`` that makes it the user's."""
+    for name in ("ECHO_HISTFILE", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return {"HOME": str(tmp_path), "ECHO_HISTFILE": None, "TERM": "xterm"}
+
+
+def converse(user, *lines, farewell=CTRL_D):
+    """Type these lines, see each come back, and leave."""
+    user.until(rb"> ")
+    for line in lines:
+        user.type(line + b"\r")
+        user.until(rb"\n" + re.escape(line) + rb"\r\n[^\n]*> ")
+    if farewell == CTRL_C:
+        user.settle()
+    user.type(farewell)
+    assert user.leave() == 0
+
+
+def kept_in(path):
+    return path.read_bytes().splitlines()
+
+
+DEFAULT_PLACE = (".local", "state", "echo", "history")
+
+
+@needs_history
+def test_what_was_typed_comes_back_with_the_arrow_keys_in_the_next_session(serve, terminal, home):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    server = serve(handler)
+    converse(terminal(server, **home), b"first", b"two words", "naïve".encode())
+    converse(terminal(server, **home), b"in between")
+    user = terminal(server, **home)
+    user.until(rb"> ")
+    for keys, line in [
+        (UP, b"in between"),
+        (UP + UP + UP, b"two words"),  # what was just called back is a line of its own
+        (UP * 5, b"first"),
+        (UP + UP + DOWN, b"first"),
+    ]:
+        user.type(keys + b"\r")
+        user.until(rb"\n" + line + rb"\r\n[^\n]*> ")
+    user.type(CTRL_D)
+    assert user.leave() == 0
+    assert handler.events.count(b"first") == 3
+    assert handler.events.count(b"two words") == handler.events.count(b"in between") == 2
+
+
+@needs_history
+def test_lines_come_back_byte_for_byte(serve, terminal, home):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    server = serve(handler)
+    line = b' \\ "quoted" $HOME \xc3\xa9 !1 #comment  '
+    for keys in (line, UP):
+        user = terminal(server, LC_ALL="C.UTF-8", **home)
+        user.until(rb"> ")
+        user.type(keys + b"\r")
+        eventually(lambda: handler.events[-1:] == [line])
+        user.until(re.escape(line) + rb"\r\n[^\n]*> ")
+        user.type(CTRL_D)
+        assert user.leave() == 0
+    assert handler.events == ["made", line, "lost"] * 2
+
+
+@needs_history
+@pytest.mark.parametrize("state", [None, "", "relative", "./relative"])
+def test_history_is_kept_in_the_users_home(serve, terminal, home, tmp_path, monkeypatch, state):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    converse(terminal(serve(), **home, XDG_STATE_HOME=state), b"hello", b"again")
+    assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"hello", b"again"]
+    assert not os.listdir(tmp_path / "here")
+
+
+@needs_history
+def test_history_is_kept_where_the_users_state_is(serve, terminal, home, tmp_path):
+    converse(terminal(serve(), **home, XDG_STATE_HOME=str(tmp_path / "state")), b"hello")
+    assert kept_in(tmp_path / "state" / "echo" / "history") == [b"hello"]
+    assert os.listdir(tmp_path) == ["state"]
+
+
+@needs_history
+@pytest.mark.parametrize("name", ["elsewhere", "a folder/of its/own", "here", "./here"])
+def test_history_is_kept_where_the_user_says(serve, terminal, home, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    home.update(XDG_STATE_HOME=str(tmp_path / "state"), ECHO_HISTFILE=name if name in ("here", "./here") else str(path))
+    converse(terminal(serve(), **home), b"hello")
+    assert kept_in(path) == [b"hello"]
+    assert len(os.listdir(tmp_path)) == 1
+
+
+@needs_history
+@pytest.mark.parametrize("where", ["", os.devnull], ids=["empty", "null"])
+def test_the_user_may_keep_no_history(serve, terminal, home, tmp_path, where):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    server = serve(handler)
+    home["ECHO_HISTFILE"] = where
+    converse(terminal(server, **home), b"hello")
+    converse(terminal(server, **home), b"other", farewell=UP + UP + b"!\rexit\r")  # there is nothing above "other"
+    assert handler.events == ["made", b"hello", "lost", "made", b"other", b"other!", b"exit", "lost"]
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert not os.listdir(tmp_path)
+
+
+@needs_history
+def test_history_is_for_its_users_eyes_only(serve, terminal, home, tmp_path):
+    before = os.umask(0)  # the process has it from us
+    try:
+        converse(terminal(serve(), **home), b"secret")
+    finally:
+        os.umask(before)
+    path = tmp_path.joinpath(*DEFAULT_PLACE)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@needs_history
+@pytest.mark.parametrize("place", ["below a file", "a folder", "a pipe", "nobody's", "text of another kind"])
+def test_a_place_that_cannot_keep_history_is_no_error(serve, terminal, home, tmp_path, place):
+    path = tmp_path / "place"
+    if place == "below a file":
+        path.write_text("not a folder")
+        path = path / "history"
+    elif place == "a folder":
+        path.mkdir()
+    elif place == "a pipe":
+        os.mkfifo(path)  # opening it would wait for ever
+    elif place == "nobody's":
+        path = "/proc/1/history/history"  # where not even root can write
+    else:
+        path.write_bytes(bytes(range(256)) * 100)
+    user = terminal(serve(), **dict(home, ECHO_HISTFILE=str(path)))
+    converse(user, b"hello", farewell=b"exit\r")
+    assert user.screen.endswith(b"2 messages sent, 1 received\r\n")
+    assert re.search(rb"connected to [^\n]*\r\n[^\n]*> ", user.screen)
+
+
+@needs_history
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_place_that_is_forbidden_is_no_error(serve, terminal, home, tmp_path):
+    path = tmp_path / "history"
+    path.write_bytes(b"not to be read\n")
+    path.chmod(0)
+    tmp_path.chmod(0o500)
+    try:
+        user = terminal(serve(), **dict(home, ECHO_HISTFILE=str(path)))
+        converse(user, b"hello")
+        assert user.screen.endswith(b"1 message sent, 1 received\r\n")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@needs_history
+def test_sessions_at_the_same_time_lose_no_lines(serve, terminal, home, tmp_path):
+    server = serve()
+    converse(terminal(server, **home), b"earlier")
+    users = [terminal(server, **home) for _ in range(8)]
+    for turn in range(3):
+        for number, user in enumerate(users):
+            line = b"%d of %d" % (turn, number)
+            user.until(rb"> ")
+            user.type(line + b"\r")
+            user.until(rb"\n" + line + rb"\r\n")
+    for user in users:
+        user.until(rb"> ")
+    for user in users:
+        user.type(CTRL_D)
+    for user in users:
+        assert user.leave() == 0
+    kept = kept_in(tmp_path.joinpath(*DEFAULT_PLACE))
+    assert kept[0] == b"earlier"
+    assert sorted(kept[1:]) == sorted(b"%d of %d" % (turn, number) for turn in range(3) for number in range(8))
+    for number in range(8):
+        mine = [line for line in kept if line.endswith(b"of %d" % number)]
+        assert mine == [b"%d of %d" % (turn, number) for turn in range(3)]
+
+
+@needs_history
+@pytest.mark.parametrize("before", [995, 998, 1000, 5000])
+def test_a_thousand_lines_are_kept_and_the_newest_of_all(serve, terminal, home, tmp_path, before):
+    path = tmp_path / "history"
+    old = [b"old %d" % number for number in range(before)]
+    path.write_bytes(b"".join(line + b"\n" for line in old))
+    path.chmod(0o600)
+    home["ECHO_HISTFILE"] = str(path)
+    new = [b"new %d" % number for number in range(4)]
+    server = serve()
+    converse(terminal(server, **home), *new[:2])
+    converse(terminal(server, **home), *new[2:])
+    assert kept_in(path) == (old + new)[-1000:]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@needs_history
+@pytest.mark.parametrize("farewell", [CTRL_D, CTRL_C, b"exit\r"], ids=["Ctrl-D", "Ctrl-C", "exit"])
+def test_history_is_kept_however_the_user_leaves(serve, terminal, home, tmp_path, farewell):
+    converse(terminal(serve(), **home), b"hello", farewell=farewell)
+    assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"hello", *farewell.splitlines()[: len(farewell) // 5]]
+
+
+@needs_history
+def test_history_is_kept_when_the_server_leaves(serve, terminal, home, tmp_path):
+    server = serve(Feed)
+    user = terminal(server, **home)
+    user.until(rb"> ")
+    user.type(b"hello\r")
+    user.until(rb"\nhello\r\n[^\n]*> ")
+    user.settle()
+    session_of(server).close()
+    assert user.leave() == 1
+    assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"hello"]
+
+
+def test_without_readline_there_is_no_history_and_no_error(serve, terminal, home, tmp_path):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    server = serve(handler)
+    for line in (b"hello", b"again"):
+        converse(terminal(server, starter=WITHOUT_READLINE, **home), line)
+    assert handler.events == ["made", b"hello", "lost", "made", b"again", "lost"]
+    assert not os.listdir(tmp_path)
+
+
+def test_messages_of_the_command_line_are_no_history(serve, terminal, home, tmp_path):
+    assert terminal(serve(), "-m", "hello", **home).leave() == 0
+    assert not os.listdir(tmp_path)
+
+
+def test_these_tests_leave_the_users_history_alone(serve, terminal, home, tmp_path):
+    home.pop("ECHO_HISTFILE")
+    converse(terminal(serve(), **home), b"hello")
+    assert not os.listdir(tmp_path)
 
 
 # What a server may try.

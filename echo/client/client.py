@@ -12,7 +12,7 @@ from ..arguments import DEFAULT_HOST, DEFAULT_PORT
 from ..connection import Connection
 from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage
 from ..framing import Framing, LineFraming
-from ..sockets import linger
+from ..sockets import has_input, linger
 
 _STEP = 0.05  # seconds; how soon it is noticed that a thread which seemed stuck was merely slow
 
@@ -56,6 +56,7 @@ class Client:
         )
         self._messages: Deque[bytes] = collections.deque()
         self._closed = False
+        self._sender: Optional[_Sender] = None
 
     def send(self, message: bytes) -> None:
         """Send one message, whole, now.
@@ -105,20 +106,32 @@ class Client:
             raise ValueError(f"window is {window!r}; at least one message must be on its way")
         with _Sender(self) as sender:
             awaited: Deque[bytes] = collections.deque()
+            refused: Optional[Exception] = None
             for message in messages:
-                sender.put(message)
+                try:
+                    sender.put(message)
+                except (ValueError, EchoError) as exc:
+                    refused = exc  # to be raised when the replies to what was sent before it are back
+                    break
                 awaited.append(message)
                 if len(awaited) == window:
                     yield self._await_echo(awaited.popleft(), bool(awaited))
             while awaited:
                 yield self._await_echo(awaited.popleft(), bool(awaited))
+            if refused is not None:
+                raise refused
 
     def _await_echo(self, message: bytes, more: bool = False) -> bytes:
         """``more``: other replies follow, and may come in the same read."""
         reply = self.recv() if message or self.framing.keeps_boundaries else b""
         if not self.framing.keeps_boundaries:
             while len(reply) < len(message) and message.startswith(reply):
-                reply += self.recv()
+                try:
+                    reply += self.recv()
+                except EchoError:
+                    if reply:
+                        self._messages.appendleft(reply)  # recv() goes on with it
+                    raise
             if more and len(reply) > len(message):
                 self._messages.appendleft(reply[len(message) :])
                 reply = reply[: len(message)]
@@ -134,17 +147,23 @@ class Client:
             except ConnectionClosed:
                 return
 
-    def _take_in(self) -> None:
-        """Keep for ``recv`` what one read brings, if anything."""
+    def _take_in(self, seconds: float) -> bool:
+        """Keep for ``recv`` what comes within so many seconds; false if nothing does, or the end."""
+        if not has_input(self.connection.socket, seconds):
+            return False
         try:
-            self._messages.extend(self.connection.receive())
+            messages = self.connection.receive()
         except EchoError:
-            pass  # recv() will meet it
+            return False  # recv() will meet it
+        self._messages.extend(messages)
+        return bool(messages)
 
     def close(self) -> None:
         """End the session: let the server see the end, take in what it still sends, close. Never raises."""
         if not self._closed:
             self._closed = True
+            if self._sender is not None:
+                self._sender.stop()  # an echo_many() that was left standing; its thread may be stuck
             self.connection.finish_output()
             linger(self.connection.socket)
             self.connection.socket.close()
@@ -183,12 +202,18 @@ class _Sender:
 
     def __enter__(self) -> _Sender:
         self._thread.start()
+        self._client._sender = self
         return self
 
     def __exit__(self, cls: Optional[type], *exc_info: Any) -> None:
-        self._abandoned = cls is not None
+        self.stop(cls is not None)
+
+    def stop(self, abandoned: bool = True) -> None:
+        """Return when the thread has ended: after what it was given, or, if ``abandoned``, what it has begun with."""
+        self._client._sender = None
+        self._abandoned = abandoned
         self._queue.put(None)
-        while self._thread.is_alive():
-            self._thread.join(_STEP)
-            if self._thread.is_alive():  # the server does not read before its replies are read
-                self._client._take_in()
+        self._thread.join(_STEP)
+        while self._thread.is_alive():  # the server does not read before its replies are read
+            if not self._client._take_in(_STEP):
+                self._thread.join(_STEP)

@@ -52,6 +52,8 @@ class Exchange:
             return False
         took = time.perf_counter_ns() - began
         self._received += 1
+        if is_exit(message):
+            self._due += 1  # to this service it is a message like any other
         if self._report.shows_text:
             self._show(reply)
         self._report.detail(f"{plural(len(reply), 'byte')} back after {milliseconds(took)} ms")

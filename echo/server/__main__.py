@@ -64,10 +64,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         with _logging_to(LogQueue(descriptor, formatter, shared=True)):
             return _serve(server, ready)
 
+    server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
     parents_log = DirectLog(descriptor, formatter)
     with _logging_to(parents_log):
-        _announce(server)
         processes = Workers(options.workers, work, server.server_close)
+        _announce(server)
         server.balance = processes.balance
         return processes.run()
 

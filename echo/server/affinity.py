@@ -12,9 +12,10 @@ thread's of the program.
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import sys
-from typing import FrozenSet, Iterable, Iterator, Optional, Union
+from typing import FrozenSet, Iterable, Iterator, List, Optional, Union
 
 Affinity = Union[None, str, Iterable[int]]
 """None: wherever the system puts them. ``"auto"``: on one processor on a build with the GIL, where the system can.
@@ -44,7 +45,10 @@ def choose(wanted: Affinity, turn: int) -> Optional[FrozenSet[int]]:
             return None
         processors = sorted(usable())
         return frozenset([processors[turn % len(processors)]])
-    numbers = frozenset(wanted)
+    try:
+        numbers = frozenset(operator.index(number) for number in wanted)
+    except TypeError:
+        raise TypeError(f"cpu_affinity is {wanted!r}; it is 'auto', None, or the numbers of processors") from None
     if not SUPPORTED:
         raise ValueError("cpu_affinity: this system has no way to keep a program on a processor")
     if not numbers or not numbers <= usable():
@@ -75,4 +79,12 @@ def kept_to(processors: Optional[FrozenSet[int]]) -> Iterator[None]:
 
 
 def _listed(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, sorted(numbers))) or "none"
+    """As ``0,2-3``; short, whatever is in it."""
+    runs: List[List[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[:20]]
+    return ",".join(shown + ["..."] * (len(runs) > 20)) or "none"

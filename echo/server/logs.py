@@ -139,8 +139,9 @@ class LogQueue(logging.Handler):
             if dropped > told:
                 lines.append(self._line(_note(dropped - told)))
                 told = dropped
-            for text in _pieces(lines) if self._shared else ["".join(lines)]:
-                self._write(text.encode("utf-8", "backslashreplace"))
+            encoded = [line.encode("utf-8", "backslashreplace") for line in lines]
+            for data in _pieces(encoded) if self._shared else [b"".join(encoded)]:
+                self._write(data)
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
@@ -167,6 +168,19 @@ class DirectLog(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self._descriptor = descriptor
+        self._own: Optional[int] = None
+        try:
+            # Another process may fill the pipe between the look and the write: what is opened anew, and so is ours
+            # alone, can be told not to block. (Where it is a socket, or there is no /dev/fd, the look must do.)
+            self._own = self._descriptor = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        super().close()
+        if self._own is not None:
+            os.close(self._own)
+            self._own = None
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -176,13 +190,13 @@ class DirectLog(logging.Handler):
             pass
 
 
-def _pieces(lines: List[str]) -> Iterator[str]:
+def _pieces(lines: List[bytes]) -> Iterator[bytes]:
     """Whole lines, as many as a pipe takes without letting another writer in between."""
-    piece = ""
+    piece = b""
     for line in lines:
         if piece and len(piece) + len(line) > select.PIPE_BUF:
             yield piece
-            piece = ""
+            piece = b""
         piece += line
     if piece:
         yield piece

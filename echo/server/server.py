@@ -115,6 +115,8 @@ class Server(socketserver.ThreadingTCPServer):
         self._failures = BackOff()
         self._set_options(options)
         self._access = AccessList(self.allow, self.deny)
+        if self.cpu_affinity is not None and not isinstance(self.cpu_affinity, str):
+            self.cpu_affinity = affinity.choose(self.cpu_affinity, 0)  # an iterator can be asked once
         affinity.choose(self.cpu_affinity, 0)  # so that a senseless one is told here
         self.address_family = listeners.family_of(server_address) or self.address_family
         self._path: Any = None

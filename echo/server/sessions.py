@@ -144,8 +144,9 @@ class Session:
     def info(self) -> ConnectionInfo:
         """Take a snapshot."""
         traffic = getattr(self.handler, "connection", None)
+        state = "closing" if self.state == "closed" else self.state  # not forgotten yet
         return ConnectionInfo(
-            format_address(self.client_address), self.client_address, self.since, self.state, *_counts(traffic)
+            format_address(self.client_address), self.client_address, self.since, state, *_counts(traffic)
         )
 
 

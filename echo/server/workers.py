@@ -14,10 +14,11 @@ import logging
 import mmap
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
-from typing import Callable, NoReturn, Optional, Set
+from typing import Callable, NoReturn, Optional
 
 from ..text import plural
 from .reporting import tell
@@ -33,6 +34,8 @@ GIVE_UP = 5
 """Deaths in a row, of each of them, after which it is no use."""
 
 SUPPORTED = hasattr(os, "fork")
+
+_WAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM} if SUPPORTED else set()
 
 
 class Balance:
@@ -69,6 +72,21 @@ class Balance:
         self._sessions[number] = 2**31 - 1
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # None, or nobody reads it, or closed
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals
+        return f"signal {number}"
+
+
 class _Worker:
     """One of them, through all its lives."""
 
@@ -92,19 +110,17 @@ class Workers:
         self._stopped = False
         self._failed = False
         self._leash, self._hand = os.pipe()  # which lets go of it when the parent dies
-        self._mask: Set[int] = set()
         self.balance = Balance(count)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)  # who reads on that it listens may stop it
 
     def run(self) -> int:
         """Watch over them until all have ended; return the exit code: 0 if each one's was, else 1."""
-        waited = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         try:
             while True:
                 self._start_due()
                 if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
                     return 1 if self._failed else 0
-                number = signal.sigwait(waited)
+                number = signal.sigwait(_WAITED)
                 if number == signal.SIGCHLD:
                     self._bury()
                 elif number == signal.SIGUSR1:
@@ -130,6 +146,7 @@ class Workers:
         worker.due_at = None
         worker.started_at = time.monotonic()
         self.balance.began(worker.number)
+        _flush()  # else what waits in a buffer is written by each child, too
         try:
             worker.pid = os.fork()
         except OSError as exc:
@@ -150,6 +167,7 @@ class Workers:
         except BaseException:
             traceback.print_exc()
         finally:
+            _flush()
             os._exit(code)  # what the parent has to do at its exit is not for its children
 
     def _ready(self) -> None:
@@ -169,7 +187,7 @@ class Workers:
                 worker.pid = None
                 self.balance.ended(worker.number)
                 if os.WIFSIGNALED(status):
-                    self._died(worker, f"process {pid} was killed by {signal.Signals(os.WTERMSIG(status)).name}")
+                    self._died(worker, f"process {pid} was killed by {_name(os.WTERMSIG(status))}")
                 elif self._stopped:
                     self._failed = self._failed or os.WEXITSTATUS(status) != 0
                 else:
