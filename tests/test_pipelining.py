@@ -1,5 +1,7 @@
 """``echo_many`` and ``echo`` when they are left, refused or cut short; and an ``exit`` that comes back."""
 
+# ruff: noqa: F811 (pytest finds fixtures by their import)
+
 import json
 import threading
 import time
