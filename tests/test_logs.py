@@ -4,12 +4,14 @@ import contextlib
 import io
 import logging
 import os
+import random
+import select
 import threading
 
 import pytest
 from conftest import DEADLINE, eventually
 
-from echo.server.logs import LogQueue
+from echo.server.logs import DirectLog, LogQueue
 
 
 @pytest.fixture
@@ -123,3 +125,157 @@ def test_a_record_that_does_not_fit_its_format_costs_itself_alone(pipe, logger, 
         logger.info("two")
     os.close(writer)
     assert read_to_end(reader).count("could not be formatted") == 2
+
+
+# Several writers, and one who must not wait.
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+def test_lines_of_several_shared_queues_stay_whole_and_in_each_ones_order(pipe):
+    reader, writer = pipe
+    text = []
+    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
+
+    def write(name):
+        own = logging.Logger(name)
+        with contextlib.closing(LogQueue(writer, logging.Formatter("%(name)s %(message)s."), shared=True)) as queue:
+            own.addHandler(queue)
+            choice = random.Random(name)
+            for number in range(2000):
+                own.info("%d %s", number, name * choice.randrange(500))
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    for each in writers:
+        each.start()
+    eventually(lambda: not select.select([], [writer], [], 0)[1])  # it is full: whoever may, writes in between
+    thread.start()
+    for each in writers:
+        each.join(DEADLINE)
+        assert not each.is_alive()
+    os.close(writer)
+    thread.join(DEADLINE)
+    seen = {name: [] for name in "abc"}
+    for line in text[0].splitlines():
+        name, number, rest = line.split(" ")
+        assert rest == name * (len(rest) - 1) + "."
+        seen[name].append(int(number))
+    assert seen == {name: list(range(2000)) for name in "abc"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_shared_queue_writes_no_more_at_once_than_a_pipe_takes_whole(pipe, logger, shared, monkeypatch):
+    reader, writer = pipe
+    sizes = []
+    real_write = LogQueue._write
+
+    def write(queue, data):
+        sizes.append(len(data))
+        real_write(queue, data)
+
+    monkeypatch.setattr(LogQueue, "_write", write)
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"), shared=shared)) as queue:
+        logger.addHandler(queue)
+        for _ in range(600):
+            logger.info("x" * 99)
+    os.close(writer)
+    assert read_to_end(reader) == ("x" * 99 + "\n") * 600
+    assert sum(sizes) == 60_000
+    if shared:
+        assert max(sizes) <= select.PIPE_BUF
+        assert all(size % 100 == 0 for size in sizes)
+    else:
+        assert max(sizes) > select.PIPE_BUF  # fewer calls
+
+
+def test_a_line_longer_than_a_pipe_takes_whole_is_written_all_the_same(pipe, logger):
+    reader, writer = pipe
+    text = []
+    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
+    thread.start()
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"), shared=True)) as queue:
+        logger.addHandler(queue)
+        for size in (10, 200_000, 10):
+            logger.info("x" * size)
+    os.close(writer)
+    thread.join(DEADLINE)
+    assert [len(line) for line in text[0].splitlines()] == [10, 200_000, 10]
+
+
+def test_a_shared_queue_tells_what_it_dropped(pipe, logger):
+    reader, writer = pipe
+    queue = LogQueue(writer, logging.Formatter("%(message)s"), capacity=10, shared=True)
+    logger.addHandler(queue)
+    for number in range(1000):
+        logger.info("%d %s", number, "x" * 1000)
+    dropped = queue._dropped
+    text = []
+    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
+    thread.start()
+    queue.close()
+    os.close(writer)
+    thread.join(DEADLINE)
+    lines = text[0].splitlines()
+    notes = [line for line in lines if line.endswith("dropped: the log was not read")]
+    assert 0 < dropped == sum(int(note.split()[0]) for note in notes)
+    assert len(lines) == 1000 - dropped + len(notes)
+
+
+def test_threads_that_log_at_once_lose_no_line_and_double_none(pipe, logger):
+    reader, writer = pipe
+    text = []
+    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
+    thread.start()
+
+    def log(name):
+        for number in range(1000):
+            logger.info("%s%d", name, number)
+
+    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
+        logger.addHandler(queue)
+        threads = [threading.Thread(target=log, args=(name,)) for name in "abcdef"]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(DEADLINE)
+    os.close(writer)
+    thread.join(DEADLINE)
+    lines = text[0].splitlines()
+    assert [[line for line in lines if line[0] == name] for name in "abcdef"] == [
+        [f"{name}{number}" for number in range(1000)] for name in "abcdef"
+    ]
+    assert not queue._dropped
+
+
+def test_a_direct_log_writes_at_once_and_has_no_thread(pipe, logger):
+    reader, writer = pipe
+    before = threading.enumerate()
+    logger.addHandler(DirectLog(writer, logging.Formatter("%(levelname)s %(message)s")))
+    logger.warning("one %d", 1)
+    assert os.read(reader, 1000) == b"WARNING one 1\n"
+    logger.info("two \ud800 \u20ac")
+    assert os.read(reader, 1000) == "INFO two \\ud800 \u20ac\n".encode()
+    assert threading.enumerate() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+def test_a_direct_log_that_is_not_read_drops_and_waits_for_nobody(pipe, logger):
+    reader, writer = pipe
+    logger.addHandler(DirectLog(writer, logging.Formatter("%(message)s")))
+    for number in range(5000):  # far more than a pipe holds; this would hang
+        logger.info("%04d %s", number, "x" * 94)
+    os.set_blocking(reader, False)
+    lines = os.read(reader, 10_000_000).decode().splitlines()
+    assert 0 < len(lines) < 5000
+    assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
+    logger.info("flows again")
+    assert os.read(reader, 1000) == b"flows again\n"
+
+
+@pytest.mark.parametrize("closed", ["reader", "writer"])
+def test_a_direct_log_that_has_nowhere_to_write_is_silent(pipe, logger, closed, capfd):
+    os.close(pipe[closed == "writer"])
+    logger.addHandler(DirectLog(pipe[1], logging.Formatter("%(message)s")))
+    for _ in range(10):
+        logger.info("hello")
+    assert capfd.readouterr() == ("", "")

@@ -55,8 +55,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     formatter = JsonFormatter() if options.log_format == "json" else TextFormatter()
     if options.workers == 1:
         with _logging_to(LogQueue(descriptor, formatter)):
-            _announce(server)
-            return _serve(server)
+            return _serve(server, lambda: _announce(server))  # who reads that it listens may stop it
 
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, number)
@@ -96,13 +95,15 @@ def _serve(server: Server, ready: Callable[[], None] = lambda: None) -> int:
     def stop(signum: int, frame: Optional[FrameType]) -> None:
         nonlocal first
         now = time.monotonic()
-        if first is not None and now - first < SAME_SIGNAL:
+        begins = first is None
+        if first is None:
+            first = now  # at once: the next signal may come inside this function
+        elif now - first < SAME_SIGNAL:
             return
         name = signal.Signals(signum).name
-        what = "stopping" if first is None else "stopping now"
+        what = "stopping" if begins else "stopping now"
         log.info("%s: %s", name, what, extra={"event": "signal", "signal": name})
-        if first is None:
-            first = now
+        if begins:
             server.shutdown()
         else:
             server.stop(timeout=0)

@@ -16,6 +16,7 @@ import logging
 import os
 import queue
 import select
+import stat
 import threading
 import time
 from typing import Iterator, List, Optional
@@ -170,9 +171,10 @@ class DirectLog(logging.Handler):
         self._descriptor = descriptor
         self._own: Optional[int] = None
         try:
-            # Another process may fill the pipe between the look and the write: what is opened anew, and so is ours
-            # alone, can be told not to block. (Where it is a socket, or there is no /dev/fd, the look must do.)
-            self._own = self._descriptor = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a file never blocks, and its end is for all to share
+                # Another process may fill the pipe between the look and the write: what is opened anew, and so is
+                # ours alone, can be told not to block. (Where it is a socket, the look must do.)
+                self._own = self._descriptor = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             pass
 
