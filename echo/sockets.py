@@ -11,6 +11,7 @@ Functions on a plain ``socket.socket``, used by the server (for any handler) and
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import selectors
@@ -51,6 +52,7 @@ def set_send_timeout(sock: socket.socket, seconds: Optional[float]) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
 
+@functools.lru_cache(maxsize=64)  # every connection has the same few
 def _timeval(seconds: Optional[float]) -> bytes:
     # All zeros means "no deadline" to the kernel, so a positive one never rounds down to that.
     if os.name != "posix":

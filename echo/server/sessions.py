@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional
 
 from ..text import format_address
 from .reporting import tell
@@ -143,17 +143,31 @@ class Session:
 
     def info(self) -> ConnectionInfo:
         """Take a snapshot."""
-        traffic = getattr(self.handler, "connection", None)
+        traffic = getattr(self.handler, "connection", None) or _Traffic()
         state = "closing" if self.state == "closed" else self.state  # not forgotten yet
         return ConnectionInfo(
-            format_address(self.client_address), self.client_address, self.since, state, *_counts(traffic)
+            format_address(self.client_address),
+            self.client_address,
+            self.since,
+            state,
+            traffic.messages_in,
+            traffic.messages_out,
+            traffic.bytes_in,
+            traffic.bytes_out,
         )
 
 
-def _counts(traffic: Any) -> Tuple[int, int, int, int]:
-    if traffic is None:
-        return 0, 0, 0, 0
-    return traffic.messages_in, traffic.messages_out, traffic.bytes_in, traffic.bytes_out
+class _Traffic:
+    """What connections have counted, added up."""
+
+    def __init__(self) -> None:
+        self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
+
+    def add(self, connection: Any) -> None:
+        self.messages_in += connection.messages_in
+        self.messages_out += connection.messages_out
+        self.bytes_in += connection.bytes_in
+        self.bytes_out += connection.bytes_out
 
 
 def host_of(client_address: Any) -> Optional[str]:
@@ -168,13 +182,14 @@ class Registry:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
         self._live: Dict[Any, Session] = {}
-        self._hosts: Counter[str] = collections.Counter()
+        self._hosts: Dict[str, int] = {}
         self._numbers = 0
         self._accepted = 0
         self._accept_errors = 0
         self._refused: Counter[str] = collections.Counter()
         self._ended: Counter[str] = collections.Counter()
-        self._totals = [0, 0, 0, 0]
+        self._totals = _Traffic()
+        self._awaited = 0  # threads that wait for the last session to end
 
     def __len__(self) -> int:
         return len(self._live)
@@ -185,7 +200,7 @@ class Registry:
 
     def from_host(self, client_address: Any) -> int:
         """How many sessions this client's host has; none where there are no hosts."""
-        return self._hosts[host_of(client_address) or ""]
+        return self._hosts.get(host_of(client_address) or "", 0)
 
     def accepted(self) -> None:
         with self._lock:
@@ -204,8 +219,9 @@ class Registry:
             self._numbers += 1
             session.number = self._numbers
             self._live[session.request] = session
-            if session.host is not None:
-                self._hosts[session.host] += 1
+            host = session.host
+            if host is not None:
+                self._hosts[host] = self._hosts.get(host, 0) + 1
 
     def remove(self, session: Session, reason: Optional[str]) -> None:
         """Forget a session and count its end; with None it never began."""
@@ -219,9 +235,10 @@ class Registry:
                     self._hosts[host] -= 1
             if reason is not None:
                 self._ended[reason] += 1
-                for index, count in enumerate(_counts(getattr(session.handler, "connection", None))):
-                    self._totals[index] += count
-            if not self._live:
+                connection = getattr(session.handler, "connection", None)
+                if connection is not None:
+                    self._totals.add(connection)
+            if self._awaited and not self._live:
                 self._changed.notify_all()
 
     def sessions(self) -> List[Session]:
@@ -237,12 +254,16 @@ class Registry:
         """Wait for the last session to end, until ``deadline()`` (of ``time.monotonic()``), which may come forward:
         ``wake`` then."""
         with self._changed:
-            while self._live:
-                left = deadline() - time.monotonic()
-                if left <= 0:
-                    break
-                # In steps: a signal that comes just before the wait begins is acted on only after it.
-                self._changed.wait(min(left, 0.5))
+            self._awaited += 1
+            try:
+                while self._live:
+                    left = deadline() - time.monotonic()
+                    if left <= 0:
+                        break
+                    # In steps: a signal that comes just before the wait begins is acted on only after it.
+                    self._changed.wait(min(left, 0.5))
+            finally:
+                self._awaited -= 1
 
     def wake(self) -> None:
         """Let ``wait_until_empty`` return early."""
@@ -252,18 +273,20 @@ class Registry:
     def statistics(self) -> Statistics:
         """Take the sums. A live session's counts are read as they are."""
         with self._lock:
-            totals = list(self._totals)
+            totals = _Traffic()
+            totals.add(self._totals)
             for session in self._live.values():
-                counts = _counts(getattr(session.handler, "connection", None))
-                totals = [total + count for total, count in zip(totals, counts)]
+                connection = getattr(session.handler, "connection", None)
+                if connection is not None:
+                    totals.add(connection)
             return Statistics(
                 self._accepted,
                 len(self._live),
                 dict(self._refused),
                 dict(self._ended),
-                totals[0],
-                totals[1],
-                totals[2],
-                totals[3],
+                totals.messages_in,
+                totals.messages_out,
+                totals.bytes_in,
+                totals.bytes_out,
                 self._accept_errors,
             )

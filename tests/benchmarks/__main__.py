@@ -67,6 +67,7 @@ def command(name, *options):
 ECHO = peer("echo", "library.py")
 SPREAD = peer("echo, cpu_affinity=None", "library.py", "spread")
 FREE = Contender("echo, no GIL", "{free_threaded}", os.path.join(HERE, "peers", "library.py"))
+STOCK_FREE = Contender("stock server, no GIL", "{free_threaded}", os.path.join(HERE, "peers", "stock.py"))
 QUIET = command("echo.server, quiet", "--no-log-messages")
 LOGGED = command("echo.server, messages logged")
 TWO = command("echo.server, two workers", "--no-log-messages", "--workers", "2")
@@ -156,6 +157,7 @@ ROWS = [
     (Busy(10), FREE, C, 0.85),
     (Busy(100), FREE, C, 0.85),
     (Short(), FREE, C, 0.9),
+    (Busy(10), STOCK_FREE, C, None),
     (Busy(10), LOGGED, QUIET, 0.5),
     (Busy(10), TWO, QUIET, 1.7),
     (Idle(), ECHO, None, 32.0),
@@ -164,7 +166,7 @@ ROWS = [
 
 def run(work, contender, against, options, places):
     """(ours, theirs, the ratio), medians; of one thing alone (ours, None, ours)."""
-    if FREE in (contender, against) and not options.free_threaded:
+    if contender in (FREE, STOCK_FREE) and not options.free_threaded:
         raise Missing("--free-threaded PYTHON is not given")
     if contender is TWO and len(os.sched_getaffinity(0)) < MIN_PROCESSORS:
         raise Missing(f"fewer than {MIN_PROCESSORS} processors")
