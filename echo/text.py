@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from typing import Any, Optional
 
-
 _BACKSLASH = 92  # a number is looked for ten times as fast as b"\\"
 
 
