@@ -307,14 +307,14 @@ def test_a_resize_during_the_wait_for_a_reply_loses_nothing(serve, terminal, sta
 
 
 @both
-def test_a_quiet_session_shows_nothing_but_the_session(serve, terminal, starter):
+def test_a_quiet_session_shows_the_session_and_how_it_went(serve, terminal, starter):
     user = terminal(serve(), "-q", starter=starter)
     user.until(rb"> ")
     user.type(b"hello\r")
     user.until(rb"hello\r\nhello\r\n> ")
     user.type(b"exit\r")
     assert user.leave() == 0
-    assert user.screen == b"> hello\r\nhello\r\n> exit\r\n"
+    assert user.screen == b"> hello\r\nhello\r\n> exit\r\n2 messages sent, 1 received\r\n"
 
 
 @pytest.mark.parametrize("option", ["-q", "-v"])

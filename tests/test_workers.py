@@ -146,7 +146,7 @@ def test_port_0_is_one_port_that_is_told_once(start, dial):
 
 def test_of_twelve_sessions_three_workers_have_four_each(start_changed, dial):
     """Who is ahead leaves a new client to the others, here for longer than any of them could oversleep."""
-    server = start_changed("workers.Balance.HOLD_BACK = 0.7", "--workers", "3")
+    server = start_changed("workers.Balance.HOLD_BACK = 0.7; workers.SLACK = 0", "--workers", "3")
     clients = [dial(server.address) for _ in range(12)]
     counts = collections.Counter()
     for client in clients:
@@ -170,8 +170,15 @@ def test_who_is_ahead_takes_a_client_that_nobody_else_takes(start, dial):
     assert ask(clients[stopped], b"pid") == b"%d" % stopped
 
 
-def test_nobody_waits_for_one_who_has_as_much_or_a_little_less_or_is_dead():
+def test_nobody_waits_for_one_who_has_as_much_or_a_little_less_or_is_dead(monkeypatch):
     balance = Balance(3)
+    balance.become(1)
+    balance.set(workers.SLACK)
+    assert not balance.is_ahead()
+    balance.set(workers.SLACK + 1)
+    assert balance.is_ahead()
+    monkeypatch.setattr(workers, "SLACK", 0)
+    balance.set(0)
     balance.become(1)
     assert not balance.is_ahead()
     balance.set(1)
@@ -190,7 +197,8 @@ def test_nobody_waits_for_one_who_has_as_much_or_a_little_less_or_is_dead():
     assert balance.is_ahead()
 
 
-def test_the_balance_is_one_for_all_that_were_forked(folder):
+def test_the_balance_is_one_for_all_that_were_forked(folder, monkeypatch):
+    monkeypatch.setattr(workers, "SLACK", 0)
     balance = Balance(2)
     child = os.fork()
     if not child:

@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
             where = format_address(_address(options))
             if not options.quiet:
                 print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
-            return Terminal(client.connection, options.timeout, options.quiet).run()
+            return Terminal(client.connection, options.timeout).run()
         else:
             Pipe(client.connection, framing, sys.stdin.fileno(), _write).run()
         return 0

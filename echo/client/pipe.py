@@ -74,7 +74,8 @@ class Pipe:
         if self._error is not None:
             raise self._error
         if not self._ended or self._outstanding:
-            raise ConnectionClosed(f"the server ended the session; {self._outstanding} bytes did not come back")
+            what = f"{self._outstanding} bytes did not come back" if self._outstanding else "not all input was sent"
+            raise ConnectionClosed(f"the server ended the session; {what}")
 
     def _compare(self, data: bytes) -> None:
         while data:

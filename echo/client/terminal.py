@@ -37,10 +37,9 @@ _STEP = 0.2  # seconds; a Ctrl-C that comes in the moment before a wait begins i
 
 class Terminal:
     """One session at the terminal, over ``connection``. ``timeout``: seconds to wait for a reply before the prompt
-    comes back without it. ``quiet``: no counts at the end."""
+    comes back without it."""
 
-    def __init__(self, connection: Connection, timeout: Optional[float], quiet: bool = False) -> None:
-        self._quiet = quiet
+    def __init__(self, connection: Connection, timeout: Optional[float]) -> None:
         self._connection = connection
         self._timeout = timeout
         self._main = threading.main_thread()
@@ -72,9 +71,8 @@ class Terminal:
         if not left:
             _forget_typed()
             _tell("the server has ended the session" if self._error is None else str(self._error))
-        if not self._quiet:
-            sent, received = self._connection.messages_out, self._connection.messages_in
-            _tell(f"{plural(sent, 'message')} sent, {received} received")
+        sent, received = self._connection.messages_out, self._connection.messages_in
+        _tell(f"{plural(sent, 'message')} sent, {received} received")
         return 0 if left else 1
 
     def _converse(self) -> bool:

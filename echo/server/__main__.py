@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
+import random
 import re
 import signal
 import sys
@@ -52,13 +54,16 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, str(exc), 2)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-    formatter = JsonFormatter() if options.log_format == "json" else TextFormatter()
+    json = options.log_format == "json"
+    formatter = JsonFormatter(with_process=options.workers > 1) if json else TextFormatter()
     if options.workers == 1:
         with _logging_to(LogQueue(descriptor, formatter)):
             return _serve(server, lambda: _announce(server))  # who reads that it listens may stop it
 
+    first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
+
     def work(number: int, ready: Callable[[], None]) -> int:
-        server.cpu_affinity = affinity.share(server.cpu_affinity, number)
+        server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
         logging.getLogger().removeHandler(parents_log)
         with _logging_to(LogQueue(descriptor, formatter, shared=True)):
             return _serve(server, ready)
@@ -193,15 +198,20 @@ def _processors(text: str) -> affinity.Affinity:
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part, re.ASCII)
         if match is None:
             raise argparse.ArgumentTypeError(f"{text!r} is no list of processors; write it like 0,2-3, or auto, or off")
-        first = int(match.group(1))
-        numbers += range(first, int(match.group(2) or first) + 1)
+        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+        if last < first:
+            raise argparse.ArgumentTypeError(f"{part!r} runs backwards; write it {last}-{first}")
+        numbers += range(first, last + 1)
     return numbers
 
 
 def _workers(text: str) -> int:
     if text == "auto":
-        return max(1, len(affinity.usable())) if affinity.has_gil() and workers.SUPPORTED else 1
-    count = arguments.count(text)
+        return max(1, len(affinity.usable()) or os.cpu_count() or 1) if affinity.has_gil() and workers.SUPPORTED else 1
+    try:
+        count = arguments.count(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number from 1 on, or auto") from None
     if count > 1 and not workers.SUPPORTED:
         raise argparse.ArgumentTypeError("this system cannot fork; start several servers on several ports")
     return count

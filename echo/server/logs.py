@@ -60,8 +60,13 @@ class JsonFormatter(logging.Formatter):
 
     Always there: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``event`` and ``message``, the line for people. The
     others come with the event, under the names that the record has them by (``extra``): ``peer``, ``session``,
-    ``reason``, ``messages_in``, ``bytes_in``, ``duration_s``, ...; and ``exception``, a traceback.
+    ``reason``, ``messages_in``, ``bytes_in``, ``duration_s``, ...; and ``exception``, a traceback. Where several
+    processes write, ``process`` is the number of each.
     """
+
+    def __init__(self, with_process: bool = False) -> None:
+        super().__init__()
+        self._with_process = with_process
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
@@ -72,6 +77,8 @@ class JsonFormatter(logging.Formatter):
             "event": "log",
         }
         fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        if self._with_process:
+            fields["process"] = str(record.process)
         fields["message"] = record.getMessage()
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)

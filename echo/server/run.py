@@ -36,7 +36,7 @@ class BackOff:
     def failed(self) -> bool:
         """Rest from now on; whether that is to be told."""
         now = time.monotonic()
-        told = not self.pause and now >= self._silent_until
+        told = not self._told and now >= self._silent_until
         if told:
             self._told = True
             self._silent_until = now + SILENCE

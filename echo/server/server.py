@@ -21,6 +21,7 @@ import atexit
 import errno
 import logging
 import os
+import random
 import socket
 import socketserver
 import sys
@@ -158,7 +159,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
-        if not _ACCEPTED_BLOCK:
+        if not _ACCEPTED_BLOCK or request.gettimeout() is not None:  # socket.setdefaulttimeout()
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = listeners.peer_name(request)
@@ -244,7 +245,7 @@ class Server(socketserver.ThreadingTCPServer):
     def _serve(self, run: Run, poll_interval: Optional[float] = 0.5) -> None:
         try:
             run.enter()
-            with affinity.kept_to(affinity.choose(self.cpu_affinity, os.getpid())):
+            with affinity.kept_to(affinity.choose(self.cpu_affinity, random.randrange(1 << 16))):
                 self._accept_until_stopped(run, poll_interval)
         finally:
             self._end_run(run)
@@ -277,6 +278,7 @@ class Server(socketserver.ThreadingTCPServer):
                 listening = False
                 deadline = self._failures.resume_at if deadline is None else min(deadline, self._failures.resume_at)
         run.wait(listening, deadline)
+        self._tell_balance()  # again: of two sessions that end at a time the later may have told the earlier count
         if self.balance is not None and self.balance.is_ahead():
             run.wait(False, time.monotonic() + self.balance.HOLD_BACK)
 
@@ -376,6 +378,7 @@ class Server(socketserver.ThreadingTCPServer):
 
         def forget() -> None:
             self._registry.remove(session, None)
+            self._tell_balance()
 
         arguments = (request, client_address)
         if self.daemon_threads:

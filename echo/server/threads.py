@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextvars
+import os
 import queue
 import threading
 from typing import Any, Callable, Deque, Optional, Tuple
@@ -32,10 +33,13 @@ class Threads:
     def __init__(self) -> None:
         self._idle: Deque[queue.SimpleQueue[Optional[_Task]]] = collections.deque()
         self._closed = False
+        self._pid = os.getpid()
 
     def run(self, task: _Task, otherwise: Callable[[], None]) -> None:
         """Call a function with its arguments in a thread that waits, or in a new one. If that does not start,
         ``otherwise`` is called and the exception raised, ``NotStarted`` if the system has no thread."""
+        if self._pid != os.getpid():  # a fork has copied their queues, and none of the threads
+            self._idle, self._pid = collections.deque(), os.getpid()
         try:
             tasks = self._idle.pop()
         except IndexError:

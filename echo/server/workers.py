@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Callable, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 from ..text import plural
 from .reporting import tell
@@ -32,6 +32,9 @@ SETTLED = 10.0
 
 GIVE_UP = 5
 """Deaths in a row, of each of them, after which it is no use."""
+
+SLACK = 2
+"""Sessions that a worker may have more than another before it leaves a client to that one."""
 
 SUPPORTED = hasattr(os, "fork")
 
@@ -62,7 +65,7 @@ class Balance:
     def is_ahead(self) -> bool:
         """Whether this one has clearly more than the one that has least."""
         least = min(self._sessions)
-        return self._sessions[self._mine] > least + least // 8
+        return self._sessions[self._mine] > least + max(SLACK, least // 8)
 
     def began(self, number: int) -> None:
         self._sessions[number] = 0
@@ -97,6 +100,9 @@ class _Worker:
         self.deaths = 0  # in a row
         self.due_at: Optional[float] = 0.0  # when it is to be started; None while it runs, or is over
 
+    def tell(self, level: int, event: str, text: str, *args: Any, **fields: Any) -> None:
+        tell(level, event, "worker %d" + text, self.number, *args, worker=self.number, **fields)
+
 
 class Workers:
     """``count`` processes, each doing ``work(number, ready)``, with a number from 0 on; what that returns is the exit
@@ -111,6 +117,8 @@ class Workers:
         self._failed = False
         self._leash, self._hand = os.pipe()  # which lets go of it when the parent dies
         self.balance = Balance(count)
+        # With a handler: one that is ignored, as its default is, or as whoever started us left it, is not waited for.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)  # who reads on that it listens may stop it
 
     def run(self) -> int:
@@ -150,17 +158,19 @@ class Workers:
         try:
             worker.pid = os.fork()
         except OSError as exc:
+            self.balance.ended(worker.number)
             self._died(worker, f"could not be started: {exc.strerror}")
             return
         if not worker.pid:
             self._be(worker)
-        tell(logging.INFO, "worker-started", "worker %d is process %d", worker.number, worker.pid, pid=worker.pid)
+        worker.tell(logging.INFO, "worker-started", " is process %d", worker.pid, pid=worker.pid)
 
     def _be(self, worker: _Worker) -> NoReturn:
         """The worker's own life, from the fork to its end."""
         code = 1
         try:
             os.close(self._hand)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.balance.become(worker.number)
             threading.Thread(target=self._follow_parent, name="echo-parent", daemon=True).start()
             code = self._work(worker.number, self._ready)
@@ -198,16 +208,16 @@ class Workers:
         worker.deaths = 1 if now - worker.started_at >= SETTLED else worker.deaths + 1
         if self._stopped:
             self._failed = True
-            tell(logging.WARNING, "worker-died", "worker %d: %s", worker.number, how)
+            worker.tell(logging.WARNING, "worker-died", ": %s", how)
         elif all(each.pid is None and each.deaths >= GIVE_UP for each in self._workers):
             self._failed = True
             for each in self._workers:
                 each.due_at = None
-            tell(logging.ERROR, "worker-died", "worker %d: %s; no worker can live, giving up", worker.number, how)
+            worker.tell(logging.ERROR, "worker-died", ": %s; no worker can live, giving up", how)
         else:
             pause = min(MIN_PAUSE * 2 ** (worker.deaths - 1), MAX_PAUSE)
             worker.due_at = now + pause
-            tell(logging.WARNING, "worker-died", "worker %d: %s; the next in %g s", worker.number, how, pause)
+            worker.tell(logging.WARNING, "worker-died", ": %s; the next in %g s", how, pause)
 
     def _end(self, number: int) -> None:
         count = plural(len([worker for worker in self._workers if worker.pid is not None]), "worker")

@@ -54,7 +54,7 @@ class Bench:
         duration: float,
         size: int,
         depth: Optional[int],
-        rate: Optional[float],
+        rate: Optional[int],
         timeout: Optional[float],
     ) -> None:
         self._where = format_address(address)
@@ -79,6 +79,7 @@ class Bench:
         self.total = Slice()
         self._connect_times = Distribution()
         self._period = Period(0, 0, 0)
+        self._told_at = 0
         self._processes: List[Any] = []
         self._pipes: List[Any] = []
         self._running = False
@@ -119,9 +120,10 @@ class Bench:
 
     def run(self) -> int:
         """The load, all of it or until ``stop``; tell how it went, and return the exit code."""
-        start = time.perf_counter_ns() + SECOND // 50
+        start = SECOND // 50
         begin = start + round(self._warm_up * SECOND)
         self._period = Period(start, begin, begin + round(self._duration * SECOND))
+        self._told_at = time.perf_counter_ns()
         with _signals_blocked():
             for pipe in self._pipes:
                 with contextlib.suppress(BrokenPipeError):  # that process has died; its pipe's end tells
@@ -151,25 +153,25 @@ class Bench:
                     part = pipe.recv()
                 except (EOFError, OSError):
                     self.total.errors[_DIED] += 1
-                    part = time.perf_counter_ns()
+                    part = time.perf_counter_ns() - self._told_at
                 if isinstance(part, Slice):
                     self.total.merge(part)
                     recent.merge(part)
                 else:
                     ended_at = max(ended_at, part)
                     waiting.remove(pipe)
-            now = time.perf_counter_ns()
+            now = time.perf_counter_ns() - self._told_at
             if now - shown_at >= SECOND and now < self._period.end + SECOND // 2:
                 self._tell_progress(recent, now, (now - shown_at) / SECOND)
                 recent, shown_at = Slice(), now
         return min(ended_at, self._period.end)
 
     def _tell_start(self) -> None:
-        loop = f"{self._rate:g} messages/s" if self._rate is not None else f"closed loop, depth {self._depth}"
+        paced = f"closed loop, depth {self._depth}" if self._rate is None else f"{self._rate} messages/s"
         connections = plural(self._connections, "connection")
         self._report.tell(
             "start",
-            f"BENCH {self._where}: {connections}, {self._size}-byte messages, {loop}, {self._duration:g} s",
+            f"BENCH {self._where}: {connections}, {self._size}-byte messages, {paced}, {self._duration:g} s",
             address=self._where,
             connections=self._connections,
             size_bytes=self._size,
@@ -210,6 +212,8 @@ class Bench:
             ("lost", f"{total.lost:,}"),
             ("errors", ", ".join(errors) or "0"),
         ]
+        if total.on_the_way:
+            rows.append(("on the way", f"{total.on_the_way:,} when it was interrupted"))
         if total.unsent:
             rows.append(("never sent", f"{total.unsent:,}, whose turn did not come in time"))
         lines = [f"{name:12}{text}" for name, text in rows]
@@ -232,6 +236,7 @@ class Bench:
             wrong={verdict.name.lower(): count for verdict, count in total.wrong.items()},
             lost=total.lost,
             unsent=total.unsent,
+            on_the_way=total.on_the_way,
             errors=dict(total.errors),
             connect_avg_us=microseconds(connects.mean),
             **fields,
@@ -240,7 +245,7 @@ class Bench:
     def _exit_code(self) -> int:
         if any(count for verdict, count in self.total.wrong.items() if verdict is not Verdict.LATE):
             return 3
-        return 1 if self.total.lost or self.total.errors or not self.total.rtt.count else 0
+        return 1 if self.total.lost or self.total.errors or not (self.total.rtt.count or self.total.received) else 0
 
 
 def _table(latencies: Dict[str, Distribution]) -> List[str]:
@@ -249,14 +254,14 @@ def _table(latencies: Dict[str, Distribution]) -> List[str]:
     if "raw" in latencies:
         titles["rtt"] = "corrected"  # by the wait for its turn, which is in the raw one left out
     names = ["min", *map(percentile_name, PERCENTILES), "max"]
-    lines = ["".join([f"{'ms':12}", *(f"{name:>9}" for name in names), f"{'samples':>13}"])]
+    lines = ["".join([f"{'ms':11}", *(f"{name:>8}" for name in names), f"{'samples':>12}"])]
     for name, times in latencies.items():
         if times.least is None or times.greatest is None:
             continue
         found = dict(times.percentiles(PERCENTILES))
         cells = [milliseconds(found[percent]) if percent in found else "-" for percent in PERCENTILES]
         cells = [milliseconds(times.least), *cells, milliseconds(times.greatest)]
-        lines.append("".join([f"{titles[name]:12}", *(f"{cell:>9}" for cell in cells), f"{times.count:>13,}"]))
+        lines.append("".join([f"{titles[name]:11}", *(f"{cell:>8}" for cell in cells), f"{times.count:>12,}"]))
     return lines if len(lines) > 1 else []
 
 

@@ -54,7 +54,8 @@ class Plan(NamedTuple):
 
 
 class Period(NamedTuple):
-    """When (``time.perf_counter_ns``, one clock for all processes): the work starts, it begins to count, it ends."""
+    """When the work starts, when it begins to count, and when it ends: nanoseconds after it was told so, since not
+    everywhere all processes have one clock."""
 
     start: int
     begin: int
@@ -63,11 +64,12 @@ class Period(NamedTuple):
 
 class Slice:
     """What happened since the last slice. ``received``: right replies in the measured time; ``rtt`` from when a
-    probe was due, ``raw`` from when it was sent; ``wrong`` replies by verdict; ``lost`` probes; ``unsent``: probes of
-    the timetable whose turn never came; ``errors``: what happened how often."""
+    probe was due, ``raw`` from when it was sent; ``wrong`` replies by verdict; ``lost`` probes; ``on_the_way``: probes
+    that an interrupt left there; ``unsent``: probes of the measured time whose turn never came; ``errors``: what
+    happened how often."""
 
     def __init__(self) -> None:
-        self.received = self.lost = self.unsent = 0
+        self.received = self.lost = self.unsent = self.on_the_way = 0
         self.rtt = Distribution()
         self.raw = Distribution()
         self.wrong: Counter[Verdict] = collections.Counter()
@@ -77,6 +79,7 @@ class Slice:
         self.received += other.received
         self.lost += other.lost
         self.unsent += other.unsent
+        self.on_the_way += other.on_the_way
         self.rtt.merge(other.rtt)
         self.raw.merge(other.raw)
         self.wrong.update(other.wrong)
@@ -126,10 +129,11 @@ class _Load:
         """Keep the lanes busy to the end of the period, then wait for what is on its way; return when it ended: with
         the period, or before it if it was told to or all connections were lost."""
         clock = time.perf_counter_ns
-        time.sleep(max(0, period.start - clock()) / SECOND)
-        self._end = period.end
-        tick_at = period.start + TICK
-        self._start(period.start)
+        told_at = clock()
+        start, begin, self._end = (told_at + moment for moment in period)
+        time.sleep((start - told_at) / SECOND)
+        tick_at = start + TICK
+        self._start(start)
         while True:
             now = clock()
             if now >= tick_at:
@@ -145,17 +149,18 @@ class _Load:
                         self._flush(lane)
                     if ready & selectors.EVENT_READ:
                         now = clock()
-                        self._receive(lane, now, period.begin)
+                        self._receive(lane, now, begin)
                         if now < self._end:
                             self._replied(lane, now)
                 except EchoError as exc:
                     self._drop(lane, str(exc))
             self._send_due(min(clock(), self._end))
-        self._finish()
+        self._finish(begin)
         for lane in self._lanes:
+            self._slice.on_the_way += len(lane.ledger.outstanding)
             lane.close()
         self._pipe.send(self._slice)
-        return min(self._end, clock())
+        return min(self._end, clock()) - told_at
 
     def _receive(self, lane: Lane, now: int, begin: int) -> None:
         for verdict, _, probe, _ in lane.receive():
@@ -222,8 +227,8 @@ class _Load:
     def _count(self, probe: Probe, now: int) -> None:
         self._slice.rtt.add(now - probe.due_at)
 
-    def _finish(self) -> None:
-        """The measured time is over."""
+    def _finish(self, begin: int) -> None:
+        """The measured time, from ``begin`` on, is over."""
 
 
 class _ClosedLoop(_Load):
@@ -278,7 +283,9 @@ class _OpenLoop(_Load):
         super()._count(probe, now)
         self._slice.raw.add(now - probe.sent_at)
 
-    def _finish(self) -> None:
+    def _finish(self, begin: int) -> None:
         alive = set(self._lanes.values())
         held = [due_at for number, due_at in self._held.items() if number in alive and due_at < self._end]
-        self._slice.unsent += sum(math.ceil((self._end - due_at) / self._round) for due_at in held)
+        for due_at in held:
+            missed = math.ceil((self._end - due_at) / self._round) - max(0, math.ceil((begin - due_at) / self._round))
+            self._slice.unsent += max(0, missed)
