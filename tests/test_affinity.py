@@ -1,5 +1,6 @@
 """Which processor the threads of a server keep to."""
 
+import errno
 import os
 import signal
 import socket
@@ -321,3 +322,13 @@ def test_statistics_are_told_from_any_processor(server_command, folder):
     server.popen.send_signal(signal.SIGUSR1)
     server.read_log_until("statistics: accepted 1")
     assert server.terminate() == 0
+
+
+@needs_affinity
+def test_where_it_is_forbidden_the_server_serves_all_the_same(serve, monkeypatch):
+    def forbidden(pid, mask):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    with echo.connect(serve(cpu_affinity=[min(ALL)]).server_address) as client:
+        assert client.echo(b"hello") == b"hello"

@@ -474,3 +474,16 @@ def test_python_without_assertions_serves_as_well():
         [sys.executable, "-O", "-c", script], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, check=True
     )
     assert done.stdout.split() == [b"hello"]
+
+
+def test_the_exit_word_may_change_in_a_session(serve):
+    class Changing(echo.EchoRequestHandler):
+        def message_received(self, message):
+            super().message_received(message)
+            self.exit_word = b"bye"
+
+    with echo.connect(serve(Changing).server_address) as client:
+        assert client.echo(b"hello") == b"hello"
+        assert client.echo(b"exit") == b"exit"
+        client.send(b"bye")
+        assert list(client) == []

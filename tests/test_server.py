@@ -1305,3 +1305,27 @@ def test_a_unix_socket_of_a_stock_server_has_no_nagle_to_switch_off(unix_path):
             assert echoes(sock)
         server.shutdown()
         thread.join()
+
+
+def test_a_default_timeout_of_the_program_is_not_the_sessions(serve, dial):
+    class Told(echo.EchoRequestHandler):
+        def connection_made(self):
+            self.send(repr(self.request.gettimeout()).encode())
+
+    socket.setdefaulttimeout(DEADLINE)
+    try:
+        assert dial(serve(Told)).makefile("rb").readline() == b"None\n"
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def test_a_shortage_is_told_once_in_a_while_and_never_concealed(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now)
+    backoff = run_module.BackOff()
+    told = [backoff.failed(), backoff.failed(), backoff.succeeded(), backoff.failed(), backoff.succeeded()]
+    assert told == [True, False, True, False, False]
+    assert not backoff.failed()
+    now += run_module.SILENCE
+    assert backoff.failed() and not backoff.failed()
+    assert backoff.succeeded() and not backoff.succeeded()

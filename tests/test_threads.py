@@ -3,6 +3,7 @@
 import contextvars
 import gc
 import logging
+import queue
 import random
 import socket
 import subprocess
@@ -491,3 +492,13 @@ def test_hundreds_of_short_sessions_at_a_time_lose_no_reply(serve, monkeypatch):
     eventually(lambda: not server.connections)
     stats = server.stats()
     assert (stats.accepted, sum(stats.ended.values()), stats.accept_errors) == (240, 240, 0)
+
+
+def test_a_forked_child_gives_nothing_to_threads_that_only_its_parent_has():
+    threads = Threads()
+    threads._idle.append(queue.SimpleQueue())  # its thread is the parent's
+    threads._pid = -1  # as the parent has left it
+    done = threading.Event()
+    threads.run((done.set, ()), lambda: None)
+    assert done.wait(DEADLINE)
+    threads.close()

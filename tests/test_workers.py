@@ -671,3 +671,9 @@ def test_quiet_says_nothing_of_workers_that_live(run):
         assert client.echo(b"hello") == b"hello"
     assert server.terminate() == 0
     assert server.log == ""
+
+
+def test_a_parent_that_was_started_with_sigchld_ignored_stops_all_the_same(server_command):
+    server = server_command("--workers", "2", preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    server.read_log_until(r"(?s)worker 0 is process .*worker 1 is process|worker 1 is process .*worker 0 is process")
+    assert server.terminate() == 0
