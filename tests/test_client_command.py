@@ -301,12 +301,18 @@ def test_the_summary_comes_last_when_the_server_is_killed_in_the_middle(server_c
 
 
 @pytest.mark.parametrize("options", [["-J"], ["-q"], ["-v"], ["-J", "-q", "-v"]], ids="".join)
-def test_where_nothing_listens_there_is_nothing_to_sum_up(client, options):
+def test_where_nothing_listens_the_complaint_is_all_and_the_summary_in_json(client, options):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         process = client(nobody.getsockname(), "-m", "one", *options)
-        assert process.finish() == (1, b"")
+        code, out = process.finish()
+    assert code == 1
     assert one_complaint(process, "nothing listens")
+    if "-J" in options:
+        (told,) = objects(out)
+        assert told["event"] == "summary" and "nothing listens" in told["error"]
+    else:
+        assert out == b""
 
 
 @posix

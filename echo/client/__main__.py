@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
     if options.measure:
         return _measure(options, framing, report)
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
-    with _connecting(options):
+    with _connecting(options, report):
         client = connect(
             _address(options),
             framing=framing if messages or at_terminal else Pipe.wire(framing),
@@ -112,7 +112,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             timeout=options.timeout,
         )
         _on_signals(ping.stop)
-        with _connecting(options):
+        with _connecting(options, report):
             ping.resolve()
         code = ping.run()
         rtt = ping.rtt
@@ -130,7 +130,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
         )
         _on_signals(bench.stop)
         with contextlib.closing(bench):
-            with _connecting(options):
+            with _connecting(options, report):
                 bench.connect()
             code = bench.run()
         rtt = bench.total.rtt
@@ -189,23 +189,27 @@ def _address(options: argparse.Namespace) -> Tuple[str, int]:
 
 
 @contextlib.contextmanager
-def _connecting(options: argparse.Namespace) -> Iterator[None]:
-    """What keeps a connection from being made ends the program, in one line."""
+def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
+    """What keeps a connection from being made ends the program, in one line, and is the summary in JSON."""
     where = format_address(_address(options))
+    why: Optional[str] = None
     try:
         yield
     except socket.gaierror as exc:
-        arguments.fail(PROG, f"cannot find the host {options.host!r}: {exc.strerror}; check its name", 1)
+        why = f"cannot find the host {options.host!r}: {exc.strerror}; check its name"
     except UnicodeError:
-        arguments.fail(PROG, f"{options.host!r} is no host name; check it", 1)
+        why = f"{options.host!r} is no host name; check it"
     except ConnectionRefusedError:
         command = "python3 -m echo.server" + ("" if options.port == arguments.DEFAULT_PORT else f" {options.port}")
-        arguments.fail(PROG, f"nothing listens on {where}; start a server there: {command}", 1)
+        why = f"nothing listens on {where}; start a server there: {command}"
     except OSError as exc:
         advice = "check the address, the network, firewalls"
         if exc.errno == errno.EMFILE:
             advice = "raise the limit (ulimit -n), or ask for fewer connections"
-        arguments.fail(PROG, f"cannot connect to {where}: {exc.strerror or exc}; {advice}", 1)
+        why = f"cannot connect to {where}: {exc.strerror or exc}; {advice}"
+    if why is not None:
+        report.summarize("", error=why)
+        arguments.fail(PROG, why, 1)
 
 
 def _message(framing: Framing, text: str) -> bytes:
