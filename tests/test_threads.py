@@ -170,10 +170,10 @@ def test_a_thread_that_was_taken_while_it_gave_up_waits_for_its_task():
 
     tasks = Late()
     results = []
-    thread = threading.Thread(target=lambda: results.append(pool._next(tasks)))
+    thread = threading.Thread(target=lambda: results.append(pool._next((tasks, thread))))
     thread.start()
     assert began.wait(DEADLINE)
-    assert pool._idle.pop() is tasks  # as run() does
+    assert pool._idle.pop() == (tasks, thread)  # as run() does
     go.set()
     tasks.put("task")
     thread.join(DEADLINE)

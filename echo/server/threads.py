@@ -20,6 +20,7 @@ IDLE_TIMEOUT = 5.0
 """Seconds that a thread waits for another session."""
 
 _Task = Tuple[Callable[..., None], Tuple[Any, ...]]
+_Waiting = Tuple["queue.SimpleQueue[Optional[_Task]]", threading.Thread]
 
 
 class Threads:
@@ -31,7 +32,7 @@ class Threads:
     """
 
     def __init__(self) -> None:
-        self._idle: Deque[queue.SimpleQueue[Optional[_Task]]] = collections.deque()
+        self._idle: Deque[_Waiting] = collections.deque()
         self._closed = False
         self._pid = os.getpid()
 
@@ -41,7 +42,7 @@ class Threads:
         if self._pid != os.getpid():  # a fork has copied their queues, and none of the threads
             self._idle, self._pid = collections.deque(), os.getpid()
         try:
-            tasks = self._idle.pop()
+            tasks, _ = self._idle.pop()
         except IndexError:
             tasks = queue.SimpleQueue()
             # In the queue, not among the thread's arguments: those it would keep for as long as it lives.
@@ -51,29 +52,33 @@ class Threads:
             tasks.put(task)
 
     def close(self) -> None:
-        """Let the threads that wait end now, and the others after their session."""
+        """End the threads that wait, and let the others end after their session."""
         self._closed = True
         while True:
             try:
-                self._idle.pop().put(None)
+                tasks, thread = self._idle.pop()
             except IndexError:
                 break
+            tasks.put(None)
+            thread.join()  # nothing but its last lines is left to it
 
     def _work(self, tasks: queue.SimpleQueue[Optional[_Task]]) -> None:
+        waiting = (tasks, threading.current_thread())
         task = tasks.get()
         while task is not None:
             function, args = task
             contextvars.Context().run(function, *args)
             del task, function, args  # whoever waits keeps no session alive
-            task = self._next(tasks)
+            task = self._next(waiting)
 
-    def _next(self, tasks: queue.SimpleQueue[Optional[_Task]]) -> Optional[_Task]:
-        self._idle.append(tasks)
+    def _next(self, waiting: _Waiting) -> Optional[_Task]:
+        tasks, _ = waiting
+        self._idle.append(waiting)
         try:
             return tasks.get(timeout=0 if self._closed else IDLE_TIMEOUT)
         except queue.Empty:
             try:
-                self._idle.remove(tasks)
+                self._idle.remove(waiting)
             except ValueError:
                 return tasks.get()  # somebody has just taken it, and is about to put something in
             return None
