@@ -502,3 +502,14 @@ def test_a_forked_child_gives_nothing_to_threads_that_only_its_parent_has():
     threads.run((done.set, ()), lambda: None)
     assert done.wait(DEADLINE)
     threads.close()
+
+
+def test_after_server_close_no_thread_waits(serve):
+    server = serve(Ident)
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        sock.sendall(b"hello\n")
+        sock.shutdown(socket.SHUT_WR)
+        read_all(sock)
+    (waiting,) = eventually(lambda: list(server._session_threads._idle))
+    server.server_close()
+    assert not waiting[1].is_alive()
