@@ -279,8 +279,8 @@ class Server(socketserver.ThreadingTCPServer):
                 deadline = self._failures.resume_at if deadline is None else min(deadline, self._failures.resume_at)
         run.wait(listening, deadline)
         self._tell_balance()  # again: of two sessions that end at a time the later may have told the earlier count
-        if self.balance is not None and self.balance.is_ahead():
-            run.wait(False, time.monotonic() + self.balance.HOLD_BACK)
+        if self.balance is not None:
+            self.balance.hold_back()
 
     def _has_room(self) -> bool:
         return self.max_connections is None or len(self._registry) < self.max_connections
