@@ -300,6 +300,12 @@ def test_the_summary_comes_last_when_the_server_is_killed_in_the_middle(server_c
     assert (without_time(first), last) == (reply("one"), summary(3, 1))
 
 
+def test_a_verbose_pipe_tells_the_connection_and_how_much_came_back(serve, client):
+    process = client(serve(), "-v")
+    assert process.finish(b"a\nbc") == (0, b"a\nbc")
+    assert re.fullmatch(r"connected to 127\.0\.0\.1:\d+ in [\d.]+ ms\n4 bytes came back, as sent\n", process.log)
+
+
 @pytest.mark.parametrize("options", [["-J"], ["-q"], ["-v"], ["-J", "-q", "-v"]], ids="".join)
 def test_where_nothing_listens_the_complaint_is_all_and_the_summary_in_json(client, options):
     with socket.socket() as nobody:
@@ -361,7 +367,9 @@ def test_details_go_to_stderr(serve, client, options):
     process = client(serve(), "-v", *options, "-m", "one", "-m", "a")
     code, out = process.finish()
     assert code == 0
-    assert re.fullmatch(r"3 bytes back after \d+(\.\d+)? ms\n1 byte back after \d+(\.\d+)? ms\n", process.log)
+    connected, *details = process.log.splitlines()
+    assert re.fullmatch(r"connected to 127\.0\.0\.1:\d+ in \d+(\.\d+)? ms", connected)
+    assert re.fullmatch(r"3 bytes back after \d+(\.\d+)? ms\n1 byte back after \d+(\.\d+)? ms", "\n".join(details))
     if not options:
         assert out == b"one\na\n"
     elif options == ["-J"]:
@@ -415,18 +423,20 @@ def test_lines_in_a_pipe_come_back_as_they_were(serve, client):
 
 @pytest.mark.parametrize("options", [["-q"], ["-v"], ["-q", "-v"]], ids=" ".join)
 @pytest.mark.parametrize("framing", ["line", "length", "raw"])
-def test_quiet_and_verbose_change_nothing_in_a_pipe(serve, client, framing, options):
+def test_quiet_and_verbose_change_nothing_of_what_a_pipe_brings_back(serve, client, framing, options):
     data = b"one\n\xff\x00\r\n" * 50_000 + b"last"
     process = client(serve(echo_of(framing)), "--framing", framing, *options)
     assert process.finish(data) == (0, data)
-    assert process.log == ""
+    assert bool(process.log) == ("-v" in options)
 
 
 @pytest.mark.parametrize("option", ["-q", "-v"])
 def test_quiet_and_verbose_hide_no_failure_of_a_pipe(serve, client, option):
     process = client(serve(plain(lambda sock: sock.sendall(read_all(sock)[:-3]))), option)
     assert process.finish(b"one\ntwo\n") == (1, b"one\nt")
-    assert one_complaint(process, "3 bytes did not come back")
+    *details, complaint = process.log.splitlines()
+    assert complaint == "echo.client: the server ended the session; 3 bytes did not come back"
+    assert len(details) == (option == "-v") and "as sent" not in process.log
 
 
 @posix

@@ -274,6 +274,25 @@ def test_our_messages_go_to_socat(tool, run):
 
 
 @needs("socat")
+def test_our_session_is_held_with_socat(tool, run):
+    pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
+    from test_terminal import CTRL_D, Terminal
+
+    user = Terminal(run, "echo.client", "127.0.0.1", socat_that_echoes(tool))
+    try:
+        user.until(rb"> ")
+        for line in (b"hello", b"exit"):  # this service does not know the word
+            user.type(line + b"\r")
+            user.until(line + rb"\r\n" + line + rb"\r\n> ")
+        user.type(CTRL_D)
+        assert user.leave() == 0
+        assert user.screen.endswith(b"2 messages sent, 2 received\r\n")
+    finally:
+        user.process.kill()
+        os.close(user.master)
+
+
+@needs("socat")
 def test_our_client_reaches_our_server_through_a_socat_relay(serve, tool, run):
     handler = Recorder.of(echo.EchoRequestHandler)
     server = serve(handler)

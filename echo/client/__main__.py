@@ -14,17 +14,19 @@ import os
 import signal
 import socket
 import sys
+import time
 from types import FrameType
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from .. import arguments
 from ..exceptions import EchoError, EchoMismatch, MessageTooLong
 from ..framing import Framing, RawFraming
-from ..text import escape, format_address
+from ..text import escape, format_address, plural
 from ..version import __version__
 from .client import connect
 from .exchange import Exchange
 from .measure import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, Bench, FixedFraming, Ping, histogram
+from .measure.figures import milliseconds
 from .pipe import Pipe
 from .report import Report
 from .terminal import Terminal
@@ -79,22 +81,25 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
     if options.measure:
         return _measure(options, framing, report)
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
+    began = time.perf_counter_ns()
     with _connecting(options, report):
         client = connect(
             _address(options),
             framing=framing if messages or at_terminal else Pipe.wire(framing),
             timeout=options.timeout,
         )
+    where = format_address(_address(options))
+    report.detail(f"connected to {where} in {milliseconds(time.perf_counter_ns() - began)} ms")
     with client:
         if messages:
             Exchange(client, messages, _show, report).run()
         elif at_terminal:
-            where = format_address(_address(options))
             if not options.quiet:
                 print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
             return Terminal(client.connection, options.timeout).run()
         else:
             Pipe(client.connection, framing, sys.stdin.fileno(), _write).run()
+            report.detail(f"{plural(client.connection.bytes_in, 'byte')} came back, as sent")
         return 0
 
 

@@ -21,7 +21,7 @@ from ...framing import Framing
 from ...text import format_address, plural
 from ..report import Report
 from .distribution import Distribution
-from .figures import as_fields, microseconds, milliseconds, percentile_name
+from .figures import as_fields, milliseconds, percentile_name
 from .load import SECOND, Period, Plan, Slice, run
 from .probes import Verdict
 
@@ -238,7 +238,7 @@ class Bench:
             unsent=total.unsent,
             on_the_way=total.on_the_way,
             errors=dict(total.errors),
-            connect_avg_us=microseconds(connects.mean),
+            **as_fields("connect", connects, PERCENTILES),
             **fields,
         )
 
