@@ -785,3 +785,12 @@ def test_closing_over_unread_replies_loses_nothing_that_was_sent(serve):
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == ["eof"]
     assert handler.events == ["made"] + [b"z" * 500] * 2000 + ["lost"]
+
+
+@pytest.mark.parametrize("message", ["text", 7, None])
+def test_what_is_no_bytes_is_refused_by_name(serve, message):
+    with echo.connect(serve().server_address) as client:
+        for attempt in (client.send, client.echo, lambda message: list(client.echo_many([message]))):
+            with pytest.raises(TypeError, match=f"a message is bytes, not {type(message).__name__}; encode it first"):
+                attempt(message)
+        assert client.echo(b"hello") == b"hello"

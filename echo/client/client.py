@@ -62,11 +62,11 @@ class Client:
         """Send one message, whole, now.
 
         Raises ``MessageTooLong`` or ``ValueError`` before anything is sent if the framing cannot carry it,
-        ``SendTimeout`` if the server does not read, ``ConnectionClosed`` if it is gone.
+        ``SendTimeout`` if the server does not read, ``ConnectionClosed`` if it is gone; ``TypeError`` for a ``str``.
         """
         if self._closed:
             raise ConnectionClosed("this client is closed")
-        self.connection.send(message)
+        self.connection.send(_checked(message))
 
     def recv(self) -> bytes:
         """Wait for the next message and return it.
@@ -175,6 +175,12 @@ class Client:
         self.close()
 
 
+def _checked(message: bytes) -> bytes:
+    if not isinstance(message, (bytes, bytearray)):
+        raise TypeError(f"a message is bytes, not {type(message).__name__}; encode it first")
+    return message
+
+
 class _Sender:
     """Sends what it is given in a thread of its own. The end of its block waits until that thread is done."""
 
@@ -185,7 +191,7 @@ class _Sender:
         self._thread = threading.Thread(target=self._run, name="echo-send", daemon=True)
 
     def put(self, message: bytes) -> None:
-        self._queue.put(self._client.framing.encode(message))
+        self._queue.put(self._client.framing.encode(_checked(message)))
 
     def _run(self) -> None:
         while not self._abandoned:
