@@ -26,7 +26,7 @@ from typing import Callable, List, Optional, Tuple, Type, TypeVar
 
 from .exceptions import ConnectionClosed, EchoError, MessageTimeout, ReceiveTimeout, SendTimeout
 from .framing import Framing
-from .sockets import TIMED_OUT, set_receive_timeout, set_send_timeout, unread
+from .sockets import TIMED_OUT, buffered, set_receive_timeout, set_send_timeout, unread
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
@@ -283,7 +283,8 @@ class _BoundedRead:
     """``socket.recv`` up to a number of bytes, then the end of input.
 
     If the owner was inside a read while that number was taken, it is too high by what that read returned;
-    harmless, since the reading side is shut and no further read can block.
+    harmless, since the reading side is shut and no further read can block. What a socket with TLS has taken from the
+    system already was not counted, and has arrived, too.
     """
 
     def __init__(self, sock: socket.socket, left: int) -> None:
@@ -291,8 +292,9 @@ class _BoundedRead:
         self._left = left
 
     def __call__(self, size: int) -> bytes:
-        data = self._sock.recv(min(size, self._left)) if self._left else b""
-        self._left -= len(data)
+        left = self._left or buffered(self._sock)
+        data = self._sock.recv(min(size, left)) if left else b""
+        self._left = max(0, self._left - len(data))
         return data
 
 

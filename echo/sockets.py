@@ -37,6 +37,8 @@ LINGER_SILENCE = 1.0
 LINGER_TIMEOUT = 5.0
 """Seconds that a closing socket is kept open at most for a peer that goes on sending."""
 
+_TIMEVAL = struct.Struct("@ll")
+
 TIMED_OUT = (BlockingIOError,) if os.name == "posix" else (BlockingIOError, TimeoutError)
 """What a read or write raises when its kernel deadline has passed. (On POSIX, ``TimeoutError`` is ETIMEDOUT:
 the connection itself is lost.)"""
@@ -52,13 +54,24 @@ def set_send_timeout(sock: socket.socket, seconds: Optional[float]) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
 
+def receive_timeout(sock: socket.socket) -> Optional[float]:
+    """The seconds after which a read gives up, by ``settimeout`` or ``set_receive_timeout``; None: never."""
+    seconds = sock.gettimeout()
+    if seconds is not None:
+        return seconds
+    if os.name != "posix":
+        return int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO)) / 1000 or None
+    whole, micro = _TIMEVAL.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.size))
+    return whole + micro / 1_000_000 or None
+
+
 @functools.lru_cache(maxsize=64)  # every connection has the same few
 def _timeval(seconds: Optional[float]) -> bytes:
     # All zeros means "no deadline" to the kernel, so a positive one never rounds down to that.
     if os.name != "posix":
         return struct.pack("@L", 0 if seconds is None else max(1, round(seconds * 1000)))
     microseconds = 0 if seconds is None else max(1, round(seconds * 1_000_000))
-    return struct.pack("@ll", *divmod(microseconds, 1_000_000))
+    return _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
 
 
 def unread(sock: socket.socket) -> Optional[int]:
@@ -81,8 +94,15 @@ def _queue_size(sock: socket.socket, request: str) -> Optional[int]:
     return int(struct.unpack("@i", answer)[0])
 
 
+def buffered(sock: socket.socket) -> int:
+    """How many bytes a socket has taken from the system and not handed out, as one with TLS does."""
+    return int(getattr(sock, "buffered", 0))
+
+
 def has_input(sock: socket.socket, seconds: float) -> bool:
     """Wait, so many seconds at most, until a read would not block."""
+    if buffered(sock):
+        return True
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
         return bool(selector.select(seconds))

@@ -52,7 +52,9 @@ def format_address(address: Any) -> str:
             host = host[len("::ffff:") :]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, (str, bytes)) and address:
-        return escape(os.fsencode(address))  # a client chooses its own
+        path = os.fsencode(address)
+        shown = b"@" + path[1:] if path[:1] == b"\0" else path  # an abstract one, as systemd and socat write it
+        return escape(shown)  # a client chooses its own
     return "unix"
 
 

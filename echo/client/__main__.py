@@ -13,17 +13,20 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from types import FrameType
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional
 
 from .. import arguments
 from ..exceptions import EchoError, EchoMismatch, MessageTooLong
 from ..framing import Framing, RawFraming
-from ..text import escape, format_address, plural
+from ..text import escape, plural
+from ..tls import explain
 from ..version import __version__
-from .client import connect
+from .client import Client
+from .endpoint import Endpoint, Security
 from .exchange import Exchange
 from .measure import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, Bench, FixedFraming, Ping, histogram
 from .measure.figures import milliseconds
@@ -56,6 +59,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, f"{options.host!r} is no host; the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
     _check(options)
     framing = arguments.framing(options)
+    options.endpoint = _endpoint(options)
     messages = [_message(framing, text) for text in options.message]
     try:
         return _run(options, framing, messages)
@@ -83,12 +87,12 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
     began = time.perf_counter_ns()
     with _connecting(options, report):
-        client = connect(
-            _address(options),
-            framing=framing if messages or at_terminal else Pipe.wire(framing),
+        client = Client(
+            options.endpoint.open(options.timeout),
+            framing if messages or at_terminal else Pipe.wire(framing),
             timeout=options.timeout,
         )
-    where = format_address(_address(options))
+    where = str(options.endpoint)
     report.detail(f"connected to {where} in {milliseconds(time.perf_counter_ns() - began)} ms")
     with client:
         if messages:
@@ -108,7 +112,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
         framing = FixedFraming(options.size)
     if options.measure == "ping":
         ping = Ping(
-            _address(options),
+            options.endpoint,
             framing,
             report,
             size=options.size,
@@ -123,7 +127,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
         rtt = ping.rtt
     else:
         bench = Bench(
-            _address(options),
+            options.endpoint,
             framing,
             report,
             connections=options.connections,
@@ -189,14 +193,29 @@ def _probe_size(text: str) -> int:
     return size
 
 
-def _address(options: argparse.Namespace) -> Tuple[str, int]:
-    return options.host, options.port
+def _endpoint(options: argparse.Namespace) -> Endpoint:
+    address = (options.host, options.port) if options.unix is None else arguments.unix_address(options.unix)
+    if not options.tls:
+        for name in ("cacert", "cert", "key", "sni", "insecure"):
+            if getattr(options, name):
+                arguments.fail(PROG, f"--{name} is for --tls; see {PROG} --help", 2)
+        return Endpoint(address)
+    security = Security(
+        options.sni or options.host, options.cacert, options.cert, options.key, verify=not options.insecure
+    )
+    if options.key and not options.cert:
+        arguments.fail(PROG, "--key is the key of a --cert; give that, too", 2)
+    try:
+        security.context()
+    except ValueError as exc:
+        arguments.fail(PROG, str(exc), 2)
+    return Endpoint(address, security)
 
 
 @contextlib.contextmanager
 def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     """What keeps a connection from being made ends the program, in one line, and is the summary in JSON."""
-    where = format_address(_address(options))
+    where = str(options.endpoint)
     why: Optional[str] = None
     try:
         yield
@@ -204,6 +223,10 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         why = f"cannot find the host {options.host!r}: {exc.strerror}; check its name"
     except UnicodeError:
         why = f"{options.host!r} is no host name; check it"
+    except ssl.SSLCertVerificationError as exc:
+        why = f"no TLS with {where}: {explain(exc)}; give the CA that issued it as --cacert, or the name in it as --sni"
+    except ssl.SSLError as exc:
+        why = f"no TLS with {where}: {explain(exc)}; check that the server speaks it, and what it asks for"
     except ConnectionRefusedError:
         command = "python3 -m echo.server" + ("" if options.port == arguments.DEFAULT_PORT else f" {options.port}")
         why = f"nothing listens on {where}; start a server there: {command}"
@@ -278,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
         help="send as much as comes back, or --rate, and tell how much that was and how long it took",
     )
     arguments.add_framing(parser)
+    add("--unix", metavar="PATH", help="connect to a Unix socket; @NAME is an abstract one")
     add(
         "-w",
         "--timeout",
@@ -290,6 +314,14 @@ def _parser() -> argparse.ArgumentParser:
     add("-J", "--json", action="store_true", help="with -m, --ping, --bench: one JSON object a line")
     add("-q", "--quiet", action="store_true", help="tell only how it went, at the end")
     add("-v", "--verbose", action="store_true", help="tell details, on stderr")
+    security = parser.add_argument_group("TLS", "the server's certificate is verified, by the system's CAs")
+    add = security.add_argument
+    add("--tls", action="store_true", help="speak TLS")
+    add("--cacert", metavar="FILE", help="the CAs to verify by instead (PEM)")
+    add("--cert", metavar="FILE", help="our own certificate, for a server that asks for one (PEM)")
+    add("--key", metavar="FILE", help="its key (default: in the same file)")
+    add("--sni", metavar="NAME", help="the name that the server's certificate must have (default: the host)")
+    add("--insecure", action="store_true", help="do not verify: whoever answers is believed")
     measures = parser.add_argument_group("--ping and --bench", argument_default=argparse.SUPPRESS)
     add = measures.add_argument
     add(

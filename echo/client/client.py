@@ -5,40 +5,40 @@ from __future__ import annotations
 import collections
 import queue
 import socket
+import ssl
 import threading
-from typing import Any, Deque, Iterable, Iterator, Optional, Tuple
+from typing import Any, Deque, Iterable, Iterator, Optional, Tuple, Union
 
 from ..arguments import DEFAULT_HOST, DEFAULT_PORT
 from ..connection import Connection
 from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage
 from ..framing import Framing, LineFraming
 from ..sockets import has_input, linger
+from .endpoint import open_socket
 
 _STEP = 0.05  # seconds; how soon it is noticed that a thread which seemed stuck was merely slow
 
 
 def connect(
-    address: Tuple[str, int] = (DEFAULT_HOST, DEFAULT_PORT),
+    address: Union[Tuple[str, int], str, bytes] = (DEFAULT_HOST, DEFAULT_PORT),
     *,
     framing: Optional[Framing] = None,
     timeout: Optional[float] = 10.0,
+    ssl_context: Optional[ssl.SSLContext] = None,
+    server_hostname: Optional[str] = None,
 ) -> Client:
-    """Connect to ``address`` and return a ``Client``.
+    """Connect to ``address``, ``(host, port)`` or a Unix socket's path, and return a ``Client``.
 
     ``framing`` is ``LineFraming()`` unless given, and must be the server's. ``timeout``, in seconds, bounds the
-    connecting, each wait for a message, and each wait for the server to read; None waits for ever.
-    Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``) when there is no
-    connection to be had.
+    connecting, the handshake, each wait for a message, and each wait for the server to read; None waits for ever.
+    With ``ssl_context`` (``ssl.create_default_context()``, say) the connection speaks TLS, and the server's certificate
+    has to be for ``server_hostname``, which is the host of ``address`` unless given.
+    Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``, ``ssl.SSLError``) when there
+    is no connection to be had.
     """
-    return Client(open_socket(address, timeout), framing, timeout=timeout)
-
-
-def open_socket(address: Tuple[str, int], timeout: Optional[float]) -> socket.socket:
-    """Connect a blocking socket, to be used without ``settimeout``; ``connect`` says what it raises."""
-    sock = socket.create_connection(address, timeout)
-    sock.settimeout(None)  # the connection's deadlines are the kernel's
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    if server_hostname is None and isinstance(address, tuple):
+        server_hostname = address[0]
+    return Client(open_socket(address, timeout, ssl_context, server_hostname), framing, timeout=timeout)
 
 
 class Client:

@@ -12,13 +12,13 @@ import multiprocessing.resource_tracker
 import os
 import random
 import signal
-import socket
 import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 from ...exceptions import ConnectionClosed
 from ...framing import Framing
-from ...text import format_address, plural
+from ...text import plural
+from ..endpoint import Endpoint
 from ..report import Report
 from .distribution import Distribution
 from .figures import as_fields, milliseconds, percentile_name
@@ -40,13 +40,13 @@ _DIED = "a process of the load has died"
 
 
 class Bench:
-    """A load on ``address``: ``connections`` for ``duration`` seconds with messages of ``size`` bytes, in a closed loop
-    with ``depth`` on their way in each, or with ``rate`` messages a second over all. ``timeout``: seconds after which a
-    probe is lost, and which connecting may take; None waits for ever. ``framing`` as in ``Ping``."""
+    """A load on ``endpoint``: ``connections`` for ``duration`` seconds with messages of ``size`` bytes, in a closed
+    loop with ``depth`` on their way in each, or with ``rate`` messages a second over all. ``timeout``: seconds after
+    which a probe is lost, and which connecting may take; None waits for ever. ``framing`` as in ``Ping``."""
 
     def __init__(
         self,
-        address: Tuple[str, int],
+        endpoint: Endpoint,
         framing: Framing,
         report: Report,
         *,
@@ -57,7 +57,7 @@ class Bench:
         rate: Optional[int],
         timeout: Optional[float],
     ) -> None:
-        self._where = format_address(address)
+        self._where = str(endpoint)
         self._report = report
         self._connections = connections
         self._duration = duration
@@ -66,7 +66,7 @@ class Bench:
         self._warm_up = min(MAX_WARM_UP, duration / 10)
         self._depth = depth or (CLOSED_DEPTH if rate is None else OPEN_DEPTH)
         self._plan = Plan(
-            address,
+            endpoint,
             framing,
             size,
             [],
@@ -87,7 +87,7 @@ class Bench:
     def connect(self) -> None:
         """Start the processes and let them connect. Raises ``OSError`` if there is no connection to be had, and
         ``UnicodeError`` if the host's name can be none."""
-        socket.getaddrinfo(*self._plan.address, type=socket.SOCK_STREAM)  # what it raises is raised here, once
+        self._plan.endpoint.resolve()  # what it raises is raised here, once
         count = max(1, min(self._connections, _processors() // 2))  # the other half is the server's
         context = multiprocessing.get_context("spawn")  # which is the same everywhere
         with _signals_blocked():  # as they are for the children: Ctrl-C and timeout(1) signal all, and we act on it

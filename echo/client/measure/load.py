@@ -22,7 +22,7 @@ from typing import Any, Counter, Dict, List, NamedTuple, Optional, Tuple
 
 from ...exceptions import EchoError
 from ...framing import Framing
-from ..client import open_socket
+from ..endpoint import Endpoint
 from .distribution import Distribution
 from .lane import Lane
 from .probes import Ledger, Probe, Verdict
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     nanoseconds from one probe to the next in the timetable of all; None is the closed loop. ``timeout`` in
     nanoseconds; None waits for ever. ``tag``: of the first connection."""
 
-    address: Tuple[str, int]
+    endpoint: Endpoint
     framing: Framing
     size: int
     lanes: List[int]
@@ -118,7 +118,7 @@ class _Load:
     def open(self, number: int) -> int:
         plan = self._plan
         began = time.perf_counter_ns()
-        sock = open_socket(plan.address, None if plan.timeout is None else plan.timeout / SECOND)
+        sock = plan.endpoint.open(None if plan.timeout is None else plan.timeout / SECOND)
         took = time.perf_counter_ns() - began
         lane = Lane(sock, plan.framing, Ledger(plan.size, (plan.tag + number) & 0xFFFF))
         self._lanes[lane] = number

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import random
 import selectors
-import socket
 import time
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional
 
 from ...exceptions import EchoError, EchoMismatch
 from ...framing import Framing
-from ...text import escape, format_address, plural
-from ..client import open_socket
+from ...text import escape, plural
+from ...tls import explain
+from ..endpoint import Endpoint
 from ..report import Report
 from .distribution import Distribution
 from .figures import as_fields, microseconds, milliseconds, percentile_name
@@ -34,14 +34,14 @@ _SECOND = 1_000_000_000
 
 
 class Ping:
-    """Pings ``address``, once in ``interval`` seconds (0: each when the one before is back), ``count`` times or until
+    """Pings ``endpoint``, once in ``interval`` seconds (0: each when the one before is back), ``count`` times or until
     interrupted, with probes of ``size`` bytes. ``framing`` must be the server's; for raw framing it is
     ``FixedFraming``. ``timeout``: seconds after which a probe is lost, and which connecting may take; None waits for
     ever. ``rtt`` has the round trips."""
 
     def __init__(
         self,
-        address: Tuple[str, int],
+        endpoint: Endpoint,
         framing: Framing,
         report: Report,
         *,
@@ -50,8 +50,8 @@ class Ping:
         interval: float,
         timeout: Optional[float],
     ) -> None:
-        self._address = address
-        self._where = format_address(address)
+        self._endpoint = endpoint
+        self._where = str(endpoint)
         self._framing = framing
         self._report = report
         self._size = size
@@ -72,7 +72,7 @@ class Ping:
     def resolve(self) -> None:
         """Look the host's name up: ``socket.gaierror`` or ``UnicodeError`` if it has no address at all."""
         with self._interruptible():
-            socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
+            self._endpoint.resolve()
 
     def stop(self) -> None:
         """End early, from a signal handler. It interrupts what waits, and no counting or writing."""
@@ -135,14 +135,14 @@ class Ping:
             self._sent += 1
         except OSError as exc:
             self._sent += 1
-            self._tell_lost(seq, f"cannot connect: {exc.strerror or exc}")
+            self._tell_lost(seq, f"cannot connect: {explain(exc)}")
         # No probe is sent early to make up for one that was late.
         self._next_at = max(self._next_at + pause, time.perf_counter_ns())
 
     def _open(self, seq: int) -> None:
         began = time.perf_counter_ns()
         with self._interruptible():
-            sock = open_socket(self._address, self._timeout)
+            sock = self._endpoint.open(self._timeout)
         took = time.perf_counter_ns() - began
         self._connect_times.add(took)
         self._lane = Lane(sock, self._framing, Ledger(self._size, random.randrange(0x10000), seq))

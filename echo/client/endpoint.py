@@ -1,0 +1,78 @@
+"""Where a client connects, and how: a host and port or a Unix socket's path, with TLS or without.
+
+It opens sockets, blocking and ready for messages, and knows nothing of those. It can be sent to another process.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any, NamedTuple, Optional
+
+from .. import tls
+from ..text import format_address
+from ..tls import TLSSocket
+
+
+class Security(NamedTuple):
+    """What TLS needs on the client's side: the name that the server's certificate must have, and PEM files (see
+    ``tls.client_context``)."""
+
+    server_hostname: str
+    authorities: Optional[str] = None
+    certificate: Optional[str] = None
+    key: Optional[str] = None
+    verify: bool = True
+
+    def context(self) -> ssl.SSLContext:
+        """``ValueError`` tells which file is no good."""
+        return tls.client_context(self.authorities, self.certificate, self.key, verify=self.verify)
+
+
+class Endpoint(NamedTuple):
+    """``address`` is ``(host, port)`` or a path."""
+
+    address: Any
+    security: Optional[Security] = None
+
+    def __str__(self) -> str:
+        return format_address(self.address)
+
+    def resolve(self) -> None:
+        """Look the host's name up: ``socket.gaierror`` or ``UnicodeError`` if it has no address at all."""
+        if isinstance(self.address, tuple):
+            host, port = self.address
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+    def open(self, timeout: Optional[float]) -> socket.socket:
+        """A connected socket; ``echo.connect`` says what it raises."""
+        if self.security is None:
+            return open_socket(self.address, timeout)
+        return open_socket(self.address, timeout, self.security.context(), self.security.server_hostname)
+
+
+def open_socket(
+    address: Any,
+    timeout: Optional[float],
+    ssl_context: Optional[ssl.SSLContext] = None,
+    server_hostname: Optional[str] = None,
+) -> socket.socket:
+    """Connect a blocking socket, to be used without ``settimeout``;
+    ``timeout``, in seconds, bounds the connecting and the handshake."""
+    if isinstance(address, tuple):
+        sock = socket.create_connection(address, timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    else:
+        sock = socket.socket(socket.AF_UNIX)
+    try:
+        if not isinstance(address, tuple):
+            sock.settimeout(timeout)
+            sock.connect(address)
+        sock.settimeout(None)  # the connection's deadlines are the kernel's
+        if ssl_context is not None:
+            sock = TLSSocket(sock)
+            sock.handshake(ssl_context, server_hostname=server_hostname, timeout=timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
