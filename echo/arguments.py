@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import NoReturn, Optional
+from typing import Any, Mapping, NoReturn, Optional
 
 from .framing import DEFAULT_MAX_MESSAGE, FRAMINGS, Framing
 
@@ -25,11 +25,36 @@ _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 class ArgumentParser(argparse.ArgumentParser):
     """``argparse`` whose errors are one line. Abbreviated options are refused: a later version may know two."""
 
-    def __init__(self, *, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+    def __init__(self, *, prog: str, description: str, epilog: Optional[str] = None) -> None:
+        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+
+    def read_environment(self, environment: Mapping[str, str]) -> None:
+        """Take defaults from variables, by one rule: ``--max-connections`` is ``ECHO_MAX_CONNECTIONS``. What is empty
+        counts as not there; a switch is 1 or 0; an option that may be repeated has its values with spaces between."""
+        for action in self._actions:
+            name = "ECHO_" + (action.option_strings or [action.dest])[-1].lstrip("-").upper().replace("-", "_")
+            text = environment.get(name, "").strip()
+            if text and action.dest not in ("help", "version"):
+                try:
+                    action.default = _value(action, text)
+                except (argparse.ArgumentTypeError, ValueError) as exc:
+                    self.error(f"{name}: {exc}")
 
     def error(self, message: str) -> NoReturn:
         fail(self.prog, f"{message}; see {self.prog} --help", 2)
+
+
+def _value(action: argparse.Action, text: str) -> Any:
+    if action.nargs == 0:
+        if text not in ("0", "1"):
+            raise ValueError(f"{text!r} is no switch; write 1 for on, 0 for off")
+        return action.const if text == "1" else action.default
+    convert: Any = action.type or str
+    if isinstance(action.default, list):
+        return [convert(part) for part in text.split()]
+    if action.choices is not None and text not in action.choices:
+        raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")
+    return convert(text)
 
 
 def fail(prog: str, message: str, code: int) -> NoReturn:
@@ -74,6 +99,11 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number from 1 on")
     return int(text)
+
+
+def unix_address(text: str) -> str:
+    """A Unix socket's address: a path, or ``@NAME`` for an abstract one, as systemd and socat write it."""
+    return "\0" + text[1:] if text.startswith("@") else text
 
 
 def add_framing(parser: argparse.ArgumentParser, *, only_if_given: bool = False) -> None:
