@@ -80,6 +80,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     peer: str
     session: Optional[int] = None
     """The session's number on its server, from 1 on; None on a server that keeps none."""
+    via: Optional[str] = None
+    """The address of the proxy that the client came through, as text; ``peer`` itself if that spoke for itself or did
+    not tell. None on a server without the PROXY protocol."""
     reason = "error"
     """Why the session ended; right once ``connection_lost`` was called."""
 

@@ -12,7 +12,7 @@ from conftest import DEADLINE, ROOT, read_all
 
 import echo
 from echo.client.__main__ import _parser as client_parser
-from echo.server.__main__ import _parser as server_parser
+from echo.server.options import parser as server_parser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

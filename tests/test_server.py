@@ -887,9 +887,9 @@ def test_a_shutdown_that_comes_while_a_run_begins_ends_it(monkeypatch):
     """Row 7: from a signal handler, say."""
     real = server_module.Run
 
-    def interrupted(listener):
+    def interrupted(listener, **options):
         server.shutdown()
-        return real(listener)
+        return real(listener, **options)
 
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
         monkeypatch.setattr(server_module, "Run", interrupted)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 from ..handlers import MessageRequestHandler
 from ..text import escape
+from ..tls import TLSSocket
 from .records import emit
 
 
@@ -17,7 +18,10 @@ class LoggingMixin(MessageRequestHandler):
     What the peer sent is escaped and shortened. Each record carries its figures as attributes too, for formatters
     other than ours: ``event`` (``connected``, ``received``, ``sent``, ``disconnected``), ``peer`` and ``session``; a
     message's ``size`` in bytes and ``text``; at the end ``reason``, ``messages_in``, ``messages_out``, ``bytes_in``,
-    ``bytes_out`` and ``duration_s``.
+    ``bytes_out`` and ``duration_s``. Where they are known, the first record has ``via``, the proxy, and ``tls`` and
+    ``subject``, the version and the client's certificate.
+
+    A proxy that connects for itself, to see whether the server lives, is logged at DEBUG as long as it sends nothing.
 
     Listed first, it logs what the client sees: what a mixin to its right holds back or changes in ``send`` is logged
     as the handler sent it.
@@ -37,9 +41,18 @@ class LoggingMixin(MessageRequestHandler):
     def setup(self) -> None:
         self._began = time.monotonic()
         super().setup()
+        self._session_level = logging.DEBUG if self.via == self.peer else self.session_level
 
     def connection_made(self) -> None:
-        self._log(self.session_level, "connected", "connected")
+        fields: Dict[str, Any] = {}
+        how = []
+        if self.via not in (None, self.peer):
+            fields["via"] = self.via
+            how.append(f" via {self.via}")
+        if isinstance(self.request, TLSSocket):
+            fields.update(tls=self.request.version(), subject=self.request.subject)
+            how += [f" {text}" for text in (self.request.version(), self.request.subject) if text]
+        self._log(self._session_level, "connected", "connected" + ",".join(how), **fields)
         super().connection_made()
 
     def message_received(self, message: bytes) -> None:
@@ -62,7 +75,7 @@ class LoggingMixin(MessageRequestHandler):
             connection = self.connection
             duration = time.monotonic() - self._began
             self._log(
-                self.session_level,
+                self.session_level if connection.bytes_in else self._session_level,
                 "disconnected",
                 f"disconnected: {reason}; {connection.messages_in} in ({connection.bytes_in} B),"
                 f" {connection.messages_out} out ({connection.bytes_out} B), {duration:.3f} s",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import random
-import re
 import signal
+import ssl
 import sys
 import time
 from types import FrameType
@@ -23,15 +24,14 @@ from ..framing import FRAMINGS
 from ..handlers import EchoRequestHandler, MessageRequestHandler
 from ..mixins import LoggingMixin
 from ..text import format_address
-from ..version import __version__
-from . import affinity, workers
-from .access import network
+from ..tls import server_context
+from . import affinity, systemd
+from .access import expand
 from .loading import combine, load_handler, load_mixin
 from .logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
+from .options import PROG, parser
 from .server import Server
 from .workers import Workers
-
-PROG = "echo.server"
 
 SAME_SIGNAL = 0.25
 """Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
@@ -42,36 +42,52 @@ log = logging.getLogger("echo.server")
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
-    options = _parser().parse_args(argv)
+    commands = parser()
+    commands.read_environment(os.environ)
+    options = commands.parse_args(argv)
     try:
         server = _server(options)
     except ValueError as exc:
         arguments.fail(PROG, f"{exc}; see {PROG} --help", 2)
     except OSError as exc:
-        where = format_address((options.bind, options.port))
-        arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc)}", 1)
+        where = format_address(_address(options))
+        arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options.unix)}", 1)
     except OverflowError as exc:
         arguments.fail(PROG, str(exc), 2)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
     json = options.log_format == "json"
     formatter = JsonFormatter(with_process=options.workers > 1) if json else TextFormatter()
+    terminal_is_gone = _watch_terminal()
+
+    def reload() -> None:
+        _reload(server, options)
+
     if options.workers == 1:
         with _logging_to(LogQueue(descriptor, formatter)):
-            return _serve(server, lambda: _announce(server))  # who reads that it listens may stop it
+
+            def ready() -> None:  # who reads that it listens may stop it
+                _announce(server)
+
+            return _serve(server, ready, reload, terminal_is_gone)
 
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
         logging.getLogger().removeHandler(parents_log)
+        os.environ.pop("NOTIFY_SOCKET", None)  # its parent is who tells
         with _logging_to(LogQueue(descriptor, formatter, shared=True)):
-            return _serve(server, ready)
+            return _serve(server, ready, reload, lambda: False)
+
+    def stop() -> None:
+        systemd.notify(systemd.STOPPING)
+        server.server_close()
 
     server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
     parents_log = DirectLog(descriptor, formatter)
     with _logging_to(parents_log):
-        processes = Workers(options.workers, work, server.server_close)
+        processes = Workers(options.workers, work, stop, reload, terminal_is_gone)
         _announce(server)
         server.balance = processes.balance
         return processes.run()
@@ -90,10 +106,14 @@ def _logging_to(handler: logging.Handler) -> Iterator[None]:
 
 def _announce(server: Server) -> None:
     address = format_address(server.server_address)
-    log.info("listening on %s", address, extra={"event": "listening", "address": address})
+    how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
+    log.info("listening on %s%s", address, how, extra={"event": "listening", "address": address})
+    systemd.notify(systemd.READY, systemd.status(f"listening on {address}{how}"))
 
 
-def _serve(server: Server, ready: Callable[[], None] = lambda: None) -> int:
+def _serve(
+    server: Server, ready: Callable[[], None], reload: Callable[[], None], terminal_is_gone: Callable[[], bool]
+) -> int:
     """Serve until a signal. ``ready`` is called when signals have their handlers."""
     first: Optional[float] = None
 
@@ -109,6 +129,7 @@ def _serve(server: Server, ready: Callable[[], None] = lambda: None) -> int:
         what = "stopping" if begins else "stopping now"
         log.info("%s: %s", name, what, extra={"event": "signal", "signal": name})
         if begins:
+            systemd.notify(systemd.STOPPING)
             server.shutdown()
         else:
             server.stop(timeout=0)
@@ -122,6 +143,15 @@ def _serve(server: Server, ready: Callable[[], None] = lambda: None) -> int:
     signal.signal(signal.SIGTERM, stop)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, tell)
+
+    def hang_up(signum: int, frame: Optional[FrameType]) -> None:
+        if terminal_is_gone():
+            stop(signum, frame)
+        else:
+            reload()
+
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1)
+        signal.signal(signal.SIGHUP, hang_up)
     ready()
     server.serve_forever()
     return 0 if server.stop() else 1
@@ -132,17 +162,69 @@ def _sum(counts: Dict[str, int]) -> str:
     return f"{sum(counts.values())} ({parts})" if parts else "0"
 
 
+def _watch_terminal() -> Callable[[], bool]:
+    """What tells whether the terminal that this was started at is gone, since SIGHUP says that, and "reload" too."""
+    had = _has_terminal()
+    return lambda: had and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
+def _reload(server: Server, options: argparse.Namespace) -> None:
+    """Read the files again; if one is broken, all stays as it is."""
+    systemd.notify(systemd.reloading())
+    try:
+        context = _context(options)
+        server.set_access(expand(options.allow), expand(options.deny))
+        server.ssl_context = context
+    except ValueError as exc:
+        log.warning("SIGHUP: %s; all stays as it was", exc, extra={"event": "reload-failed", "why": str(exc)})
+    else:
+        log.info("SIGHUP: certificates and networks read again", extra={"event": "reloaded"})
+    systemd.notify(systemd.READY)
+
+
+def _context(options: argparse.Namespace) -> Optional[ssl.SSLContext]:
+    if options.tls_cert is not None:
+        return server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+    if options.tls_key is not None or options.tls_client_ca is not None:
+        raise ValueError("--tls-key and --tls-client-ca are for --tls-cert; give that, too")
+    return None
+
+
+def _address(options: argparse.Namespace) -> Any:
+    return (options.bind, options.port) if options.unix is None else arguments.unix_address(options.unix)
+
+
 def _server(options: argparse.Namespace) -> Server:
-    return Server(
-        (options.bind, options.port),
-        _handler(options),
+    handler = _handler(options)
+    settings = dict(
         max_connections=options.max_connections,
         max_connections_per_host=options.max_per_host,
-        allow=options.allow,
-        deny=options.deny,
+        allow=expand(options.allow),
+        deny=expand(options.deny),
         shutdown_timeout=options.shutdown_timeout or 0.0,
         cpu_affinity=options.cpu_affinity,
+        ssl_context=_context(options),
+        handshake_timeout=options.handshake_timeout,
+        proxy_protocol=options.proxy_protocol,
+        proxy_allow_from=expand(options.proxy_allow_from),
+        unix_mode=options.unix_mode,
     )
+    if options.proxy_allow_from and not options.proxy_protocol:
+        raise ValueError("--proxy-allow-from is for --proxy-protocol; give that, too")
+    if options.unix_mode is not None and options.unix is None:
+        raise ValueError("--unix-mode is for --unix; give that, too")
+    passed = systemd.listening_socket()
+    if passed is not None:
+        return Server.from_socket(passed, handler, **settings)
+    return Server(_address(options), handler, **settings)
 
 
 def _handler(options: argparse.Namespace) -> type:
@@ -171,162 +253,14 @@ def _handler(options: argparse.Namespace) -> type:
 _HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")
 
 
-def _advice(exc: OSError) -> str:
-    import errno
-
+def _advice(exc: OSError, unix: Optional[str]) -> str:
+    if unix is not None:
+        return "give another path, of 107 bytes at most, in a folder that you may write to"
     if exc.errno == errno.EADDRINUSE:
         return "another program has this port; stop it, or choose another port (0 takes any free one)"
     if exc.errno == errno.EACCES:
         return "ports below 1024 are for privileged users; choose a higher one"
     return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
-
-
-def _network(text: str) -> str:
-    try:
-        network(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-    return text
-
-
-def _processors(text: str) -> affinity.Affinity:
-    """``auto``, ``off``, or a list like taskset's: ``0,2-3``."""
-    if text in ("auto", "off"):
-        return None if text == "off" else text
-    numbers: List[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part, re.ASCII)
-        if match is None:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of processors; write it like 0,2-3, or auto, or off")
-        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
-        if last < first:
-            raise argparse.ArgumentTypeError(f"{part!r} runs backwards; write it {last}-{first}")
-        numbers += range(first, last + 1)
-    return numbers
-
-
-def _workers(text: str) -> int:
-    if text == "auto":
-        return max(1, len(affinity.usable()) or os.cpu_count() or 1) if affinity.has_gil() and workers.SUPPORTED else 1
-    try:
-        count = arguments.count(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number from 1 on, or auto") from None
-    if count > 1 and not workers.SUPPORTED:
-        raise argparse.ArgumentTypeError("this system cannot fork; start several servers on several ports")
-    return count
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(
-        prog=PROG, description="An echo server: each message comes back, until one is 'exit'."
-    )
-    add: Any = parser.add_argument
-    add(
-        "port",
-        nargs="?",
-        type=arguments.port,
-        default=arguments.DEFAULT_PORT,
-        help="the port to listen on, 0 for any free one (default: %(default)s)",
-    )
-    add(
-        "-b",
-        "--bind",
-        metavar="ADDRESS",
-        default=arguments.DEFAULT_HOST,
-        help="the address to listen on (default: %(default)s)",
-    )
-    arguments.add_framing(parser, only_if_given=True)
-    add(
-        "--handler",
-        metavar="MODULE:CLASS",
-        help="serve with this request handler, from the current folder or an installed module, instead of the echo",
-    )
-    add(
-        "--mixin",
-        metavar="MODULE:CLASS",
-        action="append",
-        default=[],
-        help="put this mixin on the handler; the first one given is the outermost",
-    )
-    limits = parser.add_argument_group("limits", "durations are like 500ms, 30s, 5m; a bare number is seconds")
-    add = limits.add_argument
-    add(
-        "-m",
-        "--max-connections",
-        type=arguments.count,
-        metavar="N",
-        default=Server.max_connections,
-        help="clients at a time; more wait in the backlog (default: %(default)s)",
-    )
-    add(
-        "--max-per-host", type=arguments.count, metavar="N", help="clients at a time from one address; more are refused"
-    )
-    add("--allow", type=_network, action="append", metavar="CIDR", default=[], help="let only these networks in")
-    add("--deny", type=_network, action="append", metavar="CIDR", default=[], help="keep these networks out")
-    add(
-        "-i",
-        "--idle-timeout",
-        dest="timeout",
-        default=argparse.SUPPRESS,
-        type=arguments.duration,
-        metavar="TIME",
-        help="end a session in which nothing arrives for so long (default: never)",
-    )
-    add(
-        "--message-timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=argparse.SUPPRESS,
-        help="from a message's first byte to its last, 0 for no limit"
-        f" (default: {MessageRequestHandler.message_timeout:g} s)",
-    )
-    add(
-        "--send-timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=argparse.SUPPRESS,
-        help="end a session whose client takes no byte of a reply for so long, 0 for never"
-        f" (default: {MessageRequestHandler.send_timeout:g} s)",
-    )
-    add(
-        "--shutdown-timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=Server.shutdown_timeout,
-        help="what a stop leaves all sessions together (default: %(default)g s)",
-    )
-    speed = parser.add_argument_group("speed")
-    add = speed.add_argument
-    add(
-        "--workers",
-        type=_workers,
-        metavar="N",
-        default=1,
-        help="processes that share the port, each with limits of its own; auto is one for each processor, and one"
-        " where there is no GIL (default: %(default)s)",
-    )
-    add(
-        "--cpu-affinity",
-        type=_processors,
-        metavar="LIST",
-        default="auto",
-        help="processors to keep to, like 0,2-3; auto is one for each process, and no choice where there is no GIL;"
-        " off is no choice (default: %(default)s)",
-    )
-    logs = parser.add_argument_group("logs", "written to stderr")
-    add = logs.add_argument
-    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="(default: %(default)s)")
-    add(
-        "--log-format",
-        choices=["text", "json"],
-        default="text",
-        help="lines for people, or JSON (default: %(default)s)",
-    )
-    add("--no-log-messages", dest="log_messages", action="store_false", help="log sessions, but no messages")
-    add("-q", "--quiet", action="store_true", help="log only warnings and errors")
-    add("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ class AccessList:
     Networks are written as ``192.0.2.0/24``, ``2001:db8::/32`` or one address; ``ValueError`` tells which is none.
     """
 
-    def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
-        self._allow = _networks("allow", allow)
+    def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = (), *, option: str = "allow") -> None:
+        self._allow = _networks(option, allow)
         self._deny = _networks("deny", deny)
 
     def permits(self, host: Optional[str]) -> bool:
@@ -32,6 +32,34 @@ class AccessList:
         if any(address in network for network in self._deny):
             return False
         return not self._allow or any(address in network for network in self._allow)
+
+
+def expand(texts: Iterable[str]) -> List[str]:
+    """The networks that are named: each as it is, or ``@FILE`` for those in a file, one a line, with ``#`` for remarks.
+    ``ValueError`` tells what is none, or cannot be read."""
+    networks: List[str] = []
+    for text in texts:
+        if text.startswith("@"):
+            networks += _read(text[1:])
+        else:
+            network(text)
+            networks.append(text)
+    return networks
+
+
+def _read(path: str) -> List[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.partition("#")[0].strip() for line in file]
+    except OSError as exc:
+        raise ValueError(f"cannot read {path}: {exc.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if line:
+            try:
+                network(line)
+            except ValueError as exc:
+                raise ValueError(f"{path}, line {number}: {exc}") from None
+    return [line for line in lines if line]
 
 
 def _networks(option: str, texts: Iterable[str]) -> List[_Network]:

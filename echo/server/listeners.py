@@ -27,6 +27,18 @@ def family_of(address: Any) -> Optional[socket.AddressFamily]:
     return None
 
 
+def check_listening(sock: socket.socket) -> None:
+    """``ValueError`` for a socket that clients cannot be accepted from."""
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError("this is no stream socket; a server needs one that listens")
+    try:
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as exc:
+        raise ValueError(f"this socket cannot be served: {exc.strerror}") from None
+    if not listens:
+        raise ValueError("this socket does not listen; bind it, and call listen(), first")
+
+
 def absolute(path: Any) -> Any:
     """The path, whatever the current folder will be when the server closes."""
     return os.path.abspath(path) if _is_file(path) else path

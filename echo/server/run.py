@@ -78,11 +78,13 @@ class Flag:
 class Run:
     """One period of serving: it sleeps on the listening socket, and is woken through a socket pair."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, *, shared: bool = False) -> None:
         self.stopping = False
         self.thread_id = threading.get_ident()  # who must not wait for the end: whoever begins it, then who serves
         self.ended = Flag()
-        self.listener_timeout = listener.gettimeout()
+        # A socket shared with other processes has a mode that is theirs as well: it is not put back.
+        self.listener_timeout = None if shared else listener.gettimeout()
+        self._shared = shared
         self._listener = listener
         self._listening = False
         self._previous_wakeup: Optional[int] = None
@@ -102,7 +104,7 @@ class Run:
             self._selector.close()
             self._alarm.close()
             self._bell.close()
-            if self._listener.fileno() != -1:
+            if self._listener.fileno() != -1 and not self._shared:
                 self._listener.settimeout(self.listener_timeout)
 
     def enter(self) -> None:

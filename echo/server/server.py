@@ -24,19 +24,26 @@ import os
 import random
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 import time
-from typing import Any, Dict, Iterable, List, Optional, Tuple, TypeVar
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Type, TypeVar
 
 from ..sockets import INET, LINGER_TIMEOUT, linger
 from ..text import format_address, plural
+from ..tls import TLSSocket
 from . import affinity, listeners, threads
 from .access import AccessList
+from .admission import Refused, receive_header, shake_hands
 from .reporting import tell
 from .run import BackOff, Flag, Run
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
 from .workers import Balance
+
+MIN_HEADER_TIMEOUT = 3.0
+"""Seconds that a PROXY header must be waited for at least: its packet may be lost and sent again (specification,
+section 2)."""
 
 CUT_GRACE = 1.0
 """Seconds that sessions which were cut at the deadline have to notice it."""
@@ -85,6 +92,25 @@ class Server(socketserver.ThreadingTCPServer):
     deny: Iterable[str] = ()
     """Networks that may not; it wins over ``allow``."""
 
+    ssl_context: Optional[ssl.SSLContext] = None
+    """Speak TLS with every client. Another one may be put in its place while it serves, for the clients to come."""
+
+    handshake_timeout: Optional[float] = 10.0
+    """Seconds for the TLS handshake, and for a PROXY header, in the session's own thread. None: no limit."""
+
+    proxy_protocol = False
+    """Every connection begins with a PROXY header, version 1 or 2, that says who the client is. It is required: whoever
+    guesses whether there is one lets clients forge their address (specification, section 2)."""
+
+    proxy_allow_from: Iterable[str] = ()
+    """Networks of the proxies that may say so; empty: all who can connect."""
+
+    dual_stack = True
+    """Whether the IPv6 address ``::`` serves IPv4 clients, too."""
+
+    unix_mode: Optional[int] = None
+    """The permissions of a Unix socket's path, like ``0o660``. None: what the umask leaves."""
+
     cpu_affinity: affinity.Affinity = None
     """Processors that the accepting thread and the sessions' keep to while it serves: ``"auto"`` for one of them on a
     build with the GIL, where that is several times faster, or their numbers. None: no choice, the default, since
@@ -116,10 +142,12 @@ class Server(socketserver.ThreadingTCPServer):
         self._failures = BackOff()
         self._set_options(options)
         self._access = AccessList(self.allow, self.deny)
+        self._proxies = AccessList(self.proxy_allow_from, option="proxy_allow_from")
         if self.cpu_affinity is not None and not isinstance(self.cpu_affinity, str):
             self.cpu_affinity = affinity.choose(self.cpu_affinity, 0)  # an iterator can be asked once
         affinity.choose(self.cpu_affinity, 0)  # so that a senseless one is told here
         self.address_family = listeners.family_of(server_address) or self.address_family
+        self._inherited = False  # the listening socket was made elsewhere
         self._path: Any = None
         self._inode: Optional[listeners.Inode] = None
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
@@ -131,6 +159,30 @@ class Server(socketserver.ThreadingTCPServer):
             setattr(self, name, value)
         for name in _CHECKED:
             _check(name, getattr(self, name))
+        seconds = self.handshake_timeout
+        if self.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
+            raise ValueError(
+                f"handshake_timeout is {seconds!r}; a PROXY header, which may have to be sent again, needs"
+                f" {MIN_HEADER_TIMEOUT:g} s or more"
+            )
+
+    @classmethod
+    def from_socket(cls: Type[_Self], sock: socket.socket, RequestHandlerClass: Any, **options: Any) -> _Self:  # noqa: N803
+        """Serve on a listening socket made elsewhere: by systemd, a parent process, the server before this one.
+
+        It is this server's from now on, and is closed with it; its address, and a Unix socket's path, are left to
+        whoever bound it. Its mode becomes non-blocking and stays so, since other processes may share that. Raises
+        ``ValueError`` for a socket that does not listen, and the rest as ``Server`` does.
+        """
+        listeners.check_listening(sock)
+        server = cls(sock.getsockname(), RequestHandlerClass, False, **options)
+        server.socket.close()
+        server.socket = sock
+        server.address_family = sock.family
+        server._inherited = True
+        sock.setblocking(False)
+        server.server_activate()
+        return server
 
     # The listening socket.
 
@@ -141,6 +193,8 @@ class Server(socketserver.ThreadingTCPServer):
             self.allow_reuse_port = False  # there are no ports
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
         if self.address_family != getattr(socket, "AF_UNIX", None):
             super().server_bind()
         else:
@@ -148,6 +202,9 @@ class Server(socketserver.ThreadingTCPServer):
             listeners.claim_path(self._path)
             super().server_bind()
             self._inode = listeners.inode_of(self._path)
+            self._bound_by = os.getpid()  # a forked worker's end is not the path's
+            if self._inode is not None and self.unix_mode is not None:
+                os.chmod(self._path, self.unix_mode)  # nobody can have connected: it does not listen yet
 
     def server_activate(self) -> None:
         # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
@@ -155,7 +212,8 @@ class Server(socketserver.ThreadingTCPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self.address_family in INET:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().server_activate()
+        if not self._inherited:  # else its backlog is its maker's affair
+            super().server_activate()
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
@@ -163,6 +221,8 @@ class Server(socketserver.ThreadingTCPServer):
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = listeners.peer_name(request)
+        if self.ssl_context is not None:
+            request = TLSSocket(request)
         return request, client_address
 
     # Serving.
@@ -225,7 +285,7 @@ class Server(socketserver.ThreadingTCPServer):
                 return None
             if self._run is not None:
                 raise RuntimeError("the server is serving already")
-            self._run = Run(self.socket)
+            self._run = Run(self.socket, shared=self._inherited)
             self._served = True
             # Asked only now: a signal handler's shutdown() finds either no run, and leaves word, or this one.
             if self._stop_early:
@@ -312,8 +372,14 @@ class Server(socketserver.ThreadingTCPServer):
             return False
         self._registry.accepted()
         try:
-            if self._admit(request, client_address):
-                self.process_request(request, client_address)
+            if self.proxy_protocol:
+                self._check_proxy(client_address)
+            else:
+                self._check_client(request, client_address, self._registry.from_host(client_address))
+            self.process_request(request, client_address)
+        except Refused as exc:
+            self._tell_refused(client_address, exc)
+            self._close_quietly(request)
         except threads.NotStarted as exc:
             self._close_quietly(request)
             self._registry.accept_failed()
@@ -343,24 +409,43 @@ class Server(socketserver.ThreadingTCPServer):
 
     # Admission.
 
-    def _admit(self, request: socket.socket, client_address: Any) -> bool:
-        reason = None
+    def set_access(self, allow: Iterable[str], deny: Iterable[str]) -> None:
+        """Replace ``allow`` and ``deny``, for the clients to come; ``ValueError`` names what is no network."""
+        self._access = AccessList(allow, deny)
+
+    def _check_proxy(self, client_address: Any) -> None:
+        if not self._proxies.permits(host_of(client_address)):
+            raise Refused("proxy", "no proxy of ours")
+
+    def _check_client(self, request: Any, client_address: Any, others: int) -> None:
+        """Refuse who may not come in; ``others`` are the sessions that its host has already."""
         if not self._access.permits(host_of(client_address)):
-            reason, why = "denied", "not from this address"
-        elif (
-            self.max_connections_per_host is not None
-            and self._registry.from_host(client_address) >= self.max_connections_per_host
-        ):
-            reason, why = "limit", f"{plural(self.max_connections_per_host, 'session')} from this address"
-        elif not self.verify_request(request, client_address):
-            reason, why = "denied", "verify_request"
-        if reason is None:
-            return True
-        self._registry.refused(reason)
-        self._close_quietly(request)
+            raise Refused("denied", "not from this address")
+        limit = self.max_connections_per_host
+        if limit is not None and others >= limit:
+            raise Refused("limit", f"{plural(limit, 'session')} from this address")
+        if not self.verify_request(request, client_address):
+            raise Refused("denied", "verify_request")
+
+    def _welcome(self, session: Session) -> None:
+        """What comes between accept and the handler, in the session's thread: a header, a handshake."""
+        request = session.request
+        if self.proxy_protocol:
+            header = receive_header(request, self.handshake_timeout)
+            client_address = session.client_address if header.source is None else header.source
+            others = self._registry.introduce(session, client_address)
+            self._check_client(request, client_address, others)
+        if self.ssl_context is not None:
+            shake_hands(request, self.ssl_context, self.handshake_timeout)
+
+    def _tell_refused(self, client_address: Any, refused: Refused, via: Optional[str] = None) -> None:
+        self._registry.refused(refused.reason)
         peer = format_address(client_address)
-        tell(logging.INFO, "refused", "%s refused: %s (%s)", peer, reason, why, peer=peer, reason=reason)
-        return False
+        level = logging.DEBUG if refused.left else logging.INFO
+        fields = {"peer": peer, "reason": refused.reason}
+        if via is not None and via != peer:
+            fields["via"] = via
+        tell(level, "refused", "%s refused: %s", peer, refused, **fields)
 
     def _close_quietly(self, request: socket.socket) -> None:
         try:
@@ -372,7 +457,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the session a thread of its own."""
-        session = Session(request, client_address)
+        session = Session(request, client_address, proxied=self.proxy_protocol)
         self._registry.add(session)
         self._tell_balance()
 
@@ -390,21 +475,31 @@ class Server(socketserver.ThreadingTCPServer):
         """A session, in its own thread, from the handler's first line to the closed socket."""
         session = self._registry.get(request) or Session(request, client_address)
         session.thread_id = threading.get_ident()
-        reason = "exit"
+        reason: Optional[str] = "exit"
         try:
+            if self.proxy_protocol or self.ssl_context is not None:
+                self._welcome(session)
+                client_address = session.client_address
             self.finish_request(request, client_address)
+        except Refused as exc:
+            if session.input_ended:  # by a stop
+                reason = "drain"
+            else:
+                reason = None
+                self._tell_refused(session.client_address, exc, session.via)
         except Exception as exc:
             reason = "reset" if _peer_gone(exc, session) else "error"
-            self._report(request, client_address)
+            self._report(request, session.client_address)
         except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
             reason = "error"
-            peer = format_address(client_address)
+            peer = format_address(session.client_address)
             tell(logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, type(exc).__name__, peer=peer)
             raise
         finally:
             self._end_session(session, reason)
 
-    def _end_session(self, session: Session, reason: str) -> None:
+    def _end_session(self, session: Session, reason: Optional[str]) -> None:
+        """With no reason it never was one."""
         session.closing()
         if session.handler is not None:
             reason = session.handler.reason
@@ -444,12 +539,14 @@ class Server(socketserver.ThreadingTCPServer):
     def attach(self, handler: Any) -> Optional[int]:
         """Let a handler take part: the server counts what ``handler.connection`` counts (``messages_in``,
         ``messages_out``, ``bytes_in``, ``bytes_out``), records ``handler.reason`` as its end, and calls
-        ``handler.drain()``, which must not block, when it stops. Returns the session's number, from 1 on; None if
-        this server does not track the handler's request.
+        ``handler.drain()``, which must not block, when it stops. Sets ``handler.via``, the address as text of the
+        proxy that the client came through. Returns the session's number, from 1 on; None if this server does not
+        track the handler's request.
         """
         session = self._registry.get(handler.request)
         if session is None:
             return None
+        handler.via = session.via
         session.attach(handler)
         return session.number
 
@@ -553,7 +650,7 @@ class Server(socketserver.ThreadingTCPServer):
         with self._lock:
             timeout = self.shutdown_timeout
             self._deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
-        if self._inode is not None:
+        if self._inode is not None and self._bound_by == os.getpid():
             listeners.release_path(self._path, self._inode)
         super().server_close()
         sessions = self._registry.sessions()
@@ -594,12 +691,18 @@ _CHECKED: Dict[str, Tuple[str, Any, float, bool]] = {
     "max_connections": ("a number", int, 1, True),
     "max_connections_per_host": ("a number", int, 1, True),
     "shutdown_timeout": ("seconds", (int, float), 0, True),
+    "handshake_timeout": ("seconds", (int, float), 0.001, True),
     "request_queue_size": ("a number", int, 0, False),
 }
 _OPTIONS = (
     *_CHECKED,
     "allow",
     "deny",
+    "ssl_context",
+    "proxy_protocol",
+    "proxy_allow_from",
+    "dual_stack",
+    "unix_mode",
     "allow_reuse_address",
     "allow_reuse_port",
     "cpu_affinity",

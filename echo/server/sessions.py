@@ -33,6 +33,8 @@ class ConnectionInfo(NamedTuple):
     messages_out: int
     bytes_in: int
     bytes_out: int
+    via: Optional[str]
+    """The address of the proxy that the client came through, as text; None without the PROXY protocol."""
 
 
 class Statistics(NamedTuple):
@@ -43,7 +45,8 @@ class Statistics(NamedTuple):
     active: int
     """Sessions that live now."""
     refused: Dict[str, int]
-    """Accepted connections that got no session, by reason: ``denied``, ``limit``, ``error``."""
+    """Accepted connections that got no session, by reason: ``denied``, ``limit``, ``proxy``, ``handshake`` or
+    ``error``."""
     ended: Dict[str, int]
     """Sessions that are over, by reason."""
     messages_in: int
@@ -74,12 +77,15 @@ class Session:
         "since",
         "state",
         "thread_id",
+        "via",
     )
 
-    def __init__(self, request: socket.socket, client_address: Any) -> None:
+    def __init__(self, request: socket.socket, client_address: Any, *, proxied: bool = False) -> None:
         self.request = request
         self.client_address = client_address
-        self.host = host_of(client_address)
+        # Of whoever comes through a proxy it is not known yet, and comes with Registry.introduce.
+        self.host = None if proxied else host_of(client_address)
+        self.via = format_address(client_address) if proxied else None
         self.since = time.time()
         self.state = "open"
         self.handler: Optional[Any] = None
@@ -154,6 +160,7 @@ class Session:
             traffic.messages_out,
             traffic.bytes_in,
             traffic.bytes_out,
+            self.via,
         )
 
 
@@ -219,9 +226,22 @@ class Registry:
             self._numbers += 1
             session.number = self._numbers
             self._live[session.request] = session
-            host = session.host
-            if host is not None:
-                self._hosts[host] = self._hosts.get(host, 0) + 1
+            self._count_host(session.host)
+
+    def _count_host(self, host: Optional[str]) -> int:
+        """One more session from there; how many there were."""
+        if host is None:
+            return 0
+        before = self._hosts.get(host, 0)
+        self._hosts[host] = before + 1
+        return before
+
+    def introduce(self, session: Session, client_address: Any) -> int:
+        """Tell whose session it is, which was not known when it was added; return how many that host had before."""
+        with self._lock:
+            session.client_address = client_address
+            session.host = host_of(client_address)
+            return self._count_host(session.host)
 
     def remove(self, session: Session, reason: Optional[str]) -> None:
         """Forget a session and count its end; with None it never began."""

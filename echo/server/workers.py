@@ -42,7 +42,11 @@ HOLD_STEP = 0.0002
 
 SUPPORTED = hasattr(os, "fork")
 
-_WAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM} if SUPPORTED else set()
+_WAITED = (
+    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
+    if SUPPORTED
+    else set()
+)
 
 
 class Balance:
@@ -117,11 +121,21 @@ class _Worker:
 class Workers:
     """``count`` processes, each doing ``work(number, ready)``, with a number from 0 on; what that returns is the exit
     code. It has to call ``ready`` when it can be told to stop, by SIGTERM. ``stop`` is called in the parent when that
-    is told to stop, by SIGINT or SIGTERM."""
+    is told to stop, by SIGINT or SIGTERM, and ``reload`` when SIGHUP comes, which is passed on: who is started later
+    begins with what the parent has; if ``hung_up()``, SIGHUP is another way to tell it to stop."""
 
-    def __init__(self, count: int, work: Callable[[int, Callable[[], None]], int], stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[int, Callable[[], None]], int],
+        stop: Callable[[], None],
+        reload: Callable[[], None] = lambda: None,
+        hung_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._work = work
         self._stop = stop
+        self._reload = reload
+        self._hung_up = hung_up
         self._workers = [_Worker(number) for number in range(count)]
         self._stopped = False
         self._failed = False
@@ -129,7 +143,10 @@ class Workers:
         self.balance = Balance(count)
         # With a handler: one that is ignored, as its default is, or as whoever started us left it, is not waited for.
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)  # who reads on that it listens may stop it
+        self._waited = set(_WAITED)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup(1); it would be waited for all the same
+            self._waited.remove(signal.SIGHUP)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)  # who reads on that it listens may stop it
 
     def run(self) -> int:
         """Watch over them until all have ended; return the exit code: 0 if each one's was, else 1."""
@@ -138,10 +155,13 @@ class Workers:
                 self._start_due()
                 if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
                     return 1 if self._failed else 0
-                number = signal.sigwait(_WAITED)
+                number = signal.sigwait(self._waited)
                 if number == signal.SIGCHLD:
                     self._bury()
                 elif number == signal.SIGUSR1:
+                    self._signal(number)
+                elif number == signal.SIGHUP and not self._hung_up():
+                    self._reload()
                     self._signal(number)
                 elif number != signal.SIGALRM:
                     self._end(number)
