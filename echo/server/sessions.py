@@ -178,8 +178,11 @@ class _Traffic:
 
 
 def host_of(client_address: Any) -> Optional[str]:
-    """The host part of a socket address, None where there is none (Unix sockets)."""
-    return str(client_address[0]) if isinstance(client_address, tuple) and client_address else None
+    """The host part of a socket address, of an IPv4 client always as IPv4; None where there is none (Unix sockets)."""
+    if not isinstance(client_address, tuple) or not client_address:
+        return None
+    host = str(client_address[0])
+    return host[len("::ffff:") :] if host.startswith("::ffff:") and "." in host else host
 
 
 class Registry:
