@@ -47,15 +47,18 @@ def format_address(address: Any) -> str:
     An IPv4 client of a dual-stack socket is shown as the IPv4 client that it is (no ``::ffff:``).
     """
     if isinstance(address, tuple) and len(address) >= 2:
-        host, port = str(address[0]), address[1]
-        if host.startswith("::ffff:") and "." in host:
-            host = host[len("::ffff:") :]
+        host, port = unmapped(str(address[0])), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, (str, bytes)) and address:
         path = os.fsencode(address)
         shown = b"@" + path[1:] if path[:1] == b"\0" else path  # an abstract one, as systemd and socat write it
         return escape(shown)  # a client chooses its own
     return "unix"
+
+
+def unmapped(host: str) -> str:
+    """``192.0.2.1`` for ``::ffff:192.0.2.1``, which is how an IPv6 socket sees an IPv4 client."""
+    return host[len("::ffff:") :] if host.startswith("::ffff:") and "." in host else host
 
 
 def plural(count: int, noun: str) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional
 
-from ..text import format_address
+from ..text import format_address, unmapped
 from .reporting import tell
 
 
@@ -179,10 +179,7 @@ class _Traffic:
 
 def host_of(client_address: Any) -> Optional[str]:
     """The host part of a socket address, of an IPv4 client always as IPv4; None where there is none (Unix sockets)."""
-    if not isinstance(client_address, tuple) or not client_address:
-        return None
-    host = str(client_address[0])
-    return host[len("::ffff:") :] if host.startswith("::ffff:") and "." in host else host
+    return unmapped(str(client_address[0])) if isinstance(client_address, tuple) and client_address else None
 
 
 class Registry:
