@@ -17,7 +17,7 @@ import ssl
 import sys
 import time
 from types import FrameType
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from .. import arguments
 from ..framing import FRAMINGS
@@ -181,7 +181,7 @@ def _reload(server: Server, options: argparse.Namespace) -> None:
     systemd.notify(systemd.reloading())
     try:
         context = _context(options)
-        server.set_access(expand(options.allow), expand(options.deny))
+        server.set_access(*_networks(options))
         server.ssl_context = context
     except ValueError as exc:
         log.warning("SIGHUP: %s; all stays as it was", exc, extra={"event": "reload-failed", "why": str(exc)})
@@ -198,23 +198,28 @@ def _context(options: argparse.Namespace) -> Optional[ssl.SSLContext]:
     return None
 
 
+def _networks(options: argparse.Namespace) -> Tuple[List[str], List[str], List[str]]:
+    return expand(options.allow), expand(options.deny), expand(options.proxy_allow_from)
+
+
 def _address(options: argparse.Namespace) -> Any:
     return (options.bind, options.port) if options.unix is None else arguments.unix_address(options.unix)
 
 
 def _server(options: argparse.Namespace) -> Server:
     handler = _handler(options)
+    allow, deny, proxies = _networks(options)
     settings = dict(
         max_connections=options.max_connections,
         max_connections_per_host=options.max_per_host,
-        allow=expand(options.allow),
-        deny=expand(options.deny),
+        allow=allow,
+        deny=deny,
         shutdown_timeout=options.shutdown_timeout or 0.0,
         cpu_affinity=options.cpu_affinity,
         ssl_context=_context(options),
         handshake_timeout=options.handshake_timeout,
         proxy_protocol=options.proxy_protocol,
-        proxy_allow_from=expand(options.proxy_allow_from),
+        proxy_allow_from=proxies,
         unix_mode=options.unix_mode,
     )
     if options.proxy_allow_from and not options.proxy_protocol:

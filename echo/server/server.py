@@ -141,8 +141,7 @@ class Server(socketserver.ThreadingTCPServer):
         self._full = False
         self._failures = BackOff()
         self._set_options(options)
-        self._access = AccessList(self.allow, self.deny)
-        self._proxies = AccessList(self.proxy_allow_from, option="proxy_allow_from")
+        self.set_access(self.allow, self.deny, self.proxy_allow_from)
         if self.cpu_affinity is not None and not isinstance(self.cpu_affinity, str):
             self.cpu_affinity = affinity.choose(self.cpu_affinity, 0)  # an iterator can be asked once
         affinity.choose(self.cpu_affinity, 0)  # so that a senseless one is told here
@@ -409,9 +408,13 @@ class Server(socketserver.ThreadingTCPServer):
 
     # Admission.
 
-    def set_access(self, allow: Iterable[str], deny: Iterable[str]) -> None:
-        """Replace ``allow`` and ``deny``, for the clients to come; ``ValueError`` names what is no network."""
+    def set_access(
+        self, allow: Iterable[str] = (), deny: Iterable[str] = (), proxy_allow_from: Iterable[str] = ()
+    ) -> None:
+        """Replace all three, for the clients to come; ``ValueError`` names what is no network, and nothing changes."""
+        proxies = AccessList(proxy_allow_from, option="proxy_allow_from")
         self._access = AccessList(allow, deny)
+        self._proxies = proxies
 
     def _check_proxy(self, client_address: Any) -> None:
         if not self._proxies.permits(host_of(client_address)):

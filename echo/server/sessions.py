@@ -240,6 +240,8 @@ class Registry:
         """Tell whose session it is, which was not known when it was added; return how many that host had before."""
         with self._lock:
             session.client_address = client_address
+            if self._live.get(session.request) is not session:  # a subclass that keeps its own count
+                return 0
             session.host = host_of(client_address)
             return self._count_host(session.host)
 
