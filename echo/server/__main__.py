@@ -55,29 +55,28 @@ def main(argv: Optional[List[str]] = None) -> int:
     except OverflowError as exc:
         arguments.fail(PROG, str(exc), 2)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
-    descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-    json = options.log_format == "json"
-    formatter = JsonFormatter(with_process=options.workers > 1) if json else TextFormatter()
-    terminal_is_gone = _watch_terminal()
+    return _run_alone(server, options) if options.workers == 1 else _run_workers(server, options)
+
+
+def _run_alone(server: Server, options: argparse.Namespace) -> int:
+    def ready() -> None:  # who reads that it listens may stop it
+        _announce(server)
+
+    with _logging_to(LogQueue(_log_descriptor(), _formatter(options))):
+        return _serve(server, ready, lambda: _reload(server, options), _watch_terminal())
+
+
+def _run_workers(server: Server, options: argparse.Namespace) -> int:
+    first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
     def reload() -> None:
         _reload(server, options)
-
-    if options.workers == 1:
-        with _logging_to(LogQueue(descriptor, formatter)):
-
-            def ready() -> None:  # who reads that it listens may stop it
-                _announce(server)
-
-            return _serve(server, ready, reload, terminal_is_gone)
-
-    first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
         logging.getLogger().removeHandler(parents_log)
         os.environ.pop("NOTIFY_SOCKET", None)  # its parent is who tells
-        with _logging_to(LogQueue(descriptor, formatter, shared=True)):
+        with _logging_to(LogQueue(_log_descriptor(), _formatter(options), shared=True)):
             return _serve(server, ready, reload, lambda: False)
 
     def stop() -> None:
@@ -85,12 +84,20 @@ def main(argv: Optional[List[str]] = None) -> int:
         server.server_close()
 
     server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
-    parents_log = DirectLog(descriptor, formatter)
+    parents_log = DirectLog(_log_descriptor(), _formatter(options))
     with _logging_to(parents_log):
-        processes = Workers(options.workers, work, stop, reload, terminal_is_gone)
+        processes = Workers(options.workers, work, stop, reload, _watch_terminal())
         _announce(server)
         server.balance = processes.balance
         return processes.run()
+
+
+def _log_descriptor() -> int:
+    return sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
+
+
+def _formatter(options: argparse.Namespace) -> logging.Formatter:
+    return JsonFormatter(with_process=options.workers > 1) if options.log_format == "json" else TextFormatter()
 
 
 @contextlib.contextmanager
