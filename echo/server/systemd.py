@@ -105,4 +105,4 @@ def reloading() -> str:
 
 def status(text: str) -> str:
     """What ``systemctl status`` shows. A line of its own would be another assignment, and a NUL voids the message."""
-    return "STATUS=" + "".join(character for character in text)
+    return "STATUS=" + "".join(character if character.isprintable() else " " for character in text)
