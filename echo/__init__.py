@@ -23,11 +23,16 @@ To read the package, begin at the bottom of the map and go up; imports point dow
         |
     exceptions         what can go wrong, and the reason it gives a session's end
 
-``client.measure`` is a small world of its own: probes that are numbered and checked, for ``--ping`` and ``--bench``.
+A first evening: ``framing``, ``connection``, ``handlers``. A second: ``server/server.py`` from its rules on, with ``run``
+(what the accept loop sleeps on) and ``sessions`` (who is connected) beside it. The rest of ``server`` is one concern a
+room, each to be read alone: ``access``, ``admission`` and ``proxy_protocol`` (who may come in), ``listeners`` and
+``systemd`` (where it listens), ``threads``, ``affinity`` and ``workers`` (on what it runs), ``logs``, ``loading`` and
+``options`` (the command). Of ``client``, ``client.py`` is the library; ``client.measure`` is a small world of its own:
+probes that are numbered and checked, for ``--ping`` and ``--bench``.
 
-Beside them: ``sockets`` (what a plain socket lacks: deadlines, a gentle close), ``text`` (peer bytes and
-addresses as safe text), ``arguments`` (what both command lines parse alike). The server imports neither handlers nor
-framing: it runs any ``socketserver`` handler.
+Beside them, for both sides: ``sockets`` (what a plain socket lacks: deadlines, a gentle close), ``tls`` (a socket that
+speaks it), ``text`` (peer bytes and addresses as safe text), ``arguments`` (what both command lines parse alike). The
+server imports neither handlers nor framing: it runs any ``socketserver`` handler. (Its command line does.)
 """
 
 from .client import Client, connect

@@ -6,13 +6,16 @@ import re
 import select
 import signal
 import socket
+import ssl
 
 import pytest
+from certificates import make_certificate
 from conftest import DEADLINE, ROOT, read_all
 
 import echo
 from echo.client.__main__ import _parser as client_parser
 from echo.server.options import parser as server_parser
+from echo.server.server import _OPTIONS as OPTIONS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -46,7 +49,16 @@ def test_readme_knows_every_option(command, parser):
     for action in parser()._actions:
         for option in action.option_strings or [action.dest]:
             if option not in ("-h", "--help"):
-                assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), f"{option} is not in README"
+                cells = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+                assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", cell) for cell in cells), option
+
+
+def test_readme_knows_every_option_of_the_server_and_its_default():
+    section = read("README.md").partition("## It still is socketserver")[2].partition("\n## ")[0]
+    told = {}
+    for names, default in re.findall(r"^\| ((?:`\w+`,? ?)+) \| .* \| `(.*)` \|$", section, re.MULTILINE):
+        told.update(dict.fromkeys(re.findall(r"\w+", names), eval(default, {"socket": socket})))
+    assert told == {name: getattr(echo.Server, name) for name in OPTIONS}
 
 
 # README's Python, as it stands there, but on a free port.
@@ -81,6 +93,12 @@ def files(address):
     connection.close()
 
 
+def over_tls(address):
+    context = ssl.create_default_context(cafile="cert.pem")
+    with echo.connect(address, ssl_context=context) as client:
+        assert client.echo(b"abc") == b"abc"
+
+
 def stopping(address):
     assert line_of(address, b"abc", b"exit") == b"abc\n"
     assert signal.getsignal(signal.SIGTERM)() is None  # what README installs; a signal's end is test_server_command's
@@ -92,16 +110,20 @@ SERVERS = {
     "class Guarded": guarded,
     "import http.server": files,
     "import signal": stopping,
+    "import ssl": over_tls,
 }
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, capsys):
+def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, capsys, tmp_path):
     code = BLOCKS[number]
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(ROOT)
     if "serve_forever" in code:
         (drive,) = [drive for mark, drive in SERVERS.items() if mark in code]
+        if drive is over_tls:
+            monkeypatch.chdir(tmp_path)
+            make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
         driven = []
 
         def serve_and_drive(server):
@@ -118,7 +140,9 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
         port = serve(type("Handler", (echo.EchoRequestHandler,), {})).server_address[1]
         exec(compile(code.replace("65432", str(port)), "README.md", "exec"), {"__name__": "readme"})
         out = capsys.readouterr().out
-        if "client.recv()" in code:
+        if "def test_" in code:
+            assert out == ""
+        elif "client.recv()" in code:
             assert out == "b'hello'\n"
         elif "server.stats()" in code:
             replies = r"b'a'\nb'b'\nb'c'\n"
@@ -129,7 +153,7 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
 
 def test_every_kind_of_python_block_is_there():
     """So that the test above cannot pass for want of blocks."""
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 10
     assert all(sum(mark in block for block in BLOCKS) == 1 for mark in SERVERS)
 
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -227,8 +228,12 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         why = f"no TLS with {where}: {explain(exc)}; give the CA that issued it as --cacert, or the name in it as --sni"
     except ssl.SSLError as exc:
         why = f"no TLS with {where}: {explain(exc)}; check that the server speaks it, and what it asks for"
-    except ConnectionRefusedError:
-        command = "python3 -m echo.server" + ("" if options.port == arguments.DEFAULT_PORT else f" {options.port}")
+    except (ConnectionRefusedError, FileNotFoundError):
+        command = "python3 -m echo.server"
+        if options.unix is not None:
+            command += f" --unix {shlex.quote(options.unix)}"
+        elif options.port != arguments.DEFAULT_PORT:
+            command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
     except OSError as exc:
         advice = "check the address, the network, firewalls"
