@@ -7,6 +7,7 @@ printable is escaped, the backslash too, so that the text tells exactly which by
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any, Optional
 
 _BACKSLASH = 92  # a number is looked for ten times as fast as b"\\"
@@ -42,12 +43,15 @@ def _escape_character(character: str) -> str:
 
 
 def format_address(address: Any) -> str:
-    """Name a socket address: ``192.0.2.1:80``, ``[2001:db8::1]:80``, a path, or ``unix`` for a nameless peer.
+    """Name a socket address: ``192.0.2.1:80``, ``[2001:db8::1]:80``, ``[fe80::1%eth0]:80``, a path, or ``unix`` for a
+    nameless peer.
 
     An IPv4 client of a dual-stack socket is shown as the IPv4 client that it is (no ``::ffff:``).
     """
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = unmapped(str(address[0])), address[1]
+        if len(address) == 4 and address[3] and "%" not in host:  # accept() tells the zone as a number alone
+            host = f"{host}%{_zone(address[3])}"
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, (str, bytes)) and address:
         path = os.fsencode(address)
@@ -59,6 +63,13 @@ def format_address(address: Any) -> str:
 def unmapped(host: str) -> str:
     """``192.0.2.1`` for ``::ffff:192.0.2.1``, which is how an IPv6 socket sees an IPv4 client."""
     return host[len("::ffff:") :] if host.startswith("::ffff:") and "." in host else host
+
+
+def _zone(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # gone, or another host's
+        return str(index)
 
 
 def plural(count: int, noun: str) -> str:

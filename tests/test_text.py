@@ -1,10 +1,13 @@
 """What a peer sent, and where it is, as text that can neither forge a log line nor drive a terminal."""
 
 import random
+import socket
 
 import pytest
 
 from echo.text import escape, format_address, plural
+
+INTERFACE = socket.if_nameindex()[0]  # any: its number and its name
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,8 @@ def test_the_limit_counts_bytes_before_they_are_escaped_and_may_cut_a_character(
         (("2001:db8::1", 80, 0, 0), "[2001:db8::1]:80"),
         (("::", 80, 0, 0), "[::]:80"),
         (("fe80::1%eth0", 80, 0, 2), "[fe80::1%eth0]:80"),
+        (("fe80::1", 80, 0, INTERFACE[0]), f"[fe80::1%{INTERFACE[1]}]:80"),
+        (("fe80::1", 80, 0, 2**31 - 1), "[fe80::1%2147483647]:80"),
         (("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1:80"),
         (("::ffff:1:2", 80, 0, 0), "[::ffff:1:2]:80"),
         (("localhost", 0), "localhost:0"),

@@ -39,6 +39,14 @@ def check_listening(sock: socket.socket) -> None:
         raise ValueError("this socket does not listen; bind it, and call listen(), first")
 
 
+def with_zone(address: Any) -> Any:
+    """The address as ``bind`` wants it: of ``("fe80::1%eth0", port)`` it would take the host and drop the zone."""
+    if isinstance(address, tuple) and len(address) == 2 and "%" in str(address[0]):
+        found = socket.getaddrinfo(*address, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return found[0][4]
+    return address
+
+
 def absolute(path: Any) -> Any:
     """The path, whatever the current folder will be when the server closes."""
     return os.path.abspath(path) if _is_file(path) else path

@@ -195,6 +195,7 @@ class Server(socketserver.ThreadingTCPServer):
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
         if self.address_family != getattr(socket, "AF_UNIX", None):
+            self.server_address = listeners.with_zone(self.server_address)
             super().server_bind()
         else:
             self._path = listeners.absolute(self.server_address)
