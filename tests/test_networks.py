@@ -418,6 +418,16 @@ def test_a_server_on_a_link_local_address_serves_its_link(lan, far_server, far_c
     server.read_log_until(r"\[fe80::2%veth0\]:\d+ disconnected: eof; 1 in")
 
 
+def test_a_link_local_address_without_its_zone_is_refused_with_the_advice_to_give_it(lan, far_server, far_client, run):
+    client = far_client(far_server(bind="::"), "-m", "hello", host="fe80::1")
+    assert finish(client) == (1, "")
+    assert one_complaint(client, "a link-local address needs its interface, like fe80::1%eth0")
+    with lan.server:
+        server = run("echo.server", "0", "-b", "fe80::1")
+    assert finish(server) == (1, "")
+    assert server.log.endswith("a link-local address needs its interface, like fe80::1%eth0\n")
+
+
 def test_ping_and_bench_reach_a_link_local_address_by_its_zone(far_server, far_client):
     server = far_server("--no-log-messages", bind="::")
     code, out = finish(far_client(server, "--ping", "-c", "2", "-i", "10ms", host="fe80::1%veth0"))

@@ -239,6 +239,8 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         advice = "check the address, the network, firewalls"
         if exc.errno == errno.EMFILE:
             advice = "raise the limit (ulimit -n), or ask for fewer connections"
+        elif exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
+            advice = f"a link-local address needs its interface, like {options.host}%eth0"
         why = f"cannot connect to {where}: {exc.strerror or exc}; {advice}"
     if why is not None:
         report.summarize("", error=why)

@@ -51,7 +51,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, f"{exc}; see {PROG} --help", 2)
     except OSError as exc:
         where = format_address(_address(options))
-        arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options.unix)}", 1)
+        arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options)}", 1)
     except OverflowError as exc:
         arguments.fail(PROG, str(exc), 2)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
@@ -265,13 +265,15 @@ def _handler(options: argparse.Namespace) -> type:
 _HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")
 
 
-def _advice(exc: OSError, unix: Optional[str]) -> str:
-    if unix is not None:
+def _advice(exc: OSError, options: argparse.Namespace) -> str:
+    if options.unix is not None:
         return "give another path, of 107 bytes at most, in a folder that you may write to"
     if exc.errno == errno.EADDRINUSE:
         return "another program has this port; stop it, or choose another port (0 takes any free one)"
     if exc.errno == errno.EACCES:
         return "ports below 1024 are for privileged users; choose a higher one"
+    if exc.errno == errno.EINVAL and ":" in options.bind and "%" not in options.bind:
+        return f"a link-local address needs its interface, like {options.bind}%eth0"
     return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
 
 
