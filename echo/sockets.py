@@ -39,9 +39,22 @@ LINGER_TIMEOUT = 5.0
 
 _TIMEVAL = struct.Struct("@ll")
 
+KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+"""A peer that has been silent for a minute is asked whether it is there, and is lost when it has not answered for
+another. Linux's own figures, which are from 1989, make two hours and eleven minutes of that."""
+
 TIMED_OUT = (BlockingIOError,) if os.name == "posix" else (BlockingIOError, TimeoutError)
 """What a read or write raises when its kernel deadline has passed. (On POSIX, ``TimeoutError`` is ETIMEDOUT:
 the connection itself is lost.)"""
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Let the loss of a silent TCP peer be noticed. What a listening socket accepts inherits it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sock.family in INET:
+        for name, value in KEEP_ALIVE.items():
+            if hasattr(socket, name):  # else the system's own figures
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def set_receive_timeout(sock: socket.socket, seconds: Optional[float]) -> None:

@@ -22,7 +22,7 @@ from measuring import echo_of, every_framing, finish, one_complaint, read_until
 from networks import Host, Lan, Relay, Stream
 
 import echo
-from echo.sockets import undelivered
+from echo.sockets import KEEP_ALIVE, undelivered
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -258,19 +258,22 @@ def test_a_client_that_vanished_with_replies_on_their_way_is_slow(lan, far_serve
         assert dial(("127.0.0.1", server.address[1])).recv(1)
 
 
-def test_without_an_idle_timeout_keep_alive_finds_out(lan, far_server, far_socket, dial):
-    lan.server.set("ipv4/tcp_keepalive_time", 1)  # seconds; the system's default is two hours
-    lan.server.set("ipv4/tcp_keepalive_intvl", 1)
-    lan.server.set("ipv4/tcp_keepalive_probes", 1)
-    server = far_server(*LIMITS)
-    before = descriptors_of(server)
-    assert echoes(far_socket(server))
+def test_without_any_timeout_keep_alive_finds_out_on_both_sides(lan, monkeypatch):
+    monkeypatch.setattr("echo.sockets.KEEP_ALIVE", dict.fromkeys(KEEP_ALIVE, 1))  # seconds, and one try
+    handler = Recorder.of(echo.EchoRequestHandler)
     with lan.server:
-        waiting = dial(("127.0.0.1", server.address[1]))
-    lan.lose("client", "unrouted")
-    server.read_log_until(r"reset: the connection was lost: \[Errno 110\] Connection timed out")
-    server.read_log_until(r"192\.0\.2\.2:\d+ disconnected: reset; 1 in")
-    assert is_free_again(server, waiting, before)
+        server = echo.Server(("0.0.0.0", 0), handler)
+    with server.start():
+        with lan.client:
+            client = echo.connect((Lan.IPV4["server"], server.server_address[1]), timeout=None)
+        assert client.echo(b"anybody there") == b"anybody there"
+        lan.lose("client")
+        with pytest.raises(echo.ConnectionClosed, match="the connection was lost"):
+            client.recv()
+        assert handler.ended.wait(DEADLINE)
+        assert handler.reasons == ["reset"]
+        eventually(lambda: not server.connections, "a slot is left")
+        client.close()
 
 
 def test_without_a_send_timeout_replies_that_nobody_acknowledges_find_out(lan, far_server, far_socket, dial):

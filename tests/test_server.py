@@ -1037,12 +1037,14 @@ def test_accepted_sockets_have_no_nagle_and_keep_alive_and_are_blocking(serve, d
         def handle(self):
             seen["nodelay"] = self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             seen["keepalive"] = self.request.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            seen["idle"] = self.request.getsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 1))
             seen["timeout"] = self.request.gettimeout()
             seen["inheritable"] = self.request.get_inheritable()
 
     server = serve(Look)
     read_all(dial(server))
     assert seen["nodelay"] and seen["keepalive"]
+    assert seen["idle"] == 60 or not hasattr(socket, "TCP_KEEPIDLE")
     assert seen["timeout"] is None
     assert not seen["inheritable"] and not server.socket.get_inheritable()  # row 39
 

@@ -10,6 +10,7 @@ import ssl
 from typing import Any, NamedTuple, Optional
 
 from .. import tls
+from ..sockets import keep_alive
 from ..text import format_address
 from ..tls import TLSSocket
 
@@ -62,6 +63,7 @@ def open_socket(
     if isinstance(address, tuple):
         sock = socket.create_connection(address, timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)  # there may be no deadline; and at a prompt nobody waits for anything
     else:
         sock = socket.socket(socket.AF_UNIX)
     try:

@@ -30,7 +30,7 @@ import threading
 import time
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Type, TypeVar
 
-from ..sockets import INET, LINGER_TIMEOUT, linger
+from ..sockets import INET, LINGER_TIMEOUT, keep_alive, linger
 from ..text import format_address, plural
 from ..tls import TLSSocket
 from . import affinity, listeners, threads
@@ -209,7 +209,7 @@ class Server(socketserver.ThreadingTCPServer):
     def server_activate(self) -> None:
         # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
         # small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(self.socket)
         if self.address_family in INET:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._inherited:  # else its backlog is its maker's affair
