@@ -26,7 +26,7 @@ from typing import Callable, List, Optional, Tuple, Type, TypeVar
 
 from .exceptions import ConnectionClosed, EchoError, MessageTimeout, ReceiveTimeout, SendTimeout
 from .framing import Framing
-from .sockets import TIMED_OUT, buffered, set_receive_timeout, set_send_timeout, unread
+from .sockets import TIMED_OUT, buffered, is_dead, set_receive_timeout, set_send_timeout, unread
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
@@ -112,6 +112,11 @@ class Connection:
                 raise self.failed(ConnectionClosed(f"the connection was lost: {exc}")) from exc
             size = len(data)
             if not size:
+                if self._output.locked() and is_dead(self.socket):
+                    # The system tells of a reset once. Here it told a thread that is sending, which will say so in a
+                    # moment; a socket that is dead keeps no sender waiting.
+                    with self._output:
+                        pass
                 if self._broken is not None:
                     raise self._refusal()  # a send failed or we were aborted, and the input ended to say so
                 self.peer_ended = not self.input_ended

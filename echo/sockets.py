@@ -145,14 +145,14 @@ def linger(sock: socket.socket, delivery_timeout: Optional[float] = None) -> Non
 
 def _await_delivery(sock: socket.socket, deadline: float) -> None:
     pause = 0.001
-    while undelivered(sock) and time.monotonic() < deadline and not _is_dead(sock):
+    while undelivered(sock) and time.monotonic() < deadline and not is_dead(sock):
         # The input has been ended, so that this read never blocks; it keeps the peer's window open.
         if not sock.recv(65536):
             time.sleep(pause)  # no system call waits for "all acknowledged"; only a stop comes through here
             pause = min(2 * pause, 0.05)
 
 
-def _is_dead(sock: socket.socket) -> bool:
+def is_dead(sock: socket.socket) -> bool:
     """Whether the connection was reset. What it had not delivered then counts as undelivered for ever."""
     if not hasattr(select, "poll"):
         return False

@@ -596,6 +596,37 @@ def test_a_reset_while_sending_is_connection_closed_and_kept(connect):
         connection.receive()
 
 
+def test_a_reset_that_only_a_sending_thread_was_told_of_is_no_end_of_input(sockets):
+    """The system tells of it once; whoever reads after that reads an end."""
+    told, read = threading.Event(), threading.Event()
+
+    class Told(SpySocket):
+        def sendall(self, data, *arguments):
+            try:
+                return super().sendall(data, *arguments)
+            except OSError:
+                told.set()
+                read.wait(DEADLINE)  # the moment before the connection knows
+                raise
+
+        def recv(self, size, *arguments):
+            data = super().recv(size, *arguments)
+            read.set()
+            return data
+
+    ours, peer = sockets()
+    with Told.over(ours) as ours:
+        connection = Connection(ours, LengthFraming(BIG))
+        sending = Background(connection.send, b"x" * BIG)
+        read_exactly(peer, 1)  # it has begun
+        reset(peer)
+        assert told.wait(DEADLINE)
+        with pytest.raises(ConnectionClosed, match="the connection was lost"):
+            connection.receive()
+        with pytest.raises(ConnectionClosed):
+            sending.result()
+
+
 def test_ending_the_output_sends_what_is_queued_and_leaves_the_input_open(connect):
     connection, peer = connect()
     connection.write(b"last")
