@@ -23,7 +23,7 @@ To read the package, begin at the bottom of the map and go up; imports point dow
         |
     exceptions         what can go wrong, and the reason it gives a session's end
 
-A first evening: ``framing``, ``connection``, ``handlers``. A second: ``server/server.py`` from its rules on, with ``run``
+A first evening: ``framing``, ``connection``, ``handlers``. A second: ``server/server.py`` from its rules on; ``run``
 (what the accept loop sleeps on) and ``sessions`` (who is connected) beside it. The rest of ``server`` is one concern a
 room, each to be read alone: ``access``, ``admission`` and ``proxy_protocol`` (who may come in), ``listeners`` and
 ``systemd`` (where it listens), ``threads``, ``affinity`` and ``workers`` (on what it runs), ``logs``, ``loading`` and
