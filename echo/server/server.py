@@ -538,7 +538,11 @@ class Server(socketserver.ThreadingTCPServer):
         super().shutdown_request(request)
 
     def _delivery_timeout(self) -> float:
-        return LINGER_TIMEOUT if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if self._deadline is None:
+            return LINGER_TIMEOUT
+        # Past the deadline: who is not done by then is cut, and counted, and that ends this wait. If both waited for
+        # the same moment, it would be chance whether replies that nobody got make an orderly stop.
+        return max(0.0, self._deadline + CUT_GRACE / 2 - time.monotonic())
 
     def attach(self, handler: Any) -> Optional[int]:
         """Let a handler take part: the server counts what ``handler.connection`` counts (``messages_in``,
