@@ -92,9 +92,11 @@ class LoggingMixin(MessageRequestHandler):
         if level is not None and self.log.isEnabledFor(level):
             size = len(message)
             text = escape(message, self.shown_bytes)
-            line = f"{event} {size} byte{'' if size == 1 else 's'}{how}: {text}"
-            self._log(level, event, line, size=size, text=text)
+            line = f"{self.peer} {event} {size} byte{'' if size == 1 else 's'}{how}: {text}"
+            fields = {"event": event, "peer": self.peer, "session": self.session, "size": size, "text": text}
+            emit(self.log, level, line, fields)
 
     def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
-        fields.update(event=event, peer=self.peer, session=self.session)
-        emit(self.log, level, f"{self.peer} {line}", fields)
+        if self.log.isEnabledFor(level):
+            fields.update(event=event, peer=self.peer, session=self.session)
+            emit(self.log, level, f"{self.peer} {line}", fields)

@@ -12,29 +12,26 @@ import threading
 import time
 from typing import Any, Dict
 
-_TEMPLATE: Dict[str, Any] = vars(logging.LogRecord("", 0, "", 0, "", None, None))
+_TEMPLATE: Dict[str, Any] = dict(vars(logging.LogRecord("", 0, "", 0, "", None, None)))
 _STARTED = time.time() - _TEMPLATE["relativeCreated"] / 1000
 
 
 def emit(logger: logging.Logger, level: int, message: str, fields: Dict[str, Any]) -> None:
-    """Log ``message`` as it is, with ``fields`` as the record's attributes, if ``logger`` takes that level."""
-    if not logger.isEnabledFor(level):
-        return
+    """Log ``message`` as it is, with ``fields`` as the record's attributes; ``logger`` takes that level."""
     if logging.getLogRecordFactory() is not logging.LogRecord:
         logger.log(level, message, extra=fields)
         return
     now = time.time()
-    record = logging.LogRecord.__new__(logging.LogRecord)
-    attributes = record.__dict__
-    attributes.update(_TEMPLATE)
-    attributes.update(fields)
+    attributes = {**_TEMPLATE, **fields}
     attributes["name"] = logger.name
     attributes["levelno"] = level
     attributes["levelname"] = logging.getLevelName(level)
     attributes["msg"] = message
     attributes["created"] = now
-    attributes["msecs"] = int((now - int(now)) * 1000) + 0.0
+    attributes["msecs"] = now % 1 * 1000 // 1
     attributes["relativeCreated"] = (now - _STARTED) * 1000
     attributes["thread"] = threading.get_ident()
     attributes["threadName"] = threading.current_thread().name
+    record = logging.LogRecord.__new__(logging.LogRecord)
+    record.__dict__ = attributes
     logger.handle(record)
