@@ -2,16 +2,19 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
 import random
 import select
+import sys
 import threading
 
 import pytest
 from conftest import DEADLINE, eventually
 
-from echo.server.logs import DirectLog, LogQueue
+from echo.mixins.records import emit
+from echo.server.logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
 
 
 @pytest.fixture
@@ -125,6 +128,115 @@ def test_a_record_that_does_not_fit_its_format_costs_itself_alone(pipe, logger, 
         logger.info("two")
     os.close(writer)
     assert read_to_end(reader).count("could not be formatted") == 2
+
+
+# Lines that are no records.
+
+
+class Listener(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+def no_record_is_made(monkeypatch, logger):
+    def handle(record):
+        raise AssertionError("a record was made")
+
+    monkeypatch.setattr(logger, "handle", handle)
+
+
+def test_a_text_log_that_listens_alone_gets_lines_that_read_as_records_do(pipe, logger, monkeypatch):
+    reader, writer = pipe
+    monkeypatch.setattr("time.time", lambda: 1763800000.702)
+    with contextlib.closing(LogQueue(writer, TextFormatter())) as queue:
+        logger.addHandler(queue)
+        logger.info("hello")
+        logger.warning("no %s, said twice", "record")
+        logger.info("hello")
+        no_record_is_made(monkeypatch, logger)
+        emit(logger, logging.INFO, "hello", {"event": "said"})
+        emit(logger, logging.WARNING, "no %s, said twice", {"event": "said"})
+        emit(logger, logging.INFO, "hello", {"event": "said"})
+    os.close(writer)
+    lines = read_to_end(reader).replace("no %s,", "no record,").splitlines()
+    if sys.version_info < (3, 13):  # later records ask another clock
+        assert lines[:3] == lines[3:]
+    assert [line[19:] for line in lines[3:]] == [
+        ".702 INFO    hello",
+        ".702 WARNING no record, said twice",
+        ".702 INFO    hello",
+    ]
+
+
+def test_a_text_log_drops_lines_as_it_drops_records(pipe, logger, monkeypatch):
+    reader, writer = pipe
+    with contextlib.closing(LogQueue(writer, TextFormatter(), capacity=100)) as queue:
+        logger.addHandler(queue)
+        no_record_is_made(monkeypatch, logger)
+        for _ in range(5000):
+            emit(logger, logging.INFO, "x" * 1000, {})
+        assert queue._records.qsize() <= 100
+        dropped = queue._dropped
+        assert dropped > 0
+        text = []
+        thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
+        thread.start()
+    os.close(writer)
+    thread.join(DEADLINE)
+    lines = text[0].splitlines()
+    assert sum(line.endswith("x") for line in lines) == 5000 - dropped
+    assert sum(int(line.split()[3]) for line in lines if "dropped: the log was not read" in line) == dropped
+
+
+def test_whoever_listens_beside_the_text_log_gets_records(pipe, logger):
+    reader, writer = pipe
+    listener = Listener()
+    child = logging.Logger("test.child")
+    child.parent = logger
+    with contextlib.closing(LogQueue(writer, TextFormatter())) as queue:
+        logger.addHandler(queue)
+        emit(child, logging.INFO, "one", {"event": "said"})
+        child.addHandler(listener)
+        emit(child, logging.INFO, "two", {"event": "said"})
+    os.close(writer)
+    assert [(record.getMessage(), record.event) for record in listener.records] == [("two", "said")]
+    assert [line.split()[-1] for line in read_to_end(reader).splitlines()] == ["one", "two"]
+
+
+def test_filters_and_levels_see_records(pipe, logger):
+    reader, writer = pipe
+
+    def secret(record):
+        return record.event != "secret"
+
+    with contextlib.closing(LogQueue(writer, TextFormatter())) as queue:
+        logger.addHandler(queue)
+        for filtered in (logger, queue):
+            filtered.addFilter(secret)
+            emit(logger, logging.INFO, "filtered", {"event": "secret"})
+            emit(logger, logging.INFO, "shown", {"event": "said"})
+            filtered.removeFilter(secret)
+        queue.setLevel("WARNING")
+        emit(logger, logging.INFO, "low", {"event": "said"})
+        queue.setLevel("NOTSET")
+        logger.disabled = True
+        emit(logger, logging.INFO, "off", {"event": "said"})
+    os.close(writer)
+    assert [line.split()[-1] for line in read_to_end(reader).splitlines()] == ["shown", "shown"]
+
+
+def test_a_json_log_gets_the_fields(pipe, logger):
+    reader, writer = pipe
+    with contextlib.closing(LogQueue(writer, JsonFormatter())) as queue:
+        logger.addHandler(queue)
+        emit(logger, logging.INFO, "hello", {"event": "said", "size": 5})
+    os.close(writer)
+    told = json.loads(read_to_end(reader))
+    assert (told["event"], told["size"], told["message"]) == ("said", 5, "hello")
 
 
 # Several writers, and one who must not wait.

@@ -19,7 +19,7 @@ import select
 import stat
 import threading
 import time
-from typing import Iterator, List, Optional
+from typing import Iterator, List, Optional, Tuple, Union
 
 from ..text import plural
 
@@ -33,6 +33,8 @@ GATHER = 0.01
 """Seconds that the writer waits for more records before it writes: woken for each of them, it would take the
 interpreter from the sessions each time."""
 
+_Line = Tuple[float, int, str]  # time, level, text
+
 _TRACEBACKS = logging.Formatter()
 
 _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", "asctime", "taskName"}
@@ -41,18 +43,23 @@ _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", 
 class TextFormatter(logging.Formatter):
     """Lines for people: ``2026-11-22 09:14:39.702 INFO    listening on 127.0.0.1:65432``."""
 
-    _second = -1
-    _text = ""
+    _moment = (-1, -1)
+    _prefix = ""
 
     def format(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
-        if second != self._second:  # most records share theirs; only the writer's thread comes here
-            self._second = second
-            self._text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        line = f"{self._text}.{int(record.msecs):03d} {record.levelname:7} {record.getMessage()}"
+        line = self.line(record.created, record.levelno, record.getMessage())
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
         return f"{line}\n{record.exc_text}" if record.exc_text else line
+
+    def line(self, created: float, level: int, message: str) -> str:
+        moment = (int(created * 1000), level)
+        if moment != self._moment:  # under load many share theirs; only the writer's thread comes here
+            self._moment = moment
+            second, millisecond = divmod(moment[0], 1000)
+            text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._prefix = f"{text}.{millisecond:03d} {logging.getLevelName(level):7} "
+        return self._prefix + message
 
 
 class JsonFormatter(logging.Formatter):
@@ -98,7 +105,8 @@ class LogQueue(logging.Handler):
         self.setFormatter(formatter)
         self._descriptor = descriptor
         self._capacity = capacity
-        self._records: queue.SimpleQueue[Optional[logging.LogRecord]] = queue.SimpleQueue()
+        self._records: queue.SimpleQueue[Union[logging.LogRecord, _Line, None]] = queue.SimpleQueue()
+        self.take_line = self._take_line if isinstance(formatter, TextFormatter) else None
         self._counting = threading.Lock()
         self._dropped = 0
         self._ending = threading.Event()
@@ -117,9 +125,7 @@ class LogQueue(logging.Handler):
         """Queue the record; without the handler's lock, since the queue has its own."""
         if self.filters and not self.filter(record):
             return False
-        if self._records.qsize() >= self._capacity:
-            with self._counting:
-                self._dropped += 1
+        if self._is_full():
             return True
         # What may change, or must not be kept alive, is settled now.
         if record.args:
@@ -129,6 +135,19 @@ class LogQueue(logging.Handler):
             record.exc_info = None
         self._records.put(record)
         return True
+
+    def _take_line(self, level: int, message: str) -> None:
+        """Queue what would be a record of nothing but this."""
+        if not self._is_full():
+            self._records.put((time.time(), level, message))
+
+    def _is_full(self) -> bool:
+        """Whether what comes now is dropped; it is counted then."""
+        full = self._records.qsize() >= self._capacity
+        if full:
+            with self._counting:
+                self._dropped += 1
+        return full
 
     def _write_all(self) -> None:
         told = 0
@@ -151,7 +170,10 @@ class LogQueue(logging.Handler):
             for data in _pieces(encoded) if self._shared else [b"".join(encoded)]:
                 self._write(data)
 
-    def _line(self, record: logging.LogRecord) -> str:
+    def _line(self, record: Union[logging.LogRecord, _Line]) -> str:
+        if isinstance(record, tuple):
+            assert isinstance(self.formatter, TextFormatter)
+            return self.formatter.line(*record) + "\n"
         try:
             return self.format(record) + "\n"
         except Exception as exc:  # a record of somebody else's that does not fit its own format
