@@ -27,6 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, description: str, epilog: Optional[str] = None) -> None:
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+        self.register("action", "append", _Append)
 
     def read_environment(self, environment: Mapping[str, str]) -> None:
         """Take defaults from variables, by one rule: ``--max-connections`` is ``ECHO_MAX_CONNECTIONS``. What is empty
@@ -42,6 +43,15 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fail(self.prog, f"{message}; see {self.prog} --help", 2)
+
+
+class _Append(argparse.Action):
+    """An option that may be repeated. What is given takes the default's place; ``argparse`` would add to it, so that
+    nobody could take back what the environment says."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        had = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if had is self.default else had), values])
 
 
 def _value(action: argparse.Action, text: str) -> Any:

@@ -43,6 +43,7 @@ log = logging.getLogger("echo.server")
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
     commands = parser()
+    commands.parse_args(argv)  # first of all, so that --help is there to whom the environment's mistakes are told
     commands.read_environment(os.environ)
     options = commands.parse_args(argv)
     try:
