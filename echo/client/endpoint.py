@@ -61,7 +61,7 @@ def open_socket(
     """Connect a blocking socket, to be used without ``settimeout``;
     ``timeout``, in seconds, bounds the connecting and the handshake."""
     if isinstance(address, tuple):
-        sock = socket.create_connection(address, timeout)
+        sock = socket.create_connection(_host_and_port(address), timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_alive(sock)  # there may be no deadline; and at a prompt nobody waits for anything
     else:
@@ -78,3 +78,9 @@ def open_socket(
         sock.close()
         raise
     return sock
+
+
+def _host_and_port(address: Any) -> Any:
+    """An IPv6 server's address has four parts, the last of them the zone."""
+    host, port, *more = address
+    return (f"{host}%{more[1]}" if more and more[1] else host), port
