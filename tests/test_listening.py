@@ -345,6 +345,27 @@ def test_the_path_stays_when_a_worker_ends_and_goes_with_the_last(unix_command, 
     assert not os.path.exists(path)
 
 
+DYING = """
+import sys
+from echo.server import __main__ as command, workers
+
+command._serve = lambda *_: 1
+workers.MIN_PAUSE = 0.001
+
+if __name__ == "__main__":
+    sys.exit(command.main())
+"""
+
+
+@needs_fork
+def test_the_path_goes_when_no_worker_can_live(run, path, tmp_path):
+    (tmp_path / "dying.py").write_text(DYING)
+    server = run("dying", "--unix", path, "--workers", "2", cwd=str(tmp_path))
+    assert server.finish()[0] == 1
+    assert "no worker can live, giving up" in server.log
+    assert not os.path.exists(path)
+
+
 def ready(pid):
     """Whether a worker waits to be told to stop. (Before that, its signals are blocked, and it stops at once after.)"""
     if not os.path.isdir("/proc/self"):

@@ -90,7 +90,10 @@ def _run_workers(server: Server, options: argparse.Namespace) -> int:
         processes = Workers(options.workers, work, stop, reload, _watch_terminal())
         _announce(server)
         server.balance = processes.balance
-        return processes.run()
+        try:
+            return processes.run()
+        finally:
+            server.server_close()  # if nobody told it to stop: a Unix socket's path must not stay
 
 
 def _log_descriptor() -> int:
