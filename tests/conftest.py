@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 
 import pytest
+from certificates import Certificates
 
 import echo
 
@@ -229,3 +231,68 @@ def serve_over(run):
         return process
 
     return start
+
+
+class Program:
+    """A program that people have, with pipes; what it says on both streams is in ``seen``."""
+
+    def __init__(self, *command):
+        self.popen = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self.seen = b""
+
+    def type(self, data):
+        self.popen.stdin.write(data)
+        self.popen.stdin.flush()
+
+    def until(self, pattern):
+        """Read until ``pattern`` stands in what came; return the match."""
+        while True:
+            match = re.search(pattern, self.seen)
+            if match:
+                return match
+            assert select.select([self.popen.stdout], [], [], DEADLINE)[0], f"no {pattern!r} in {self.seen!r}"
+            data = os.read(self.popen.stdout.fileno(), 65536)
+            assert data, f"it ended without {pattern!r}: {self.seen!r}"
+            self.seen += data
+
+    def finish(self, data=None):
+        """Give it ``data`` and the end of input, wait for its end; return (exit code, all that it said)."""
+        self.seen += self.popen.communicate(data, timeout=DEADLINE)[0]
+        return self.popen.returncode, self.seen
+
+    def kill(self):
+        if self.popen.poll() is None:
+            self.popen.kill()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
+        self.popen.wait()
+
+
+@pytest.fixture
+def program():
+    """``program("openssl", ...)``: a ``Program``, killed after the test, which is skipped where there is none."""
+    programs = []
+
+    def start(name, *arguments):
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")
+        programs.append(Program(name, *arguments))
+        return programs[-1]
+
+    yield start
+    for each in programs:
+        each.kill()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """``Certificates`` of a CA of our own, made once for all tests."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificates, is not installed")
+    return Certificates(tmp_path_factory.mktemp("certificates"))

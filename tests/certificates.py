@@ -1,0 +1,122 @@
+"""Keys and certificates for the tests, made by the ``openssl`` command: a CA, and what a good and a bad day need of it.
+
+Each is made when it is asked for first, and once; on elliptic curves, which takes some ten milliseconds.
+"""
+
+import functools
+import os
+import subprocess
+from typing import NamedTuple
+
+CONFIGURATION = """\
+[req]
+distinguished_name = nothing
+[nothing]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+[holder]
+basicConstraints = critical, CA:FALSE
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+subjectAltName = {names}
+"""
+
+
+class Pair(NamedTuple):
+    """The paths of a certificate and its key."""
+
+    certificate: str
+    key: str
+
+
+class Certificates:
+    """All of them, in ``folder``. ``authority`` has issued each but ``stranger``, which is of ``other_authority``."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    @functools.cached_property
+    def authority(self):
+        return self._make("authority", "/CN=The tests' CA", None)
+
+    @functools.cached_property
+    def other_authority(self):
+        return self._make("other", "/CN=Some other CA", None)
+
+    @functools.cached_property
+    def server(self):
+        return self.issue("server", "/CN=localhost")
+
+    @functools.cached_property
+    def next_server(self):
+        """What the server has when its certificate was replaced."""
+        return self.issue("next", "/CN=localhost/O=Next")
+
+    @functools.cached_property
+    def expired(self):
+        return self.issue("expired", "/CN=localhost", days=-1)
+
+    @functools.cached_property
+    def misnamed(self):
+        """Of a server that is somebody else."""
+        return self.issue("misnamed", "/CN=elsewhere.example", "DNS:elsewhere.example")
+
+    @functools.cached_property
+    def client(self):
+        return self.issue("client", "/O=Example/CN=alice")
+
+    @functools.cached_property
+    def expired_client(self):
+        return self.issue("expired-client", "/CN=late", days=-1)
+
+    @functools.cached_property
+    def stranger(self):
+        return self.issue("stranger", "/CN=mallory", issuer=self.other_authority)
+
+    @functools.cached_property
+    def locked_key(self):
+        """The server's key, behind a password."""
+        path = self._path("locked.key")
+        _openssl("pkcs8", "-topk8", "-in", self.server.key, "-out", path, "-passout", "pass:secret")
+        return path
+
+    def issue(self, name, subject, names="DNS:localhost,IP:127.0.0.1", *, days=30, issuer=None):
+        """A certificate of ``subject``, in openssl's form ``/O=Example/CN=alice``."""
+        return self._make(name, subject, issuer or self.authority, names, days)
+
+    def _make(self, name, subject, issuer, names="DNS:localhost", days=30):
+        pair = Pair(self._path(f"{name}.pem"), self._path(f"{name}.key"))
+        configuration, request = self._path(f"{name}.cnf"), self._path(f"{name}.csr")
+        with open(configuration, "w", encoding="utf-8") as file:
+            file.write(CONFIGURATION.format(names=names))
+        _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", pair.key)
+        _openssl(
+            *("req", "-new", "-config", configuration, "-utf8", "-subj", subject, "-key", pair.key, "-out", request)
+        )
+        if issuer is None:
+            signed_by = ["-signkey", pair.key, "-extensions", "authority"]
+        else:
+            serial = ["-CAserial", self._path("serial"), "-CAcreateserial"]
+            signed_by = ["-CA", issuer.certificate, "-CAkey", issuer.key, *serial, "-extensions", "holder"]
+        _openssl(
+            *("x509", "-req", "-in", request, "-out", pair.certificate, "-days", str(days)),
+            *("-sha256", "-extfile", configuration, *signed_by),
+        )
+        return pair
+
+    def _path(self, name):
+        return os.path.join(self.folder, name)
+
+
+def _openssl(*arguments):
+    done = subprocess.run(
+        ["openssl", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout.decode(errors="replace")
