@@ -84,7 +84,7 @@ class TLSSocket(socket.socket):
         finally:
             self.settimeout(before)
         self._tls = tls
-        self._decrypt()  # what came together with the end of the handshake
+        self._decrypt(b"")  # what came together with the end of the handshake
 
     def _advance(self, tls: ssl.SSLObject, deadline: Optional[float]) -> bool:
         """Do what can be done with what has come, and say it to the peer; whether the handshake is over."""
@@ -134,9 +134,7 @@ class TLSSocket(socket.socket):
             if not data:
                 self._ended = True
             else:
-                with self._lock:
-                    self._incoming.write(data)
-                self._decrypt()
+                self._decrypt(data)
             if deadline is None and not self._plain:
                 # The system's deadline is for each read, and dripping bytes would renew it for ever.
                 seconds = receive_timeout(self)
@@ -151,17 +149,20 @@ class TLSSocket(socket.socket):
         view[: len(data)] = data
         return len(data)
 
-    def _decrypt(self) -> None:
+    def _decrypt(self, data: bytes) -> None:
         assert self._tls is not None
         parts: List[bytes] = []
         with self._lock:
+            # In one go: if another thread ended the output while records wait in there, OpenSSL would take them for a
+            # mistake, and read no more.
+            self._incoming.write(data)
             try:
                 while True:
-                    data = self._tls.read(_CHUNK)
-                    if not data:  # close_notify
+                    part = self._tls.read(_CHUNK)
+                    if not part:  # close_notify
                         self._ended = True
                         break
-                    parts.append(data)
+                    parts.append(part)
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLZeroReturnError:

@@ -376,6 +376,42 @@ def test_what_was_unread_at_the_end_of_output_is_still_read(roles, server_reads,
     assert got + read_all(reader) == data + b"and more"
 
 
+class Meddled:
+    """A lock that lets another thread in each time that it is given back."""
+
+    def __init__(self, lock, meddle):
+        self._lock, self._meddle = lock, meddle
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info):
+        self._lock.release()
+        meddle, self._meddle = self._meddle, None
+        if meddle is not None:
+            meddle()
+
+
+def test_another_threads_end_of_output_at_any_moment_of_a_read_costs_no_byte(pair):
+    """Records that wait for OpenSSL when the end is said are a mistake to it, after which it reads no more."""
+    server, client = pair
+    lock = server._lock
+    ends = []
+
+    def end():
+        server._lock = lock
+        ends.append(Background(server.shutdown, socket.SHUT_WR))
+        ends[0].result()
+
+    server._lock = Meddled(lock, end)
+    client.sendall(b"in one record")
+    assert server.recv(100) == b"in one record"
+    assert ends
+    client.sendall(b"and one more")
+    assert server.recv(100) == b"and one more"
+    assert client.recv(1) == b""
+
+
 def test_a_peer_that_just_closes_has_ended_its_input(memory):
     server, peer = memory
     peer.sock.sendall(peer.encrypt(b"the last words"))
