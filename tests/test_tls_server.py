@@ -487,6 +487,24 @@ def test_the_deadline_of_the_handshake_is_none_of_the_session(secure, stock):
     assert read_exactly(client, 6) == b"hello\n"
 
 
+def test_a_stop_while_handshakes_are_pending_ends_at_once(secure, dial, log):
+    server = secure(handshake_timeout=None, shutdown_timeout=600.0)
+    clients = [dial(server) for _ in range(5)]
+    begins(clients[0])
+    eventually(lambda: server.stats().active == 5)
+    start = time.monotonic()
+    stopping = threading.Thread(target=server.stop, daemon=True)
+    stopping.start()
+    for client in clients:
+        read_all(client)
+        client.close()
+    stopping.join(DEADLINE)
+    assert not stopping.is_alive()
+    assert time.monotonic() - start < 10
+    assert server.stats().ended == {"drain": 5}
+    assert log() == []
+
+
 def test_the_limit_of_a_host_counts_those_in_their_handshake(secure, dial):
     server = secure(max_connections_per_host=2)
     quiet = [dial(server), dial(server)]

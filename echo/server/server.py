@@ -486,7 +486,7 @@ class Server(socketserver.ThreadingTCPServer):
                 client_address = session.client_address
             self.finish_request(request, client_address)
         except Refused as exc:
-            if session.input_ended:  # by a stop
+            if session.state == "draining":  # a stop has ended its input
                 reason = "drain"
             else:
                 reason = None
