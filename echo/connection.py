@@ -289,7 +289,7 @@ class _BoundedRead:
 
     If the owner was inside a read while that number was taken, it is too high by what that read returned;
     harmless, since the reading side is shut and no further read can block. What a socket with TLS has taken from the
-    system already was not counted, and has arrived, too.
+    system already was not counted, and has arrived, too; it comes first.
     """
 
     def __init__(self, sock: socket.socket, left: int) -> None:
@@ -297,9 +297,11 @@ class _BoundedRead:
         self._left = left
 
     def __call__(self, size: int) -> bytes:
-        left = self._left or buffered(self._sock)
-        data = self._sock.recv(min(size, left)) if left else b""
-        self._left = max(0, self._left - len(data))
+        taken = buffered(self._sock)
+        if taken:
+            return self._sock.recv(min(size, taken))
+        data = self._sock.recv(min(size, self._left)) if self._left else b""
+        self._left = max(0, self._left - len(data) - buffered(self._sock))
         return data
 
 

@@ -362,6 +362,14 @@ def test_the_end_of_output_is_told_and_reading_goes_on(roles, server_reads):
     assert writer.recv(1) == b""
 
 
+def test_the_end_of_output_is_said_in_words_of_tls(memory):
+    server, peer = memory
+    server.sendall(b"the last words")
+    server.shutdown(socket.SHUT_WR)
+    assert peer.read() == b"the last words"
+    assert peer.read() == b""
+
+
 @both_sides
 @pytest.mark.parametrize("taken", [0, 1, 20_000])
 def test_what_was_unread_at_the_end_of_output_is_still_read(roles, server_reads, taken):
@@ -496,23 +504,25 @@ def test_a_read_that_runs_into_its_deadline_may_be_tried_again_and_loses_no_byte
 @pytest.mark.parametrize("how", ["SO_RCVTIMEO", "settimeout"])
 def test_a_record_that_drips_does_not_renew_the_deadline(memory, how):
     server, peer = memory
-    record = peer.encrypt(noise(300))
-    give_up_after(server, how, 0.4)
+    record = peer.encrypt(noise(3000))
+    give_up_after(server, how, 1.0)
     given_up = threading.Event()
 
     def drip():
         sent = 0
-        while sent < len(record) and not given_up.wait(0.05):
+        while sent < len(record) and not given_up.wait(0.01):
             sent += peer.sock.send(record[sent : sent + 1])
         peer.sock.sendall(record[sent:])
 
     dripping = Background(drip)
+    began = time.monotonic()
     with pytest.raises(TIMED_OUT):
-        server.recv(1000)
+        server.recv(10_000)
+    assert time.monotonic() - began < DEADLINE / 2  # the whole record takes 30 s
     given_up.set()
     dripping.result()
     give_up_after(server, how, DEADLINE)
-    assert read_exactly(server, 300) == noise(300)
+    assert read_exactly(server, 3000) == noise(3000)
 
 
 def test_a_connections_deadlines_are_kept(pair):
@@ -525,6 +535,23 @@ def test_a_connections_deadlines_are_kept(pair):
         connection.receive()
     client.sendall(b" with its end\n")
     assert connection.receive() == [b"a message with its end"]
+
+
+def test_what_had_arrived_when_the_input_is_ended_is_received_decrypted_already_or_not(pair):
+    server, client = pair
+    connection = echo.Connection(server, echo.LineFraming())
+    client.sendall(b"decrypted with the first read\n" * 500)
+    received = connection.receive()
+    assert server.buffered
+    client.sendall(b"in the system still\n" * 100)
+    assert select.select([server], [], [], DEADLINE)[0]
+    connection.end_input()
+    while True:
+        messages = connection.receive()
+        if not messages:
+            break
+        received += messages
+    assert received == [b"decrypted with the first read"] * 500 + [b"in the system still"] * 100
 
 
 @both_sides
