@@ -479,20 +479,25 @@ class Server(socketserver.ThreadingTCPServer):
         """A session, in its own thread, from the handler's first line to the closed socket."""
         session = self._registry.get(request) or Session(request, client_address)
         session.thread_id = threading.get_ident()
-        reason: Optional[str] = "exit"
+        reason: Optional[str] = None
         try:
             if self.proxy_protocol or self.ssl_context is not None:
                 self._welcome(session)
                 client_address = session.client_address
+            reason = "exit"
             self.finish_request(request, client_address)
         except Refused as exc:
             if session.state == "draining":  # a stop has ended its input
                 reason = "drain"
             else:
-                reason = None
+                self._registry.dismiss(session)
                 self._tell_refused(session.client_address, exc, session.via)
         except Exception as exc:
-            reason = "reset" if _peer_gone(exc, session) else "error"
+            if reason is None:
+                self._registry.dismiss(session)
+                self._registry.refused("error")
+            else:
+                reason = "reset" if _peer_gone(exc, session) else "error"
             self._report(request, session.client_address)
         except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
             reason = "error"

@@ -250,16 +250,22 @@ class Registry:
             session.host = host_of(client_address)
             return self._count_host(session.host)
 
-    def remove(self, session: Session, reason: Optional[str]) -> None:
-        """Forget a session and count its end; with None it never began."""
+    def dismiss(self, session: Session) -> None:
+        """Its host has one less. A refused one's socket stays open for as long as its client likes, within limits:
+        that must not keep the next one out."""
         with self._lock:
-            del self._live[session.request]
-            host = session.host
-            if host is not None:
+            host, session.host = session.host, None
+            if host is not None and self._live.get(session.request) is session:
                 if self._hosts[host] == 1:
                     del self._hosts[host]
                 else:
                     self._hosts[host] -= 1
+
+    def remove(self, session: Session, reason: Optional[str]) -> None:
+        """Forget a session and count its end; with None it never began."""
+        with self._lock:
+            self.dismiss(session)
+            del self._live[session.request]
             if reason is not None:
                 self._ended[reason] += 1
                 connection = getattr(session.handler, "connection", None)
