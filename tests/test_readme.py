@@ -4,12 +4,12 @@ import http.client
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import ssl
 
 import pytest
-from certificates import make_certificate
 from conftest import DEADLINE, ROOT, read_all
 
 import echo
@@ -48,7 +48,9 @@ def test_readme_knows_every_option(command, parser):
     text = read("README.md").partition(f"## The {command} command")[2].partition("\n## ")[0]
     for action in parser()._actions:
         for option in action.option_strings or [action.dest]:
-            if option not in ("-h", "--help"):
+            if option == "--version":
+                assert option in text
+            elif option not in ("-h", "--help"):
                 cells = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
                 assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", cell) for cell in cells), option
 
@@ -94,7 +96,7 @@ def files(address):
 
 
 def over_tls(address):
-    context = ssl.create_default_context(cafile="cert.pem")
+    context = ssl.create_default_context(cafile="ca.pem")
     with echo.connect(address, ssl_context=context) as client:
         assert client.echo(b"abc") == b"abc"
 
@@ -115,7 +117,7 @@ SERVERS = {
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, capsys, tmp_path):
+def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, capsys, tmp_path, request):
     code = BLOCKS[number]
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(ROOT)
@@ -123,7 +125,11 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
         (drive,) = [drive for mark, drive in SERVERS.items() if mark in code]
         if drive is over_tls:
             monkeypatch.chdir(tmp_path)
-            make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+            certificates = request.getfixturevalue("certificates")
+            for pem, name in zip(
+                (*certificates.server, certificates.authority.certificate), ("cert.pem", "key.pem", "ca.pem")
+            ):
+                shutil.copy(pem, name)
         driven = []
 
         def serve_and_drive(server):
@@ -184,6 +190,8 @@ def test_the_commands_in_readme_are_ones_that_a_test_runs():
         "   # with a server --framing raw",  # test_the_pipe_in_readme_brings_everything_back
         "python3 -m echo.client --ping -c 3",  # test_the_ping_in_readme_looks_like_that, in less time
         "python3 -m echo.client --bench --rate 5000 -d 2",  # test_the_bench_in_readme_looks_like_that, the same
+        "python3 -m echo.server --tls-cert cert.pem --tls-key key.pem",  # test_our_own_client_holds_a_session_over_tls
+        "python3 -m echo.client localhost --tls --cacert cert.pem",  # the same
         "python3 -m venv .venv && .venv/bin/pip install -q '.[test]' && .venv/bin/python -m pytest",  # .ci/run
     ]
 
