@@ -472,6 +472,42 @@ def test_a_connection_that_arrives_with_the_stop_is_served_wholly_or_not_at_all(
         assert stats.accepted == sum(stats.ended.values())
 
 
+def test_who_is_connected_but_not_accepted_when_the_server_closes_is_served_and_not_reset(serve, dial):
+    """A load balancer that was let in by the system has handed its client over."""
+    server = serve()
+    server.shutdown()
+    waiting = [dial(server) for _ in range(5)]
+    for sock in waiting:
+        sock.sendall(b"a\nb\n")
+    stopper = threading.Thread(target=server.stop)
+    stopper.start()
+    for sock in waiting:
+        assert read_all(sock) == b"a\nb\n"
+        sock.close()
+    stopper.join(DEADLINE)
+    assert server.stats().ended == {"drain": 5}
+
+
+def test_letting_in_who_waits_at_the_end_keeps_to_the_limit_and_ends(serve, dial):
+    server = serve(max_connections=2)
+    server.shutdown()
+    waiting = [dial(server) for _ in range(5)]
+    assert server.stop()
+    assert server.stats().accepted == 2
+    for sock in waiting:
+        try:
+            assert sock.recv(1) == b""
+        except ConnectionResetError:
+            pass
+
+
+def test_a_server_that_never_served_lets_nobody_in_at_its_end(dial):
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    dial(server)
+    server.server_close()
+    assert server.stats().accepted == 0
+
+
 def test_a_process_whose_main_thread_ends_drains_before_it_exits():
     """Row 17: daemon threads would die in mid-reply."""
     script = (

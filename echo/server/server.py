@@ -489,6 +489,8 @@ class Server(socketserver.ThreadingTCPServer):
         except Refused as exc:
             if session.state == "draining":  # a stop has ended its input
                 reason = "drain"
+                peer = format_address(session.client_address)
+                tell(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
             else:
                 self._registry.dismiss(session)
                 self._tell_refused(session.client_address, exc, session.via)
@@ -665,6 +667,8 @@ class Server(socketserver.ThreadingTCPServer):
             self._deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
         if self._inode is not None and self._bound_by == os.getpid():
             listeners.release_path(self._path, self._inode)
+        if timeout != 0:
+            self._accept_waiting()
         super().server_close()
         sessions = self._registry.sessions()
         if sessions:
@@ -693,6 +697,19 @@ class Server(socketserver.ThreadingTCPServer):
         thread = self._thread
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
+
+    def _accept_waiting(self) -> None:
+        """Let in who is connected and waits to be accepted: closing the listening socket would reset them, together
+        with what they have sent, which a load balancer takes for an answer. As many as can have waited, and no more:
+        others may go on coming."""
+        if self._served and not self._inherited and self._is_listening():
+            run = Run(self.socket)
+            try:
+                for _ in range(max(1, self.request_queue_size)):
+                    if not self._accept(run):
+                        break
+            finally:
+                run.close()
 
     def _close_at_exit(self, pid: int) -> None:
         if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
