@@ -487,7 +487,7 @@ class Server(socketserver.ThreadingTCPServer):
             reason = "exit"
             self.finish_request(request, client_address)
         except Refused as exc:
-            if session.state == "draining":  # a stop has ended its input
+            if session.state == "draining":  # not input_ended: the stop wakes this thread before it sets that
                 reason = "drain"
                 peer = format_address(session.client_address)
                 tell(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
