@@ -674,7 +674,8 @@ def test_a_stop_while_a_header_is_awaited_ends_at_once_and_refuses_nobody(proxie
     assert read_all(sock) == b""
     sock.close()
     assert stopped.wait(DEADLINE)
-    assert "refused" not in {record.event for record in log.records}
+    assert {record.event for record in log.records} == {"draining", "drained", "stopped"}
+    assert record_of(log, "drained").levelname == "DEBUG"
     assert server.stats().refused == {}
     assert server.stats().ended == {"drain": 1}
 
