@@ -77,7 +77,12 @@ def record_of(log, event):
 
 def done(server, count=1):
     """Wait until so many connections have come and gone."""
-    eventually(lambda: server.stats().accepted == count and not server.stats().active)
+
+    def are_told():
+        stats = server.stats()
+        return not stats.active and sum(stats.ended.values()) + sum(stats.refused.values()) == count
+
+    eventually(are_told)
 
 
 def own_address(sock):
