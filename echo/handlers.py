@@ -81,8 +81,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     session: Optional[int] = None
     """The session's number on its server, from 1 on; None on a server that keeps none."""
     via: Optional[str] = None
-    """The address of the proxy that the client came through, as text; ``peer`` itself if that spoke for itself or did
-    not tell. None on a server without the PROXY protocol."""
+    """The address of the proxy that the client came through, as text; None on a server without the PROXY protocol."""
+    unnamed = False
+    """The proxy did not say who the client is, and ``peer`` is its own address: it speaks for itself, as to see
+    whether the server lives."""
     reason = "error"
     """Why the session ended; right once ``connection_lost`` was called."""
 

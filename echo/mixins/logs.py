@@ -41,12 +41,12 @@ class LoggingMixin(MessageRequestHandler):
     def setup(self) -> None:
         self._began = time.monotonic()
         super().setup()
-        self._session_level = logging.DEBUG if self.via == self.peer else self.session_level
+        self._session_level = logging.DEBUG if self.unnamed else self.session_level
 
     def connection_made(self) -> None:
         fields: Dict[str, Any] = {}
         how = []
-        if self.via not in (None, self.peer):
+        if self.via is not None and not self.unnamed:
             fields["via"] = self.via
             how.append(f" via {self.via}")
         if isinstance(self.request, TLSSocket):

@@ -436,9 +436,8 @@ class Server(socketserver.ThreadingTCPServer):
         request = session.request
         if self.proxy_protocol:
             header = receive_header(request, self.handshake_timeout)
-            client_address = session.client_address if header.source is None else header.source
-            others = self._registry.introduce(session, client_address)
-            self._check_client(request, client_address, others)
+            others = self._registry.introduce(session, header.source)
+            self._check_client(request, session.client_address, others)
         if self.ssl_context is not None:
             shake_hands(request, self.ssl_context, self.handshake_timeout)
 
@@ -447,7 +446,7 @@ class Server(socketserver.ThreadingTCPServer):
         peer = format_address(client_address)
         level = logging.DEBUG if refused.left else logging.INFO
         fields = {"peer": peer, "reason": refused.reason}
-        if via is not None and via != peer:
+        if via is not None:
             fields["via"] = via
         tell(level, "refused", "%s refused: %s", peer, refused, **fields)
 
@@ -493,7 +492,7 @@ class Server(socketserver.ThreadingTCPServer):
                 tell(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
             else:
                 self._registry.dismiss(session)
-                self._tell_refused(session.client_address, exc, session.via)
+                self._tell_refused(session.client_address, exc, None if session.unnamed else session.via)
         except Exception as exc:
             if reason is None:
                 self._registry.dismiss(session)
@@ -554,14 +553,14 @@ class Server(socketserver.ThreadingTCPServer):
     def attach(self, handler: Any) -> Optional[int]:
         """Let a handler take part: the server counts what ``handler.connection`` counts (``messages_in``,
         ``messages_out``, ``bytes_in``, ``bytes_out``), records ``handler.reason`` as its end, and calls
-        ``handler.drain()``, which must not block, when it stops. Sets ``handler.via``, the address as text of the
-        proxy that the client came through. Returns the session's number, from 1 on; None if this server does not
+        ``handler.drain()``, which must not block, when it stops. Sets ``handler.via`` and ``handler.unnamed``, what
+        is known of a proxy. Returns the session's number, from 1 on; None if this server does not
         track the handler's request.
         """
         session = self._registry.get(handler.request)
         if session is None:
             return None
-        handler.via = session.via
+        handler.via, handler.unnamed = session.via, session.unnamed
         session.attach(handler)
         return session.number
 

@@ -77,6 +77,7 @@ class Session:
         "since",
         "state",
         "thread_id",
+        "unnamed",
         "via",
     )
 
@@ -86,6 +87,7 @@ class Session:
         # Of whoever comes through a proxy it is not known yet, and comes with Registry.introduce.
         self.host = None if proxied else host_of(client_address)
         self.via = format_address(client_address) if proxied else None
+        self.unnamed = proxied
         self.since = time.time()
         self.state = "open"
         self.handler: Optional[Any] = None
@@ -242,12 +244,15 @@ class Registry:
         return before
 
     def introduce(self, session: Session, client_address: Any) -> int:
-        """Tell whose session it is, which was not known when it was added; return how many that host had before."""
+        """Tell whose session it is, which was not known when it was added, or None if the proxy did not say; return how
+        many that host had before."""
         with self._lock:
-            session.client_address = client_address
+            if client_address is not None:
+                session.unnamed = False
+                session.client_address = client_address
             if self._live.get(session.request) is not session:  # a subclass that keeps its own count
                 return 0
-            session.host = host_of(client_address)
+            session.host = host_of(session.client_address)
             return self._count_host(session.host)
 
     def dismiss(self, session: Session) -> None:
