@@ -76,6 +76,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     disable_nagle_algorithm = True
     """No reply waits for the acknowledgement of the one before (40 ms); only TCP has that (gh-128916)."""
 
+    server: Any
+    """The server; a subclass that knows which may say so, and is checked by that."""
+
     connection: Connection
     peer: str
     session: Optional[int] = None

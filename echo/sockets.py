@@ -17,16 +17,13 @@ import select
 import selectors
 import socket
 import struct
+import sys
 import time
 from typing import Optional
 
-try:
+if sys.platform != "win32":  # which has neither, and no way to ask how much waits in a socket's queues
     import fcntl
     import termios
-except ImportError:  # Windows has neither, and no way to ask how much waits in a socket's queues
-    _CAN_LOOK = False
-else:
-    _CAN_LOOK = True
 
 INET = (socket.AF_INET, socket.AF_INET6)
 """The families that speak TCP."""
@@ -98,7 +95,7 @@ def undelivered(sock: socket.socket) -> Optional[int]:
 
 
 def _queue_size(sock: socket.socket, request: str) -> Optional[int]:
-    if not _CAN_LOOK:
+    if sys.platform == "win32":
         return None
     try:
         answer = fcntl.ioctl(sock, getattr(termios, request), bytes(4))

@@ -79,7 +79,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
-    if sys.stdout is None or (sys.stdin is None and not messages and not options.measure):
+    if None in ([sys.stdout] if messages or options.measure else [sys.stdin, sys.stdout]):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the terminal can show
     report = Report(_print, as_json=options.json, quiet=options.quiet, verbose=options.verbose)

@@ -34,17 +34,18 @@ class History:
     """Reads the earlier lines at once, and keeps this session's with ``save``."""
 
     def __init__(self) -> None:
-        self._path = None if readline is None else history_file()
-        if self._path is not None:
-            try:
-                readline.read_history_file(self._path)
-            except OSError:
-                pass  # the first session, or none of ours to read
-            self._before = readline.get_current_history_length()
+        self._path = history_file()
+        if readline is None or self._path is None:
+            return
+        try:
+            readline.read_history_file(self._path)
+        except OSError:
+            pass  # the first session, or none of ours to read
+        self._before = readline.get_current_history_length()
 
     def save(self) -> None:
         """Append, so that of two sessions at a time neither loses its lines."""
-        if self._path is None:
+        if readline is None or self._path is None:
             return
         new = readline.get_current_history_length() - self._before
         try:

@@ -160,12 +160,11 @@ def _read_host(word: bytes, protocol: bytes) -> bytes:
     try:
         packed = (ipaddress.IPv4Address if protocol == b"TCP4" else ipaddress.IPv6Address)(text).packed
         # Two that ipaddress takes, in some versions: 010 for 10 (until 3.8.11, 3.9.4), and a zone (since 3.9).
-        valid = "%" not in text and ("." not in quad or str(ipaddress.IPv4Address(quad)) == quad)
+        if "%" not in text and ("." not in quad or str(ipaddress.IPv4Address(quad)) == quad):
+            return packed
     except ValueError:
-        valid = False
-    if not valid:
-        raise InvalidHeader(f"no {protocol.decode()} address in a PROXY v1 line: {_shown(word)}")
-    return packed
+        pass
+    raise InvalidHeader(f"no {protocol.decode()} address in a PROXY v1 line: {_shown(word)}")
 
 
 def _read_port(word: bytes) -> int:

@@ -742,7 +742,7 @@ _OPTIONS = (
 
 def _check(name: str, value: Any) -> None:
     what, types, least, may_be_none = _CHECKED[name]
-    if value is None and may_be_none:
+    if may_be_none and value is None:
         return
     rule = f"it is {what}, {least} or more{', or None for no limit' if may_be_none else ''}"
     if isinstance(value, bool) or not isinstance(value, types):
