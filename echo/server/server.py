@@ -116,6 +116,10 @@ class Server(socketserver.ThreadingTCPServer):
     build with the GIL, where that is several times faster, or their numbers. None: no choice, the default, since
     handlers that leave the GIL for long, as in ``zlib`` or a database driver, want them all."""
 
+    server_address: Any
+    """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path. (``socketserver`` knows
+    no paths, and a type of its own would be refused by ``echo.connect``.)"""
+
     balance: Optional[Balance] = None
     """Of the sessions over several processes that share the port; the command line's workers have one."""
 

@@ -1,0 +1,96 @@
+"""A user's program, for the type checkers alone: what they are to make of the public names. Never run.
+
+``test_types.py`` has mypy read it, in its strictest mode; ``.ci/run`` has pyright read it, too.
+"""
+
+import socket
+import ssl
+from typing import Dict, List, Optional
+
+from typing_extensions import assert_type
+
+import echo
+
+
+class Room(echo.Server):
+    max_connections = 100
+    shutdown_timeout = None
+    topic = b""
+
+    def verify_request(self, request: object, client_address: object) -> bool:
+        return True
+
+
+class Member(echo.LoggingMixin, echo.MessageRequestHandler):
+    server: Room
+    framing = echo.LengthFraming(max_message=1000)
+    timeout = 300.0
+    message_timeout = None
+    shown_bytes = 20
+
+    def connection_made(self) -> None:
+        super().connection_made()
+        self.send(self.server.topic)
+
+    def message_received(self, message: bytes) -> None:
+        super().message_received(message)
+        assert_type(message.upper(), bytes)
+        assert_type(self.peer, str)
+        assert_type(self.via, Optional[str])
+        assert_type(self.connection, echo.Connection)
+        self.server.topic = message
+
+    def eof_received(self, rest: bytes) -> None:
+        self.close()
+
+    def connection_lost(self, reason: str) -> None:
+        super().connection_lost(reason)
+
+
+class Words(echo.Framing):
+    """A framing of one's own."""
+
+    name = "words"
+
+    def encode(self, message: bytes) -> bytes:
+        return message + b" "
+
+    def decoder(self) -> echo.Decoder:
+        return echo.LineFraming().decoder()
+
+
+def serve(listening: socket.socket, context: ssl.SSLContext) -> None:
+    with Room(("127.0.0.1", 0), Member, allow=["192.0.2.0/24"], ssl_context=context) as room:
+        assert_type(room, Room)
+        assert_type(room.start(), Room)
+        assert_type(room.stop(timeout=0), bool)
+    assert_type(Room.from_socket(listening, Member, max_connections_per_host=3), Room)
+    assert_type(echo.Server("/run/echo.sock", echo.EchoRequestHandler).start(), echo.Server)
+    room.set_access(allow=(), deny=["192.0.2.1"])
+    assert_type(room.connections, List[echo.ConnectionInfo])
+    for info in room.connections:
+        assert_type(info.peer, str)
+        assert_type(info.bytes_in, int)
+    assert_type(room.stats(), echo.Statistics)
+    assert_type(room.stats().accepted, int)
+    assert_type(room.stats().refused, Dict[str, int])
+
+
+def ask(room: Room, context: ssl.SSLContext) -> bytes:
+    echo.connect("/run/echo.sock").close()
+    echo.connect(("localhost", 65432), ssl_context=context, server_hostname="example.org").close()
+    with echo.connect(room.server_address, framing=Words(), timeout=None) as client:
+        assert_type(client, echo.Client)
+        client.send(b"a message")
+        assert_type(client.recv(), bytes)
+        assert_type(client.echo(b"a message"), bytes)
+        for reply in client.echo_many([b"a", b"b"], window=2):
+            assert_type(reply, bytes)
+        for message in client:
+            assert_type(message, bytes)
+        try:
+            return client.recv()
+        except echo.IncompleteMessage as exc:
+            return exc.rest
+        except echo.EchoError as exc:
+            return exc.reason.encode()
