@@ -117,11 +117,12 @@ class Process:
     """``python -m MODULE ARGUMENTS`` with pipes; killed at the end whatever happens.
 
     ``env`` is put on top of the environment; None takes a variable away. No history is kept unless it says where: it
-    would be that of whoever runs the tests.
+    would be that of whoever runs the tests. Warnings are errors, so that a socket which is left open shows in stderr.
     """
 
     def __init__(self, *arguments, python_options=(), **popen_options):
-        own = dict({"PYTHONPATH": ROOT, "ECHO_HISTFILE": os.devnull}, **popen_options.pop("env", {}))
+        own = {"PYTHONPATH": ROOT, "ECHO_HISTFILE": os.devnull, "PYTHONWARNINGS": "error"}
+        own.update(popen_options.pop("env", {}))
         environment = {name: value for name, value in dict(os.environ, **own).items() if value is not None}
         for stream in ("stdin", "stdout", "stderr"):
             popen_options.setdefault(stream, subprocess.PIPE)

@@ -107,11 +107,12 @@ class Ping:
                     break
         except KeyboardInterrupt:
             pass  # what is on its way is neither back nor lost
-        waiting = 0
-        if self._lane is not None:
-            waiting = len(self._lane.ledger.outstanding)
-            self._lane.close()
-        self._selector.close()
+        finally:  # also when what is to be told cannot be written
+            waiting = 0
+            if self._lane is not None:
+                waiting = len(self._lane.ledger.outstanding)
+                self._lane.close()
+            self._selector.close()
         self._summarize(waiting, time.perf_counter_ns() - began)
         return self._exit_code()
 
