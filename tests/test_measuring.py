@@ -89,6 +89,7 @@ def test_the_line_fits_the_terminal_it_is_on_when_the_results_go_elsewhere(serve
 
 
 @posix
+@pytest.mark.timeout(180)  # thirty processes, one after the other, on a busy machine
 def test_a_signal_at_any_moment_leaves_the_figures_whole(serve, ping):  # noqa: F811
     server = serve()
     for _ in range(30):
@@ -132,18 +133,19 @@ def test_a_hail_of_signals_leaves_one_summary_and_the_exit_code(serve, ping):  #
 
 
 @posix
+@pytest.mark.timeout(180)  # sixty of them, on a busy machine
 def test_a_signal_with_the_last_reply_costs_no_summary(serve, ping):  # noqa: F811
     processes = []
     lock = threading.Lock()
 
     class Signals(echo.EchoRequestHandler):
         def message_received(self, message):
-            self.send(message)
-            self.flush()
-            with lock:
+            with lock:  # around all: the reply may end that process, and the signal is not for the one after it
+                self.send(message)
+                self.flush()
                 for _ in range(self.laps):  # a little later each time
                     pass
-                os.kill(processes[-1].pid, signal.SIGINT)
+                processes[-1].popen.send_signal(signal.SIGINT)
 
     for step in range(60):
         Signals.laps = step * 500
