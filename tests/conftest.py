@@ -20,6 +20,8 @@ from certificates import Certificates
 
 import echo
 
+pytest.register_assert_rewrite("measuring")  # else its assertions are none under -O
+
 DEADLINE = 20.0
 """Seconds that anything may take before a test calls it lost; generous, since machines differ."""
 

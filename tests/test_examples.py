@@ -560,12 +560,15 @@ def test_prometheus_reads_what_the_server_counts(example, terminal):
 # pytest_fixture.py
 
 
+PLAIN = {"PYTHONOPTIMIZE": None}  # of which pytest warns, since assertions are not kept in every module
+
+
 def test_the_example_of_a_test_passes_as_it_is_shown(run):
-    code, out = run("pytest", "-p", "no:cacheprovider", "examples/pytest_fixture.py", cwd=ROOT).finish()
+    code, out = run("pytest", "-p", "no:cacheprovider", "examples/pytest_fixture.py", cwd=ROOT, env=PLAIN).finish()
     assert code == 0 and b"3 passed" in out, out
 
 
 def test_the_example_of_a_test_is_a_program_as_well(run):
-    process = run("examples.pytest_fixture", cwd=ROOT)
+    process = run("examples.pytest_fixture", cwd=ROOT, env=PLAIN)
     code, out = process.finish()
     assert code == 0 and b"3 passed" in out, out + process.log.encode()

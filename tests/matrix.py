@@ -1,0 +1,287 @@
+"""The whole suite under every CPython here, each in a virtual environment of its own, and once more with ``-O``.
+
+    python tests/matrix.py [--jobs N] [--free-threaded PATH] [--command COMMAND] [pytest's arguments]
+
+The Pythons are those on PATH and pyenv's, 3.8 and later, without the GIL too. They run in development mode, with
+warnings as errors, and so do the processes that the tests start: what is left open fails. Tests wait for events, but a
+machine may be busier than their deadlines allow for. So what fails is run once more, alone; what passes then is called
+UNSTEADY, and what fails twice fails. The exit code is 1 if anything failed, or if there was nothing to run.
+
+It knows pytest by its command line alone, and needs nothing but the standard library.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+LIMIT = 3600.0
+"""Seconds that one run may take."""
+
+NEEDED = ("echo", "LICENSE", "README.md", "pyproject.toml", "setup.cfg")
+"""What an installation is built from."""
+
+STRICT = ["-X", "dev", "-W", "error"]
+STRICT_ENVIRONMENT = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
+# pytest warns that only the assertions of tests and plugins are kept. They are all there is in tests/: conftest.py has
+# its helpers' rewritten, too.
+OPTIMIZED = ["-O", "-W", "error"]
+OPTIMIZED_ENVIRONMENT = {"PYTHONOPTIMIZE": "1", "PYTHONWARNINGS": "error"}
+KEPT = ["-W", "ignore:assertions not in test modules:pytest.PytestConfigWarning"]
+
+_ASK = """
+import sys, sysconfig
+print(sys.implementation.name, *sys.version_info[:2], "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else "")
+"""
+
+
+# The Pythons.
+
+
+def version_of(path):
+    """``"3.12"``, or ``"3.13t"`` without the GIL; None for what is no CPython of 3.8 or later."""
+    try:
+        # Not from this folder: what lies here is not to be taken for the standard library's.
+        asked = subprocess.run(
+            [path, "-I", "-c", _ASK],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.fullmatch(r"cpython 3 (\d+) (t?)\n", asked.stdout.decode(errors="replace"))
+    return f"3.{found[1]}{found[2]}" if found and int(found[1]) >= 8 else None
+
+
+def candidates():
+    """Every path that may be a Python's: this one, PATH's, pyenv's."""
+    yield sys.executable
+    for folder in os.get_exec_path():
+        if os.path.isdir(folder):
+            for name in sorted(os.listdir(folder)):
+                if re.fullmatch(r"python3(\.\d+t?)?", name):
+                    yield os.path.join(folder, name)
+    pyenv = shutil.which("pyenv")
+    if pyenv is not None:
+        root = subprocess.run([pyenv, "root"], stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+        versions = os.path.join(root, "versions")
+        for name in sorted(os.listdir(versions)) if os.path.isdir(versions) else []:
+            yield os.path.join(versions, name, "bin", "python3")
+
+
+def find_pythons(paths):
+    """The paths by version, the oldest first: of one version several, since not each may be of use."""
+    found = {}
+    for path in paths:
+        if os.access(path, os.X_OK):
+            version = version_of(path)
+            if version is not None:
+                found.setdefault(version, []).append(path)
+    return {version: found[version] for version in sorted(found, key=_rank)}
+
+
+def _rank(version):
+    return int(version[2:].rstrip("t")), version.endswith("t")
+
+
+# One run of pytest, or two.
+
+
+class Run:
+    """The suite once: ``command`` is all but pytest's arguments, ``environment`` is put on top of this one's."""
+
+    def __init__(self, name, command, environment=None):
+        self.name = name
+        self.command = command
+        self.environment = dict(os.environ, **(environment or {}))
+        self.figures = None
+        self.verdict = "FAILED"
+        self.output = ""
+        self.seconds = 0.0
+        self._cache = tempfile.mkdtemp(prefix="matrix-")  # runs at one time do not share what failed
+
+    def once(self, arguments):
+        """Run it; whether all passed. (An exit code alone may be one of a test that ended the process.)"""
+        began = time.monotonic()
+        command = [*self.command, "-q", "-o", f"cache_dir={self._cache}", *arguments]
+        code, self.output = captured(command, self.environment, LIMIT)
+        self.seconds += time.monotonic() - began
+        figures = figures_of(self.output)
+        self.figures = self.figures or figures
+        return code == 0 and figures is not None
+
+    def again(self, arguments):
+        """Run what failed once more; whether it passed."""
+        return self.once([*arguments, "--last-failed", "--last-failed-no-failures", "none"])
+
+    def forget(self):
+        shutil.rmtree(self._cache, ignore_errors=True)
+
+
+def captured(command, environment, limit):
+    """The exit code, and all that was written."""
+    with tempfile.TemporaryFile() as file:  # no pipe: a process that outlives the run could keep that open
+        try:
+            code = subprocess.run(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=limit
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        file.seek(0)
+        output = file.read().decode(errors="replace")
+    return code, output if code is not None else f"{output}\nno end after {limit:g} s"
+
+
+def figures_of(output):
+    """What pytest's last line counts, as in ``{"passed": 12, "skipped": 1}``; None if it counts nothing."""
+    for line in reversed(output.splitlines()):
+        if re.search(r" in \d+(\.\d+)?s\b", line):
+            counts = {
+                word.rstrip("s"): int(count) for count, word in re.findall(r"(\d+) ([a-z]+)", line.partition(" in ")[0])
+            }
+            return counts or None
+    return None
+
+
+def skipped(output):
+    """The reasons for which tests were skipped."""
+    return set(re.findall(r"^SKIPPED \[\d+\] (\S+): (.*)$", output, re.MULTILINE))
+
+
+# All of them.
+
+
+def installed(python, folder):
+    """A new virtual environment with the tests' needs; its Python, or None if ``python`` makes none."""
+    if captured([python, "-m", "venv", folder], None, LIMIT)[0] != 0:
+        return None
+    source = os.path.join(folder, "source")  # building leaves things behind, and in a folder of its own disturbs nobody
+    os.mkdir(source)
+    for name in NEEDED:
+        path = os.path.join(ROOT, name)
+        copy = shutil.copytree if os.path.isdir(path) else shutil.copy
+        copy(path, os.path.join(source, name))
+    own = os.path.join(folder, "Scripts" if os.name == "nt" else "bin", "python")
+    code, output = captured([own, "-m", "pip", "install", "-q", f"{source}[test,examples]"], None, LIMIT)
+    if code != 0:
+        raise RuntimeError(output)
+    return own
+
+
+def under(version, paths, work, optimized):
+    """A run under the first of these Pythons that makes a virtual environment; None if none does."""
+    name = f"CPython {version}{' -O' if optimized else ''}"
+    for number, path in enumerate(paths):
+        own = installed(path, os.path.join(work, f"{name.replace(' ', '')}-{number}"))
+        if own is None:
+            print(f"{path} makes no virtual environment; left out", flush=True)
+        elif optimized:
+            return Run(name, [own, *OPTIMIZED, "-m", "pytest", *KEPT], OPTIMIZED_ENVIRONMENT)
+        else:
+            return Run(name, [own, *STRICT, "-m", "pytest"], STRICT_ENVIRONMENT)
+    return None
+
+
+def run_all(makers, arguments, jobs):
+    """Make and do each run, ``jobs`` at a time; then again, one by one, what failed. Return the exit code."""
+    runs = []
+    failed = []
+
+    def do(make):
+        run = make()
+        if run is not None:
+            runs.append(run)
+            if run.once(arguments):
+                run.verdict = ""
+            else:
+                failed.append(run)
+            tell(run, "" if run.verdict == "" else "failed; once more when the others are done")
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(do, make) for make in makers]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    for run in failed:
+        print(f"\n== {run.name}\n{run.output}\n-- once more, what failed", flush=True)
+        if run.again(arguments):
+            run.verdict = "UNSTEADY"
+        else:
+            print(run.output)
+        tell(run, run.verdict)
+    for run in runs:
+        run.forget()
+    print_table(runs)
+    return 1 if not runs or any(run.verdict == "FAILED" for run in runs) else 0
+
+
+def tell(run, verdict):
+    counts = ", ".join(f"{count} {word}" for word, count in (run.figures or {"told": 0}).items())
+    print(f"{run.name:<20} {counts} in {run.seconds:.0f} s{'; ' if verdict else ''}{verdict}", flush=True)
+
+
+def print_table(runs):
+    print(f"\n{'':<20} {'passed':>8} {'failed':>8} {'skipped':>8} {'seconds':>8}")
+    for run in sorted(runs, key=lambda run: _order(run.name)):
+        counts = collections.Counter(run.figures or {})
+        bad = counts["failed"] + counts["error"]
+        print(
+            f"{run.name:<20} {counts['passed']:>8} {bad:>8} {counts['skipped']:>8} {run.seconds:>8.0f}"
+            f"{'  ' if run.verdict else ''}{run.verdict}"
+        )
+    for place, reason in sorted(set.intersection(*(skipped(run.output) for run in runs)) if runs else ()):
+        print(f"skipped everywhere: {place}: {reason}")
+
+
+def _order(name):
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description="Run the tests under every CPython here; what is not understood goes to pytest.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", default=os.cpu_count(), help="runs at a time (default: %(default)s)"
+    )
+    parser.add_argument("--free-threaded", metavar="PATH", help="a CPython without the GIL, if none is on PATH")
+    parser.add_argument("--command", help="run pytest with this shell command instead, once, as it is")
+    options, rest = parser.parse_known_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs is 1 or more")
+    if options.command is not None:
+        return run_all([lambda: Run("the command", ["sh", "-c", f'{options.command} "$@"', "sh"])], rest, 1)
+    paths = list(candidates())
+    if options.free_threaded is not None:
+        if not (version_of(options.free_threaded) or "").endswith("t"):
+            parser.error(f"{options.free_threaded} is no CPython without the GIL")
+        paths.insert(0, options.free_threaded)
+    with tempfile.TemporaryDirectory(prefix="matrix-") as work:
+
+        def maker(version, optimized=False):
+            return lambda: under(version, pythons[version], work, optimized)
+
+        pythons = find_pythons(paths)
+        makers = [maker(version) for version in pythons]
+        default = version_of(sys.executable)
+        if default in pythons:
+            makers.append(maker(default, optimized=True))
+        return run_all(makers, rest, options.jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
