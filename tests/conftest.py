@@ -122,15 +122,14 @@ class Process:
     would be that of whoever runs the tests. Warnings are errors, so that a socket which is left open shows in stderr.
     """
 
-    def __init__(self, *arguments, python_options=(), **popen_options):
+    def __init__(self, *arguments, python_options=(), program=None, **popen_options):
         own = {"PYTHONPATH": ROOT, "ECHO_HISTFILE": os.devnull, "PYTHONWARNINGS": "error"}
         own.update(popen_options.pop("env", {}))
         environment = {name: value for name, value in dict(os.environ, **own).items() if value is not None}
         for stream in ("stdin", "stdout", "stderr"):
             popen_options.setdefault(stream, subprocess.PIPE)
-        self.popen = subprocess.Popen(
-            [sys.executable, *python_options, "-m", *arguments], env=environment, **popen_options
-        )
+        program = program or [sys.executable, *python_options, "-m"]
+        self.popen = subprocess.Popen([*program, *arguments], env=environment, **popen_options)
         self.pid = self.popen.pid
         self.log = ""
 
