@@ -14,7 +14,7 @@ import pytest
 from conftest import DEADLINE, ROOT, eventually
 
 from echo.server import systemd
-from echo.server.__main__ import _parser as server_parser
+from echo.server.options import parser as server_parser
 
 fcntl = pytest.importorskip("fcntl", reason="no Unix, and no systemd")
 

@@ -519,14 +519,6 @@ def test_workers_that_cannot_live_are_given_up_after_growing_pauses(start_change
     assert refuses(server.address)
 
 
-def test_workers_that_cannot_live_leave_no_unix_socket_behind(run, folder):
-    (folder / "changed.py").write_text(COMMAND.format(change="server.Server.serve_forever = lambda self: os._exit(3)"))
-    server = run("changed", "--unix", "socket", "--workers", "2", "--handler", "tells:Tells", cwd=str(folder))
-    assert server.finish() == (1, b"")
-    assert "listening on" in server.log and "giving up" in server.log
-    assert not (folder / "socket").exists()
-
-
 def test_an_exception_in_a_worker_is_shown_and_ends_that_worker_alone(start_changed):
     change = (
         "def fail(self): raise ZeroDivisionError('on purpose')\n"

@@ -213,6 +213,15 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     return Endpoint(address, security)
 
 
+_UNKNOWN_CA = "give the CA that issued it as --cacert"
+_CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
+    9: "it is not valid yet; check this machine's clock",
+    10: "whoever runs the server has to renew it",
+    62: "give the name that stands in it as --sni",
+    64: "give the name that stands in it as --sni",
+}
+
+
 @contextlib.contextmanager
 def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     """What keeps a connection from being made ends the program, in one line, and is the summary in JSON."""
@@ -225,7 +234,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     except UnicodeError:
         why = f"{options.host!r} is no host name; check it"
     except ssl.SSLCertVerificationError as exc:
-        why = f"no TLS with {where}: {explain(exc)}; give the CA that issued it as --cacert, or the name in it as --sni"
+        why = f"no TLS with {where}: {explain(exc)}; {_CERTIFICATE_ADVICE.get(exc.verify_code, _UNKNOWN_CA)}"
     except ssl.SSLError as exc:
         why = f"no TLS with {where}: {explain(exc)}; check that the server speaks it, and what it asks for"
     except (ConnectionRefusedError, FileNotFoundError):
