@@ -5,6 +5,7 @@ Everything here has a deadline and is cleaned up; nothing waits by sleeping a gu
 
 import contextlib
 import os
+import random
 import re
 import select
 import shutil
@@ -59,6 +60,24 @@ def read_exactly(sock, size):
             break
         data += more
     return data
+
+
+@pytest.fixture
+def trials(request):
+    """``for rng in trials(100)``: so many times, each with a generator of its own. ``ECHO_TEST_SEED`` changes them all;
+    without it a run repeats. The seed of a trial that fails is printed."""
+    base = os.environ.get("ECHO_TEST_SEED", "1")
+    under_way = []
+
+    def repeat(count):
+        for number in range(count):
+            under_way[:] = [number]
+            yield random.Random(f"{base}/{request.node.name}/{number}")
+        under_way.clear()
+
+    yield repeat
+    if under_way:  # pytest shows it of a test that has failed
+        print(f"trial {under_way[0]} of ECHO_TEST_SEED={base}")
 
 
 class Recorder:
