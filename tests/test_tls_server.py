@@ -586,7 +586,7 @@ def test_a_get_request_that_returns_another_socket_is_told_what_it_should_return
     with Own(("127.0.0.1", 0), echo.EchoRequestHandler, ssl_context=context) as server:
         server.start()
         assert read_all(dial(server)) == b""
-        eventually(lambda: server.stats().ended == {"error": 1})
+        eventually(lambda: server.stats().refused == {"error": 1})
     assert any(
         "get_request() has to return a TLSSocket" in (record.exc_text or str(record.exc_info))
         for record in caplog.records
