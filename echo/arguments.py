@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import socket
 import sys
 from typing import Any, Mapping, NoReturn, Optional
 
@@ -109,6 +110,15 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number from 1 on")
     return int(text)
+
+
+def unix(text: str) -> str:
+    """A Unix socket's path, or ``@NAME``."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise argparse.ArgumentTypeError("this system has no Unix sockets")
+    if text in ("", "@"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path")
+    return text
 
 
 def unix_address(text: str) -> str:

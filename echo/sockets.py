@@ -75,6 +75,15 @@ def receive_timeout(sock: socket.socket) -> Optional[float]:
     return whole + micro / 1_000_000 or None
 
 
+def set_deadline(sock: socket.socket, deadline: Optional[float]) -> None:
+    """Let the next call on the socket end by ``deadline`` (of ``time.monotonic()``; None: whenever it does).
+    ``socket.timeout`` if that has passed: who sends a byte a moment must not get on for ever."""
+    left = None if deadline is None else deadline - time.monotonic()
+    if left is not None and left <= 0:
+        raise socket.timeout("timed out")
+    sock.settimeout(left)
+
+
 @functools.lru_cache(maxsize=64)  # every connection has the same few
 def _timeval(seconds: Optional[float]) -> bytes:
     # All zeros means "no deadline" to the kernel, so a positive one never rounds down to that.
@@ -118,6 +127,13 @@ def has_input(sock: socket.socket, seconds: float) -> bool:
         return bool(selector.select(seconds))
 
 
+def has_room(sock: socket.socket, seconds: float) -> bool:
+    """Wait, so many seconds at most, until a write would not block."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_WRITE)
+        return seconds > 0 and bool(selector.select(seconds))
+
+
 def linger(sock: socket.socket, delivery_timeout: Optional[float] = None) -> None:
     """End the output, then read away what the peer still sends, so that closing loses no reply.
 
@@ -131,8 +147,8 @@ def linger(sock: socket.socket, delivery_timeout: Optional[float] = None) -> Non
     try:
         if delivery_timeout is not None:
             _await_delivery(sock, time.monotonic() + delivery_timeout)
-        sock.shutdown(socket.SHUT_WR)
         sock.settimeout(LINGER_SILENCE)
+        sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + LINGER_TIMEOUT
         while sock.recv(65536) and time.monotonic() < deadline:
             pass

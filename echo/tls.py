@@ -17,16 +17,20 @@ The rules:
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
 import time
+from itertools import starmap
 from typing import Any, Dict, List, Optional
 
-from .sockets import receive_timeout
+from .sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
 from .text import escape
 
 _CHUNK = 64 * 1024  # bytes encrypted at a time: what waits for a peer that does not read is bounded
+
+_DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # another thread may read, and the socket's mode is for both
 
 _RECORD = 16 * 1024 + 2048 + 5  # bytes of an encrypted record at most (RFC 5246, section 6.2.3)
 
@@ -48,7 +52,7 @@ class TLSSocket(socket.socket):
         self._lock = threading.Lock()  # of these three
         self._output = threading.Lock()  # of the order in which encrypted bytes go out
         self._unsent = memoryview(b"")  # encrypted, and begun to be sent
-        self._taken = 0  # bytes of the caller's that these carry
+        self._begun = b""  # the caller's bytes that these carry, if it has to try again
         self._plain = b""  # decrypted, and not asked for yet
         self.untouched = True
         """Nothing has come for the handshake."""
@@ -72,14 +76,16 @@ class TLSSocket(socket.socket):
         before = self.gettimeout()
         try:
             while not self._advance(tls, deadline):
-                self._wait_until(deadline)
+                set_deadline(self, deadline)
                 data = super().recv(_CHUNK)
                 if not data:
                     when = "before its handshake" if server_side and self.untouched else "in mid-handshake"
                     raise ConnectionResetError(f"the peer left {when}")
                 self.untouched = False
                 self._incoming.write(data)
-        except socket.timeout:
+        except socket.timeout as exc:
+            if exc.errno is not None:  # ETIMEDOUT: the connection itself is lost
+                raise
             raise TimeoutError(f"the handshake was not done after {timeout:g} s") from None
         finally:
             self.settimeout(before)
@@ -102,12 +108,8 @@ class TLSSocket(socket.socket):
 
     def _say(self, deadline: Optional[float]) -> None:
         if self._outgoing.pending:
-            self._wait_until(deadline)
+            set_deadline(self, deadline)
             super().sendall(self._outgoing.read())
-
-    def _wait_until(self, deadline: Optional[float]) -> None:
-        # A positive time, always: zero would be "do not block".
-        self.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
 
     # Input, by one thread.
 
@@ -127,14 +129,15 @@ class TLSSocket(socket.socket):
             if self._ended:
                 return b""
             if deadline is not None and time.monotonic() >= deadline:
+                if self.gettimeout():
+                    raise socket.timeout("timed out")
                 raise BlockingIOError("a record was not complete in time")
             # So much that all of it fits into what was asked for, if that is large: whoever waits with select() for
             # more must not have to look for a rest here.
             data = super().recv(max(size - _RECORD, 4096))
             if not data:
-                self._ended = True
-            else:
-                self._decrypt(data)
+                return b""  # for now: after the end of its input by shutdown(), a socket may have more the next time
+            self._decrypt(data)
             if deadline is None and not self._plain:
                 # The system's deadline is for each read, and dripping bytes would renew it for ever.
                 seconds = receive_timeout(self)
@@ -171,10 +174,15 @@ class TLSSocket(socket.socket):
                 self._failure = explain(exc)
             owes = self._outgoing.pending > 0
         self._plain = b"".join(parts)
-        if owes:  # the peer has asked for new keys, say, or is to have an alert
-            with self._output:
-                with contextlib.suppress(OSError):  # it goes out with what is sent next, which meets what is wrong
-                    self._push()
+        # The peer has asked for new keys, say, or is to have an alert. Whoever sends at the moment sends that as well,
+        # and must not be waited for: its peer may be waiting for us to read.
+        if owes and self._output.acquire(blocking=False):
+            try:
+                self._push()
+            except OSError:
+                pass  # it goes out with what is sent next, which meets what is wrong
+            finally:
+                self._output.release()
 
     # Output, by any thread.
 
@@ -182,14 +190,21 @@ class TLSSocket(socket.socket):
         if self._tls is None:
             return super().send(data, flags)
         _refuse(flags)
+        chunk = memoryview(data)[:_CHUNK]
         with self._output:
-            if not self._taken:
-                chunk = memoryview(data)[:_CHUNK]
-                while self._taken < len(chunk):
+            if self._begun and bytes(chunk[: len(self._begun)]) != self._begun:
+                raise ConnectionAbortedError("a send that timed out was not tried again with the same bytes")
+            taken = len(self._begun)
+            if not taken:
+                while taken < len(chunk):
                     with self._lock:
-                        self._taken += self._tls.write(chunk[self._taken :])
-            self._push()
-            taken, self._taken = self._taken, 0
+                        taken += self._tls.write(chunk[taken:])
+            try:
+                self._push()
+            except OSError:
+                self._begun = bytes(chunk[:taken])
+                raise
+            self._begun = b""
             return taken
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -200,11 +215,11 @@ class TLSSocket(socket.socket):
         while view:
             view = view[self.send(view, flags) :]
 
-    def _push(self) -> None:
+    def _push(self, flags: int = 0) -> None:
         """Send what is encrypted, in the order in which it was."""
         while True:
             while self._unsent:
-                self._unsent = self._unsent[super().send(self._unsent) :]
+                self._unsent = self._unsent[super().send(self._unsent, flags) :]
             with self._lock:
                 if not self._outgoing.pending:
                     return
@@ -213,15 +228,30 @@ class TLSSocket(socket.socket):
     # Ends.
 
     def shutdown(self, how: int) -> None:
-        """End the input, or the output, which the peer is told, or both at once, which is abrupt: it is not told."""
+        """End the input, or the output, which the peer is told, or both at once, which is abrupt: it is not told.
+        Nor is one that does not read, for ``LINGER_TIMEOUT`` or the socket's ``settimeout``: to end is not to wait."""
         if self._tls is not None and how == socket.SHUT_WR:
-            with self._output:
-                with self._lock:
-                    with contextlib.suppress(ssl.SSLError):  # that the peer has not said the same yet
-                        self._tls.unwrap()
-                with contextlib.suppress(OSError):  # it does not read, or is gone
-                    self._push()
+            seconds = min(LINGER_TIMEOUT, self.gettimeout() or LINGER_TIMEOUT)
+            deadline = time.monotonic() + seconds
+            if self._output.acquire(timeout=seconds):
+                try:
+                    self._say_goodbye(self._tls, deadline)
+                finally:
+                    self._output.release()
         super().shutdown(how)
+
+    def _say_goodbye(self, tls: ssl.SSLObject, deadline: float) -> None:
+        with self._lock:
+            with contextlib.suppress(ssl.SSLError):  # that the peer has not said the same yet
+                tls.unwrap()
+        with contextlib.suppress(OSError):  # it is gone
+            while True:
+                try:
+                    self._push(_DO_NOT_WAIT)
+                    break
+                except BlockingIOError:
+                    if not has_room(self, deadline - time.monotonic()):
+                        break
 
     # What else a socket can do, as ssl.SSLSocket has it: past the encryption nothing may go.
 
@@ -241,7 +271,7 @@ class TLSSocket(socket.socket):
     def _refused(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError("a TLS socket has recv(), recv_into(), send(), sendall() and sendfile()")
 
-    recvfrom = recvfrom_into = recvmsg = recvmsg_into = sendto = sendmsg = _refused
+    dup = recvfrom = recvfrom_into = recvmsg = recvmsg_into = sendto = sendmsg = _refused
 
     # What was agreed on.
 
@@ -263,13 +293,22 @@ class TLSSocket(socket.socket):
 
     @property
     def subject(self) -> Optional[str]:
-        """Who the peer is by its verified certificate, as safe text like ``CN=alice,O=Example``; None without one."""
+        """Who the peer is by its verified certificate, as RFC 4514 writes it, ``CN=alice,O=Example``, and safe to show;
+        None without one."""
         certificate = self.getpeercert()
         if not certificate:
             return None
-        pairs = [pair for names in certificate.get("subject", ()) for pair in names]
-        text = ",".join(f"{_SHORT.get(name, name)}={value}" for name, value in reversed(pairs))
-        return escape(text.encode(), 200)
+        names = ["+".join(starmap(_attribute, pairs)) for pairs in reversed(certificate.get("subject", ()))]
+        return escape(",".join(names).encode(), exact=False)
+
+
+def _attribute(name: str, value: str) -> str:
+    # So that no value can look like another attribute (RFC 4514, section 2.4).
+    return f"{_SHORT.get(name, name)}={re.sub(_SPECIAL, _BACKSLASHED, value)}"
+
+
+_SPECIAL = r'^[# ]|[,+"\\<>;]| $'
+_BACKSLASHED = r"\\\g<0>"
 
 
 def _refuse(flags: int) -> None:
@@ -345,6 +384,8 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: Optional[str]) -
                 f"the key in {key or certificate} is not that of the certificate in {certificate}"
             ) from None
         raise ValueError(f"{certificate} and {key or certificate} hold no certificate with its key, as PEM") from None
+    except OSError as exc:  # it could be read a moment ago
+        raise ValueError(f"cannot read {certificate} or {key or certificate}: {exc.strerror}") from None
 
 
 def _no_password(path: str) -> str:
@@ -357,6 +398,8 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
         context.load_verify_locations(path)
     except ssl.SSLError:
         raise ValueError(f"{path} holds no certificate, as PEM") from None
+    except OSError as exc:
+        raise ValueError(f"cannot read {path}: {exc.strerror}") from None
 
 
 def _check_readable(*paths: str) -> None:

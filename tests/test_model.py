@@ -159,6 +159,7 @@ class Model:
         self.server = world.server
         self.closed = False
         self.served = False
+        self.looped = False  # it has begun to accept more than one
         self.early = False  # shutdown() came before the first run
         self.run = None  # the call that serves, "start", or None
         self.only_one = False  # it is handle_request()
@@ -176,7 +177,7 @@ class Model:
             return
         assert self.server.start() is self.server
         if self.run is None:
-            self.run, self.only_one, self.early, self.served = "start", False, False, True
+            self.run, self.only_one, self.early, self.served, self.looped = "start", False, False, True, True
             self._accept_all()
 
     def serve_forever(self):
@@ -190,11 +191,13 @@ class Model:
         if self.closed or self.early:
             call.result()
             self.served, self.early = self.served or not self.closed, False
+            self.looped = self.looped or not (self.closed or only_one)
         elif self.run is not None:
             with pytest.raises(RuntimeError, match="serving already"):
                 call.result()
         else:
             self.run, self.only_one, self.served = call, only_one, True
+            self.looped = self.looped or not only_one
             # Until it serves, a shutdown would find no run.
             eventually(lambda: self.server._run is not None or not call.is_alive())
             if only_one and self.backlog:
@@ -246,6 +249,8 @@ class Model:
             while call.is_alive():
                 self._read_along()
             self.stopped_well = True
+            if self.looped:  # whoever waits is let in, and drained
+                self.accepted += len(self.backlog)
             self._is_closed()
         assert call.result() is (self.stopped_well if well else None)
 

@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
         help="send as much as comes back, or --rate, and tell how much that was and how long it took",
     )
     arguments.add_framing(parser)
-    add("--unix", metavar="PATH", help="connect to a Unix socket; @NAME is an abstract one")
+    add("--unix", type=arguments.unix, metavar="PATH", help="connect to a Unix socket; @NAME is an abstract one")
     add(
         "-w",
         "--timeout",

@@ -51,7 +51,7 @@ class LoggingMixin(MessageRequestHandler):
             how.append(f" via {self.via}")
         if isinstance(self.request, TLSSocket):
             fields.update(tls=self.request.version(), subject=self.request.subject)
-            how += [f" {text}" for text in (self.request.version(), self.request.subject) if text]
+            how += [f" {text[:200]}" for text in (self.request.version(), self.request.subject) if text]
         self._log(self._session_level, "connected", "connected" + ",".join(how), **fields)
         super().connection_made()
 

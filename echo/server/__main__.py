@@ -64,14 +64,13 @@ def _run_alone(server: Server, options: argparse.Namespace) -> int:
         _announce(server)
 
     with _logging_to(LogQueue(_log_descriptor(), _formatter(options))):
-        return _serve(server, ready, lambda: _reload(server, options), _watch_terminal())
+        return _serve(server, ready, _reloader(server, options), _watch_terminal())
 
 
 def _run_workers(server: Server, options: argparse.Namespace) -> int:
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
-    def reload() -> None:
-        _reload(server, options)
+    reload = _reloader(server, options)
 
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
@@ -187,6 +186,26 @@ def _has_terminal() -> bool:
     return True
 
 
+def _reloader(server: Server, options: argparse.Namespace) -> Callable[[], None]:
+    """What SIGHUP calls. A call in the midst of another makes that one read the files again: if it read them itself,
+    what is older would be put in force after what is newer."""
+    asked = done = 0
+    reading = False
+
+    def reload() -> None:
+        nonlocal asked, done, reading
+        asked += 1
+        while not reading and done != asked:
+            reading = True
+            done = asked
+            try:
+                _reload(server, options)
+            finally:
+                reading = False
+
+    return reload
+
+
 def _reload(server: Server, options: argparse.Namespace) -> None:
     """Read the files again; if one is broken, all stays as it is."""
     systemd.notify(systemd.reloading())
@@ -210,7 +229,7 @@ def _context(options: argparse.Namespace) -> Optional[ssl.SSLContext]:
 
 
 def _networks(options: argparse.Namespace) -> Tuple[List[str], List[str], List[str]]:
-    return expand(options.allow), expand(options.deny), expand(options.proxy_allow_from)
+    return expand(options.allow), expand(options.deny, may_be_empty=True), expand(options.proxy_allow_from)
 
 
 def _address(options: argparse.Namespace) -> Any:

@@ -34,13 +34,17 @@ class AccessList:
         return not self._allow or any(address in network for network in self._allow)
 
 
-def expand(texts: Iterable[str]) -> List[str]:
+def expand(texts: Iterable[str], *, may_be_empty: bool = False) -> List[str]:
     """The networks that are named: each as it is, or ``@FILE`` for those in a file, one a line, with ``#`` for remarks.
-    ``ValueError`` tells what is none, or cannot be read."""
+    ``ValueError`` tells what is none, or cannot be read; or which file is empty, since that would not mean "nobody" in
+    a list of those who may."""
     networks: List[str] = []
     for text in texts:
         if text.startswith("@"):
-            networks += _read(text[1:])
+            found = _read(text[1:])
+            if not found and not may_be_empty:
+                raise ValueError(f"{text[1:]} names no network")
+            networks += found
         else:
             network(text)
             networks.append(text)
@@ -72,6 +76,10 @@ def _networks(option: str, texts: Iterable[str]) -> List[_Network]:
 def network(text: str) -> _Network:
     """Read a network; host bits may be set (``192.0.2.7/24``). ``ValueError`` names what is none."""
     try:
-        return ipaddress.ip_network(text, strict=False)
+        found = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{text!r} is no network; write it like 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7") from None
+    mapped = getattr(found.network_address, "ipv4_mapped", None)
+    if mapped is not None and found.prefixlen >= 96:  # clients are looked for as IPv4
+        return ipaddress.ip_network((mapped, found.prefixlen - 96))
+    return found

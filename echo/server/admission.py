@@ -11,6 +11,7 @@ import ssl
 import time
 from typing import Any, Optional
 
+from ..sockets import set_deadline
 from ..tls import TLSSocket, explain
 from .proxy_protocol import Header, HeaderParser, InvalidHeader
 
@@ -32,8 +33,7 @@ def receive_header(sock: socket.socket, timeout: Optional[float]) -> Header:
     begun = False
     try:
         while parser.header is None:
-            # A positive time, always: zero would be "do not block".
-            sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            set_deadline(sock, deadline)
             data = sock.recv(parser.missing)
             if not data:
                 raise Refused("proxy", "left in mid-header" if begun else "left without a header", left=not begun)
@@ -42,9 +42,9 @@ def receive_header(sock: socket.socket, timeout: Optional[float]) -> Header:
         sock.settimeout(None)
     except InvalidHeader as exc:
         raise Refused("proxy", str(exc)) from None
-    except socket.timeout:
-        raise Refused("proxy", f"no whole header after {timeout:g} s") from None
     except OSError as exc:
+        if isinstance(exc, socket.timeout) and exc.errno is None:  # else the connection itself is lost (ETIMEDOUT)
+            raise Refused("proxy", f"no whole header after {timeout:g} s") from None
         raise Refused("proxy", explain(exc), left=not begun) from None
     return parser.header
 

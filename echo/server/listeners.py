@@ -21,7 +21,9 @@ Inode = Tuple[int, int]
 def family_of(address: Any) -> Optional[socket.AddressFamily]:
     """The address family that an address asks for; None if it does not say."""
     if isinstance(address, (str, bytes)):
-        return getattr(socket, "AF_UNIX", None)
+        if not hasattr(socket, "AF_UNIX"):
+            raise ValueError("this system has no Unix sockets; an address is (host, port)")
+        return socket.AF_UNIX
     if isinstance(address, tuple) and address and ":" in str(address[0]):
         return socket.AF_INET6
     return None

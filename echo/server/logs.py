@@ -107,7 +107,7 @@ class LogQueue(logging.Handler):
         self._capacity = capacity
         self._records: queue.SimpleQueue[Union[logging.LogRecord, _Line, None]] = queue.SimpleQueue()
         self.take_line = self._take_line if isinstance(formatter, TextFormatter) else None
-        self._counting = threading.Lock()
+        self._counting = threading.RLock()  # a signal handler logs, too
         self._dropped = 0
         self._ending = threading.Event()
         self._shared = shared

@@ -22,7 +22,7 @@ PROG = "echo.server"
 
 def _networks(text: str) -> str:
     try:
-        expand([text])
+        expand([text], may_be_empty=True)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
     return text
@@ -85,7 +85,7 @@ def parser() -> arguments.ArgumentParser:
         default=arguments.DEFAULT_HOST,
         help="the address to listen on; :: is all of this machine's, IPv6 and IPv4 (default: %(default)s)",
     )
-    add("--unix", metavar="PATH", help="listen on a Unix socket instead; @NAME is an abstract one")
+    add("--unix", type=arguments.unix, metavar="PATH", help="listen on a Unix socket instead; @NAME is an abstract one")
     add(
         "--unix-mode",
         type=_mode,

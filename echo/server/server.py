@@ -135,7 +135,7 @@ class Server(socketserver.ThreadingTCPServer):
         self._session_threads = threads.Threads()
         self._run: Optional[Run] = None
         self._stop_early = False  # shutdown() came before the first run
-        self._served = False
+        self._served = self._looped = False
         self._thread: Optional[threading.Thread] = None
         self._closer: Optional[int] = None  # the thread that closes
         self._close_after_run = False
@@ -309,6 +309,7 @@ class Server(socketserver.ThreadingTCPServer):
     def _serve(self, run: Run, poll_interval: Optional[float] = 0.5) -> None:
         try:
             run.enter()
+            self._looped = True
             with affinity.kept_to(affinity.choose(self.cpu_affinity, random.randrange(1 << 16))):
                 self._accept_until_stopped(run, poll_interval)
         finally:
@@ -379,13 +380,16 @@ class Server(socketserver.ThreadingTCPServer):
             if self.proxy_protocol:
                 self._check_proxy(client_address)
             else:
-                self._check_client(request, client_address, self._registry.from_host(client_address))
+                host = host_of(client_address)
+                self._check_client(request, client_address, host, self._registry.from_host(client_address))
             self.process_request(request, client_address)
         except Refused as exc:
+            self._registry.refused(exc.reason)
             self._tell_refused(client_address, exc)
             self._close_quietly(request)
         except threads.NotStarted as exc:
             self._close_quietly(request)
+            self._registry.refused("error")
             self._registry.accept_failed()
             self._back_off(exc)
             return False
@@ -414,20 +418,22 @@ class Server(socketserver.ThreadingTCPServer):
     # Admission.
 
     def set_access(
-        self, allow: Iterable[str] = (), deny: Iterable[str] = (), proxy_allow_from: Iterable[str] = ()
+        self, allow: Iterable[str], deny: Iterable[str], proxy_allow_from: Optional[Iterable[str]] = None
     ) -> None:
-        """Replace all three, for the clients to come; ``ValueError`` names what is no network, and nothing changes."""
-        proxies = AccessList(proxy_allow_from, option="proxy_allow_from")
-        self._access = AccessList(allow, deny)
-        self._proxies = proxies
+        """Replace ``allow`` and ``deny``, and ``proxy_allow_from`` if it is given, for the clients to come.
+        ``ValueError`` names what is no network, and nothing changes."""
+        access = AccessList(allow, deny)
+        if proxy_allow_from is not None:
+            self._proxies = AccessList(proxy_allow_from, option="proxy_allow_from")
+        self._access = access
 
     def _check_proxy(self, client_address: Any) -> None:
         if not self._proxies.permits(host_of(client_address)):
             raise Refused("proxy", "no proxy of ours")
 
-    def _check_client(self, request: Any, client_address: Any, others: int) -> None:
+    def _check_client(self, request: Any, client_address: Any, host: Optional[str], others: int) -> None:
         """Refuse who may not come in; ``others`` are the sessions that its host has already."""
-        if not self._access.permits(host_of(client_address)):
+        if not self._access.permits(host):
             raise Refused("denied", "not from this address")
         limit = self.max_connections_per_host
         if limit is not None and others >= limit:
@@ -440,13 +446,14 @@ class Server(socketserver.ThreadingTCPServer):
         request = session.request
         if self.proxy_protocol:
             header = receive_header(request, self.handshake_timeout)
-            others = self._registry.introduce(session, header.source)
-            self._check_client(request, session.client_address, others)
+            own = host_of(session.client_address)
+            others = self._registry.introduce(session, "unix" if header.source == "" else header.source)
+            # A client that has no host, by what its proxy says, is a local one of the proxy's, and not of ours.
+            self._check_client(request, session.client_address, session.host or own, others)
         if self.ssl_context is not None:
             shake_hands(request, self.ssl_context, self.handshake_timeout)
 
     def _tell_refused(self, client_address: Any, refused: Refused, via: Optional[str] = None) -> None:
-        self._registry.refused(refused.reason)
         peer = format_address(client_address)
         level = logging.DEBUG if refused.left else logging.INFO
         fields = {"peer": peer, "reason": refused.reason}
@@ -483,6 +490,7 @@ class Server(socketserver.ThreadingTCPServer):
         session = self._registry.get(request) or Session(request, client_address)
         session.thread_id = threading.get_ident()
         reason: Optional[str] = None
+        refusal: Optional[str] = None
         try:
             if self.proxy_protocol or self.ssl_context is not None:
                 self._welcome(session)
@@ -495,12 +503,13 @@ class Server(socketserver.ThreadingTCPServer):
                 peer = format_address(session.client_address)
                 tell(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
             else:
+                refusal = exc.reason
                 self._registry.dismiss(session)
                 self._tell_refused(session.client_address, exc, None if session.unnamed else session.via)
         except Exception as exc:
             if reason is None:
+                refusal = "error"
                 self._registry.dismiss(session)
-                self._registry.refused("error")
             else:
                 reason = "reset" if _peer_gone(exc, session) else "error"
             self._report(request, session.client_address)
@@ -510,10 +519,10 @@ class Server(socketserver.ThreadingTCPServer):
             tell(logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, type(exc).__name__, peer=peer)
             raise
         finally:
-            self._end_session(session, reason)
+            self._end_session(session, reason, refusal)
 
-    def _end_session(self, session: Session, reason: Optional[str]) -> None:
-        """With no reason it never was one."""
+    def _end_session(self, session: Session, reason: Optional[str], refusal: Optional[str] = None) -> None:
+        """With no reason it never was one, and was refused."""
         session.closing()
         if session.handler is not None:
             reason = session.handler.reason
@@ -522,7 +531,7 @@ class Server(socketserver.ThreadingTCPServer):
         self._close_quietly(session.request)
         session.closed()
         if self._registry.get(session.request) is session:
-            self._registry.remove(session, reason)
+            self._registry.remove(session, reason, refusal)
             self._tell_balance()
         if self._full:
             self._full = False
@@ -703,13 +712,13 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _accept_waiting(self) -> None:
         """Let in who is connected and waits to be accepted: closing the listening socket would reset them, together
-        with what they have sent, which a load balancer takes for an answer. As many as can have waited, and no more:
-        others may go on coming."""
-        if self._served and not self._inherited and self._is_listening():
+        with what they have sent, which a load balancer takes for an answer. As many as can have waited, and no more,
+        since others may go on coming; and as far as there is room (``max_connections``)."""
+        if self._looped and not self._inherited and self._is_listening():
             run = Run(self.socket)
             try:
                 for _ in range(max(1, self.request_queue_size)):
-                    if not self._accept(run):
+                    if not self._accept(run) or time.monotonic() >= (self._deadline or 0.0):
                         break
             finally:
                 run.close()

@@ -266,8 +266,8 @@ class Registry:
                 else:
                     self._hosts[host] -= 1
 
-    def remove(self, session: Session, reason: Optional[str]) -> None:
-        """Forget a session and count its end; with None it never began."""
+    def remove(self, session: Session, reason: Optional[str], refusal: Optional[str] = None) -> None:
+        """Forget a session and count its end, or, if it never began, why it was refused."""
         with self._lock:
             self.dismiss(session)
             del self._live[session.request]
@@ -276,6 +276,8 @@ class Registry:
                 connection = getattr(session.handler, "connection", None)
                 if connection is not None:
                     self._totals.add(connection)
+            if refusal is not None:
+                self._refused[refusal] += 1
             if self._awaited and not self._live:
                 self._changed.notify_all()
 
