@@ -383,7 +383,11 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: Optional[str]) -
             raise ValueError(
                 f"the key in {key or certificate} is not that of the certificate in {certificate}"
             ) from None
-        raise ValueError(f"{certificate} and {key or certificate} hold no certificate with its key, as PEM") from None
+        if key == certificate:
+            raise ValueError(
+                f"{certificate} holds no certificate with its key, as PEM; name the key's file, too"
+            ) from None
+        raise ValueError(f"{certificate} and {key} hold no certificate with its key, as PEM") from None
     except OSError as exc:  # it could be read a moment ago
         raise ValueError(f"cannot read {certificate} or {key or certificate}: {exc.strerror}") from None
 

@@ -920,7 +920,7 @@ def files(certificates, tmp_path):
         (("good", "no PEM"), "{0} and {1} hold no certificate with its key, as PEM"),
         (("good", "other key"), "the key in {1} is not that of the certificate in {0}"),
         (("good", "locked key"), "the key in {1} needs a password; give one without"),
-        (("good",), "{0} and {0} hold no certificate with its key, as PEM"),
+        (("good",), "{0} holds no certificate with its key, as PEM; name the key's file, too"),
     ],
     ids=lambda value: " and ".join(value) if isinstance(value, tuple) else "",
 )

@@ -427,7 +427,7 @@ def filled(text, paths):
         ("--tls-key KEY", "--tls-key and --tls-client-ca are for --tls-cert; give that, too"),
         ("--tls-client-ca CA", "--tls-key and --tls-client-ca are for --tls-cert; give that, too"),
         ("--tls-cert MISSING", "cannot read MISSING: No such file or directory"),
-        ("--tls-cert CERT", "CERT and CERT hold no certificate with its key, as PEM"),
+        ("--tls-cert CERT", "CERT holds no certificate with its key, as PEM; name the key's file, too"),
         ("--tls-cert NO-PEM --tls-key KEY", "NO-PEM and KEY hold no certificate with its key, as PEM"),
         ("--tls-cert CERT --tls-key OTHER", "the key in OTHER is not that of the certificate in CERT"),
         ("--tls-cert CERT --tls-key LOCKED", "the key in LOCKED needs a password; give one without"),

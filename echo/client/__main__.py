@@ -204,6 +204,10 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     security = Security(
         options.sni or options.host, options.cacert, options.cert, options.key, verify=not options.insecure
     )
+    if options.insecure and options.cacert:
+        arguments.fail(PROG, "--insecure verifies nothing, and --cacert is to verify by; give one of them", 2)
+    if options.unix is not None and not (options.sni or options.insecure):
+        arguments.fail(PROG, "--tls over --unix needs --sni, the name that the server's certificate must have", 2)
     if options.key and not options.cert:
         arguments.fail(PROG, "--key is the key of a --cert; give that, too", 2)
     try:
@@ -248,6 +252,10 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         advice = "check the address, the network, firewalls"
         if exc.errno == errno.EMFILE:
             advice = "raise the limit (ulimit -n), or ask for fewer connections"
+        elif exc.errno is None and "handshake" in str(exc):
+            advice = "it may speak no TLS; try without --tls"
+        elif options.unix is not None:
+            advice = "check the path, and who may use it"
         elif exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
             advice = f"a link-local address needs its interface, like {options.host}%eth0"
         why = f"cannot connect to {where}: {exc.strerror or exc}; {advice}"

@@ -254,8 +254,10 @@ def _server(options: argparse.Namespace) -> Server:
     )
     if options.proxy_allow_from and not options.proxy_protocol:
         raise ValueError("--proxy-allow-from is for --proxy-protocol; give that, too")
-    if options.unix_mode is not None and options.unix is None:
-        raise ValueError("--unix-mode is for --unix; give that, too")
+    if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
+        raise ValueError("--unix-mode is for --unix with a path; nothing else has permissions")
+    if options.unix is not None and not options.proxy_protocol and (allow or deny or options.max_per_host):
+        raise ValueError("--allow, --deny and --max-per-host are about addresses; clients of a --unix socket have none")
     passed = systemd.listening_socket()
     if passed is not None:
         return Server.from_socket(passed, handler, **settings)

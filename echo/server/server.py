@@ -162,6 +162,8 @@ class Server(socketserver.ThreadingTCPServer):
             setattr(self, name, value)
         for name in _CHECKED:
             _check(name, getattr(self, name))
+        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context is {self.ssl_context!r}; it is an ssl.SSLContext, or None for no TLS")
         seconds = self.handshake_timeout
         if self.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
             raise ValueError(
