@@ -320,6 +320,30 @@ def test_proxy_allow_from_is_about_the_proxys_address(proxied, dial, log):
     converse(dial(ours), LINE)
 
 
+def test_new_lists_of_clients_leave_that_of_the_proxies_alone(proxied, dial):
+    server = proxied(proxy_allow_from=["203.0.113.0/24"])
+    server.set_access(allow=["127.0.0.1"], deny=[])
+    assert read_all(dial(server)) == b""
+    server.set_access([], [], ["127.0.0.1"])
+    converse(dial(server), LINE)
+    with pytest.raises(ValueError, match="proxy_allow_from: 'example' is no network"):
+        server.set_access([], ["192.0.2.1"], ["example"])
+    converse(dial(server), LINE)
+
+
+@pytest.mark.parametrize("name", [b"/run/app.sock", b""], ids=["with a name", "without"])
+def test_a_client_on_a_unix_socket_of_its_proxys_is_judged_by_the_proxys_address(proxied, dial, name):
+    header = block(PROXY, 0x31, unix(name))
+    converse(dial(proxied(allow=["127.0.0.1"])), header)
+    server = proxied(allow=["192.0.2.0/24"])
+    sock = dial(server)
+    sock.sendall(header)
+    assert read_all(sock) == b""
+    sock.close()
+    done(server)
+    assert server.stats().refused == {"denied": 1}
+
+
 def test_proxy_allow_from_knows_ipv4_proxies_of_a_dual_stack_server(dial):
     try:
         server = echo.Server(("::", 0), Logged, proxy_protocol=True, proxy_allow_from=["127.0.0.1"])
@@ -445,6 +469,19 @@ def test_one_that_was_refused_takes_no_slot_though_it_stays(proxied, dial):
     first.close()
     eventually(lambda: server.stats().ended == {"exit": 1})
     converse(dial(server), LINE)
+
+
+def test_one_that_was_refused_is_counted_once_while_it_stays_and_once_when_it_has_gone(proxied, dial):
+    server = proxied()
+    stays = dial(server)
+    stays.sendall(b"GET / HTTP")
+    assert read_all(stays) == b""  # and it is not closed: the server waits a moment for its end
+    for _ in range(2):
+        stats = server.stats()
+        assert stats.accepted == 1 == stats.active + sum(stats.refused.values()) + sum(stats.ended.values())
+        stays.close()
+        done(server)
+    assert server.stats().refused == {"proxy": 1}
 
 
 def test_one_whose_header_has_not_come_takes_no_hosts_slot(proxied, dial):

@@ -9,6 +9,7 @@ import pytest
 from conftest import DEADLINE, read_all, read_exactly
 
 import echo
+from echo.server import __main__ as command
 from echo.server import workers
 from echo.server.options import parser
 
@@ -375,6 +376,49 @@ def test_a_broken_file_keeps_the_old_lists_and_says_so(server_command, tmp_path,
     hang_up(server, READ_AGAIN, reloading(count))
     assert [serves(server.address) for _ in range(6)] == [not let_in] * 6
     assert server.terminate() == 0
+
+
+@on_posix
+def test_a_file_of_those_who_may_that_is_empty_for_a_moment_lets_nobody_else_in(server_command, tmp_path):
+    (tmp_path / "allow").write_text("192.0.2.1\n")
+    server = server_command("--allow", "@allow", cwd=str(tmp_path))
+    (tmp_path / "allow").write_text("")
+    hang_up(server, "WARNING SIGHUP: allow names no network; all stays as it was")
+    assert not serves(server.address)
+
+
+def test_a_sighup_in_the_midst_of_another_reads_again_and_the_newest_stays(monkeypatch):
+    newest, in_force = ["first"], []
+
+    def read(server, options):
+        found = newest[-1]
+        if len(newest) < 3:
+            newest.append("second" if len(newest) == 1 else "third")
+            reload()
+        in_force.append(found)
+
+    monkeypatch.setattr(command, "_reload", read)
+    reload = command._reloader(None, None)
+    reload()
+    assert in_force == ["first", "second", "third"]
+    reload()
+    assert in_force[3:] == ["third"]
+
+
+def test_a_reload_that_fails_is_not_the_last(monkeypatch):
+    outcomes = [ZeroDivisionError, None]
+
+    def read(server, options):
+        error = outcomes.pop(0)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(command, "_reload", read)
+    reload = command._reloader(None, None)
+    with pytest.raises(ZeroDivisionError):
+        reload()
+    reload()
+    assert not outcomes
 
 
 @on_posix

@@ -18,7 +18,8 @@ import pytest
 from conftest import DEADLINE, eventually, read_all, read_exactly
 
 import echo
-from echo.server import workers
+from echo.client import __main__ as client_command
+from echo.server import options, workers
 
 
 def has_ipv6():
@@ -220,6 +221,23 @@ def test_the_command_serves_on_a_unix_socket_and_removes_its_path(unix_command, 
         server.read_log_until(f"{peer} received 5 bytes: hello")
     assert server.terminate() == 0
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("parser", [options.parser, client_command._parser], ids=["server", "client"])
+def test_a_system_without_unix_sockets_is_told_in_one_line_with_code_2(parser, monkeypatch, capsys):
+    monkeypatch.delattr(socket, "AF_UNIX", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(["--unix", "s"])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--unix: this system has no Unix sockets" in line
+
+
+@pytest.mark.parametrize("address", ["s", b"s"], ids=["text", "bytes"])
+def test_a_path_is_no_address_where_there_are_no_unix_sockets(address, monkeypatch):
+    monkeypatch.delattr(socket, "AF_UNIX", raising=False)
+    with pytest.raises(ValueError, match="this system has no Unix sockets"):
+        echo.Server(address, echo.EchoRequestHandler)
 
 
 @on_posix

@@ -508,6 +508,15 @@ def test_a_server_that_never_served_lets_nobody_in_at_its_end(dial):
     assert server.stats().accepted == 0
 
 
+def test_a_server_of_one_request_lets_in_no_other_at_its_end(dial):
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    for _ in range(3):
+        dial(server)
+    server.handle_request()
+    server.server_close()
+    assert server.stats().accepted == 1
+
+
 def test_a_process_whose_main_thread_ends_drains_before_it_exits():
     """Row 17: daemon threads would die in mid-reply."""
     script = (
@@ -738,7 +747,9 @@ def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypa
     assert [read_all(sock) for sock in refused] == [b"", b""]
     monkeypatch.undo()
     assert echoes(dial(server))
-    assert server.stats().accept_errors == 2
+    stats = server.stats()
+    assert stats.accept_errors == 2
+    assert (stats.accepted, stats.active, stats.refused) == (3, 1, {"error": 2})
     assert server.stop() is True
 
 

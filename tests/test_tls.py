@@ -515,7 +515,7 @@ def test_a_record_that_drips_does_not_renew_the_deadline(memory, how):
 
     dripping = Background(drip)
     began = time.monotonic()
-    with pytest.raises(TIMED_OUT):
+    with pytest.raises(socket.timeout if how == "settimeout" else BlockingIOError):
         server.recv(10_000)
     assert time.monotonic() - began < DEADLINE / 2  # the whole record takes 30 s
     given_up.set()
@@ -588,6 +588,40 @@ def test_a_send_whose_deadline_has_passed_is_tried_again_with_the_same_bytes(pai
                 reading = Background(read_exactly, client, len(data))
     assert refused
     assert reading.result() == data
+
+
+def test_after_a_send_whose_deadline_has_passed_other_bytes_are_refused_and_the_same_go_on(pair):
+    server, client = pair
+    set_send_timeout(server, 0.05)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    sent = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            sent += server.send(b"x" * 1000)
+    for others in (b"y" * 1000, b"x" * 999):
+        with pytest.raises(ConnectionAbortedError, match="not tried again with the same bytes"):
+            server.send(others)
+    set_send_timeout(server, DEADLINE)
+    reading = Background(read_all, client)
+    sent += server.send(b"x" * 1000)
+    server.sendall(b"and others")
+    server.shutdown(socket.SHUT_WR)
+    assert reading.result() == b"x" * sent + b"and others"
+
+
+@pytest.mark.parametrize("how", ["SO_SNDTIMEO", "settimeout"])
+def test_to_end_the_output_does_not_wait_for_a_peer_that_does_not_read(pair, monkeypatch, how):
+    monkeypatch.setattr("echo.tls.LINGER_TIMEOUT", 0.1 if how == "SO_SNDTIMEO" else 2 * DEADLINE)
+    server, client = pair
+    server.settimeout(0.05)
+    with pytest.raises(socket.timeout):
+        while True:
+            server.sendall(b"x" * 65536)
+    if how == "SO_SNDTIMEO":
+        server.settimeout(None)
+        set_send_timeout(server, None)
+    Background(server.shutdown, socket.SHUT_WR).result()
+    client.close()
 
 
 # What peers may do in the middle.
@@ -724,6 +758,7 @@ def test_sending_a_file_encrypts_it(memory, tmp_path, offset, count):
 @pytest.mark.parametrize(
     "method, arguments",
     [
+        ("dup", ()),
         ("recvfrom", (10,)),
         ("recvfrom_into", (bytearray(1),)),
         ("recvmsg", (10,)),
@@ -947,6 +982,20 @@ def test_authorities_that_are_none_are_named_in_one_line(files, name, words):
         with pytest.raises(ValueError) as caught:
             make(files[name])
         assert str(caught.value) == words.format(files[name])
+
+
+def test_a_file_that_fails_while_it_is_read_is_named_in_one_line(files, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", fail)
+    with pytest.raises(ValueError) as caught:
+        client_context(files["good"])
+    assert str(caught.value) == f"cannot read {files['good']}: {os.strerror(errno.EIO)}"
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", fail)
+    with pytest.raises(ValueError) as caught:
+        server_context(files["good"], files["key"])
+    assert str(caught.value) == f"cannot read {files['good']} or {files['key']}: {os.strerror(errno.EIO)}"
 
 
 def test_a_certificate_and_its_key_may_be_in_one_file(plain, certificates, contexts, tmp_path):

@@ -522,6 +522,23 @@ def test_a_broken_file_at_sighup_keeps_the_old_certificate_and_says_so(secure_co
 
 
 @needs_sighup
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file here that can be opened and not read")
+@pytest.mark.parametrize("number", [0, 1], ids=["certificate", "key"])
+def test_a_file_that_fails_while_sighup_reads_it_keeps_the_old_certificate_and_says_so(
+    secure_command, talk, certificates, live, number
+):
+    paths = live(certificates.server)
+    server = secure_command(pair=paths)
+    os.remove(paths[number])
+    os.symlink("/proc/self/mem", paths[number])
+    server.popen.send_signal(signal.SIGHUP)
+    words = server.read_log_until(r"WARNING SIGHUP: (.*)\n").group(1)
+    assert words.startswith(f"cannot read {paths.certificate} or {paths.key}: ")
+    with talk(server) as client:
+        assert client.echo(b"still here") == b"still here"
+
+
+@needs_sighup
 def test_sighup_reads_the_client_ca_again(secure_command, client, certificates, tmp_path):
     ca = tmp_path / "clients.pem"
     shutil.copyfile(certificates.authority.certificate, str(ca))

@@ -168,6 +168,44 @@ def test_a_stop_answers_what_had_arrived_over_tls_and_says_the_end(slow, stock):
     assert server.stats().ended == {"drain": 2}
 
 
+class Farewell(echo.EchoRequestHandler):
+    """Has more to say at its end than a client has room for."""
+
+    def message_received(self, message):
+        self.server.begun.set()
+
+    def connection_lost(self, reason):
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)  # and the system has: this does not wait
+        for _ in range(10):
+            self.send(b"x" * 10_000)
+        self.server.said.set()
+        super().connection_lost(reason)
+
+
+def test_a_stop_in_mid_upload_delivers_the_whole_reply(secure, stock):
+    server = secure(Farewell, shutdown_timeout=DEADLINE)
+    server.begun, server.said = threading.Event(), threading.Event()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    sock.settimeout(DEADLINE)
+    sock.connect(server.server_address)
+    client = stock(server, sock)
+    client.sendall(b"up\n")
+    assert server.begun.wait(DEADLINE)
+    outcome = []
+    stopping = threading.Thread(target=lambda: outcome.append(server.stop()))
+    stopping.start()
+    while not server.said.is_set():
+        client.sendall(b"up\n" * 1000)
+    for _ in range(20):
+        client.sendall(b"up\n" * 20_000)
+    assert read_all(client) == (b"x" * 10_000 + b"\n") * 10
+    client.close()
+    stopping.join(DEADLINE)
+    assert outcome == [True]
+    assert server.stats().ended == {"drain": 1}
+
+
 def test_a_tls_client_that_does_not_read_is_cut_when_the_server_stops(secure, stock):
     server = secure(shutdown_timeout=0.3)
     client = stock(server)
@@ -317,6 +355,26 @@ def test_a_stock_handler_serves_over_tls_and_is_drained(secure, stock):
     client.close()
     stopping.join(DEADLINE)
     assert server.stats().ended == {"drain": 1}
+
+
+class Patient(socketserver.StreamRequestHandler):
+    """Gives up on a client that does not read, and sets no deadline for what comes then."""
+
+    def handle(self):
+        self.request.settimeout(0.1)
+        with contextlib.suppress(OSError):
+            while True:
+                self.request.sendall(b"x" * 65536)
+        self.request.settimeout(None)
+
+
+def test_a_session_whose_client_does_not_read_its_end_over_tls_holds_no_slot_and_no_stop(secure, stock, monkeypatch):
+    monkeypatch.setattr("echo.tls.LINGER_TIMEOUT", 0.1)
+    server = secure(Patient, shutdown_timeout=None)
+    stock(server)
+    eventually(lambda: server.stats().ended == {"exit": 1})
+    assert not server.stats().active
+    assert server.stop() is True
 
 
 def test_urllib_reads_from_a_stock_http_handler_over_https(secure, certificates, tmp_path):
