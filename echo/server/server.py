@@ -390,9 +390,9 @@ class Server(socketserver.ThreadingTCPServer):
             self._tell_refused(client_address, exc)
             self._close_quietly(request)
         except threads.NotStarted as exc:
-            self._close_quietly(request)
             self._registry.refused("error")
             self._registry.accept_failed()
+            self._close_quietly(request)
             self._back_off(exc)
             return False
         except BaseException as exc:
