@@ -191,10 +191,16 @@ def test_the_commands_in_readme_are_ones_that_a_test_runs():
         "   # with a server --framing raw",  # test_the_pipe_in_readme_brings_everything_back
         "python3 -m echo.client --ping -c 3",  # test_the_ping_in_readme_looks_like_that, in less time
         "python3 -m echo.client --bench --rate 5000 -d 2",  # test_the_bench_in_readme_looks_like_that, the same
+        # test_the_certificates_in_readme_are_ones_that_client_and_server_take
         "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-        " -keyout key.pem -out cert.pem",  # test_the_certificate_in_readme_is_one_that_client_and_server_take
-        "python3 -m echo.server --tls-cert cert.pem --tls-key key.pem",  # test_our_own_client_holds_a_session_over_tls
-        "python3 -m echo.client localhost --tls --cacert cert.pem",  # the same
+        " -keyout key.pem -out cert.pem",
+        "python3 -m echo.server --tls-cert cert.pem --tls-key key.pem",
+        "python3 -m echo.client localhost --tls --cacert cert.pem",
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=CA -keyout ca.key -out ca.pem",
+        "openssl req -newkey rsa:2048 -nodes -subj /O=Example/CN=alice -keyout alice.key -out alice.csr",
+        "openssl x509 -req -in alice.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out alice.pem",
+        "python3 -m echo.server --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem",
+        "python3 -m echo.client localhost --tls --cacert cert.pem --cert alice.pem --key alice.key",
         "python3 -m venv .venv && .venv/bin/pip install -q '.[test]' && .venv/bin/python -m pytest",  # .ci/run
     ]
 
@@ -243,15 +249,25 @@ def test_the_handler_in_readme_runs_from_the_command_line(server_command, tmp_pa
     upper(server.address)
 
 
-def test_the_certificate_in_readme_is_one_that_client_and_server_take(server_command, run, tmp_path):
+def test_the_certificates_in_readme_are_ones_that_client_and_server_take(server_command, run, tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    commands = [line[2:].split() for block in console_blocks() for line in block.splitlines() if "cert.pem" in line]
-    make, serve, connect = commands
-    subprocess.run(make, cwd=tmp_path, check=True, stderr=subprocess.PIPE, timeout=DEADLINE)
-    server = server_command(*serve[3:], cwd=str(tmp_path))
-    client = run(connect[2], "localhost", str(server.address[1]), *connect[4:], "-m", "hello", cwd=str(tmp_path))
-    assert client.finish() == (0, b"hello\n")
+    held = 0
+    for line in [
+        line[2:] for block in console_blocks() for line in block.splitlines() if re.search("openssl|[.]pem", line)
+    ]:
+        command = line.split()
+        if command[0] == "openssl":
+            subprocess.run(command, cwd=tmp_path, check=True, stderr=subprocess.PIPE, timeout=DEADLINE)
+        elif "echo.server" in command:
+            server = server_command(*command[3:], cwd=str(tmp_path))
+        else:
+            port = str(server.address[1])
+            client = run(command[2], "localhost", port, *command[4:], "-m", "hello", cwd=str(tmp_path))
+            assert client.finish() == (0, b"hello\n")
+            held += 1
+    assert held == 2
+    server.read_log_until(" connected TLSv1.3, CN=alice,O=Example\n")
 
 
 def test_the_pipe_in_readme_brings_everything_back(server_command, run):
