@@ -16,6 +16,7 @@ import concurrent.futures
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,12 +132,23 @@ class Run:
 def captured(command, environment, limit):
     """The exit code, and all that was written."""
     with tempfile.TemporaryFile() as file:  # no pipe: a process that outlives the run could keep that open
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
         try:
-            code = subprocess.run(
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=limit
-            ).returncode
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # the command may be a shell, which has it done by another
+                process.wait()
         file.seek(0)
         output = file.read().decode(errors="replace")
     return code, output if code is not None else f"{output}\nno end after {limit:g} s"

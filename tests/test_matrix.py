@@ -10,6 +10,7 @@ import textwrap
 
 import matrix
 import pytest
+from conftest import eventually
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs shell scripts")
 
@@ -189,6 +190,22 @@ def test_a_run_that_does_not_end_has_failed(suite, monkeypatch, capsys):
     monkeypatch.setattr(matrix, "LIMIT", 0.5)
     assert by_command(suite("import time\ndef test_it(): time.sleep(3600)\n")) == 1
     assert "no end after 0.5 s" in capsys.readouterr().out
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_run_that_does_not_end_leaves_no_process_behind():
+    code, output = matrix.captured(["sh", "-c", "echo $$; sleep 3600 & echo $!; wait"], None, 3.0)
+    assert code is None
+    shell, child = map(int, output.split()[:2])
+    assert not is_alive(shell)
+    eventually(lambda: not is_alive(child))
 
 
 def test_it_is_run_strictly_and_once_more_with_o(only_this_python, suite, tmp_path, capfd):
