@@ -195,9 +195,12 @@ def test_a_run_that_does_not_end_has_failed(suite, monkeypatch, capsys):
 def is_alive(pid):
     try:
         os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"  # one that nobody has buried yet
     except ProcessLookupError:
         return False
-    return True
+    except FileNotFoundError:  # it went in between, or there is no /proc here
+        return not os.path.isdir("/proc/self")
 
 
 def test_a_run_that_does_not_end_leaves_no_process_behind():
