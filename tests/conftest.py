@@ -215,38 +215,28 @@ def server_command(run):
     return start
 
 
-PASS_ON = """\
-import os, sys
-passed = int(os.environ.pop("PASSED"))
-os.dup2(passed, 3)  # inheritable, as systemd leaves it
-os.close(passed)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket")
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-"""``python -c PASS_ON -m MODULE ...``: with the descriptor ``$PASSED`` as systemd passes a listening socket."""
-
-
 @pytest.fixture
 def serve_over(run):
     """``serve_over(listener, *options)``: a ``python -m echo.server`` to which this listening socket was passed.
 
     It is there when its log says what ``until`` is, a pattern.
     """
-    fcntl = pytest.importorskip("fcntl", reason="nobody passes descriptors here")
+    pytest.importorskip("fcntl", reason="nobody passes descriptors here")
+    from activation import copies_of, launcher
 
     def start(listener, *options, env=None, until="listening on", **popen_options):
-        copy = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 20)  # a high number, which is in nobody's way
+        copies = copies_of(listener)
         try:
             process = run(
                 "echo.server",
                 *options,
-                python_options=("-c", PASS_ON),
-                pass_fds=[copy],
-                env=dict(env or {}, PASSED=str(copy)),
+                python_options=launcher(copies),
+                pass_fds=copies,
+                env=dict(env or {}, LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket"),
                 **popen_options,
             )
         finally:
-            os.close(copy)
+            os.close(*copies)
         if until is not None:
             process.read_log_until(until)
         return process

@@ -31,6 +31,9 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from activation import copies_of, launcher  # noqa: E402
+from certificates import Certificates  # noqa: E402
+
 from echo import arguments  # noqa: E402
 
 PROG = "soak.py"
@@ -41,23 +44,6 @@ OPTIONS += ["-i", "8s", "--message-timeout", "4s", "--send-timeout", "2s"]
 ALLOWANCE = {"descriptors": 30, "threads": 30, "RSS, KiB": 16384}  # what all clients that there may be at a time cost
 ON_ITS_WAY = 0.001  # seconds for bytes that were sent on the loopback to be in the receiver's queue
 SIOCOUTQNSD = 0x894B  # tcp(7): bytes that were not sent yet
-
-# A child of a shell would do, but dash takes no descriptor above 9.
-ACTIVATE = """import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
-os.execv(sys.executable, [sys.executable, "-m", "echo.server", *sys.argv[2:]])"""
-
-
-def make_certificate(folder):
-    """A certificate for localhost with its key, in one file; its path."""
-    path = os.path.join(folder, "localhost.pem")
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost".split()
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", path]
-    made = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with open(path, "ab") as file:
-        file.write(made.stdout)
-    return path
 
 
 class Tally:
@@ -80,7 +66,7 @@ class Tally:
 class Server:
     """A listening socket of ours, and the process that serves it at the moment."""
 
-    def __init__(self, name, folder, options, certificate, tally):
+    def __init__(self, name, folder, options, certificates, tally):
         self.name = name
         self.tally = tally
         self.stops = []  # when it was sent SIGTERM
@@ -88,20 +74,25 @@ class Server:
         self._log = os.path.join(folder, f"{name}.log")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address = self._listener.getsockname()
-        self.context = ssl.create_default_context(cafile=certificate) if certificate else None
-        self._options = OPTIONS + (["--tls-cert", certificate] if certificate else []) + options
+        self.context = None
+        self._options = OPTIONS + options
+        if certificates is not None:
+            self.context = ssl.create_default_context(cafile=certificates.authority.certificate)
+            pair = certificates.server
+            self._options += ["--tls-cert", pair.certificate, "--tls-key", pair.key]
         self.start()
 
     def start(self):
-        descriptor = self._listener.fileno()
         # So that RSS tells what is used: with an arena for each thread, and large blocks kept between small ones, it
         # creeps up for minutes though malloc_trim() would bring it back (36 MB to 22 after 25,000 sessions with TLS).
-        environment = dict(os.environ, MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_="32768")
+        environment = dict(os.environ, MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_="32768", LISTEN_FDS="1")
         environment["PYTHONPATH"] = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
         with open(self._log, "ab") as log:
             begin = log.tell()
-            command = [sys.executable, "-c", ACTIVATE, str(descriptor), *self._options]
-            self.popen = subprocess.Popen(command, stderr=log, pass_fds=[descriptor], env=environment)
+            copies = copies_of(self._listener)
+            command = [sys.executable, *launcher(copies), "-m", "echo.server", *self._options]
+            self.popen = subprocess.Popen(command, stderr=log, pass_fds=copies, env=environment)
+            os.close(*copies)
         # Before it serves, a signal would kill it.
         deadline = time.monotonic() + PATIENCE
         while not any(record["event"] == "listening" for record in self.records(begin)):
@@ -414,14 +405,14 @@ def report(tally, servers, samples):
 
 
 def soak(options, folder):
-    certificate = make_certificate(folder) if options.tls else None
+    certificates = Certificates(folder) if options.tls else None
     tally = Tally()
     over = threading.Event()
     servers = []
     samples = []
     try:
         for name in ("steady", "restarted"):
-            servers.append(Server(name, folder, options.options, certificate, tally))
+            servers.append(Server(name, folder, options.options, certificates, tally))
         steady, restarted = servers
         loads = [
             Load(kind, server, f"{options.seed}/{server.name}/{number}", over)

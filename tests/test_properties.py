@@ -7,7 +7,6 @@ that see all bytes at once.
 import collections
 import itertools
 import logging
-import shutil
 import socket
 import ssl
 import struct
@@ -15,7 +14,6 @@ import threading
 
 import pytest
 from conftest import DEADLINE, eventually, read_all, read_exactly
-from soak import make_certificate
 
 import echo
 from echo.exceptions import ProtocolError
@@ -207,15 +205,12 @@ def serve_echo(serve):
     return start
 
 
-@pytest.fixture(scope="module")
-def contexts(tmp_path_factory):
-    """The server's and the client's; no TLS where no certificate can be made."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    certificate = make_certificate(str(tmp_path_factory.mktemp("tls")))
+@pytest.fixture
+def contexts(certificates):
+    """The server's and the client's."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate)
-    return server, ssl.create_default_context(cafile=certificate)
+    server.load_cert_chain(*certificates.server)
+    return server, ssl.create_default_context(cafile=certificates.authority.certificate)
 
 
 @ALL

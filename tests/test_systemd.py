@@ -16,7 +16,8 @@ from conftest import DEADLINE, ROOT, eventually
 from echo.server import systemd
 from echo.server.options import parser as server_parser
 
-fcntl = pytest.importorskip("fcntl", reason="no Unix, and no systemd")
+pytest.importorskip("fcntl", reason="no Unix, and no systemd")
+from activation import copies_of, launcher
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract addresses")
 
@@ -57,26 +58,13 @@ print(json.dumps(told))
 """
 
 
-LAUNCHER = """
-import os, sys
-
-child, pid, *copies = sys.argv[1:]
-for target, copy in enumerate(map(int, copies), 3):
-    os.dup2(copy, target)  # inheritable, as systemd leaves it
-    os.close(copy)
-os.environ["LISTEN_PID"] = pid or str(os.getpid())
-os.execv(sys.executable, [sys.executable, "-W", "always", "-c", child])
-"""
-
-
 class Activated:
     """A process with these descriptors from 3 on and these variables, to tell what it got."""
 
     def __init__(self, descriptors, pid="", **variables):
-        # High numbers, so that none is overwritten by 3 or 4 before its turn.
-        copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 20) for descriptor in descriptors]
+        copies = copies_of(*descriptors)
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, CHILD, pid, *map(str, copies)],
+            [sys.executable, *launcher(copies, pid), "-W", "always", "-c", CHILD],
             pass_fds=copies,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,11 +40,14 @@ class Contender:
     def running(self, places):
         if self.module is not None and importlib.util.find_spec(self.module) is None:
             raise Missing(f"{self.module} is not installed")
+        command = [part.format(**places) for part in self.command]
+        if shutil.which(command[0]) is None:
+            raise Missing(f"{command[0]} is not installed")
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen([part.format(**places) for part in self.command], stderr=log, cwd=ROOT)
+            process = subprocess.Popen(command, stderr=log, cwd=ROOT)
             try:
                 while True:
-                    match = re.search(rb"listening on \S+:(\d+)\n", os.pread(log.fileno(), 1000, 0))
+                    match = re.search(rb"listening on .*:(\d+)\n", os.pread(log.fileno(), 1000, 0))
                     if match:
                         break
                     if process.poll() is not None:
@@ -79,6 +83,9 @@ TWISTED = peer("Twisted", "twisted_lines.py", module="twisted")
 GEVENT = peer("gevent", "gevent_lines.py", module="gevent")
 TRIO = peer("trio", "trio_lines.py", module="trio")
 C = Contender("C, a thread each", "{threads}")
+SOCAT = Contender(
+    "socat, a process each", "socat", "-dd", "TCP-LISTEN:0,bind=127.0.0.1,fork,backlog=1024,nodelay", "PIPE"
+)
 
 
 class Busy:
@@ -147,6 +154,8 @@ ROWS = [
     (Busy(10), ECHO, GEVENT, None),
     (Busy(10), ECHO, TRIO, None),
     (Busy(10), ECHO, TWISTED, None),
+    (Busy(10), ECHO, SOCAT, None),
+    (Short(), ECHO, SOCAT, None),
     (Busy(10), ECHO, SPREAD, None),
     (Short(), ECHO, UVLOOP, 1.3),
     (Short(), ECHO, STOCK, 5.0),
