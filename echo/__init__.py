@@ -31,8 +31,9 @@ room, each to be read alone: ``access``, ``admission`` and ``proxy_protocol`` (w
 probes that are numbered and checked, for ``--ping`` and ``--bench``.
 
 Beside them, for both sides: ``sockets`` (what a plain socket lacks: deadlines, a gentle close), ``tls`` (a socket that
-speaks it), ``text`` (peer bytes and addresses as safe text), ``arguments`` (what both command lines parse alike). The
-server imports neither handlers nor framing: it runs any ``socketserver`` handler. (Its command line does.)
+speaks it), ``certificates`` (what that needs, from files), ``text`` (peer bytes and addresses as safe text),
+``arguments`` (what both command lines parse alike). The server imports neither handlers nor framing: it runs any
+``socketserver`` handler. (Its command line does.)
 """
 
 from .client import Client, connect

@@ -1,12 +1,15 @@
 """Networks for ``test_networks.py``: two hosts with a cable between them, and a bad path over the loopback.
 
 A host is a network namespace without a name, held by a descriptor: it goes with the process that made it, however that
-ends, and nothing has to be deleted. The bad path is a relay: this kernel may have no ``netem``, and TCP shows
-a program nothing of a bad path but pauses, odd pieces, silence and ends.
+ends, and nothing has to be deleted. This kernel may have no ``netem``: packets are lost, late and out of order on a
+cable that is a thread of ours (``LossyLan``). The bad path is a relay of connections, which can be steered to the byte:
+TCP shows a program nothing of a bad path but pauses, odd pieces, silence and ends.
 """
 
 import contextlib
 import ctypes
+import fcntl
+import heapq
 import os
 import random
 import select
@@ -14,10 +17,12 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 
 from conftest import DEADLINE, eventually
 
 _CLONE_NEWNET = 0x40000000
+_TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
 class Host:
@@ -99,7 +104,7 @@ class Lan:
     def __init__(self, hosts):
         self.server, self.client = (hosts[name] for name in self.NAMES)
         self._hosts = hosts
-        self.server.ip(*"link add veth0 type veth peer name veth0 netns".split(), self.client.path)
+        self._lay_cable()
         for name, host in hosts.items():
             host.ip("link", "set", "veth0", "addrgenmode", "none")
             host.ip("link", "set", "lo", "up")
@@ -108,6 +113,12 @@ class Lan:
                 host.ip("address", "add", address, "dev", "veth0", *(["nodad"] if ":" in address else []))
         for name in self.NAMES:
             self.plug(name)
+
+    def _lay_cable(self):
+        self.server.ip(*"link add veth0 type veth peer name veth0 netns".split(), self.client.path)
+
+    def close(self):
+        pass  # the hosts take it with them
 
     def unplug(self, name):
         self._hosts[name].ip("link", "set", "veth0", "down")
@@ -129,6 +140,60 @@ class Lan:
             assert how == "unrouted"  # it hears, and cannot answer
             (other,) = set(self.NAMES) - {name}
             self._hosts[name].ip("route", "add", "blackhole", self.IPV4[other] + "/32")
+
+
+class LossyLan(Lan):
+    """The same with a cable that loses one packet of ``LOSS``, and has each on its way for up to ``DELAY`` seconds, so
+    that they overtake each other. ``lost`` and ``overtaken`` count them."""
+
+    LOSS = 25
+    DELAY = 0.004
+
+    def _lay_cable(self):
+        self.lost = self.overtaken = 0
+        self._chance = random.Random(1)
+        self._ends = [self._plug_in(self._hosts[name]) for name in self.NAMES]
+        self._watched, self._breaker = os.pipe()
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _plug_in(host):
+        with host:
+            end = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            fcntl.ioctl(end, _TUNSETIFF, struct.pack("16sH14x", b"veth0", _IFF_TUN | _IFF_NO_PI))
+        return end
+
+    def _carry(self):
+        on_their_way = []  # (due, number, end, packet)
+        number = 0
+        latest = dict.fromkeys(self._ends, 0)
+        while True:
+            wait = max(0.0, on_their_way[0][0] - time.monotonic()) if on_their_way else None
+            ready = select.select([*self._ends, self._watched], [], [], wait)[0]
+            if self._watched in ready:
+                return
+            for end, other in zip(self._ends, reversed(self._ends)):
+                if end in ready:
+                    packet = os.read(end, 65536)
+                    number += 1
+                    if self._chance.randrange(self.LOSS) == 0:
+                        self.lost += 1
+                    else:
+                        due = time.monotonic() + self._chance.random() * self.DELAY
+                        heapq.heappush(on_their_way, (due, number, other, packet))
+            while on_their_way and on_their_way[0][0] <= time.monotonic():
+                _, sent, end, packet = heapq.heappop(on_their_way)
+                self.overtaken += sent < latest[end]
+                latest[end] = max(sent, latest[end])
+                with contextlib.suppress(OSError):  # its host has it unplugged
+                    os.write(end, packet)
+
+    def close(self):
+        os.close(self._breaker)
+        self._thread.join(DEADLINE)
+        for descriptor in (*self._ends, self._watched):
+            os.close(descriptor)
 
 
 class Stream:

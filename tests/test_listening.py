@@ -277,13 +277,42 @@ def test_a_unix_socket_has_its_mode_before_anybody_can_connect(path, monkeypatch
         (["--unix", "s", "--unix-mode", "rw"], "'rw' are no permissions"),
         (["--unix", "s", "--unix-mode", "668"], "'668' are no permissions"),
         (["--unix", "s", "--unix-mode", "66"], "'66' are no permissions"),
+        (["--unix", "@s", "--unix-mode", "660"], "--unix-mode is for --unix with a path"),
+        (["--unix", "s", "--allow", "192.0.2.0/24"], "clients of a --unix socket have none"),
+        (["--unix", "s", "--deny", "192.0.2.0/24"], "clients of a --unix socket have none"),
+        (["--unix", "s", "--max-per-host", "1"], "clients of a --unix socket have none"),
+        (["--unix", "s", "7000"], "--unix is in place of the port and --bind"),
+        (["--unix", "s", "-b", "0.0.0.0"], "--unix is in place of the port and --bind"),
+        (["--unix", ""], "'' is no path"),
     ],
 )
-def test_a_mode_that_makes_no_sense_gets_one_line_and_code_2(run, tmp_path, arguments, words):
+def test_what_makes_no_sense_for_a_unix_socket_gets_one_line_and_code_2(run, tmp_path, arguments, words):
     server = run("echo.server", *arguments, cwd=str(tmp_path))
     assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1 and words in server.log
     assert not list(tmp_path.iterdir())
+
+
+@on_posix
+@pytest.mark.parametrize("where", [["192.0.2.1"], ["127.0.0.1", "7000"]])
+def test_a_client_is_told_of_one_place_to_connect_to(run, path, where):
+    client = run("echo.client", "--unix", path, *where, "-m", "hello")
+    assert client.finish() == (2, b"")
+    assert client.log == "echo.client: --unix is in place of host and port; give one of them\n"
+
+
+@on_posix
+def test_behind_a_proxy_a_unix_socket_has_clients_with_addresses(run, path):
+    server = run("echo.server", "--unix", path, "--proxy-protocol", "--allow", "192.0.2.0/24")
+    server.read_log_until("listening on")
+    with dial_unix(path) as sock:
+        sock.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 80\r\n")
+        assert echoes(sock)
+    with dial_unix(path) as sock:
+        sock.sendall(b"PROXY TCP4 198.51.100.7 192.0.2.1 1000 80\r\n")
+        assert sock.recv(1) == b""
+    server.read_log_until(r"198\.51\.100\.7:1000 refused: denied")
+    assert server.terminate() == 0
 
 
 @on_posix

@@ -19,7 +19,7 @@ import threading
 import pytest
 from conftest import DEADLINE, Recorder, eventually, read_all, read_exactly
 from measuring import echo_of, every_framing, finish, one_complaint, read_until
-from networks import Host, Lan, Relay, Stream
+from networks import Host, Lan, LossyLan, Relay, Stream
 
 import echo
 from echo.sockets import KEEP_ALIVE, undelivered
@@ -33,8 +33,9 @@ vanishing = pytest.mark.parametrize("how", ["unplugged", "deleted", "unrouted"])
 
 
 @pytest.fixture
-def lan():
-    """A ``Lan``, gone after the test; where the system allows none, a skip that says why."""
+def lan(request):
+    """A ``Lan``, or the one that the test asks for, gone after it; where the system allows none, a skip that says
+    why."""
     if not sys.platform.startswith("linux") or shutil.which("ip") is None:
         pytest.skip("needs Linux and iproute2")
     with contextlib.ExitStack() as stack:
@@ -45,9 +46,11 @@ def lan():
         except OSError as exc:
             pytest.skip(f"no network namespace to be had: {exc.strerror}")
         try:
-            made = Lan(hosts)
+            made = stack.enter_context(contextlib.closing(getattr(request, "param", Lan)(hosts)))
         except subprocess.CalledProcessError as exc:
             pytest.skip(f"no pair of network interfaces to be had: {exc.stderr.decode().strip()}")
+        except OSError as exc:
+            pytest.skip(f"no tunnel to be had: {exc.strerror}")
         yield made
 
 
@@ -168,6 +171,35 @@ def test_a_stream_outlives_a_pulled_cable_and_every_byte_is_right(lan, far_serve
     stream.finish()
     server.read_log_until(r"disconnected: eof")
     assert server.terminate() == 0
+
+
+lossy = pytest.mark.parametrize("lan", [LossyLan], indirect=True, ids=["lossy"])
+
+
+@lossy
+def test_a_stream_over_a_cable_that_loses_and_swaps_packets_is_right_to_the_byte(lan, far_server, far_socket):
+    server = far_server("--no-log-messages")
+    stream = Stream(far_socket(server))
+    stream.advance(30000)
+    eventually(lambda: lan.lost > 10 and lan.overtaken > 10)
+    stream.finish()
+    lines = str(stream.returned)
+    server.read_log_until(f"disconnected: eof; {lines} in .* {lines} out")
+
+
+@lossy
+@every_framing
+def test_ping_and_bench_over_a_cable_that_loses_packets_find_late_replies_and_no_wrong_ones(
+    lan, far_server, far_client, framing
+):
+    server = far_server("--no-log-messages", "--framing", framing)
+    code, out = far_client(server, "--framing", framing, "--ping", "-c", "60", "-i", "10ms").finish()
+    assert (code, "60 transmitted, 60 received, 0 corrupted, 0% loss" in out.decode()) == (0, True), out
+    code, out = far_client(server, "--framing", framing, "--bench", "-d", "1s", "--depth", "20").finish()
+    assert code == 0, out
+    assert re.search(r"^wrong +0$", out.decode(), re.MULTILINE)
+    assert re.search(r"^lost +0$", out.decode(), re.MULTILINE)
+    assert lan.lost and lan.overtaken
 
 
 def test_a_pipe_outlives_a_pulled_cable(lan, far_server, far_client):

@@ -18,8 +18,9 @@ import pytest
 from conftest import DEADLINE, eventually, read_all, read_exactly
 
 import echo
+from echo.certificates import client_context, server_context
 from echo.sockets import has_input, linger, set_receive_timeout, set_send_timeout
-from echo.tls import TLSSocket, client_context, explain, server_context
+from echo.tls import TLSSocket, explain
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="deadlines as POSIX has them")
 

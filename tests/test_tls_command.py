@@ -14,8 +14,8 @@ import pytest
 from conftest import DEADLINE, eventually, read_all, read_exactly
 
 import echo
+from echo.certificates import client_context
 from echo.server import workers
-from echo.tls import client_context
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -450,6 +450,8 @@ def test_a_servers_tls_options_that_make_no_sense_get_one_line_and_code_2(run, p
         ("--key KEY", "--key is for --tls"),
         ("--sni localhost", "--sni is for --tls"),
         ("--insecure", "--insecure is for --tls"),
+        ("--tls --insecure --cacert CA", "--insecure verifies nothing, and --cacert is to verify by; give one of them"),
+        ("--tls --unix MISSING", "--tls over --unix needs --sni"),
         ("--tls --key KEY", "--key is the key of a --cert; give that, too"),
         ("--tls --cacert MISSING", "cannot read MISSING: No such file or directory"),
         ("--tls --cacert NO-PEM", "NO-PEM holds no certificate, as PEM"),

@@ -19,7 +19,7 @@ import pytest
 from conftest import DEADLINE, Recorder, eventually, read_all, read_exactly
 
 import echo
-from echo.tls import client_context, server_context
+from echo.certificates import client_context, server_context
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="deadlines as POSIX has them")
 
@@ -649,6 +649,11 @@ def test_a_get_request_that_returns_another_socket_is_told_what_it_should_return
         "get_request() has to return a TLSSocket" in (record.exc_text or str(record.exc_info))
         for record in caplog.records
     )
+
+
+def test_what_is_no_context_is_refused_at_once():
+    with pytest.raises(TypeError, match="ssl_context is 'cert.pem'; it is an ssl.SSLContext"):
+        echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, ssl_context="cert.pem")
 
 
 # The client.

@@ -195,7 +195,11 @@ def _probe_size(text: str) -> int:
 
 
 def _endpoint(options: argparse.Namespace) -> Endpoint:
-    address = (options.host, options.port) if options.unix is None else arguments.unix_address(options.unix)
+    address: Any = (options.host, options.port)
+    if options.unix is not None:
+        if address != (arguments.DEFAULT_HOST, arguments.DEFAULT_PORT):
+            arguments.fail(PROG, "--unix is in place of host and port; give one of them", 2)
+        address = arguments.unix_address(options.unix)
     if not options.tls:
         for name in ("cacert", "cert", "key", "sni", "insecure"):
             if getattr(options, name):

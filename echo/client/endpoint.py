@@ -10,7 +10,7 @@ import socket
 import ssl
 from typing import Any, NamedTuple, Optional
 
-from .. import tls
+from ..certificates import client_context
 from ..sockets import keep_alive
 from ..text import format_address
 from ..tls import TLSSocket
@@ -18,7 +18,7 @@ from ..tls import TLSSocket
 
 class Security(NamedTuple):
     """What TLS needs on the client's side: the name that the server's certificate must have, and PEM files (see
-    ``tls.client_context``)."""
+    ``certificates.client_context``)."""
 
     server_hostname: str
     authorities: Optional[str] = None
@@ -34,7 +34,7 @@ class Security(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def _context(security: Security) -> ssl.SSLContext:
-    return tls.client_context(security.authorities, security.certificate, security.key, verify=security.verify)
+    return client_context(security.authorities, security.certificate, security.key, verify=security.verify)
 
 
 class Endpoint(NamedTuple):

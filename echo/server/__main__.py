@@ -20,11 +20,11 @@ from types import FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from .. import arguments
+from ..certificates import server_context
 from ..framing import FRAMINGS
 from ..handlers import EchoRequestHandler, MessageRequestHandler
 from ..mixins import LoggingMixin
 from ..text import format_address
-from ..tls import server_context
 from . import affinity, systemd
 from .access import expand
 from .loading import combine, load_handler, load_mixin
@@ -43,7 +43,9 @@ log = logging.getLogger("echo.server")
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
     commands = parser()
-    commands.parse_args(argv)  # first of all, so that --help is there to whom the environment's mistakes are told
+    said = commands.parse_args(argv)  # first, so that --help is there to whom the environment's mistakes are told
+    if said.unix is not None and (said.bind, said.port) != (arguments.DEFAULT_HOST, arguments.DEFAULT_PORT):
+        arguments.fail(PROG, "--unix is in place of the port and --bind; give one of them", 2)
     commands.read_environment(os.environ)
     options = commands.parse_args(argv)
     try:
