@@ -1,5 +1,6 @@
 """What is written about the project is so."""
 
+import argparse
 import http.client
 import os
 import re
@@ -14,7 +15,9 @@ import pytest
 from conftest import DEADLINE, ROOT, read_all
 
 import echo
+from echo.client.__main__ import _DEFAULTS as CLIENT_DEFAULTS
 from echo.client.__main__ import _parser as client_parser
+from echo.client.measure import CLOSED_DEPTH
 from echo.server.options import parser as server_parser
 from echo.server.server import _OPTIONS as OPTIONS
 
@@ -54,6 +57,45 @@ def test_readme_knows_every_option(command, parser):
             elif option not in ("-h", "--help"):
                 cells = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
                 assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", cell) for cell in cells), option
+
+
+# What argparse is not told, since a handler's class or a mode of the client has it.
+ELSEWHERE = {
+    "server": {
+        "framing": echo.MessageRequestHandler.framing.name,
+        "max_message": echo.MessageRequestHandler.framing.max_message,
+        "timeout": echo.MessageRequestHandler.timeout,
+        "message_timeout": echo.MessageRequestHandler.message_timeout,
+        "send_timeout": echo.MessageRequestHandler.send_timeout,
+    },
+    "client": {**CLIENT_DEFAULTS, "depth": CLOSED_DEPTH, "count": None, "rate": None, "histogram": False},
+}
+
+
+def meanings(convert, cell):
+    """What the words of a cell mean to an option; several options may share it, ``127.0.0.1 65432``."""
+    for word in re.split("[ ,;]+", cell):
+        try:
+            yield convert(word)
+        except argparse.ArgumentTypeError:
+            pass  # another option's
+
+
+@pytest.mark.parametrize("command, parser", [("server", server_parser), ("client", client_parser)])
+def test_readme_knows_every_default_of_the_commands(command, parser):
+    text = read("README.md").partition(f"## The {command} command")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|.*\| (.*?) ?\|$", text, re.MULTILINE)
+    checked = 0
+    for action in parser()._actions:
+        names = [f"`{name}" for name in action.option_strings or [action.dest]]
+        for cell in [cell for options, cell in rows if re.search(rf"({'|'.join(names)})\b", options)]:
+            default = ELSEWHERE[command].get(action.dest, action.default)
+            if default in (None, [], False) or action.nargs == 0:
+                assert not re.search(r"\d", cell), (names, cell)  # empty, or in words
+            else:
+                assert default in meanings(action.type or str, cell), (names, cell)
+            checked += 1
+    assert checked > 20
 
 
 def test_readme_knows_every_option_of_the_server_and_its_default():
