@@ -354,7 +354,6 @@ _NO_TLS = {
     "HTTP_REQUEST",
     "HTTPS_PROXY_REQUEST",
     "PACKET_LENGTH_TOO_LONG",
-    "RECORD_LAYER_FAILURE",
     "UNKNOWN_PROTOCOL",
     "WRONG_VERSION_NUMBER",
 }
@@ -362,6 +361,7 @@ _REASONS: Dict[str, str] = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it gave no certificate",
     "UNSUPPORTED_PROTOCOL": "it offers only versions of TLS that are too old",
     "NO_SHARED_CIPHER": "it offers no cipher that is allowed here",
+    "RECORD_LAYER_FAILURE": "what came is no TLS, or was damaged",  # OpenSSL 3.6 tells no more of either
 }
 _ALERTS: Dict[str, str] = {  # RFC 8446, section 6.2, where the name alone does not say what to do
     "unknown ca": "unknown CA; the certificate was not issued by one that it trusts",

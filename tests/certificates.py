@@ -56,7 +56,7 @@ class Certificates:
 
     @functools.cached_property
     def expired(self):
-        return self.issue("expired", "/CN=localhost", days=-1)
+        return self.issue("expired", "/CN=localhost", days=0)
 
     @functools.cached_property
     def misnamed(self):
@@ -69,7 +69,7 @@ class Certificates:
 
     @functools.cached_property
     def expired_client(self):
-        return self.issue("expired-client", "/CN=late", days=-1)
+        return self.issue("expired-client", "/CN=late", days=0)
 
     @functools.cached_property
     def stranger(self):
@@ -83,7 +83,8 @@ class Certificates:
         return path
 
     def issue(self, name, subject, names="DNS:localhost,IP:127.0.0.1", *, days=30, issuer=None):
-        """A certificate of ``subject``, in openssl's form ``/O=Example/CN=alice``."""
+        """A certificate of ``subject``, in openssl's form ``/O=Example/CN=alice``. One for 0 days has expired; openssl
+        3.6 makes none that ends before it begins."""
         return self._make(name, subject, issuer or self.authority, names, days)
 
     def _make(self, name, subject, issuer, names="DNS:localhost", days=30):
