@@ -1,20 +1,19 @@
 """What both command lines read alike: ports, durations, sizes, framings; and how they refuse what they cannot read.
 
-An error is one line that says what is wrong and what to do, with exit code 2.
+An error is one line that says what is wrong and what to do, with exit code 2. What one side alone has, is not known
+here.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import socket
 import sys
 from typing import Any, Mapping, NoReturn, Optional
 
 from .framing import DEFAULT_MAX_MESSAGE, FRAMINGS, Framing
-
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 65432
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -43,7 +42,7 @@ class ArgumentParser(argparse.ArgumentParser):
                     self.error(f"{name}: {exc}")
 
     def error(self, message: str) -> NoReturn:
-        fail(self.prog, f"{message}; see {self.prog} --help", 2)
+        fail(self.prog, f"{message}; see --help", 2)
 
 
 class _Append(argparse.Action):
@@ -66,6 +65,12 @@ def _value(action: argparse.Action, text: str) -> Any:
     if action.choices is not None and text not in action.choices:
         raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")
     return convert(text)
+
+
+def program(module: str) -> str:
+    """What a command is called: ``echo-server`` if that is how it was started, else ``echo.server``, its module."""
+    script = module.replace(".", "-")
+    return script if os.path.basename(sys.argv[0]).startswith(script) else module
 
 
 def fail(prog: str, message: str, code: int) -> NoReturn:

@@ -42,14 +42,15 @@ _Error = TypeVar("_Error", bound=EchoError)
 
 
 class Connection:
-    """Messages over a connected stream socket.
+    """Messages over a connected stream socket, which has to be blocking (``settimeout(None)``).
 
     ``idle_timeout``: seconds to wait for the first byte of a message (``ReceiveTimeout``).
     ``message_timeout``: seconds from a message's first byte to its last (``MessageTimeout``).
     ``send_timeout``: seconds in which the peer takes no byte (``SendTimeout``).
     Each is None, no deadline, unless given.
 
-    ``messages_in``, ``messages_out``, ``bytes_in`` and ``bytes_out`` count what has passed.
+    ``messages_in``, ``messages_out``, ``bytes_in`` and ``bytes_out`` count what has passed. ``input_ended``: this side
+    has ended the input; ``peer_ended``: the peer has, and all of it was read; ``aborted``: this side has reset it.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Connection:
         # What to raise then, not one exception for all threads, which would collect the tracebacks of all.
         self._broken: Optional[Tuple[Type[EchoError], str]] = None
         self._deadline: Optional[float] = None  # of the message that has begun
-        self._paused: Optional[float] = None  # since when the owner is busy with the messages before that one
+        self._paused: Optional[float] = None  # since when the owner does something else than wait for its rest
         self._armed: Optional[float] = None  # what the kernel was told last
         self.input_ended = False  # by end_input()
         self.peer_ended = False
@@ -99,7 +100,7 @@ class Connection:
         if self._queue:
             self.flush()
         if self._paused is not None:
-            self._go_on()
+            self._go_on(self._paused)
         decoder = self._decoder
         while True:
             if decoder.error is not None:
@@ -142,10 +143,10 @@ class Connection:
             self._read_size = min(4 * size, MAX_READ)
         self._shrink_below = self._read_size // 16 if self._read_size > MIN_READ else 0
 
-    def _go_on(self) -> None:
-        # What the owner did with the last messages is no slowness of the peer's.
-        if self._deadline is not None and self._paused is not None:
-            self._deadline += time.monotonic() - self._paused
+    def _go_on(self, since: float) -> None:
+        # What the owner did in the meantime is no slowness of the peer's.
+        if self._deadline is not None:
+            self._deadline += time.monotonic() - since
         self._paused = None
 
     def _keep_time(self, completed: bool) -> None:
@@ -168,7 +169,8 @@ class Connection:
     def _timed_out(self) -> EchoError:
         if self.message_timeout is None or not self._decoder.pending:
             return ReceiveTimeout(f"nothing arrived for {self.idle_timeout:g} s")
-        self._deadline = None  # whoever receives again has the whole time again
+        self._paused = time.monotonic()  # whoever receives again has the whole time again
+        self._deadline = self._paused + self.message_timeout
         self._arm(self.message_timeout)
         return MessageTimeout(f"a message was not complete after {self.message_timeout:g} s")
 
@@ -179,9 +181,22 @@ class Connection:
 
     # Output. write() and flush() are the owner's, send() is anyone's.
 
+    def encode(self, message: bytes) -> bytes:
+        """The bytes that carry a message. ``MessageTooLong`` or ``ValueError`` for one that the framing cannot carry,
+        ``TypeError`` for what is none."""
+        try:
+            return self._encode(message)
+        except TypeError:
+            if isinstance(message, (bytes, bytearray)):
+                raise  # a mistake of a framing's own
+            raise TypeError(f"a message is bytes, not {type(message).__name__}; encode it first") from None
+
     def write(self, message: bytes) -> None:
-        """Queue a message. It goes out with the next ``flush`` or ``receive``, or when much is queued."""
-        data = self._encode(message)
+        """Queue a message. It goes out with the next ``flush`` or ``receive``, or when much is queued.
+
+        Raises what ``encode`` raises and, when much is queued, what ``flush`` raises.
+        """
+        data = self.encode(message)
         self._queue.append(data)
         self._queued_bytes += len(data)
         if self._queued_bytes >= HIGH_WATER:
@@ -203,11 +218,14 @@ class Connection:
             self.send_raw(data, messages)
 
     def send(self, message: bytes) -> None:
-        """Send a whole message now, from any thread. Waits while the peer does not read, ``send_timeout`` at most."""
-        self.send_raw(self._encode(message), 1)
+        """Send a whole message now, from any thread. Waits while the peer does not read, ``send_timeout`` at most.
+
+        Raises what ``encode`` raises, before anything is sent; then ``SendTimeout`` or ``ConnectionClosed``.
+        """
+        self.send_raw(self.encode(message), 1)
 
     def send_raw(self, data: bytes, messages: int) -> None:
-        """Send bytes as they are, which hold so many messages, now, from any thread, as ``send`` does."""
+        """Send bytes that hold so many encoded messages: now, and from any thread, as ``send`` does."""
         with self._output:
             if self._broken is not None:
                 raise self._refusal()
@@ -230,20 +248,22 @@ class Connection:
         """Send what is queued, if the peer can be reached, and refuse whatever other threads want to send later.
 
         Waits for a message that another thread is sending: closing the socket under its hands could give its
-        descriptor, and the rest of the message, to another connection. Never raises.
+        descriptor, and the rest of the message, to another connection. Nothing that the peer or the network does is
+        raised.
         """
         try:
             self.flush()
         except EchoError:
             pass
-        with self._output:
-            if self._broken is None:
-                self._broken = ConnectionClosed, "the session is over"
+        finally:
+            with self._output:
+                if self._broken is None:
+                    self._broken = ConnectionClosed, "the session is over"
 
     # Ends.
 
     def end_output(self) -> None:
-        """Half-close: the peer sees the end of our messages, and can go on sending its own."""
+        """Half-close: the peer sees the end of our messages, and can go on sending its own. Raises as ``flush``."""
         self.flush()
         with self._output:
             _shut(self.socket, socket.SHUT_WR)
@@ -275,7 +295,8 @@ class Connection:
         _shut(self.socket, socket.SHUT_RDWR if self._output.locked() else socket.SHUT_RD)
 
     def _refusal(self) -> EchoError:
-        cls, text = self._broken or (ConnectionClosed, "the session is over")
+        assert self._broken is not None
+        cls, text = self._broken
         return self.failed(cls(text))
 
     def failed(self, error: _Error) -> _Error:

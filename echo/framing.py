@@ -197,7 +197,7 @@ class RawFraming(Framing):
     keeps_boundaries = False
 
     def encode(self, message: bytes) -> bytes:
-        return message
+        return b"" + message  # a TypeError for a str
 
     def decoder(self) -> Decoder:
         return _RawDecoder(self.max_message)

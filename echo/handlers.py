@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Optional
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, MessageTooLong
 from .framing import Framing, LineFraming
+from .protocol import EXIT_WORD, is_exit
 from .sockets import INET, linger
 from .text import format_address
 
@@ -187,7 +188,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                 self.connection.flush()  # what was sent before a hook raised
             except EchoError:
                 pass  # the session has its reason already
-            self.connection_lost(reason)
+            finally:
+                self.connection_lost(reason)
 
     def _converse(self) -> str:
         receive = self.connection.receive
@@ -196,9 +198,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             if not messages:
                 break
             for message in messages:
-                self.message_received(message)
                 if self._closing:
                     break
+                self.message_received(message)
         if self._closing:
             reason = "reset" if self.connection.aborted else "exit"
         elif self._draining:
@@ -212,8 +214,11 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def finish(self) -> None:
         self._thread = 0  # the system may give this thread's identity to another, for which send() is not the owner's
         self.connection.finish_output()
-        if self.session is None and not self.connection.peer_ended:
-            linger(self.request)  # stock servers close over unread input
+        if self.session is None:  # stock servers shut down and close at once
+            if self.connection.aborted:
+                self.request.close()  # without the FIN that would come before the reset
+            elif not self.connection.peer_ended:
+                linger(self.request)
 
     def drain(self) -> None:
         """The server stops: answer what has arrived, then end. Called by ``echo.Server``, from its thread."""
@@ -228,22 +233,19 @@ class EchoRequestHandler(MessageRequestHandler):
     comes back as it came.
     """
 
-    exit_word: Optional[bytes] = b"exit"
+    exit_word: Optional[bytes] = EXIT_WORD
     """The message, in lower case, that ends a session; None switches it off."""
 
     def message_received(self, message: bytes) -> None:
         # The length first: it tells all but a few from the word, and costs a tenth of the call.
         word = self.exit_word
-        if word is not None and len(message.strip()) == len(word) and self._is_exit(message):
+        if word is not None and len(message.strip()) == len(word) and is_exit(message, word):
             self.close()
         else:
             self.send(message)
 
     def eof_received(self, rest: bytes) -> None:
-        if self._is_exit(rest):
+        if is_exit(rest, self.exit_word):
             self.close()
         elif rest:
             self.connection.write_raw(rest)
-
-    def _is_exit(self, message: bytes) -> bool:
-        return message.strip().lower() == self.exit_word

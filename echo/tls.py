@@ -121,7 +121,7 @@ class TLSSocket(socket.socket):
     def recv(self, size: int, flags: int = 0) -> bytes:
         if self._tls is None:
             return super().recv(size, flags)
-        _refuse(flags)
+        _refuse_flags(flags)
         deadline: Optional[float] = None
         while not self._plain:
             if self._failure:
@@ -189,7 +189,7 @@ class TLSSocket(socket.socket):
     def send(self, data: Any, flags: int = 0) -> int:
         if self._tls is None:
             return super().send(data, flags)
-        _refuse(flags)
+        _refuse_flags(flags)
         chunk = memoryview(data)[:_CHUNK]
         with self._output:
             if self._begun and bytes(chunk[: len(self._begun)]) != self._begun:
@@ -311,7 +311,7 @@ _SPECIAL = r'^[# ]|[,+"\\<>;]| $'
 _BACKSLASHED = r"\\\g<0>"
 
 
-def _refuse(flags: int) -> None:
+def _refuse_flags(flags: int) -> None:
     if flags:
         raise ValueError("a TLS socket knows no flags")
 

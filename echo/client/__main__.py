@@ -20,22 +20,21 @@ import time
 from types import FrameType
 from typing import Any, Callable, Iterator, List, Optional
 
-from .. import arguments
-from ..exceptions import EchoError, EchoMismatch, MessageTooLong
+from .. import arguments, protocol
+from ..exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
 from ..framing import Framing, RawFraming
 from ..text import escape, plural
-from ..tls import explain
+from ..tls import TLSSocket, explain
 from ..version import __version__
 from .client import Client
 from .endpoint import Endpoint, Security
 from .exchange import Exchange
 from .measure import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, Bench, FixedFraming, Ping, histogram
-from .measure.figures import milliseconds
 from .pipe import Pipe
-from .report import Report
+from .report import Report, milliseconds
 from .terminal import Terminal
 
-PROG = "echo.client"
+PROG = arguments.program("echo.client")
 
 _DEFAULTS = {"size": 64, "interval": 1.0, "connections": 10, "duration": 10.0}
 _MODES = {
@@ -68,6 +67,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 130
     except EchoMismatch as exc:
         arguments.fail(PROG, str(exc), 3)
+    except ReceiveTimeout as exc:
+        arguments.fail(PROG, f"{exc}; the server may be full, or have another --framing", 1)
     except EchoError as exc:
         arguments.fail(PROG, str(exc), 1)
     except OSError as exc:
@@ -94,7 +95,9 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
             timeout=options.timeout,
         )
     where = str(options.endpoint)
-    report.detail(f"connected to {where} in {milliseconds(time.perf_counter_ns() - began)} ms")
+    sock = client.connection.socket
+    tls = f", {sock.version()} {sock.cipher()[0]}, {sock.subject}" if isinstance(sock, TLSSocket) else ""
+    report.detail(f"connected to {where} in {milliseconds(time.perf_counter_ns() - began)} ms{tls}")
     with client:
         if messages:
             Exchange(client, messages, _show, report).run()
@@ -172,11 +175,11 @@ def _check(options: argparse.Namespace) -> None:
         given = hasattr(options, name)
         if given and options.measure not in modes:
             flags = " or ".join(f"--{mode}" for mode in modes)
-            arguments.fail(PROG, f"--{name} is for {flags}; see {PROG} --help", 2)
+            arguments.fail(PROG, f"--{name} is for {flags}; see --help", 2)
         if not given:
             setattr(options, name, _DEFAULTS.get(name))
     if options.json and not options.message and not options.measure:
-        arguments.fail(PROG, f"--json is for -m, --ping or --bench; see {PROG} --help", 2)
+        arguments.fail(PROG, "--json is for -m, --ping or --bench; see --help", 2)
     if options.measure == "bench" and options.duration is None:
         arguments.fail(PROG, "--bench with a duration of 0 measures nothing; give it a second or more", 2)
     if options.measure and options.framing != "raw" and options.size > options.max_message:
@@ -197,13 +200,13 @@ def _probe_size(text: str) -> int:
 def _endpoint(options: argparse.Namespace) -> Endpoint:
     address: Any = (options.host, options.port)
     if options.unix is not None:
-        if address != (arguments.DEFAULT_HOST, arguments.DEFAULT_PORT):
+        if address != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
             arguments.fail(PROG, "--unix is in place of host and port; give one of them", 2)
         address = arguments.unix_address(options.unix)
     if not options.tls:
         for name in ("cacert", "cert", "key", "sni", "insecure"):
             if getattr(options, name):
-                arguments.fail(PROG, f"--{name} is for --tls; see {PROG} --help", 2)
+                arguments.fail(PROG, f"--{name} is for --tls; see --help", 2)
         return Endpoint(address)
     security = Security(
         options.sni or options.host, options.cacert, options.cert, options.key, verify=not options.insecure
@@ -246,10 +249,10 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     except ssl.SSLError as exc:
         why = f"no TLS with {where}: {explain(exc)}; check that the server speaks it, and what it asks for"
     except (ConnectionRefusedError, FileNotFoundError):
-        command = "python3 -m echo.server"
+        command = "echo-server" if PROG == "echo-client" else "python3 -m echo.server"
         if options.unix is not None:
             command += f" --unix {shlex.quote(options.unix)}"
-        elif options.port != arguments.DEFAULT_PORT:
+        elif options.port != protocol.DEFAULT_PORT:
             command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
     except OSError as exc:
@@ -303,8 +306,8 @@ def _parser() -> argparse.ArgumentParser:
         " --bench measure.",
     )
     add: Any = parser.add_argument
-    add("host", nargs="?", default=arguments.DEFAULT_HOST, help="(default: %(default)s)")
-    add("port", nargs="?", type=arguments.port, default=arguments.DEFAULT_PORT, help="(default: %(default)s)")
+    add("host", nargs="?", default=protocol.DEFAULT_HOST, help="(default: %(default)s)")
+    add("port", nargs="?", type=arguments.port, default=protocol.DEFAULT_PORT, help="(default: %(default)s)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "-m",
@@ -366,7 +369,8 @@ def _parser() -> argparse.ArgumentParser:
         "--interval",
         type=arguments.duration,
         metavar="TIME",
-        help="--ping: from one message to the next; 0 sends each when the one before is back (default: 1 s)",
+        help="--ping: from one message to the next; 0 sends each when the one before is back"
+        f" (default: {_DEFAULTS['interval']:g} s)",
     )
     add(
         "-P",
@@ -380,7 +384,8 @@ def _parser() -> argparse.ArgumentParser:
         "--duration",
         type=arguments.duration,
         metavar="TIME",
-        help="--bench: how long, after a warm-up of a tenth of that, 1 s at most (default: 10 s)",
+        help="--bench: how long, after a warm-up of a tenth of that, 1 s at most"
+        f" (default: {_DEFAULTS['duration']:g} s)",
     )
     add(
         "--depth",

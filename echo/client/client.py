@@ -1,18 +1,22 @@
-"""``connect()`` and ``Client``: messages to and from a server, on the framing that its handlers use."""
+"""``connect()`` and ``Client``: messages to and from a server, on the framing that its handlers use.
+
+It knows no terminal, and not the echo service's one word: to a client all messages are alike.
+"""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import queue
 import socket
 import ssl
 import threading
-from typing import Any, Deque, Iterable, Iterator, Optional, Tuple, Union
+from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
-from ..arguments import DEFAULT_HOST, DEFAULT_PORT
 from ..connection import Connection
 from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage
 from ..framing import Framing, LineFraming
+from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..sockets import has_input, linger
 from .endpoint import open_socket
 
@@ -34,7 +38,8 @@ def connect(
     With ``ssl_context`` (``ssl.create_default_context()``, say) the connection speaks TLS, and the server's certificate
     has to be for ``server_hostname``, which is the host of ``address`` unless given.
     Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``, ``ssl.SSLError``) when there
-    is no connection to be had.
+    is no connection to be had, ``UnicodeError`` for what cannot be a host's name, ``ValueError`` for an ``ssl_context``
+    that verifies a name where there is none.
     """
     if server_hostname is None and isinstance(address, tuple):
         server_hostname = address[0]
@@ -44,12 +49,14 @@ def connect(
 class Client:
     """Messages over a connected socket. Use it as ``with echo.connect(...) as client``.
 
-    ``send`` may be called from any thread, all else from one at a time.
+    It takes the socket over. ``framing`` and ``timeout`` are as for ``connect``; ``connection`` is the ``Connection``
+    over the socket, which counts what passes. ``send`` may be called from any thread, all else from one at a time.
     """
 
     def __init__(
         self, sock: socket.socket, framing: Optional[Framing] = None, *, timeout: Optional[float] = 10.0
     ) -> None:
+        sock.settimeout(None)  # the deadlines are the connection's
         self.framing = LineFraming() if framing is None else framing
         self.connection = Connection(
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
@@ -66,13 +73,14 @@ class Client:
         """
         if self._closed:
             raise ConnectionClosed("this client is closed")
-        self.connection.send(_checked(message))
+        self.connection.send(message)
 
     def recv(self) -> bytes:
         """Wait for the next message and return it.
 
         Raises ``ConnectionClosed`` at the end of the session, ``IncompleteMessage`` if it ended inside a message,
-        ``ReceiveTimeout`` or ``MessageTimeout`` in time; after these two nothing is lost, and ``recv`` goes on.
+        ``MessageTooLong`` for one over the framing's limit; ``ReceiveTimeout`` or ``MessageTimeout`` when ``timeout``
+        is over, after which nothing is lost, and ``recv`` goes on.
         """
         if not self._messages:
             if self._closed:
@@ -80,9 +88,8 @@ class Client:
             self._messages.extend(self.connection.receive())
             if not self._messages:
                 rest = self.connection.finish_input()
-                if rest:
-                    raise IncompleteMessage(rest)
-                raise ConnectionClosed("the server has ended the session")
+                ended = IncompleteMessage(rest) if rest else ConnectionClosed("the server has ended the session")
+                raise self.connection.failed(ended)
         return self._messages.popleft()
 
     def echo(self, message: bytes) -> bytes:
@@ -151,15 +158,17 @@ class Client:
         """Keep for ``recv`` what comes within so many seconds; false if nothing does, or the end."""
         if not has_input(self.connection.socket, seconds):
             return False
-        try:
+        messages: List[bytes] = []
+        with contextlib.suppress(EchoError):  # recv() will meet it
             messages = self.connection.receive()
-        except EchoError:
-            return False  # recv() will meet it
+        if not messages:
+            self.connection.abort()  # the server is done, and may never read what our thread is stuck with
         self._messages.extend(messages)
         return bool(messages)
 
     def close(self) -> None:
-        """End the session: let the server see the end, take in what it still sends, close. Never raises."""
+        """End the session: let the server see the end, take in what it still sends, close. Never raises. Waits for a
+        message that another thread is sending, ``timeout`` at most."""
         if not self._closed:
             self._closed = True
             if self._sender is not None:
@@ -175,12 +184,6 @@ class Client:
         self.close()
 
 
-def _checked(message: bytes) -> bytes:
-    if not isinstance(message, (bytes, bytearray)):
-        raise TypeError(f"a message is bytes, not {type(message).__name__}; encode it first")
-    return message
-
-
 class _Sender:
     """Sends what it is given in a thread of its own. The end of its block waits until that thread is done."""
 
@@ -191,7 +194,7 @@ class _Sender:
         self._thread = threading.Thread(target=self._run, name="echo-send", daemon=True)
 
     def put(self, message: bytes) -> None:
-        self._queue.put(self._client.framing.encode(_checked(message)))
+        self._queue.put(self._client.connection.encode(message))
 
     def _run(self) -> None:
         while not self._abandoned:

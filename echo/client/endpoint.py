@@ -11,7 +11,7 @@ import ssl
 from typing import Any, NamedTuple, Optional
 
 from ..certificates import client_context
-from ..sockets import keep_alive
+from ..sockets import INET, keep_alive
 from ..text import format_address
 from ..tls import TLSSocket
 
@@ -67,20 +67,33 @@ def open_socket(
 ) -> socket.socket:
     """Connect a blocking socket, to be used without ``settimeout``;
     ``timeout``, in seconds, bounds the connecting and the handshake."""
-    if isinstance(address, tuple):
-        sock = socket.create_connection(_host_and_port(address), timeout)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        keep_alive(sock)  # there may be no deadline; and at a prompt nobody waits for anything
-    else:
-        sock = socket.socket(socket.AF_UNIX)
     try:
-        if not isinstance(address, tuple):
-            sock.settimeout(timeout)
-            sock.connect(address)
+        sock = _connected(address, timeout)
+    except socket.timeout as exc:
+        if isinstance(exc, TimeoutError):
+            raise
+        raise TimeoutError(str(exc)) from None  # which it is by itself since Python 3.10
+    try:
+        if sock.family in INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)  # there may be no deadline; and at a prompt nobody waits for anything
         sock.settimeout(None)  # the connection's deadlines are the kernel's
         if ssl_context is not None:
             sock = TLSSocket(sock)
             sock.handshake(ssl_context, server_hostname=server_hostname, timeout=timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connected(address: Any, timeout: Optional[float]) -> socket.socket:
+    if isinstance(address, tuple):
+        return socket.create_connection(_host_and_port(address), timeout)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(address)
     except BaseException:
         sock.close()
         raise

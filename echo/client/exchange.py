@@ -6,11 +6,10 @@ import time
 from typing import Callable, List
 
 from ..exceptions import ConnectionClosed, EchoMismatch, IncompleteMessage
+from ..protocol import is_exit
 from ..text import escape, plural
 from .client import Client
-from .measure.figures import microseconds, milliseconds
-from .protocol import is_exit
-from .report import Report
+from .report import Report, microseconds, milliseconds
 
 
 class Exchange:

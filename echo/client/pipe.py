@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import collections
 import os
+import select
 import threading
 from typing import Callable, Deque, Optional
 
 from ..connection import Connection
 from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
 from ..framing import Framing, LineFraming, RawFraming
-from .protocol import is_exit
+from ..protocol import is_exit
 
 CHUNK = 64 * 1024
 WINDOW = 64 * 1024 * 1024
@@ -26,7 +27,7 @@ class Pipe:
 
     ``write`` takes what comes back. ``run`` raises ``EchoMismatch`` as soon as that differs from what was sent,
     ``MessageTooLong`` for input that the framing cannot carry, ``ConnectionClosed`` when the server went away
-    before everything was back, ``ReceiveTimeout`` when nothing comes back any more.
+    before everything was back or there is input after an ``exit``, ``ReceiveTimeout`` when nothing comes back any more.
     """
 
     def __init__(self, connection: Connection, framing: Framing, descriptor: int, write: Callable[[bytes], None]):
@@ -39,9 +40,9 @@ class Pipe:
         self._outstanding = 0
         self._returned = 0
         self._farewell = b""  # an "exit", which an echo service that does not know the word sends back
+        self._left_behind = ""  # what to tell, if there was input after it
         self._error: Optional[EchoError] = None
         self._ended = False
-        self._lines = 0
 
     @staticmethod
     def wire(framing: Framing) -> Framing:
@@ -51,6 +52,14 @@ class Pipe:
     def run(self) -> None:
         """Stream until the input has ended and all of it is back."""
         threading.Thread(target=self._feed, name="echo-feed", daemon=True).start()
+        try:
+            self._receive()
+        except BaseException:
+            if self._outstanding:
+                self._connection.abort()  # a gentle close would wait for all that is on its way, and for a stuck feeder
+            raise
+
+    def _receive(self) -> None:
         while True:
             try:
                 messages = self._connection.receive()
@@ -60,7 +69,7 @@ class Pipe:
                 with self._changed:
                     missing, ended = self._outstanding, self._ended
                 if not missing and ended:
-                    return  # all is back; that the server does not end its side is its affair
+                    break  # all is back; that the server does not end its side is its affair
                 if not missing:
                     continue  # the input is as idle
                 raise ReceiveTimeout(
@@ -76,6 +85,8 @@ class Pipe:
         if not self._ended or self._outstanding:
             what = f"{self._outstanding} bytes did not come back" if self._outstanding else "not all input was sent"
             raise ConnectionClosed(f"the server ended the session; {what}")
+        if self._left_behind:
+            raise ConnectionClosed(self._left_behind)
 
     def _compare(self, data: bytes) -> None:
         while data:
@@ -112,22 +123,25 @@ class Pipe:
     def _feed_all(self) -> None:
         by_lines = isinstance(self._framing, LineFraming)
         decoder = self._framing.decoder() if by_lines else RawFraming(self._framing.max_message).decoder()
+        lines = 0
         while True:
             chunk = os.read(self._descriptor, CHUNK)
             if not chunk:
                 break
             messages = decoder.feed(chunk)
-            self._lines += len(messages)
             stop = next((index for index, message in enumerate(messages) if is_exit(message)), None)
             for message in [b"".join([line + b"\n" for line in messages[:stop]])] if by_lines else messages[:stop]:
                 self._send(message)
             if stop is not None:
+                if messages[stop + 1 :] or decoder.pending or _has_more(self._descriptor):
+                    where = f"line {lines + stop + 1} of the input" if by_lines else "a part of the input"
+                    self._left_behind = f"{where} is an exit, which ends the session; what follows it was not sent"
                 self._say_exit(messages[stop] + b"\n" if by_lines else messages[stop])
                 return
+            lines += len(messages)
             if decoder.error is not None:
-                assert isinstance(decoder.error, MessageTooLong)
-                error = MessageTooLong(decoder.error.limit)
-                error.args = (f"line {self._lines + 1} of the input is over {error.limit} bytes; it was not sent",)
+                error = MessageTooLong(self._framing.max_message)
+                error.args = (f"line {lines + 1} of the input is over {error.limit} bytes; it was not sent",)
                 raise error
         rest = decoder.finish()
         if is_exit(rest):
@@ -148,3 +162,11 @@ class Pipe:
         self._farewell = data
         self._ended = True  # before the server can answer it by its own end
         self._connection.send(data)
+
+
+def _has_more(descriptor: int) -> bool:
+    """Whether there is more input at this moment. What comes later comes after the end of the session."""
+    try:
+        return bool(select.select([descriptor], [], [], 0)[0] and os.read(descriptor, 1))
+    except OSError:  # Windows asks sockets alone
+        return False

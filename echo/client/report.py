@@ -72,6 +72,17 @@ class Report:
             self._drawn = False
 
 
+def milliseconds(ns: float) -> str:
+    """With three digits after the point below one millisecond, fewer above, as ping does it."""
+    ms = ns / 1e6
+    return f"{ms:.{3 if ms < 0.9995 else 2 if ms < 9.995 else 1 if ms < 99.95 else 0}f}"
+
+
+def microseconds(ns: float) -> float:
+    """For JSON: to the nanosecond."""
+    return round(ns / 1e3, 3)
+
+
 def _width() -> int:
     """Columns of the terminal behind stderr; ``shutil`` asks about stdout's."""
     try:

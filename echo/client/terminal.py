@@ -14,9 +14,9 @@ from typing import Optional
 
 from ..connection import Connection
 from ..exceptions import EchoError, MessageTimeout, ReceiveTimeout
+from ..protocol import is_exit
 from ..text import escape, plural
 from .history import History
-from .protocol import is_exit
 
 try:
     import termios
@@ -42,7 +42,6 @@ class Terminal:
     def __init__(self, connection: Connection, timeout: Optional[float]) -> None:
         self._connection = connection
         self._timeout = timeout
-        self._main = threading.main_thread()
         self._changed = threading.Condition()
         self._received = 0
         self._ended = False
@@ -138,8 +137,9 @@ class Terminal:
             self._changed.notify()
             # input() is inside a system call; a signal to its very thread is what ends it, unless it comes in the
             # moment before the call. Hence again.
-            while self._at_prompt and hasattr(signal, "pthread_kill") and self._main.ident is not None:
-                signal.pthread_kill(self._main.ident, signal.SIGINT)
+            main = threading.main_thread().ident
+            while self._at_prompt and hasattr(signal, "pthread_kill") and main is not None:
+                signal.pthread_kill(main, signal.SIGINT)
                 self._changed.wait(_STEP)
 
     def _show(self, message: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import threading
+import time
 from typing import Any, Optional
 
 from ..handlers import MessageRequestHandler
@@ -52,10 +52,13 @@ class FaultMixin(MessageRequestHandler):
 class _FaultySocket(SocketWrapper):
     def __init__(self, sock: Any, faults: FaultMixin) -> None:
         super().__init__(sock)
+        for name in ("chunk", "corrupt_every"):
+            value = getattr(faults, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value!r}; it is 1 byte or more, or None for off")
         self._delay = faults.delay
         self._chunk = faults.chunk
         self._every = faults.corrupt_every
-        self._never = threading.Event()  # to wait on
         self._sent = 0
 
     def seed(self, seed: str) -> None:
@@ -70,7 +73,7 @@ class _FaultySocket(SocketWrapper):
         while data:
             size = len(data) if self._chunk is None else self._cutting.randint(1, self._chunk)
             if self._delay:
-                self._never.wait(self._timing.uniform(0, self._delay))
+                time.sleep(self._timing.uniform(0, self._delay))
             super().sendall(data[:size])
             data = data[size:]
 

@@ -7,7 +7,7 @@ import time
 from typing import Any, Dict, Optional
 
 from ..handlers import MessageRequestHandler
-from ..text import escape
+from ..text import escape, plural
 from ..tls import TLSSocket
 from .records import emit
 
@@ -92,7 +92,7 @@ class LoggingMixin(MessageRequestHandler):
         if level is not None and self.log.isEnabledFor(level):
             size = len(message)
             text = escape(message, self.shown_bytes)
-            line = f"{self.peer} {event} {size} byte{'' if size == 1 else 's'}{how}: {text}"
+            line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"
             fields = {"event": event, "peer": self.peer, "session": self.session, "size": size, "text": text}
             emit(self.log, level, line, fields)
 

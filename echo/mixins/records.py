@@ -9,6 +9,7 @@ nobody does but the command's own text log, which wants a line and no more, it g
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import Any, Callable, Dict, Optional
@@ -35,6 +36,7 @@ def emit(logger: logging.Logger, level: int, message: str, fields: Dict[str, Any
     attributes["created"] = now
     attributes["msecs"] = now % 1 * 1000 // 1
     attributes["relativeCreated"] = (now - _STARTED) * 1000
+    attributes["process"] = os.getpid()  # another one in each of forked workers
     attributes["thread"] = threading.get_ident()
     attributes["threadName"] = threading.current_thread().name
     record = logging.LogRecord.__new__(logging.LogRecord)

@@ -10,9 +10,13 @@ from ..handlers import MessageRequestHandler
 
 
 class TokenBucket:
-    """``rate`` tokens a second, of which ``burst`` can be saved up. What is taken beyond that is a debt of time."""
+    """``rate`` tokens a second, of which ``burst`` can be saved up. What is taken beyond that is a debt of time.
+
+    ``ValueError`` for a rate that is not above 0."""
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
+        if not rate > 0:
+            raise ValueError(f"a rate is {rate!r}; it is more than 0 a second, or None for no limit")
         self._rate = rate
         self._burst = burst
         self._tokens = burst
@@ -35,10 +39,10 @@ class ThrottlingMixin(MessageRequestHandler):
     """
 
     messages_per_second: Optional[float] = None
-    """Messages a second; None: no limit."""
+    """Messages a second, more than 0; None: no limit."""
 
     bytes_per_second: Optional[float] = None
-    """Bytes of messages a second; None: no limit."""
+    """Bytes of messages a second, more than 0; None: no limit."""
 
     burst_seconds = 1.0
     """How many seconds' worth a client that was quiet may send at once."""

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import random
+import re
 import signal
 import ssl
 import sys
@@ -19,7 +20,7 @@ import time
 from types import FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from .. import arguments
+from .. import arguments, protocol
 from ..certificates import server_context
 from ..framing import FRAMINGS
 from ..handlers import EchoRequestHandler, MessageRequestHandler
@@ -30,6 +31,7 @@ from .access import expand
 from .loading import combine, load_handler, load_mixin
 from .logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
 from .options import PROG, parser
+from .reporting import tell
 from .server import Server
 from .workers import Workers
 
@@ -37,36 +39,34 @@ SAME_SIGNAL = 0.25
 """Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
 its group."""
 
-log = logging.getLogger("echo.server")
-
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
     commands = parser()
     said = commands.parse_args(argv)  # first, so that --help is there to whom the environment's mistakes are told
-    if said.unix is not None and (said.bind, said.port) != (arguments.DEFAULT_HOST, arguments.DEFAULT_PORT):
+    if said.unix is not None and (said.bind, said.port) != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
         arguments.fail(PROG, "--unix is in place of the port and --bind; give one of them", 2)
     commands.read_environment(os.environ)
     options = commands.parse_args(argv)
     try:
         server = _server(options)
     except ValueError as exc:
-        arguments.fail(PROG, f"{exc}; see {PROG} --help", 2)
+        arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
         where = format_address(_address(options))
         arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options)}", 1)
-    except OverflowError as exc:
-        arguments.fail(PROG, str(exc), 2)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     return _run_alone(server, options) if options.workers == 1 else _run_workers(server, options)
 
 
-def _run_alone(server: Server, options: argparse.Namespace) -> int:
-    def ready() -> None:  # who reads that it listens may stop it
-        _announce(server)
+def _by_options(text: str) -> str:
+    """The library says ``cpu_affinity is ...``; here that is ``--cpu-affinity``."""
+    return re.sub(r"^([a-z_]+) is ", lambda match: f"--{match[1].replace('_', '-')} is ", text)
 
+
+def _run_alone(server: Server, options: argparse.Namespace) -> int:
     with _logging_to(LogQueue(_log_descriptor(), _formatter(options))):
-        return _serve(server, ready, _reloader(server, options), _watch_terminal())
+        return _serve(server, lambda: _announce(server), _reloader(server, options), _watch_terminal())
 
 
 def _run_workers(server: Server, options: argparse.Namespace) -> int:
@@ -102,7 +102,8 @@ def _log_descriptor() -> int:
 
 
 def _formatter(options: argparse.Namespace) -> logging.Formatter:
-    return JsonFormatter(with_process=options.workers > 1) if options.log_format == "json" else TextFormatter()
+    formatter = JsonFormatter if options.log_format == "json" else TextFormatter
+    return formatter(with_process=options.workers > 1)
 
 
 @contextlib.contextmanager
@@ -119,14 +120,14 @@ def _logging_to(handler: logging.Handler) -> Iterator[None]:
 def _announce(server: Server) -> None:
     address = format_address(server.server_address)
     how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
-    log.info("listening on %s%s", address, how, extra={"event": "listening", "address": address})
+    tell(logging.INFO, "listening", "listening on %s%s", address, how, address=address)
     systemd.notify(systemd.READY, systemd.status(f"listening on {address}{how}"))
 
 
 def _serve(
     server: Server, ready: Callable[[], None], reload: Callable[[], None], terminal_is_gone: Callable[[], bool]
 ) -> int:
-    """Serve until a signal. ``ready`` is called when signals have their handlers."""
+    """Serve until a signal. ``ready`` is called when signals have their handlers: who is told may stop it at once."""
     first: Optional[float] = None
 
     def stop(signum: int, frame: Optional[FrameType]) -> None:
@@ -139,22 +140,23 @@ def _serve(
             return
         name = signal.Signals(signum).name
         what = "stopping" if begins else "stopping now"
-        log.info("%s: %s", name, what, extra={"event": "signal", "signal": name})
+        tell(logging.INFO, "signal", "%s: %s", name, what, signal=name)
         if begins:
             systemd.notify(systemd.STOPPING)
             server.shutdown()
         else:
             server.stop(timeout=0)
 
-    def tell(signum: int, frame: Optional[FrameType]) -> None:
+    def tell_statistics(signum: int, frame: Optional[FrameType]) -> None:
         stats = server.stats()._asdict()
         text = ", ".join(f"{name} {_sum(value) if isinstance(value, dict) else value}" for name, value in stats.items())
-        log.info("statistics: %s", text, extra={"event": "statistics", **stats})
+        level = max(logging.INFO, logging.getLogger().level)  # somebody has asked
+        tell(level, "statistics", "statistics: %s", text, **stats)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, tell)
+        signal.signal(signal.SIGUSR1, tell_statistics)
 
     def hang_up(signum: int, frame: Optional[FrameType]) -> None:
         if terminal_is_gone():
@@ -216,9 +218,9 @@ def _reload(server: Server, options: argparse.Namespace) -> None:
         server.set_access(*_networks(options))
         server.ssl_context = context
     except ValueError as exc:
-        log.warning("SIGHUP: %s; all stays as it was", exc, extra={"event": "reload-failed", "why": str(exc)})
+        tell(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
     else:
-        log.info("SIGHUP: certificates and networks read again", extra={"event": "reloaded"})
+        tell(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again")
     systemd.notify(systemd.READY)
 
 

@@ -5,6 +5,7 @@ Every way in which that can fail is a ``ValueError`` whose one line says which.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import socketserver
@@ -48,8 +49,9 @@ def _load(spec: str) -> Any:
     module_name, colon, class_name = spec.partition(":")
     if not (module_name and colon and class_name):
         raise ValueError(f"{spec!r} names no class; write MODULE:CLASS, as in chat:ChatHandler")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    with contextlib.suppress(OSError):  # the current folder is gone
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())
     try:
         thing = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
@@ -57,9 +59,7 @@ def _load(spec: str) -> Any:
             raise ValueError(f"importing {module_name} failed: {exc}") from None
         raise ValueError(f"there is no module {exc.name!r} in the current folder, nor an installed one") from None
     except (Exception, SystemExit) as exc:
-        raise ValueError(
-            f"importing {module_name} failed: {type(exc).__name__}: {' '.join(str(exc).split())}"
-        ) from None
+        raise ValueError(f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}") from None
     for part in class_name.split("."):
         if not hasattr(thing, part):
             raise ValueError(f"the module {module_name} has no {class_name!r}")

@@ -19,7 +19,7 @@ import select
 import stat
 import threading
 import time
-from typing import Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 from ..text import plural
 
@@ -41,10 +41,15 @@ _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", 
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people: ``2026-11-22 09:14:39.702 INFO    listening on 127.0.0.1:65432``."""
+    """Lines for people: ``2026-11-22 09:14:39.702 INFO    listening on 127.0.0.1:65432``. Where several processes
+    write, each has its number in them."""
 
     _moment = (-1, -1)
     _prefix = ""
+
+    def __init__(self, with_process: bool = False) -> None:
+        super().__init__()
+        self._process = f"[{os.getpid()}] " if with_process else ""
 
     def format(self, record: logging.LogRecord) -> str:
         line = self.line(record.created, record.levelno, record.getMessage())
@@ -58,7 +63,7 @@ class TextFormatter(logging.Formatter):
             self._moment = moment
             second, millisecond = divmod(moment[0], 1000)
             text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-            self._prefix = f"{text}.{millisecond:03d} {logging.getLevelName(level):7} "
+            self._prefix = f"{text}.{millisecond:03d} {logging.getLevelName(level):7} {self._process}"
         return self._prefix + message
 
 
@@ -77,7 +82,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
-        fields = {
+        fields: Dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
@@ -85,7 +90,7 @@ class JsonFormatter(logging.Formatter):
         }
         fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
         if self._with_process:
-            fields["process"] = str(record.process)
+            fields["process"] = record.process
         fields["message"] = record.getMessage()
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)

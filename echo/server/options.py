@@ -10,14 +10,14 @@ import os
 import re
 from typing import Any, List
 
-from .. import arguments
+from .. import arguments, protocol
 from ..handlers import MessageRequestHandler
 from ..version import __version__
 from . import affinity, workers
 from .access import expand
 from .server import Server
 
-PROG = "echo.server"
+PROG = arguments.program("echo.server")
 
 
 def _networks(text: str) -> str:
@@ -75,14 +75,14 @@ def parser() -> arguments.ArgumentParser:
         "port",
         nargs="?",
         type=arguments.port,
-        default=arguments.DEFAULT_PORT,
+        default=protocol.DEFAULT_PORT,
         help="the port to listen on, 0 for any free one (default: %(default)s)",
     )
     add(
         "-b",
         "--bind",
         metavar="ADDRESS",
-        default=arguments.DEFAULT_HOST,
+        default=protocol.DEFAULT_HOST,
         help="the address to listen on; :: is all of this machine's, IPv6 and IPv4 (default: %(default)s)",
     )
     add("--unix", type=arguments.unix, metavar="PATH", help="listen on a Unix socket instead; @NAME is an abstract one")
@@ -141,7 +141,7 @@ def parser() -> arguments.ArgumentParser:
         default=argparse.SUPPRESS,
         type=arguments.duration,
         metavar="TIME",
-        help="end a session in which nothing arrives for so long (default: never)",
+        help="end a session in which nothing arrives for so long, 0 for never (default: never)",
     )
     add(
         "--message-timeout",

@@ -5,6 +5,7 @@ It knows the listening socket as something to wait for. It accepts nothing, and 
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import signal
 import socket
@@ -113,7 +114,8 @@ class Run:
         come."""
         self.thread_id = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
-            self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+            with contextlib.suppress(ValueError):  # a subinterpreter, which no signal reaches
+                self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
 
     def stop(self) -> None:
         """End the run, from any thread or a signal handler."""

@@ -36,10 +36,10 @@ from ..tls import TLSSocket
 from . import affinity, listeners, threads
 from .access import AccessList
 from .admission import Refused, receive_header, shake_hands
+from .balance import Balance
 from .reporting import tell
 from .run import BackOff, Flag, Run
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
-from .workers import Balance
 
 MIN_HEADER_TIMEOUT = 3.0
 """Seconds that a PROXY header must be waited for at least: its packet may be lost and sent again (specification,
@@ -121,7 +121,7 @@ class Server(socketserver.ThreadingTCPServer):
     no paths, and a type of its own would be refused by ``echo.connect``.)"""
 
     balance: Optional[Balance] = None
-    """Of the sessions over several processes that share the port; the command line's workers have one."""
+    """What keeps the sessions even over several processes that share the port; None: this process is alone."""
 
     def __init__(
         self,
@@ -146,9 +146,9 @@ class Server(socketserver.ThreadingTCPServer):
         self._failures = BackOff()
         self._set_options(options)
         self.set_access(self.allow, self.deny, self.proxy_allow_from)
-        if self.cpu_affinity is not None and not isinstance(self.cpu_affinity, str):
-            self.cpu_affinity = affinity.choose(self.cpu_affinity, 0)  # an iterator can be asked once
-        affinity.choose(self.cpu_affinity, 0)  # so that a senseless one is told here
+        processors = affinity.choose(self.cpu_affinity, 0)  # so that a senseless one is told here
+        if not isinstance(self.cpu_affinity, str):
+            self.cpu_affinity = processors  # an iterator can be asked once
         self.address_family = listeners.family_of(server_address) or self.address_family
         self._inherited = False  # the listening socket was made elsewhere
         self._path: Any = None
@@ -205,7 +205,7 @@ class Server(socketserver.ThreadingTCPServer):
             super().server_bind()
         else:
             self._path = listeners.absolute(self.server_address)
-            listeners.claim_path(self._path)
+            listeners.claim_path(self.server_address)
             super().server_bind()
             self._inode = listeners.inode_of(self._path)
             self._bound_by = os.getpid()  # a forked worker's end is not the path's
@@ -485,7 +485,7 @@ class Server(socketserver.ThreadingTCPServer):
         if self.daemon_threads:
             self._session_threads.run((self.process_request_thread, arguments), forget)
         else:  # the interpreter waits for such threads at its exit; they must not wait for another session then
-            threads.start(threading.Thread(target=self.process_request_thread, args=arguments, daemon=False), forget)
+            threads.start(self.process_request_thread, arguments, forget, daemon=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """A session, in its own thread, from the handler's first line to the closed socket."""
@@ -671,8 +671,12 @@ class Server(socketserver.ThreadingTCPServer):
                 self._close()
             finally:
                 self._closed.set()
-                # Last: an exit in the midst of this waits for its end, and holds the lock of atexit meanwhile.
+                # An exit in the midst of this waits for its end, and holds the lock of atexit meanwhile.
                 atexit.unregister(self._close_at_exit)
+            # Last: a serving thread that closes, too, waits for the same end.
+            thread = self._thread
+            if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+                thread.join()
 
     def _close(self) -> None:
         self.shutdown()
@@ -708,16 +712,16 @@ class Server(socketserver.ThreadingTCPServer):
             text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
             tell(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
         self._session_threads.close()
-        thread = self._thread
-        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-            thread.join()
 
     def _accept_waiting(self) -> None:
         """Let in who is connected and waits to be accepted: closing the listening socket would reset them, together
         with what they have sent, which a load balancer takes for an answer. As many as can have waited, and no more,
         since others may go on coming; and as far as there is room (``max_connections``)."""
         if self._looped and not self._inherited and self._is_listening():
-            run = Run(self.socket)
+            try:
+                run = Run(self.socket)
+            except OSError:
+                return  # out of descriptors: nobody could be let in
             try:
                 for _ in range(max(1, self.request_queue_size)):
                     if not self._accept(run) or time.monotonic() >= (self._deadline or 0.0):
@@ -762,7 +766,7 @@ def _check(name: str, value: Any) -> None:
     rule = f"it is {what}, {least} or more{', or None for no limit' if may_be_none else ''}"
     if isinstance(value, bool) or not isinstance(value, types):
         raise TypeError(f"{name} is {value!r}; {rule}")
-    if not value >= least:  # and so is no NaN
+    if not least <= value < float("inf"):  # and so is no NaN
         raise ValueError(f"{name} is {value!r}; {rule}")
 
 

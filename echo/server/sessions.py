@@ -198,7 +198,6 @@ class Registry:
         self._refused: Counter[str] = collections.Counter()
         self._ended: Counter[str] = collections.Counter()
         self._totals = _Traffic()
-        self._awaited = 0  # threads that wait for the last session to end
 
     def __len__(self) -> int:
         return len(self._live)
@@ -278,7 +277,7 @@ class Registry:
                     self._totals.add(connection)
             if refusal is not None:
                 self._refused[refusal] += 1
-            if self._awaited and not self._live:
+            if not self._live:
                 self._changed.notify_all()
 
     def sessions(self) -> List[Session]:
@@ -294,16 +293,12 @@ class Registry:
         """Wait for the last session to end, until ``deadline()`` (of ``time.monotonic()``), which may come forward:
         ``wake`` then."""
         with self._changed:
-            self._awaited += 1
-            try:
-                while self._live:
-                    left = deadline() - time.monotonic()
-                    if left <= 0:
-                        break
-                    # In steps: a signal that comes just before the wait begins is acted on only after it.
-                    self._changed.wait(min(left, 0.5))
-            finally:
-                self._awaited -= 1
+            while self._live:
+                left = deadline() - time.monotonic()
+                if left <= 0:
+                    break
+                # In steps: a signal that comes just before the wait begins is acted on only after it.
+                self._changed.wait(min(left, 0.5))
 
     def wake(self) -> None:
         """Let ``wait_until_empty`` return early."""

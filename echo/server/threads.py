@@ -47,7 +47,7 @@ class Threads:
             tasks = queue.SimpleQueue()
             # In the queue, not among the thread's arguments: those it would keep for as long as it lives.
             tasks.put(task)
-            start(threading.Thread(target=self._work, args=(tasks,), name="echo-session", daemon=True), otherwise)
+            start(self._work, (tasks,), otherwise)
         else:
             tasks.put(task)
 
@@ -88,12 +88,17 @@ class NotStarted(RuntimeError):
     """The system has no thread for another session at the moment."""
 
 
-def start(thread: threading.Thread, otherwise: Callable[[], None]) -> None:
-    """Start it; if it does not run then, call ``otherwise`` and raise, ``NotStarted`` if the system has no thread."""
+def start(
+    target: Callable[..., None], args: Tuple[Any, ...], otherwise: Callable[[], None], *, daemon: bool = True
+) -> None:
+    """Call ``target`` in a new thread; if that does not run, call ``otherwise`` and raise, ``NotStarted`` if the system
+    has no thread."""
+    thread: Optional[threading.Thread] = None
     try:
+        thread = threading.Thread(target=target, args=args, name="echo-session", daemon=daemon)
         thread.start()
     except BaseException as exc:
-        if thread.ident is not None:  # it runs; what was raised is a signal handler's
+        if thread is not None and thread.ident is not None:  # it runs; what was raised is a signal handler's
             raise
         otherwise()
         if isinstance(exc, (RuntimeError, MemoryError)):

@@ -11,7 +11,6 @@ amiss.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ import traceback
 from typing import Any, Callable, NoReturn, Optional
 
 from ..text import plural
+from .balance import Balance
 from .reporting import tell
 
 MIN_PAUSE = 0.1
@@ -33,13 +33,6 @@ SETTLED = 10.0
 GIVE_UP = 5
 """Deaths in a row, of each of them, after which it is no use."""
 
-SLACK = 2
-"""Sessions that a worker may have more than another before it leaves a client to that one."""
-
-HOLD_STEP = 0.0002
-"""Seconds after which it looks again: short sessions come and go. With a pause of the whole 2 ms two workers took
-2,700 of them a second, with steps 11,100, and 12,200 without any balance."""
-
 SUPPORTED = hasattr(os, "fork")
 
 _WAITED = (
@@ -47,46 +40,6 @@ _WAITED = (
     if SUPPORTED
     else set()
 )
-
-
-class Balance:
-    """How many sessions each worker has, in memory that all share, so that none takes more than its part.
-
-    Otherwise who wakes first takes all: of 12 connections three workers got 8, 3 and none.
-    """
-
-    HOLD_BACK = 0.002
-    """Seconds that one who is ahead leaves a new client to the others; then it takes it all the same."""
-
-    def __init__(self, count: int) -> None:
-        self._sessions = memoryview(mmap.mmap(-1, 4 * count)).cast("i")
-        self._mine = 0
-
-    def become(self, number: int) -> None:
-        """This process is that worker."""
-        self._mine = number
-
-    def set(self, sessions: int) -> None:
-        """So many has this worker."""
-        self._sessions[self._mine] = sessions
-
-    def hold_back(self) -> None:
-        """Leave a new client to the others while this worker is ahead, for ``HOLD_BACK`` at most."""
-        deadline = time.monotonic() + self.HOLD_BACK
-        while self.is_ahead() and time.monotonic() < deadline:
-            time.sleep(HOLD_STEP)
-
-    def is_ahead(self) -> bool:
-        """Whether this one has clearly more than the one that has least."""
-        least = min(self._sessions)
-        return self._sessions[self._mine] > least + max(SLACK, least // 8)
-
-    def began(self, number: int) -> None:
-        self._sessions[number] = 0
-
-    def ended(self, number: int) -> None:
-        """Nobody waits for a worker that is dead."""
-        self._sessions[number] = 2**31 - 1
 
 
 def _flush() -> None:
@@ -139,14 +92,15 @@ class Workers:
         self._workers = [_Worker(number) for number in range(count)]
         self._stopped = False
         self._failed = False
-        self._leash, self._hand = os.pipe()  # which lets go of it when the parent dies
+        self._leash, self._hand = os.pipe()  # each worker reads its end, which is the parent's
         self.balance = Balance(count)
         # With a handler: one that is ignored, as its default is, or as whoever started us left it, is not waited for.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._waited = set(_WAITED)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup(1); it would be waited for all the same
             self._waited.remove(signal.SIGHUP)
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)  # who reads on that it listens may stop it
+        # From the beginning: whoever is told that it listens may stop it at once.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)
 
     def run(self) -> int:
         """Watch over them until all have ended; return the exit code: 0 if each one's was, else 1."""
@@ -251,7 +205,8 @@ class Workers:
 
     def _end(self, number: int) -> None:
         count = plural(len([worker for worker in self._workers if worker.pid is not None]), "worker")
-        tell(logging.INFO, "signal", "%s: stopping %s", signal.Signals(number).name, count)
+        name = signal.Signals(number).name
+        tell(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
         if not self._stopped:
             self._stopped = True
             self._stop()

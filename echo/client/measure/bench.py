@@ -19,10 +19,10 @@ from ...exceptions import ConnectionClosed
 from ...framing import Framing
 from ...text import plural
 from ..endpoint import Endpoint
-from ..report import Report
-from .distribution import Distribution
-from .figures import as_fields, milliseconds, percentile_name
-from .load import SECOND, Period, Plan, Slice, run
+from ..report import Report, milliseconds
+from .distribution import SECOND, Distribution
+from .figures import as_fields, comparison, percentile_name
+from .load import Period, Plan, Slice, run
 from .probes import Verdict
 
 PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
@@ -157,6 +157,8 @@ class Bench:
                 if isinstance(part, Slice):
                     self.total.merge(part)
                     recent.merge(part)
+                    for verdict, sent, received in part.examples:
+                        self._report.detail("\n".join([f"{verdict.value}:", *comparison(sent, received)]))
                 else:
                     ended_at = max(ended_at, part)
                     waiting.remove(pipe)

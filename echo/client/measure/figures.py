@@ -1,4 +1,4 @@
-"""Durations as people and programs read them: milliseconds as ping prints them, microseconds in JSON, a histogram.
+"""Distributions as people and programs read them: percentiles by name, fields for JSON, a histogram.
 
 It turns figures into text and fields, and gathers none.
 """
@@ -6,25 +6,19 @@ It turns figures into text and fields, and gathers none.
 from __future__ import annotations
 
 import math
-from typing import Dict, List
+from typing import Dict, List, Optional
 
+from ...text import escape
+from ..report import microseconds, milliseconds
 from .distribution import Distribution
+
+SHOWN_BYTES = 100
+"""How much of a message is shown."""
 
 BAR_WIDTH = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _STEPS = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
 """Where the intervals of a histogram begin, in each power of ten: about equally far apart as ratios."""
-
-
-def milliseconds(ns: float) -> str:
-    """With three digits after the point below one millisecond, fewer above, as ping does it."""
-    ms = ns / 1e6
-    return f"{ms:.{3 if ms < 0.9995 else 2 if ms < 9.995 else 1 if ms < 99.95 else 0}f}"
-
-
-def microseconds(ns: float) -> float:
-    """For JSON: to the nanosecond."""
-    return round(ns / 1e3, 3)
 
 
 def percentile_name(percent: float) -> str:
@@ -44,6 +38,12 @@ def as_fields(name: str, rtt: Distribution, percents: List[float]) -> Dict[str, 
     return fields
 
 
+def comparison(sent: Optional[bytes], received: bytes) -> List[str]:
+    """What a wrong reply looked like, and what it should have been if that is known."""
+    rows = [] if sent is None else [f"  sent     {escape(sent, SHOWN_BYTES)}"]
+    return [*rows, f"  received {escape(received, SHOWN_BYTES)}"]
+
+
 def histogram(samples: Distribution, encoding: str) -> str:
     """A row for each interval of durations between the least and the greatest: its bounds, the samples in it, a bar.
 
@@ -54,8 +54,10 @@ def histogram(samples: Distribution, encoding: str) -> str:
         return ""
     edges = _edges(samples.least, samples.greatest)
     counts = samples.between(edges)
-    bounds = [f"{milliseconds(low)} - {milliseconds(high)}" for low, high in zip(edges, edges[1:])]
-    width = max(map(len, bounds))
+    texts = [milliseconds(edge) for edge in edges]
+    columns = max(map(len, texts))
+    bounds = [f"{low:>{columns}} - {high:>{columns}}" for low, high in zip(texts, texts[1:])]
+    width = len(bounds[0])
     digits = len(f"{max(counts):,}")
     try:
         "█▏".encode(encoding)

@@ -23,11 +23,12 @@ from typing import Any, Counter, Dict, List, NamedTuple, Optional, Tuple
 from ...exceptions import EchoError
 from ...framing import Framing
 from ..endpoint import Endpoint
-from .distribution import Distribution
+from .distribution import SECOND, Distribution
 from .lane import Lane
 from .probes import Ledger, Probe, Verdict
 
-SECOND = 1_000_000_000
+EXAMPLES = 3
+"""Wrong replies that each process hands on as they came; of the others it tells how many."""
 
 TICK = SECOND // 4
 """Nanoseconds between two reports to the bench."""
@@ -66,10 +67,11 @@ class Slice:
     """What happened since the last slice. ``received``: right replies in the measured time; ``rtt`` from when a
     probe was due, ``raw`` from when it was sent; ``wrong`` replies by verdict; ``lost`` probes; ``on_the_way``: probes
     that an interrupt left there; ``unsent``: probes of the measured time whose turn never came; ``errors``: what
-    happened how often."""
+    happened how often; ``examples`` of wrong replies, each with what was sent, if that is known."""
 
     def __init__(self) -> None:
         self.received = self.lost = self.unsent = self.on_the_way = 0
+        self.examples: List[Tuple[Verdict, Optional[bytes], bytes]] = []
         self.rtt = Distribution()
         self.raw = Distribution()
         self.wrong: Counter[Verdict] = collections.Counter()
@@ -114,6 +116,7 @@ class _Load:
         self._slice = Slice()
         self._end = 0
         self._interrupted = False
+        self._examples_left = EXAMPLES
 
     def open(self, number: int) -> int:
         plan = self._plan
@@ -163,9 +166,12 @@ class _Load:
         return min(self._end, clock()) - told_at
 
     def _receive(self, lane: Lane, now: int, begin: int) -> None:
-        for verdict, _, probe, _ in lane.receive():
+        for verdict, message, probe, _ in lane.receive():
             if verdict is not Verdict.RIGHT:
                 self._slice.wrong[verdict] += 1
+                if self._examples_left:
+                    self._examples_left -= 1
+                    self._slice.examples.append((verdict, probe and probe.message, message))
             if probe is not None and verdict is not Verdict.CORRUPTED:
                 if begin <= now < self._end:
                     self._slice.received += 1

@@ -14,12 +14,12 @@ from typing import Dict, Iterator, List, Optional
 
 from ...exceptions import EchoError, EchoMismatch
 from ...framing import Framing
-from ...text import escape, plural
+from ...text import plural
 from ...tls import explain
 from ..endpoint import Endpoint
-from ..report import Report
-from .distribution import Distribution
-from .figures import as_fields, microseconds, milliseconds, percentile_name
+from ..report import Report, microseconds, milliseconds
+from .distribution import SECOND, Distribution
+from .figures import as_fields, comparison, percentile_name
 from .lane import Lane
 from .probes import Ledger, Reply, Verdict
 
@@ -27,10 +27,6 @@ PERCENTILES = [50.0, 90.0, 99.0, 99.9]
 
 CONNECT_PAUSE = 0.1
 """Seconds between two attempts to connect, at least, however short the interval."""
-
-SHOWN_BYTES = 100
-
-_SECOND = 1_000_000_000
 
 
 class Ping:
@@ -56,9 +52,9 @@ class Ping:
         self._report = report
         self._size = size
         self._count = count
-        self._interval = round(interval * _SECOND)
+        self._interval = round(interval * SECOND)
         self._timeout = timeout
-        self._patience = None if timeout is None else round(timeout * _SECOND)
+        self._patience = None if timeout is None else round(timeout * SECOND)
         self._lane: Optional[Lane] = None
         self._selector = selectors.DefaultSelector()
         self._next_at = 0
@@ -102,7 +98,7 @@ class Ping:
                     self._receive(self._lane, now)
                 elif self._may_send():
                     with self._interruptible():
-                        time.sleep((self._next_at - now) / _SECOND)
+                        time.sleep((self._next_at - now) / SECOND)
                 else:
                     break
         except KeyboardInterrupt:
@@ -127,7 +123,7 @@ class Ping:
         pause = self._interval
         try:
             if self._lane is None:
-                pause = max(pause, round(CONNECT_PAUSE * _SECOND))
+                pause = max(pause, round(CONNECT_PAUSE * SECOND))
                 self._open(seq)
                 pause = self._interval
             assert self._lane is not None
@@ -172,7 +168,7 @@ class Ping:
         deadlines = [self._next_at] if self._may_send() else []
         if self._patience is not None and lane.ledger.outstanding:
             deadlines.append(lane.ledger.outstanding[0].sent_at + self._patience)
-        wait = max(0.0, (min(deadlines) - now) / _SECOND) if deadlines else None
+        wait = max(0.0, (min(deadlines) - now) / SECOND) if deadlines else None
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if lane.is_behind else 0)
         self._selector.modify(lane, wanted)
         try:
@@ -207,11 +203,10 @@ class Ping:
             mismatch = EchoMismatch(reply.probe.message, reply.message)
             text += f" corrupted from byte {mismatch.offset} on"
             fields["offset"] = mismatch.offset
-            self._report.detail(f"  sent     {escape(reply.probe.message, SHOWN_BYTES)}")
-            self._report.detail(f"  received {escape(reply.message, SHOWN_BYTES)}")
+            self._report.detail("\n".join(comparison(reply.probe.message, reply.message)))
         elif reply.verdict is not Verdict.RIGHT:
             text += f" {reply.verdict.value}"
-            self._report.detail(f"  received {escape(reply.message, SHOWN_BYTES)}")
+            self._report.detail("\n".join(comparison(None, reply.message)))
         if reply.probe is not None:
             took = now - reply.probe.sent_at
             text += f" time={milliseconds(took)} ms"
@@ -241,7 +236,7 @@ class Ping:
             lost=self._lost,
             on_the_way=waiting,
             loss_percent=round(loss, 4),
-            duration_s=round(took / _SECOND, 6),
+            duration_s=round(took / SECOND, 6),
             **as_fields("rtt", self.rtt, PERCENTILES),
             **as_fields("connect", self._connect_times, PERCENTILES),
         )
