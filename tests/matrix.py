@@ -1,6 +1,6 @@
 """The whole suite under every CPython here, each in a virtual environment of its own, and once more with ``-O``.
 
-    python tests/matrix.py [--jobs N] [--free-threaded PATH] [--command COMMAND] [pytest's arguments]
+    python3 tests/matrix.py [--jobs N] [--free-threaded PATH] [--command COMMAND] [pytest's arguments]
 
 The Pythons are those on PATH and pyenv's, 3.8 and later, without the GIL too. They run in development mode, with
 warnings as errors, and so do the processes that the tests start: what is left open fails. Tests wait for events, but a

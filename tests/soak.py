@@ -1,6 +1,6 @@
 """A soak: servers under mixed load for as long as you like, and a table of what went wrong and what grew.
 
-    python tests/soak.py [-d 10m] [--seed N] [--tls] [-- OPTIONS OF echo.server]
+    python3 tests/soak.py [-d 10m] [--seed N] [--tls] [-- OPTIONS OF echo.server]
 
 Two servers run as processes: one stays the whole time and is measured, one is restarted each minute with SIGTERM, under
 full load, over a listening socket that is kept here (``LISTEN_FDS``), so that no client is refused. Clients that

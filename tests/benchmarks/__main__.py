@@ -1,4 +1,4 @@
-"""``python tests/benchmarks``: how fast, against what, as ratios of two things measured in turns.
+"""``python3 tests/benchmarks``: how fast, against what, as ratios of two things measured in turns.
 
 Needs Linux and a C compiler (``cc``), and for the peers ``pip install '.[bench]'``; ``--free-threaded PYTHON`` names an
 interpreter without the GIL for the rows that need one. A row that cannot be run here says why. Every figure is the
@@ -190,7 +190,7 @@ def run(work, contender, against, options, places):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python tests/benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python3 tests/benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("-n", "--runs", type=int, default=5, help="runs of each, in turns (default: %(default)s)")
     parser.add_argument("-d", "--duration", type=float, default=2.0, help="seconds a run (default: %(default)s)")
     parser.add_argument("--free-threaded", metavar="PYTHON", help="an interpreter without the GIL")
