@@ -13,7 +13,7 @@ A server in five lines::
 
 To read the package, begin at the bottom of the map and go up; imports point down only::
 
-    client, server     python -m echo.client, python -m echo.server: command lines
+    client, server     Client, and Server, which runs any socketserver handler; their command lines
         |    mixins    policies on a handler: logging, throttling, transcripts, faults
         |    handlers  a session as hooks: MessageRequestHandler, EchoRequestHandler
         |   /
@@ -23,17 +23,19 @@ To read the package, begin at the bottom of the map and go up; imports point dow
         |
     exceptions         what can go wrong, and the reason it gives a session's end
 
-A first evening: ``framing``, ``connection``, ``handlers``. A second: ``server/server.py`` from its rules on; ``run``
-(what the accept loop sleeps on) and ``sessions`` (who is connected) beside it. The rest of ``server`` is one concern a
-room, each to be read alone: ``access``, ``admission`` and ``proxy_protocol`` (who may come in), ``listeners`` and
-``systemd`` (where it listens), ``threads``, ``affinity`` and ``workers`` (on what it runs), ``logs``, ``loading`` and
-``options`` (the command). Of ``client``, ``client.py`` is the library; ``client.measure`` is a small world of its own:
-probes that are numbered and checked, for ``--ping`` and ``--bench``.
+A first evening: ``framing``, ``connection``, ``handlers``; and ``mixins``, each a room of its own. A second:
+``server/server.py`` from its rules on; ``run`` (what the accept loop sleeps on) and ``sessions`` (who is connected)
+beside it. The rest of ``server`` is one concern a room, each to be read alone: ``access``, ``admission`` and
+``proxy_protocol`` (who may come in), ``listeners`` and ``systemd`` (where it listens), ``threads``, ``affinity``,
+``balance`` and ``workers`` (on what it runs), ``reporting`` (how it tells), ``options``, ``loading`` and ``logs`` (the
+command). Of ``client``, ``client.py`` is the library and ``endpoint`` opens its socket; ``exchange``, ``pipe`` and
+``terminal`` with its ``history`` are the command's three ways to talk, ``report`` is how it tells, and ``measure`` a
+small world of its own: probes that are numbered and checked, for ``--ping`` and ``--bench``.
 
 Beside them, for both sides: ``sockets`` (what a plain socket lacks: deadlines, a gentle close), ``tls`` (a socket that
 speaks it), ``certificates`` (what that needs, from files), ``text`` (peer bytes and addresses as safe text),
-``arguments`` (what both command lines parse alike). The server imports neither handlers nor framing: it runs any
-``socketserver`` handler. (Its command line does.)
+``protocol`` (the word ``exit``, and the default address), ``arguments`` (what both command lines parse alike),
+``version``. ``Server`` imports neither handlers nor framing. (Its command line does.)
 """
 
 from .client import Client, connect

@@ -24,11 +24,13 @@ from typing import Callable, Optional
 class EchoError(Exception):
     """The root: ``except EchoError`` catches whatever this package raises about a connection.
 
-    ``connection`` is the ``Connection`` that failed, or None. It tells a handler its own connection's failure, which
-    has a reason, from one of another connection that a hook uses, which is an error like any other.
+    ``connection`` is the ``Connection`` that failed, or None. By it a handler tells a failure of its own connection,
+    which ends the session with that ``reason``, from one of another connection that a hook uses, which is an error like
+    any other.
     """
 
     reason = "error"
+    """The word for the end of a session that meets it."""
     _connection: Optional[Callable[[], object]] = None  # a weak reference: a connection may keep its error
 
     @property

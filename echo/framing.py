@@ -33,8 +33,9 @@ _LF = 10  # the number, since CPython takes ten times as long to look for b"\n" 
 class Decoder:
     """Turns the bytes of one connection into messages.
 
-    ``pending`` holds the bytes, undecoded, of the message that has begun and not ended; it is empty (false)
-    between messages. ``error`` is None, or the violation after which no further message can be had.
+    ``limit`` is the most bytes that a message may have. ``pending`` holds the bytes, undecoded, of the message that has
+    begun and not ended; it is empty (false) between messages. ``error`` is None, or the violation after which no
+    further message can be had.
     """
 
     def __init__(self, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""The handlers: a session as three hooks and two actions, and the echo protocol as their first use.
+"""The handlers: a session as hooks and actions, and the echo protocol as their first use.
 
 A handler knows its session and nothing of how the server accepts, counts or stops. It runs on ``echo.Server``
 and, less the drain, on any ``socketserver`` server.
@@ -65,7 +65,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     """How messages lie in the stream."""
 
     timeout: ClassVar[Optional[float]] = None
-    """Seconds without a byte, between messages, after which a session ends as ``idle``; None: never."""
+    """Seconds without a byte, between messages, after which a session ends as ``idle``; None: never. Inside a message
+    ``message_timeout`` is in its place, if there is one."""
 
     message_timeout: Optional[float] = 30.0
     """Seconds from a message's first byte to its last, else the session ends as ``slow``; None: no limit.
@@ -75,7 +76,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     """Seconds in which the client takes no byte of a reply, then the session ends as ``slow``; None: no limit."""
 
     disable_nagle_algorithm = True
-    """No reply waits for the acknowledgement of the one before (40 ms); only TCP has that (gh-128916)."""
+    """No reply waits for the acknowledgement of the one before (40 ms); only TCP has that (gh-128916). On
+    ``echo.Server`` no connection has it, whatever is said here."""
 
     server: Any
     """The server; a subclass that knows which may say so, and is checked by that."""
@@ -87,8 +89,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     via: Optional[str] = None
     """The address of the proxy that the client came through, as text; None on a server without the PROXY protocol."""
     unnamed = False
-    """The proxy did not say who the client is, and ``peer`` is its own address: it speaks for itself, as to see
-    whether the server lives."""
+    """The proxy's header names no client: ``peer`` is the proxy's own address, and this is most likely its health
+    check."""
     reason = "error"
     """Why the session ended; right once ``connection_lost`` was called."""
 
@@ -120,7 +122,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         In the session's own thread it is queued, and goes out before the next read that may block. From another
         thread it goes out at once, whole, and waits while the client does not read (``send_timeout``).
         Raises ``MessageTooLong`` or ``ValueError`` for what the framing cannot carry (its limit counts for both
-        directions), ``SendTimeout`` or ``ConnectionClosed`` when the client cannot be reached.
+        directions), ``TypeError`` for what is not bytes, ``SendTimeout`` or ``ConnectionClosed`` when the client cannot
+        be reached.
         """
         if get_ident() == self._thread:
             self.connection.write(message)

@@ -1,6 +1,7 @@
 """What a stream socket needs and the standard library leaves open: deadlines, queues, a gentle end.
 
-Functions on a plain ``socket.socket``, used by the server (for any handler) and by ``Connection``.
+Functions on a plain ``socket.socket``, used by the server (for any handler) and by ``Connection``. They know no framing
+and no session.
 
 * Deadlines are the kernel's (``SO_RCVTIMEO``, ``SO_SNDTIMEO``) on a blocking socket. Rejected:
   ``socket.settimeout``, which makes CPython poll before each read and write and cost 35-40 % of the echoes
@@ -166,7 +167,8 @@ def _await_delivery(sock: socket.socket, deadline: float) -> None:
 
 
 def is_dead(sock: socket.socket) -> bool:
-    """Whether the connection was reset. What it had not delivered then counts as undelivered for ever."""
+    """Whether nothing can pass any more, in either direction: it was reset, or both sides have ended. What a reset one
+    had not delivered counts as undelivered for ever."""
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()

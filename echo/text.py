@@ -1,7 +1,8 @@
 """Bytes and addresses as text that is safe to show: in a log line, on a terminal, in an error message.
 
 What a peer sent must not be able to forge a log line or drive a terminal (gh-100001): whatever is not
-printable is escaped, the backslash too, so that the text tells exactly which bytes there were.
+printable is escaped, the backslash too, so that the text tells exactly which bytes there were. Where it is shown is
+not known here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """What the command lines take for ports, durations, sizes and counts; and how they refuse the rest."""
 
 import argparse
+import os
+import sys
 
 import pytest
 
-from echo import arguments
+from echo import arguments, protocol
 from echo.framing import LengthFraming, LineFraming, RawFraming
 
 
@@ -93,7 +95,7 @@ def test_what_is_no_count_is_refused_with_what_to_write(text):
 @pytest.fixture
 def parser():
     parser = arguments.ArgumentParser(prog="echo-test", description="a test")
-    parser.add_argument("port", type=arguments.port, nargs="?", default=arguments.DEFAULT_PORT)
+    parser.add_argument("port", type=arguments.port, nargs="?", default=protocol.DEFAULT_PORT)
     arguments.add_framing(parser)
     return parser
 
@@ -106,8 +108,27 @@ def test_a_wrong_argument_is_one_line_on_stderr_and_exit_code_2(parser, capsys):
     assert out == ""
     assert err.startswith("echo-test: ")
     assert "'70000' is no port; a port is a number from 0 to 65535" in err
-    assert err.endswith("see echo-test --help\n")
+    assert err.endswith("; see --help\n")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [
+        ("/usr/local/bin/echo-server", "echo-server"),
+        ("echo-server", "echo-server"),
+        (os.path.join("Scripts", "echo-server.exe"), "echo-server"),
+        (os.path.join("Scripts", "echo-server-script.py"), "echo-server"),
+        ("/usr/lib/python3/site-packages/echo/server/__main__.py", "echo.server"),
+        ("/usr/local/bin/echo-client", "echo.server"),
+        ("/home/echo-server/program.py", "echo.server"),
+        ("-c", "echo.server"),
+        ("", "echo.server"),
+    ],
+)
+def test_a_program_is_called_what_its_script_is_called_or_else_its_module(monkeypatch, started, name):
+    monkeypatch.setattr(sys, "argv", [started, "--version"])
+    assert arguments.program("echo.server") == name
 
 
 def test_an_abbreviated_option_is_refused(parser, capsys):

@@ -252,6 +252,30 @@ def test_flipped_bytes_are_corrupted(serve, bench):
     assert (rows(text)["lost"], rows(text)["errors"]) == ("0", "0")
 
 
+def test_of_wrong_replies_each_process_shows_who_asks_three(serve, bench):
+    process = bench(serve(FlipsAByteOfEachThird), "-P", "1", "-v")
+    code, text = finish(process)
+    assert code == 3
+    assert int(rows(text)["wrong"].split()[0].replace(",", "")) > 3
+    examples = re.findall(r"^corrupted:\n  sent     (.{64})\n  received (.{64})\n", process.log, re.MULTILINE)
+    assert len(examples) == 3 and process.log.count("received") == 3
+    for sent, came in examples:
+        assert sent[30] != came[30]
+        assert sent[:30] + sent[31:] == came[:30] + came[31:]
+
+
+def test_of_words_that_nobody_asked_for_nothing_was_sent_to_show(serve, bench):
+    process = bench(serve(SaysItTwice), "-P", "1", "-v")
+    assert finish(process)[0] == 3
+    assert len(re.findall(r"^doubled:\n  received .{64}\n", process.log, re.MULTILINE)) == 3
+
+
+def test_without_v_no_wrong_reply_is_shown(serve, bench):
+    process = bench(serve(FlipsAByteOfEachThird))
+    assert finish(process)[0] == 3
+    assert process.log == ""
+
+
 def test_dropped_replies_are_lost(serve, bench):
     code, text = finish(bench(serve(DropsEachFifth), "-w", "100ms", "-d", "700ms"))
     assert code == 1

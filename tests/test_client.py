@@ -739,6 +739,25 @@ def test_nothing_listening_is_the_built_in_error(serve):
         echo.connect(address)
 
 
+def test_an_address_that_does_not_answer_is_the_built_in_error(monkeypatch):
+    """Of which Python 3.8 and 3.9 know nothing: to them a socket's timeout is another error."""
+
+    def unanswered(*arguments, **options):
+        raise socket.timeout("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", unanswered)
+    with pytest.raises(TimeoutError, match="timed out"):
+        echo.connect(("192.0.2.1", 9))
+
+
+def test_a_socket_that_has_a_timeout_of_its_own_has_the_clients(serve):
+    sock = socket.create_connection(serve().server_address, timeout=0.1)
+    with echo.Client(sock, timeout=0.3) as client:
+        with pytest.raises(echo.ReceiveTimeout, match=r"nothing arrived for 0\.3 s"):
+            client.recv()
+        assert client.echo(b"hello") == b"hello"
+
+
 def test_closing_twice_is_closing_once(serve, connect):
     handler = Recorder.of(echo.EchoRequestHandler)
     client = connect(serve(handler))
@@ -787,9 +806,10 @@ def test_closing_over_unread_replies_loses_nothing_that_was_sent(serve):
     assert handler.events == ["made"] + [b"z" * 500] * 2000 + ["lost"]
 
 
+@pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("message", ["text", 7, None])
-def test_what_is_no_bytes_is_refused_by_name(serve, message):
-    with echo.connect(serve().server_address) as client:
+def test_what_is_no_bytes_is_refused_by_name(serve, framing, message):
+    with echo.connect(serve(echo_of(framing())).server_address, framing=framing()) as client:
         for attempt in (client.send, client.echo, lambda message: list(client.echo_many([message]))):
             with pytest.raises(TypeError, match=f"a message is bytes, not {type(message).__name__}; encode it first"):
                 attempt(message)

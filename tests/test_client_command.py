@@ -17,8 +17,13 @@ import pytest
 from conftest import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactly
 
 import echo
+from echo.client.pipe import CHUNK
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
+
+PERHAPS = "the server may be full, or have another --framing"
+
+LEFT_BEHIND = "is an exit, which ends the session; what follows it was not sent"
 
 MEASURE = """\
 import resource, subprocess, sys
@@ -153,7 +158,7 @@ def test_a_different_reply_is_shown_and_has_its_own_exit_code(serve, client):
 def test_no_reply_in_time_is_a_failure(serve, client):
     process = client(serve(plain(silent)), "-m", "one", "-w", "300ms")
     assert process.finish() == (1, b"")
-    assert one_complaint(process, "0.3 s")
+    assert one_complaint(process, f"nothing arrived for 0.3 s; {PERHAPS}\n")
 
 
 @pytest.mark.parametrize("options", [["-m", "one\ntwo"], ["-m", "ok", "-m", "x" * 11, "--max-message", "10"]])
@@ -495,9 +500,46 @@ def test_nothing_goes_out_after_exit_in_a_pipe(serve, client):
         received.append(data)
 
     process = client(serve(plain(talk)))
-    assert process.finish(b"one\nexit\n" + b"junk\n" * 100_000) == (0, b"one\n")
-    assert process.log == ""
+    assert process.finish(b"one\nexit\n" + b"junk\n" * 100_000) == (1, b"one\n")
+    assert process.log == f"echo.client: line 2 of the input {LEFT_BEHIND}\n"
     assert received == [b"one\nexit\n"]
+
+
+@pytest.mark.parametrize("exit_word", [b"exit", None], ids=["known", "unknown"])
+@pytest.mark.parametrize("word", [b"exit\n", b" EXIT \r\n"])
+@pytest.mark.parametrize(
+    "before, after",
+    [(b"", b"more\n"), (b"one\ntwo\n", b"without an end"), (b"one\n", b"\n"), (b"12345\n" * 30_000, b"exit\n")],
+    ids=["first", "unended", "empty", "late"],
+)
+def test_input_after_an_exit_is_told_to_be_left_behind(serve, client, exit_word, word, before, after):
+    handler = type("Handler", (echo.EchoRequestHandler,), {"exit_word": exit_word})
+    process = client(serve(handler), "-w", "0")
+    back = before if exit_word else before + word
+    assert process.finish(before + word + after) == (1, back)
+    number = before.count(b"\n") + 1
+    assert process.log == f"echo.client: line {number} of the input {LEFT_BEHIND}\n"
+
+
+@pytest.mark.parametrize("exit_word", [b"exit", None], ids=["known", "unknown"])
+@pytest.mark.parametrize("after", [b"", b"more\n"], ids=["nothing", "more"])
+def test_what_follows_an_exit_may_be_in_another_read(serve, client, tmp_path, exit_word, after):
+    handler = type("Handler", (echo.EchoRequestHandler,), {"exit_word": exit_word})
+    data = b"x\n".rjust(CHUNK - 5, b"y") + b"exit\n"
+    (tmp_path / "in").write_bytes(data + after)
+    with open(tmp_path / "in", "rb") as source:
+        process = client(serve(handler), stdin=source)
+        code, out = process.finish()
+    assert (code, out == (data[:-5] if exit_word else data)) == (1 if after else 0, True)
+    assert process.log == (f"echo.client: line 2 of the input {LEFT_BEHIND}\n" if after else "")
+
+
+@pytest.mark.parametrize("framing", ["raw", "length"])
+@pytest.mark.parametrize("after", [b"", b"more"], ids=["nothing", "more"])
+def test_without_lines_it_is_a_part_of_the_input_that_is_an_exit(serve, client, framing, after):
+    process = client(serve(echo_of(framing)), "--framing", framing, "--max-message", "4")
+    assert process.finish(b"one.exit" + after) == (1 if after else 0, b"one.")
+    assert process.log == (f"echo.client: a part of the input {LEFT_BEHIND}\n" if after else "")
 
 
 @pytest.mark.parametrize("framing", ["line", "raw"])
@@ -521,7 +563,8 @@ def test_exit_ends_a_pipe_whose_writer_goes_on(serve, client):
 def test_a_service_that_knows_no_exit_may_send_it_back(serve, client):
     handler = type("Handler", (echo.EchoRequestHandler,), {"exit_word": None})
     process = client(serve(handler))
-    assert process.finish(b"one\nexit\nmore\n") == (0, b"one\nexit\n")
+    assert process.finish(b"one\nexit\n") == (0, b"one\nexit\n")
+    assert process.log == ""
 
 
 def test_replies_are_written_while_the_input_is_still_open(serve, client):
@@ -604,7 +647,7 @@ def test_no_reply_in_time_is_a_failure_in_a_pipe(serve, client):
         assert process.finish(b"one\n") == (1, b"")
     finally:
         done.set()
-    assert one_complaint(process, "0.3 s", "4 bytes are missing")
+    assert one_complaint(process, f"nothing came back for 0.3 s; 4 bytes are missing; {PERHAPS}\n")
 
 
 def test_a_server_that_does_not_read_ends_the_client_in_time(serve, client):
@@ -617,6 +660,51 @@ def test_a_server_that_does_not_read_ends_the_client_in_time(serve, client):
     assert one_complaint(process)
 
 
+@pytest.fixture
+def much(tmp_path):
+    """An input of more than what fits between a client and a server that does not read."""
+    with open(tmp_path / "much", "wb+") as file:
+        file.write(b"first\n" + b"0123456789\n" * 3_000_000)
+        file.seek(0)
+        yield file
+
+
+@pytest.fixture
+def unread():
+    """``unread(answer)``: a handler that sends that when the first line has come, and reads nothing more."""
+    done = threading.Event()
+
+    def handler(answer):
+        def talk(sock):
+            read_exactly(sock, 6)
+            sock.sendall(answer)
+            done.wait(DEADLINE * 3)
+
+        return plain(talk)
+
+    yield handler
+    done.set()
+
+
+@pytest.mark.parametrize("patience", ["0", "5m"])
+def test_a_mismatch_ends_the_client_at_once_although_the_server_does_not_read(serve, client, much, unread, patience):
+    process = client(serve(unread(b"junk\n")), "-w", patience, stdin=much)
+    assert process.popen.wait(DEADLINE) == 3
+    assert process.finish() == (3, b"junk\n")
+    assert one_complaint(process, "differs", "byte 0 ")
+
+
+@posix
+@pytest.mark.parametrize("patience", ["0", "5m"])
+def test_sigint_ends_the_client_at_once_although_the_server_does_not_read(serve, client, much, unread, patience):
+    process = client(serve(unread(b"first\n")), "-w", patience, stdin=much)
+    assert process.popen.stdout.readline() == b"first\n"
+    process.popen.send_signal(signal.SIGINT)
+    assert process.popen.wait(DEADLINE) == 130
+    process.finish()
+    assert process.log == ""
+
+
 # Command lines and addresses that lead nowhere: one line, the right code.
 
 
@@ -626,7 +714,29 @@ def test_a_refused_connection_is_one_line(client):
         port = nobody.getsockname()[1]
         process = client(("127.0.0.1", port))
         assert process.finish() == (1, b"")
-    assert one_complaint(process, f"127.0.0.1:{port}", "nothing listens")
+    advice = f"nothing listens on 127.0.0.1:{port}; start a server there: python3 -m echo.server {port}\n"
+    assert one_complaint(process, advice)
+
+
+def test_started_through_its_script_it_calls_itself_and_the_server_by_their_names(run, tmp_path):
+    script = tmp_path / "echo-client"
+    script.write_text("import sys\nfrom echo.client.__main__ import main\nsys.exit(main())\n")
+    options = {"program": [sys.executable, str(script)]}
+    told = run("--version", **options)
+    assert told.finish() == (0, f"echo-client {echo.__version__}\n".encode())
+    told = run("--help", **options)
+    code, out = told.finish()
+    assert code == 0 and out.startswith(b"usage: echo-client ")
+    refused = run("--json", **options)
+    assert refused.finish() == (2, b"")
+    assert refused.log == "echo-client: --json is for -m, --ping or --bench; see --help\n"
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        refused = run("127.0.0.1", str(port), "-m", "hello", **options)
+        assert refused.finish() == (1, b"")
+    where = f"127.0.0.1:{port}"
+    assert refused.log == f"echo-client: nothing listens on {where}; start a server there: echo-server {port}\n"
 
 
 @pytest.mark.parametrize("host", ["nohost.invalid", "", "a" * 80, "a..b"], ids=["unknown", "empty", "long", "dots"])

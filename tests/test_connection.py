@@ -330,6 +330,31 @@ def test_a_message_that_cannot_be_framed_is_refused_and_costs_no_other(connect):
     assert read_all(peer) == b"one\ntwo\n"
 
 
+@pytest.mark.parametrize("framing", [LineFraming, LengthFraming, RawFraming])
+@pytest.mark.parametrize("message", ["text", 7, None])
+def test_what_is_no_bytes_is_refused_by_name_and_costs_no_message(connect, framing, message):
+    connection, peer = connect(framing())
+    connection.write(b"one")
+    for refuse in (connection.write, connection.send):
+        with pytest.raises(TypeError, match=f"a message is bytes, not {type(message).__name__}; encode it first"):
+            refuse(message)
+    connection.write(b"two")
+    connection.end_output()
+    assert read_all(peer) == framing().encode(b"one") + framing().encode(b"two")
+    assert connection.messages_out == 2
+
+
+@pytest.mark.parametrize("framing", [LineFraming, LengthFraming, RawFraming])
+def test_a_buffer_that_is_used_again_changes_nothing_of_what_is_queued(connect, framing):
+    connection, peer = connect(framing())
+    buffer = bytearray(b"one")
+    connection.write(buffer)
+    buffer[:] = b"two"
+    connection.write(buffer)
+    connection.end_output()
+    assert read_all(peer) == framing().encode(b"one") + framing().encode(b"two")
+
+
 def test_messages_sent_by_many_threads_arrive_whole_and_in_each_threads_order(connect):
     senders, count, size = 4, 12, 400_000
     connection, peer = connect(LengthFraming(1 << 20), buffer_size=16_384)
@@ -451,6 +476,21 @@ def test_a_message_that_still_does_not_end_times_out_again(connect, idle_timeout
             connection.receive()
     peer.sendall(b"\n")
     assert connection.receive() == [b"x"]
+
+
+@pytest.mark.parametrize("idle_timeout", [None, DEADLINE])
+def test_the_idle_timeout_is_back_after_a_message_that_had_timed_out(connect, idle_timeout):
+    connection, peer = connect(idle_timeout=idle_timeout, message_timeout=SHORT)
+    peer.sendall(b"par")
+    with pytest.raises(MessageTimeout):
+        connection.receive()
+    peer.sendall(b"tial\n")
+    arrived(connection, 5)
+    assert connection.receive() == [b"partial"]
+    receiving = Background(connection.receive)
+    threading.Event().wait(2 * SHORT)  # the time that is not to be limited
+    peer.sendall(b"late\n")
+    assert receiving.result() == [b"late"]
 
 
 @pytest.mark.parametrize("beginning", [b"", b"one\n", b"one\ntw"])

@@ -658,6 +658,28 @@ def test_a_hook_that_raises_is_reported_by_the_stock_server_once(dial):
         assert handler_class.reasons == ["error"]
 
 
+@pytest.mark.parametrize("how", ["from its hook", "from another thread"])
+def test_abort_is_a_reset_on_the_stock_server_too(dial, how):
+    class Aborting(echo.MessageRequestHandler):
+        def message_received(self, message):
+            kept.append(self)
+            if how == "from its hook":
+                self.abort()
+
+    kept = []
+    handler_class = Recorder.of(Aborting)
+    with Stock(handler_class) as server, serving(server):
+        client = dial(server)
+        client.sendall(b"one\n")
+        eventually(lambda: kept)
+        if how == "from another thread":
+            kept[0].abort()
+        with pytest.raises(ConnectionResetError):
+            read_all(client)
+        assert server.closed.wait(DEADLINE)
+        assert handler_class.reasons == ["reset"]
+
+
 def test_a_client_that_sends_on_after_exit_gets_every_reply_from_the_stock_server(dial):
     lines = b"".join(b"reply %05d\n" % number for number in range(8000))
 

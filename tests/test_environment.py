@@ -331,7 +331,10 @@ def wait_for_workers(server, count):
         server.read_log_until(r"(?s)worker \d is process.*worker \d is process")
 
 
-READ_AGAIN = r"INFO +SIGHUP: certificates and networks read again"
+WHO = r"(?:\[\d+\] )?"
+"""Before what is told stands by which process, if there are several."""
+
+READ_AGAIN = rf"INFO +{WHO}SIGHUP: certificates and networks read again"
 
 
 @on_posix
@@ -365,12 +368,11 @@ def test_a_broken_file_keeps_the_old_lists_and_says_so(server_command, tmp_path,
     server = server_command(option, "@networks", "--workers", count, cwd=str(tmp_path))
     wait_for_workers(server, count)
     networks.write_text("10.0.0.0/8\n# a remark\nexample\n")
-    hang_up(
-        server, r"WARNING SIGHUP: networks, line 3: 'example' is no network; .*; all stays as it was", reloading(count)
-    )
+    words = "SIGHUP: networks, line 3: 'example' is no network; .*; all stays as it was"
+    hang_up(server, f"WARNING {WHO}{words}", reloading(count))
     assert [serves(server.address) for _ in range(6)] == [let_in] * 6
     networks.unlink()
-    hang_up(server, "WARNING SIGHUP: cannot read networks: .*; all stays as it was", reloading(count))
+    hang_up(server, f"WARNING {WHO}SIGHUP: cannot read networks: .*; all stays as it was", reloading(count))
     assert [serves(server.address) for _ in range(6)] == [let_in] * 6
     networks.write_text("10.0.0.0/8\n")
     hang_up(server, READ_AGAIN, reloading(count))

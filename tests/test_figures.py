@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from echo.client.measure.distribution import Distribution
-from echo.client.measure.figures import as_fields, histogram, microseconds, milliseconds, percentile_name
-from echo.client.report import Report
+from echo.client.measure.figures import as_fields, histogram, percentile_name
+from echo.client.report import Report, microseconds, milliseconds
 
 
 def distribution_of(samples):
@@ -26,8 +26,9 @@ def rows_of(picture):
     """(low, high, count, bar) of each row, the durations in nanoseconds."""
     head, title, *rows = picture.split("\n")
     assert (head, title.split()) == ("", ["ms", "round", "trips"])
-    found = [re.fullmatch(r" *([\d.]+) - ([\d.]+) +([\d,]+)(?: (\S+))?", row) for row in rows]
-    assert len({row.end(3) for row in found}) == 1, "the counts are no column"
+    found = [re.fullmatch(r" *([\d.]+) - +([\d.]+) +([\d,]+)(?: (\S+))?", row) for row in rows]
+    for column in (1, 2, 3):
+        assert len({row.end(column) for row in found}) == 1, "they are no column"
     cells = [row.groups(default="") for row in found]
     ns = [(round(float(low) * 1e6), round(float(high) * 1e6)) for low, high, _, _ in cells]
     return [(low, high, int(count.replace(",", "")), bar) for (low, high), (_, _, count, bar) in zip(ns, cells)]
@@ -74,6 +75,25 @@ def test_a_histogram_shows_every_sample_once_from_the_least_to_the_greatest(seed
         assert sum(low + near <= sample < high - near for sample in samples) <= count
         assert count <= sum(low - near <= sample < high + near for sample in samples)
         assert high <= 2 * low
+
+
+def test_the_bounds_in_a_histogram_are_two_columns():
+    picture = histogram(distribution_of([9_000_000, 11_000_000, 99_000_000, 130_000_000]), "ascii")
+    assert [row[: row.index(" - ") + 7] for row in picture.split("\n")[2:]] == [
+        "8.00 - 10.0",
+        "10.0 - 12.0",
+        "12.0 - 15.0",
+        "15.0 - 20.0",
+        "20.0 - 25.0",
+        "25.0 - 30.0",
+        "30.0 - 40.0",
+        "40.0 - 50.0",
+        "50.0 - 60.0",
+        "60.0 - 80.0",
+        "80.0 -  100",
+        " 100 -  120",
+        " 120 -  150",
+    ]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -454,6 +454,25 @@ def test_raw_bytes_keep_their_order_however_they_are_cut():
         assert max(map(len, messages)) <= limit
 
 
+# Whatever the framing.
+
+
+@ALL
+@pytest.mark.parametrize("message", ["text", "", 7, None])
+def test_what_is_no_bytes_cannot_be_encoded(cls, message):
+    with pytest.raises(TypeError):
+        cls().encode(message)
+
+
+@ALL
+@pytest.mark.parametrize("message", [b"", b"one"])
+def test_what_was_encoded_does_not_change_with_the_buffer_that_it_came_from(cls, message):
+    buffer = bytearray(message)
+    data = cls().encode(buffer)
+    buffer[:] = b"another"
+    assert data == cls().encode(message)
+
+
 # Names.
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactly
 
 import echo
+from echo.mixins.wrapper import SocketWrapper
 
 
 def reset(sock):
@@ -286,6 +287,29 @@ def test_replies_sent_before_an_exception_are_delivered(serve, dial):
     assert talk(dial(serve(Failing)), b"1\n2\n3\n") == b"1\n2\n"
 
 
+def test_a_last_flush_that_fails_in_its_own_way_skips_no_hook(serve, dial):
+    """What a mixin's stream raises may be no failure of the connection."""
+
+    class Broken(SocketWrapper):
+        def sendall(self, data):
+            raise RuntimeError("no way out")
+
+    class Failing(echo.MessageRequestHandler):
+        def stream(self):
+            return Broken(super().stream())
+
+        def message_received(self, message):
+            self.send(message)
+            raise ZeroDivisionError
+
+    handler = Recorder.of(Failing)
+    server = serve(handler)
+    assert talk(dial(server), b"1\n2\n") == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+    assert handler.events == ["made", b"1", "lost"]
+    assert handler.reasons == ["error"]
+
+
 def test_another_connections_failure_inside_a_hook_is_an_error_of_the_hook(serve, dial):
     class Proxy(echo.MessageRequestHandler):
         def message_received(self, message):
@@ -461,6 +485,39 @@ def test_a_reply_that_the_framing_cannot_carry_is_an_error_of_the_hook(serve, di
     talk(dial(serve(handler)), b"a\n")
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == ["error"]
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming, echo.RawFraming])
+def test_a_text_is_no_message_and_an_error_of_the_hook_that_sends_it(serve, dial, caplog, framing):
+    class Wrong(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(b"bytes")
+            self.send("text")
+            self.send("more")
+
+    Wrong.framing = framing()
+    handler = Recorder.of(Wrong)
+    server = serve(handler)
+    assert talk(dial(server), Wrong.framing.encode(b"a")) == Wrong.framing.encode(b"bytes")
+    eventually(lambda: server.stats().ended == {"error": 1})
+    assert handler.events == ["made", b"a", "lost"]
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info[0] is TypeError
+    assert str(record.exc_info[1]) == "a message is bytes, not str; encode it first"
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming, echo.RawFraming])
+def test_a_buffer_may_be_used_again_once_it_was_sent(serve, dial, framing):
+    class Reuses(echo.MessageRequestHandler):
+        def message_received(self, message):
+            buffer = bytearray(b"one")
+            self.send(buffer)
+            buffer[:] = b"two"
+            self.send(buffer)
+
+    Reuses.framing = framing()
+    expected = b"".join(map(Reuses.framing.encode, (b"one", b"two")))
+    assert talk(dial(serve(Reuses)), Reuses.framing.encode(b"a")) == expected
 
 
 def test_python_without_assertions_serves_as_well():

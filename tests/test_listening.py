@@ -327,6 +327,35 @@ def test_a_killed_servers_path_is_taken_over(unix_command, path):
     assert second.terminate() == 0
 
 
+@pytest.fixture
+def deep(tmp_path, monkeypatch):
+    """A current folder whose own path is longer than the address of a Unix socket may be."""
+    folder = tmp_path / ("x" * 60) / ("y" * 60)
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(str(folder))
+    return folder
+
+
+@needs_unix
+def test_a_dead_servers_relative_path_is_taken_over_in_a_deep_folder(deep):
+    """Row 1."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind("s")
+    with echo.Server("s", echo.EchoRequestHandler).start(), dial_unix("s") as sock:
+        assert echoes(sock)
+    assert not list(deep.iterdir())
+
+
+@needs_unix
+def test_a_live_servers_relative_path_is_refused_in_a_deep_folder(deep):
+    """Row 1."""
+    with echo.Server("s", echo.EchoRequestHandler).start():
+        with pytest.raises(OSError, match="another server listens on s"):
+            echo.Server("s", echo.EchoRequestHandler)
+        with dial_unix("s") as sock:
+            assert echoes(sock)
+
+
 def refused(run, path, *words):
     """The command cannot listen there, and says so in one line, with code 1."""
     server = run("echo.server", "--unix", path)

@@ -287,6 +287,40 @@ def test_a_transcript_that_meets_a_full_disk_ends_its_session_as_an_error(serve,
     eventually(lambda: server.stats().ended == {"error": 1})
 
 
+def test_a_disk_that_is_full_at_the_last_reply_keeps_no_session_from_its_end(serve, dial, tmp_path):
+    class Kept(echo.TranscriptMixin, echo.MessageRequestHandler):
+        transcript_folder = str(tmp_path)
+
+        def stream(self):
+            stream = super().stream()
+            self._transcript.close()
+            self._transcript = stream._file = Full()
+            return stream
+
+        def message_received(self, message):
+            self.send(message)
+            raise ZeroDivisionError
+
+    class Full:
+        def write(self, text):
+            if " < " in text:
+                raise OSError(28, "No space left on device")
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    handler = Recorder.of(Kept)
+    server = serve(handler)
+    client = dial(server)
+    client.sendall(b"hello\n")
+    assert read_all(client) == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+    assert handler.events == ["made", b"hello", "lost"]
+    assert handler.reasons == ["error"]
+
+
 # FaultMixin.
 
 
@@ -369,6 +403,37 @@ def test_the_connection_is_reset_after_so_many_answers(serve, dial):
     assert received == b"0\n1\n2\n"
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == ["reset"]
+
+
+# Values that make no sense.
+
+
+@pytest.mark.parametrize(
+    "mixin, option, value, words",
+    [
+        (echo.ThrottlingMixin, "messages_per_second", 0, "a rate is 0; it is more than 0 a second"),
+        (echo.ThrottlingMixin, "messages_per_second", -1.5, "a rate is -1.5; it is more than 0 a second"),
+        (echo.ThrottlingMixin, "bytes_per_second", 0.0, "a rate is 0.0; it is more than 0 a second"),
+        (echo.FaultMixin, "chunk", 0, "chunk is 0; it is 1 byte or more"),
+        (echo.FaultMixin, "corrupt_every", 0, "corrupt_every is 0; it is 1 byte or more"),
+        (echo.FaultMixin, "corrupt_every", -7, "corrupt_every is -7; it is 1 byte or more"),
+    ],
+)
+def test_a_senseless_value_ends_each_session_with_one_record_that_says_so(
+    serve, dial, caplog, mixin, option, value, words
+):
+    server = serve(type("Handler", (mixin, echo.EchoRequestHandler), {option: value}))
+    for number in (1, 2):
+        client = dial(server)
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b""
+        eventually(lambda number=number: server.stats().ended == {"error": number})
+        errors = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(errors) == number
+        assert errors[-1].exc_info[0] is ValueError
+        assert words in str(errors[-1].exc_info[1])
+        assert "127.0.0.1:%d" % client.getsockname()[1] in errors[-1].getMessage()
 
 
 # Orders.

@@ -159,6 +159,12 @@ def test_the_commands_run_from_the_wheel_in_an_empty_environment(age, pythons, w
     client = run("127.0.0.1", port, "-m", "hello", program=[str(commands / "echo-client")], **options)
     assert client.finish() == (0, b"hello\n"), client.log
     assert server.terminate() == 0
-    for command, name in (("echo-server", "echo.server"), ("echo-client", "echo.client")):
+    for command in ("echo-server", "echo-client"):
         version = run("--version", program=[str(commands / command)], **options)
-        assert version.finish() == (0, f"{name} {echo.__version__}\n".encode())
+        assert version.finish() == (0, f"{command} {echo.__version__}\n".encode())
+        refused = run("--nonsense", program=[str(commands / command)], **options)
+        assert refused.finish() == (2, b"")
+        assert refused.log == f"{command}: unrecognized arguments: --nonsense; see --help\n"
+        module = command.replace("-", ".")
+        version = run(module, "--version", program=[str(commands / "python"), "-m"], **options)
+        assert version.finish() == (0, f"{module} {echo.__version__}\n".encode())

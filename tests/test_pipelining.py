@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (pytest finds fixtures by their import)
 
 import json
+import socket
 import threading
 import time
 
@@ -57,6 +58,34 @@ def test_a_timeout_loses_no_byte_of_a_raw_reply(serve, connect, many):
     while not received.endswith(b"f"):
         received += patiently(client.recv, echo.ReceiveTimeout)
     assert received == (b"half" if many else b"firsthalf")
+
+
+@pytest.mark.parametrize("timeout", [None, 3 * DEADLINE])
+def test_a_server_that_ends_its_side_and_reads_nothing_ends_it_at_once(narrow, timeout):
+    done = threading.Event()
+
+    def talk(sock):
+        sock.shutdown(socket.SHUT_WR)
+        done.wait(4 * DEADLINE)
+
+    client = narrow(plain(talk), echo.LineFraming(), timeout=timeout)
+    errors = []
+
+    def use():
+        with pytest.raises(echo.ConnectionClosed) as caught:
+            list(client.echo_many(numbered(300, 60000), window=300))
+        errors.append(caught.value)
+        client.close()
+
+    user = threading.Thread(target=use, daemon=True)
+    user.start()
+    user.join(DEADLINE)
+    told = [str(error) for error in errors]
+    returned = not user.is_alive()
+    done.set()  # else nothing would end here
+    user.join(DEADLINE)
+    assert (returned, told) == (True, ["the server has ended the session"])
+    assert not sending_threads()
 
 
 @pytest.mark.parametrize("bad, error", [(b"two\nlines", ValueError), (b"x" * 101, echo.MessageTooLong)])

@@ -321,6 +321,25 @@ def test_stopping_from_a_signal_handler_of_the_serving_thread_does_not_deadlock(
     assert done.stdout == b"ended\n"
 
 
+@pytest.mark.parametrize("hook", ["service_actions", "verify_request"])
+def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_does_not_deadlock(dial, hook):
+    """Row 5."""
+    entered = threading.Event()
+
+    def stop_too(self, *arguments):
+        entered.set()
+        eventually(lambda: self._closer is not None)  # the other one is inside its stop, and waits for this thread
+        self.stop()
+        return True
+
+    server = type("Off", (echo.Server,), {hook: stop_too})(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+    if hook == "verify_request":
+        dial(server)
+    assert entered.wait(DEADLINE)
+    ends_in_time(server.stop)
+    assert not server._thread.is_alive()
+
+
 def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
     """Row 5: the interpreter only notes such a signal; the byte it writes to the loop's bell is what ends the sleep."""
     before = signal.set_wakeup_fd(-1)
@@ -501,6 +520,22 @@ def test_letting_in_who_waits_at_the_end_keeps_to_the_limit_and_ends(serve, dial
             pass
 
 
+def test_out_of_descriptors_a_stop_lets_nobody_in_and_drains_all_the_same(serve, dial, monkeypatch):
+    """Row 10."""
+
+    def fail(listener, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    server = serve()
+    client = dial(server)
+    assert echoes(client)
+    monkeypatch.setattr(server_module, "Run", fail)
+    assert server.stop() is True
+    assert read_all(client) == b""
+    assert server.stats().ended == {"drain": 1}
+    assert server.socket.fileno() == -1
+
+
 def test_a_server_that_never_served_lets_nobody_in_at_its_end(dial):
     server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
     dial(server)
@@ -576,8 +611,9 @@ def test_a_session_that_has_only_its_clients_end_to_wait_for_is_not_cut(serve, d
 def test_a_forked_child_does_not_wait_for_its_parents_threads():
     """Row 39."""
     script = (
-        "import echo, os, sys\n"
+        "import echo, os, sys, warnings\n"
         "server = echo.Server(('127.0.0.1', 0), echo.EchoRequestHandler).start()\n"
+        "warnings.simplefilter('ignore')  # of a fork with threads, which is what this is about\n"
         "child = os.fork()\n"
         "if not child:\n"
         "    sys.exit(7)\n"
@@ -736,18 +772,21 @@ def test_an_exception_out_of_verify_request_closes_that_socket_and_is_logged(ser
     assert len(errors) == 1 and errors[0].exc_info[0] is ZeroDivisionError
 
 
-def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypatch):
-    """Row 14: closed, counted, waited out; closing the server afterwards does not raise."""
-    server = serve()
-    real_start = threading.Thread.start
+@pytest.mark.parametrize("daemon", [True, False])
+@pytest.mark.parametrize("method", ["start", "__init__"])
+def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypatch, method, daemon):
+    """Row 14: closed, counted, waited out; closing the server afterwards does not raise. A subinterpreter that has no
+    daemon threads, or none at all, refuses to make one."""
+    server = serve(daemon_threads=daemon)
+    real = getattr(threading.Thread, method)
     failures = [RuntimeError("can't start new thread"), MemoryError()]
 
-    def start(thread):
-        if failures and thread.name.startswith(("Thread", "echo-session")):
+    def fail(thread, *arguments, **options):
+        if failures and threading.current_thread() is server._thread:
             raise failures.pop()
-        real_start(thread)
+        real(thread, *arguments, **options)
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(threading.Thread, method, fail)
     refused = [dial(server), dial(server)]
     assert [read_all(sock) for sock in refused] == [b"", b""]
     monkeypatch.undo()
@@ -1065,6 +1104,7 @@ def test_what_a_session_leaves_needs_no_collector(serve, dial, data):
         ("max_connections_per_host", 0, ValueError),
         ("shutdown_timeout", -1, ValueError),
         ("shutdown_timeout", float("nan"), ValueError),
+        ("handshake_timeout", float("inf"), ValueError),
         ("shutdown_timeout", "soon", TypeError),
         ("request_queue_size", None, TypeError),
         ("allow", ["10.0.0.0/99"], ValueError),

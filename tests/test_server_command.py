@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 
 import pytest
@@ -158,6 +159,28 @@ def test_sigusr1_logs_the_statistics_and_serving_goes_on(server_command):
         client.echo(b"again")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 here")
+@pytest.mark.parametrize("options", [["-q"], ["--log-level", "error"], ["-q", "--log-format", "json"]], ids=" ".join)
+def test_sigusr1_logs_the_statistics_whatever_the_level(run, options):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = run("echo.server", str(port), *options)
+
+    def connected():
+        try:
+            return echo.connect(("127.0.0.1", port))
+        except OSError:
+            return None
+
+    with eventually(connected) as client:
+        client.echo(b"hello")
+        server.popen.send_signal(signal.SIGUSR1)
+        server.read_log_until(r"statistics: accepted 1, active 1, .*messages_in 1, .*\n")
+    assert server.terminate() == 0
+    assert server.log.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -177,6 +200,7 @@ def test_sigusr1_logs_the_statistics_and_serving_goes_on(server_command):
         (["--verbose"], "--verbose"),
         (["--log-level", "loud"], "loud"),
         (["1", "2"], "2"),
+        (["0", "--proxy-protocol", "--handshake-timeout", "1s"], "echo.server: --handshake-timeout is 1.0; "),
     ],
 )
 def test_a_command_line_that_makes_no_sense_gets_one_line_and_code_2(run, arguments, words):
@@ -185,7 +209,32 @@ def test_a_command_line_that_makes_no_sense_gets_one_line_and_code_2(run, argume
     assert (code, out) == (2, b"")
     assert server.log.count("\n") == 1
     assert words in server.log
-    assert "--help" in server.log
+    assert server.log.endswith("; see --help\n")
+
+
+@pytest.fixture
+def echo_server(run, tmp_path):
+    """``echo_server(*options)``: the command, started through a script of that name as an installation makes it."""
+    script = tmp_path / "echo-server"
+    script.write_text("import sys\nfrom echo.server.__main__ import main\nsys.exit(main())\n")
+    return lambda *options, **popen_options: run(*options, program=[sys.executable, str(script)], **popen_options)
+
+
+def test_started_through_its_script_it_calls_itself_by_that_name(echo_server):
+    told = echo_server("--version")
+    assert told.finish() == (0, f"echo-server {echo.__version__}\n".encode())
+    told = echo_server("--help")
+    code, out = told.finish()
+    assert code == 0 and out.startswith(b"usage: echo-server ")
+    assert b"echo.server" not in out
+    for arguments, code, words in (
+        (["--nonsense"], 2, r"unrecognized arguments: --nonsense; see --help"),
+        (["0", "--handler", "mine"], 2, r"'mine' names no class; .*; see --help"),
+        (["0", "-b", "203.0.113.7"], 1, r"cannot listen on 203\.0\.113\.7:0: .*"),
+    ):
+        refused = echo_server(*arguments)
+        assert refused.finish() == (code, b"")
+        assert re.fullmatch(rf"echo-server: {words}\n", refused.log)
 
 
 @pytest.mark.parametrize("address", ["203.0.113.7", "nohost.invalid", "127.0.0.256"])
@@ -326,6 +375,17 @@ def test_a_handler_that_cannot_be_had_gets_one_line_that_says_which_and_code_2(r
     assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1
     assert words in server.log
+
+
+def test_a_handler_is_looked_for_although_the_current_folder_is_gone(run, tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    server = run(
+        *("echo.server", "0", "--handler", "nothere:X"), cwd=str(folder), preexec_fn=lambda: os.rmdir(str(folder))
+    )
+    assert server.finish() == (2, b"")
+    assert server.log.count("\n") == 1
+    assert "there is no module 'nothere'" in server.log
 
 
 def test_the_log_as_json_has_an_object_a_line_with_stable_names(server_command):

@@ -404,13 +404,14 @@ def test_a_thread_that_waits_keeps_no_task_of_a_failed_session_alive_either(serv
     eventually(lambda: gc.collect() is None or not remains[0]())
 
 
-def test_a_thread_that_cannot_start_is_told_by_name_and_rolled_back(monkeypatch):
+@pytest.mark.parametrize("method", ["start", "__init__"])
+def test_a_thread_that_cannot_start_is_told_by_name_and_rolled_back(monkeypatch, method):
     rolled_back = []
 
-    def fail(thread):
+    def fail(thread, *arguments, **options):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", fail)
+    monkeypatch.setattr(threading.Thread, method, fail)
     pool = Threads()
     with pytest.raises(NotStarted, match="can't start new thread"):
         pool.run((pytest.fail, ("it ran",)), lambda: rolled_back.append(True))

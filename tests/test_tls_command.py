@@ -88,6 +88,16 @@ def test_our_own_client_holds_a_session_over_tls(secure_command, client):
     assert re.search(r" 127\.0\.0\.1:\d+ connected TLSv1\.[23]\n", server.log)
 
 
+@pytest.mark.parametrize("arguments, data", [(("-m", "hello"), None), ((), b"hello\n")], ids=["messages", "pipe"])
+def test_a_verbose_client_tells_the_version_the_cipher_and_whose_certificate_it_saw(
+    secure_command, client, certificates, arguments, data
+):
+    process = client(secure_command(pair=certificates.next_server), "-v", *arguments)
+    assert process.finish(data) == (0, b"hello\n")
+    words = r"connected to localhost:\d+ in [\d.]+ ms, TLSv1\.[23] [A-Z0-9_-]+, O=Next,CN=localhost\n"
+    assert re.match(words, process.log)
+
+
 def test_openssl_s_client_holds_a_session(secure_command, program, certificates):
     server = secure_command()
     peer = program(

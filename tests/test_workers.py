@@ -14,7 +14,8 @@ from conftest import DEADLINE, eventually, read_all
 
 import echo
 from echo.server import affinity, workers
-from echo.server.workers import Balance
+from echo.server import balance as balance_module
+from echo.server.balance import Balance
 
 pytestmark = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
 
@@ -48,7 +49,7 @@ class Tells(echo.MessageRequestHandler):
 # What the command does in a module of its own, with something about it changed first.
 COMMAND = """
 import os, sys
-from echo.server import __main__ as command, server, workers
+from echo.server import __main__ as command, balance, server, workers
 {change}
 if __name__ == "__main__":
     sys.exit(command.main())
@@ -146,7 +147,7 @@ def test_port_0_is_one_port_that_is_told_once(start, dial):
 
 def test_of_twelve_sessions_three_workers_have_four_each(start_changed, dial):
     """Who is ahead leaves a new client to the others, here for longer than any of them could oversleep."""
-    server = start_changed("workers.Balance.HOLD_BACK = 0.7; workers.SLACK = 0", "--workers", "3")
+    server = start_changed("balance.HOLD_BACK = 0.7; balance.SLACK = 0", "--workers", "3")
     clients = [dial(server.address) for _ in range(12)]
     counts = collections.Counter()
     for client in clients:
@@ -173,11 +174,11 @@ def test_who_is_ahead_takes_a_client_that_nobody_else_takes(start, dial):
 def test_nobody_waits_for_one_who_has_as_much_or_a_little_less_or_is_dead(monkeypatch):
     balance = Balance(3)
     balance.become(1)
-    balance.set(workers.SLACK)
+    balance.set(balance_module.SLACK)
     assert not balance.is_ahead()
-    balance.set(workers.SLACK + 1)
+    balance.set(balance_module.SLACK + 1)
     assert balance.is_ahead()
-    monkeypatch.setattr(workers, "SLACK", 0)
+    monkeypatch.setattr(balance_module, "SLACK", 0)
     balance.set(0)
     balance.become(1)
     assert not balance.is_ahead()
@@ -198,7 +199,7 @@ def test_nobody_waits_for_one_who_has_as_much_or_a_little_less_or_is_dead(monkey
 
 
 def test_the_balance_is_one_for_all_that_were_forked(folder, monkeypatch):
-    monkeypatch.setattr(workers, "SLACK", 0)
+    monkeypatch.setattr(balance_module, "SLACK", 0)
     balance = Balance(2)
     child = os.fork()
     if not child:
@@ -433,7 +434,8 @@ def test_a_killed_worker_costs_its_own_sessions_alone_and_is_replaced(start, dia
     with contextlib.suppress(ConnectionResetError):
         assert lost.recv(1) == b""
     assert [int(ask(client, b"pid")) for client in clients.values()] == list(clients)
-    server.read_log_until(rf"WARNING worker 1: process {victim} was killed by SIGKILL; the next in 0\.1 s\n")
+    words = rf"worker 1: process {victim} was killed by SIGKILL; the next in 0\.1 s\n"
+    server.read_log_until(rf"WARNING \[{server.pid}\] {words}")
     pids = started(server, 4)
     assert pids[1] != victim
     assert set(client_of_each(server, dial, 3)) == set(pids.values())
@@ -659,6 +661,40 @@ def test_what_the_parent_says_is_json_as_well(start):
     assert events.count("worker-started") == 3 and events.count("worker-died") == 1
     assert {record["level"] for record in records if record["event"] == "worker-died"} == {"WARNING"}
     assert all(isinstance(record["pid"], int) for record in records if record["event"] == "worker-started")
+
+
+def test_each_json_record_has_the_number_of_the_process_that_it_is_of(start, dial):
+    server = start(2, "--log-format", "json")
+    clients = client_of_each(server, dial, 2)
+    workers_of = {"%s:%d" % client.getsockname(): pid for pid, client in clients.items()}
+    assert server.terminate() == 0
+    records = [json.loads(line) for line in server.log.splitlines()]
+    session = [record for record in records if record.get("peer") in workers_of]
+    assert collections.Counter(record["event"] for record in session) == dict.fromkeys(
+        ("connected", "received", "sent", "disconnected"), 2
+    )
+    assert all(record["process"] == workers_of[record["peer"]] for record in session)
+    (told,) = [record for record in records if record["event"] == "signal" and record["process"] == server.pid]
+    assert (told["signal"], told["message"]) == ("SIGTERM", "SIGTERM: stopping 2 workers")
+    parents = {"listening", "worker-started"}
+    assert {record["process"] for record in records if record["event"] in parents} == {server.pid}
+    assert {record["process"] for record in records if record["event"] == "stopped"} == set(clients)
+
+
+def test_each_line_of_text_has_the_number_of_the_process_that_it_is_of(start, dial):
+    server = start(2)
+    clients = client_of_each(server, dial, 2)
+    assert server.terminate() == 0
+    lines = [re.fullmatch(r"\S+ \S+ INFO    \[(\d+)\] (.*)", line) for line in server.log.splitlines()]
+    assert all(lines)
+    processes = collections.defaultdict(set)
+    for number, text in [line.groups() for line in lines]:
+        processes[text].add(int(number))
+    assert processes[f"SIGTERM: stopping {len(clients)} workers"] == {server.pid}
+    for pid, client in clients.items():
+        peer = "%s:%d" % client.getsockname()
+        assert processes[f"{peer} connected"] == processes[f"{peer} received 3 bytes: pid"] == {pid}
+        assert processes[f"{peer} sent {len(str(pid))} bytes: {pid}"] == {pid}
 
 
 def test_quiet_says_nothing_of_workers_that_live(run):

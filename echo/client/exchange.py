@@ -1,4 +1,7 @@
-"""Single messages, one after the other: each is sent, and its reply shown and compared, before the next one."""
+"""Single messages, one after the other: each is sent, and its reply shown and compared, before the next one.
+
+It gets a client and connects none; where what it tells goes, ``report`` knows.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Standard input to the server, and what comes back to standard output, byte for byte.
 
 One thread sends while the main thread receives and compares: a client that first sends everything and then
-reads would stop for ever once the buffers on the way are full. What is kept is only what is on its way.
+reads would stop for ever once the buffers on the way are full. What is kept is only what is on its way. It gets a
+connection and opens none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from ..protocol import is_exit
 CHUNK = 64 * 1024
 WINDOW = 64 * 1024 * 1024
 """Bytes on their way at most; more than what the systems' buffers hold means that nothing comes back."""
+
+PATIENCE = 0.25
+"""Seconds that an input which has not ended is given to go on after an ``exit``: it may come from several programs, of
+which the next one begins as this one ends."""
 
 
 class Pipe:
@@ -40,7 +45,8 @@ class Pipe:
         self._outstanding = 0
         self._returned = 0
         self._farewell = b""  # an "exit", which an echo service that does not know the word sends back
-        self._left_behind = ""  # what to tell, if there was input after it
+        self._exit_at = ""  # where in the input that is
+        self._goes_on = False  # the input, behind it
         self._error: Optional[EchoError] = None
         self._ended = False
 
@@ -85,8 +91,8 @@ class Pipe:
         if not self._ended or self._outstanding:
             what = f"{self._outstanding} bytes did not come back" if self._outstanding else "not all input was sent"
             raise ConnectionClosed(f"the server ended the session; {what}")
-        if self._left_behind:
-            raise ConnectionClosed(self._left_behind)
+        if self._exit_at and (self._goes_on or _has_more(self._descriptor)):
+            raise ConnectionClosed(f"{self._exit_at} is an exit, which ends the session; what follows it was not sent")
 
     def _compare(self, data: bytes) -> None:
         while data:
@@ -133,9 +139,8 @@ class Pipe:
             for message in [b"".join([line + b"\n" for line in messages[:stop]])] if by_lines else messages[:stop]:
                 self._send(message)
             if stop is not None:
-                if messages[stop + 1 :] or decoder.pending or _has_more(self._descriptor):
-                    where = f"line {lines + stop + 1} of the input" if by_lines else "a part of the input"
-                    self._left_behind = f"{where} is an exit, which ends the session; what follows it was not sent"
+                self._exit_at = f"line {lines + stop + 1} of the input" if by_lines else "a part of the input"
+                self._goes_on = bool(messages[stop + 1 :] or decoder.pending)
                 self._say_exit(messages[stop] + b"\n" if by_lines else messages[stop])
                 return
             lines += len(messages)
@@ -165,8 +170,8 @@ class Pipe:
 
 
 def _has_more(descriptor: int) -> bool:
-    """Whether there is more input at this moment. What comes later comes after the end of the session."""
+    """Whether there is more input, or will be in ``PATIENCE``."""
     try:
-        return bool(select.select([descriptor], [], [], 0)[0] and os.read(descriptor, 1))
+        return bool(select.select([descriptor], [], [], PATIENCE)[0] and os.read(descriptor, 1))
     except OSError:  # Windows asks sockets alone
         return False

@@ -1,7 +1,7 @@
 """What the client tells beside what a server sends: lines for people or JSON, on standard output; the rest on stderr.
 
 Every line is one event with its figures; this room chooses which of the two is written. Progress is drawn on
-stderr, if that is a terminal, in one line that is always the last.
+stderr, if that is a terminal, in one line that is always the last. What the figures mean is not known here.
 """
 
 from __future__ import annotations

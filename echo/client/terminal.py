@@ -1,7 +1,7 @@
 """The interactive session: a prompt, what the server says, and an end that leaves nothing hanging.
 
 One thread receives and prints; the main thread sits at the prompt. What the peer sends is shown escaped, so that
-no server can drive the terminal.
+no server can drive the terminal. It gets a connection and opens none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""``FaultMixin``: a server that misbehaves on purpose, to test clients against."""
+"""``FaultMixin``: a server that misbehaves on purpose, to test clients against.
+
+It sees its own session through the hooks, and nothing of the server.
+"""
 
 from __future__ import annotations
 

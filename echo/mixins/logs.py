@@ -1,4 +1,7 @@
-"""``LoggingMixin``: a session in the log."""
+"""``LoggingMixin``: a session in the log.
+
+It sees its own session through the hooks, and nothing of the server. Where records go is not known here.
+"""
 
 from __future__ import annotations
 

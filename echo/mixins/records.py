@@ -1,4 +1,4 @@
-"""Log records of sessions, made the short way.
+"""Log records of sessions, made the short way. What they tell is not known here.
 
 A server that logs every message spends more on two log records than on the message. ``Logger.log()`` looks for the
 caller's file and line and asks the system for what does not change; a record made from a template costs a third of it.

@@ -1,4 +1,7 @@
-"""``ThrottlingMixin``: how fast a client may talk."""
+"""``ThrottlingMixin``: how fast a client may talk.
+
+It sees its own session through the hooks, and nothing of the server.
+"""
 
 from __future__ import annotations
 

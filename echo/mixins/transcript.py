@@ -1,4 +1,7 @@
-"""``TranscriptMixin``: every byte of a session in a file, for whoever debugs a protocol."""
+"""``TranscriptMixin``: every byte of a session in a file, for whoever debugs a protocol.
+
+It sees its own session, and of that no message: bytes as they pass the socket.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A socket seen through: what ``stream()`` of a mixin returns."""
+"""A socket seen through: what ``stream()`` of a mixin returns. It changes nothing by itself."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class AccessList:
 
 def expand(texts: Iterable[str], *, may_be_empty: bool = False) -> List[str]:
     """The networks that are named: each as it is, or ``@FILE`` for those in a file, one a line, with ``#`` for remarks.
-    ``ValueError`` tells what is none, or cannot be read; or which file is empty, since that would not mean "nobody" in
-    a list of those who may."""
+    ``ValueError`` tells what is none, or cannot be read; or, unless it ``may_be_empty``, which file is: an empty list
+    of those who may connect means everybody, and not nobody."""
     networks: List[str] = []
     for text in texts:
         if text.startswith("@"):

@@ -6,7 +6,7 @@ had 2.7 times the echoes per second. Without the GIL, and in handlers that leave
 driver), the other processors are wanted.
 
 A thread's children inherit what it keeps to, so that the accepting thread's choice is its sessions', and no other
-thread's of the program.
+thread's of the program. It knows processors and threads, no sessions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Listening sockets: which family an address has, and the care that a Unix socket's path needs.
 
 A path outlives the server that bound it. A dead server's path is taken over; a live server's path, and a file that
-is no socket, are not (asyncio #425, neovim #37378).
+is no socket, are not (asyncio #425, neovim #37378). Nothing is accepted here, and no server is known.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def absolute(path: Any) -> Any:
 
 
 def claim_path(path: Any) -> None:
-    """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` if that is not what it is."""
+    """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` for whatever else is there."""
     if not _is_file(path):
         return
     try:

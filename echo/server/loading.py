@@ -1,6 +1,6 @@
 """Handlers and mixins by name, as the command line gives them: ``MODULE:CLASS``.
 
-Every way in which that can fail is a ``ValueError`` whose one line says which.
+Every way in which that can fail is a ``ValueError`` whose one line says which. It knows classes, and no server.
 """
 
 from __future__ import annotations

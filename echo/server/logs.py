@@ -2,7 +2,7 @@
 
 Whoever logs puts a record into memory and goes on. The writer formats, and writes many lines at once. While
 nobody reads stderr, at most ``CAPACITY`` records wait; later ones are dropped and counted, and the count is told
-when the log flows again.
+when the log flows again. What records tell is their makers' affair.
 
 The writer uses the bare descriptor. Rejected: ``logging.StreamHandler`` on ``sys.stderr``, whose buffer's lock a
 writer stuck in a full pipe would hold when the interpreter wants to flush it at exit, which is fatal.

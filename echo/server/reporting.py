@@ -1,4 +1,7 @@
-"""What the server says of itself: records of the log ``echo.server``, with their figures as attributes."""
+"""What the server says of itself: records of the log ``echo.server``, with their figures as attributes.
+
+It decides nothing, and knows no format.
+"""
 
 from __future__ import annotations
 

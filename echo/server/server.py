@@ -61,7 +61,7 @@ class Server(socketserver.ThreadingTCPServer):
     ``server_address`` is ``(host, port)``, port 0 for any free one, or a Unix socket's path.
     ``RequestHandlerClass`` is any ``socketserver`` handler class. The options below are class attributes, as in
     ``socketserver``, and keyword arguments; an unknown one is a ``TypeError``, a senseless value a ``ValueError``,
-    each naming the option.
+    each naming the option. ``OSError`` if the address cannot be had.
 
     Use it as ``with Server(...) as server: server.serve_forever()``, or ``server.start()`` to serve in the background
     and ``server.stop()`` to end. All methods may be called in any order and from any thread, a handler's
@@ -72,10 +72,17 @@ class Server(socketserver.ThreadingTCPServer):
     place of ``block_on_close``.
     """
 
-    allow_reuse_address = os.name == "posix"  # on Windows it would let others steal the port (tornado #551)
-    request_queue_size = socket.SOMAXCONN  # the system cuts it down to what it allows
-    daemon_threads = True  # server_close() drains to a deadline; a stuck handler must not keep a process alive
+    allow_reuse_address = os.name == "posix"
+    """A restart has the port at once. Never on Windows, where others could steal it (tornado #551)."""
+
     allow_reuse_port = False
+    """Other processes may listen on the same port."""
+
+    request_queue_size = socket.SOMAXCONN
+    """Clients that wait to be accepted, at most; the system cuts it down to what it allows."""
+
+    daemon_threads = True
+    """A stuck handler does not keep the process alive; its exit drains the sessions all the same."""
 
     max_connections: Optional[int] = 1024
     """Sessions at a time; further clients wait in the backlog. None: no limit."""
@@ -96,7 +103,8 @@ class Server(socketserver.ThreadingTCPServer):
     """Speak TLS with every client. Another one may be put in its place while it serves, for the clients to come."""
 
     handshake_timeout: Optional[float] = 10.0
-    """Seconds for the TLS handshake, and for a PROXY header, in the session's own thread. None: no limit."""
+    """Seconds for the TLS handshake, and for a PROXY header, in the session's own thread. None: no limit. With
+    ``proxy_protocol`` no less than ``MIN_HEADER_TIMEOUT``."""
 
     proxy_protocol = False
     """Every connection begins with a PROXY header, version 1 or 2, that says who the client is. It is required: whoever
@@ -117,8 +125,8 @@ class Server(socketserver.ThreadingTCPServer):
     handlers that leave the GIL for long, as in ``zlib`` or a database driver, want them all."""
 
     server_address: Any
-    """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path. (``socketserver`` knows
-    no paths, and a type of its own would be refused by ``echo.connect``.)"""
+    """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path."""
+    # Any: socketserver's type knows no paths, and checkers would refuse a wider one where it goes to echo.connect().
 
     balance: Optional[Balance] = None
     """What keeps the sessions even over several processes that share the port; None: this process is alone."""
@@ -245,7 +253,8 @@ class Server(socketserver.ThreadingTCPServer):
             self._serve(run, poll_interval)
 
     def handle_request(self) -> None:
-        """Accept one connection and start its session; after ``timeout`` seconds call ``handle_timeout()`` instead."""
+        """Accept one connection and start its session; after ``timeout`` seconds call ``handle_timeout()`` instead.
+        Returns at once if the server is closed; raises ``RuntimeError`` if it is serving already."""
         run = self._begin_run()
         if run is None:
             return
@@ -264,7 +273,8 @@ class Server(socketserver.ThreadingTCPServer):
             self._end_run(run)
 
     def start(self: _Self) -> _Self:
-        """Serve in a background thread; return the server. Does nothing if it is serving already."""
+        """Serve in a background thread; return the server. Does nothing if it is serving already; ``RuntimeError`` if
+        it is closed."""
         with self._lock:
             if self._closer is not None or self._closed.is_set():
                 raise RuntimeError("the server is closed; make a new one")
@@ -345,7 +355,7 @@ class Server(socketserver.ThreadingTCPServer):
                 listening = False
                 deadline = self._failures.resume_at if deadline is None else min(deadline, self._failures.resume_at)
         run.wait(listening, deadline)
-        self._tell_balance()  # again: of two sessions that end at a time the later may have told the earlier count
+        self._tell_balance()  # again: of two sessions that ended at once, the last to tell may have told an older count
         if self.balance is not None:
             self.balance.hold_back()
 
@@ -524,7 +534,7 @@ class Server(socketserver.ThreadingTCPServer):
             self._end_session(session, reason, refusal)
 
     def _end_session(self, session: Session, reason: Optional[str], refusal: Optional[str] = None) -> None:
-        """With no reason it never was one, and was refused."""
+        """``reason`` is None for what never became a session: it was refused, for ``refusal``."""
         session.closing()
         if session.handler is not None:
             reason = session.handler.reason

@@ -243,8 +243,8 @@ class Registry:
         return before
 
     def introduce(self, session: Session, client_address: Any) -> int:
-        """Tell whose session it is, which was not known when it was added, or None if the proxy did not say; return how
-        many that host had before."""
+        """Say who the client is, which was not known when the session was added; None if the proxy did not tell. Return
+        how many sessions that host had before."""
         with self._lock:
             if client_address is not None:
                 session.unnamed = False

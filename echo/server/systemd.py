@@ -98,8 +98,8 @@ def notify(*assignments: str) -> bool:
 
 
 def reloading() -> str:
-    """A reload begins; ``READY`` tells of its end. By the time ``Type=notify-reload`` knows it from an earlier one; it
-    waits for one that began after it asked."""
+    """A reload begins; ``READY`` tells of its end. The time is for ``Type=notify-reload``, which waits for a reload
+    that has begun after it asked for one."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 

@@ -5,6 +5,8 @@ sessions per second. There are as many threads as there are sessions at a time; 
 
 What a session left in its thread does not reach the next: each runs in a context of its own (``contextvars``). A
 ``threading.local`` does stay, as in any pool, and may hold what is dear to make again.
+
+Tasks are all that is known here, no sockets and no sessions.
 """
 
 from __future__ import annotations

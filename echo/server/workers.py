@@ -5,7 +5,7 @@ one that died. All accept from the one listening socket that they inherit, so th
 lost with none of them (with ``SO_REUSEPORT`` each would have a backlog of its own, lost with it).
 
 The parent's signals are blocked and waited for, one by one: there is no handler, and no moment at which one comes
-amiss.
+amiss. What the processes do, and on which socket, whoever starts them knows.
 """
 
 from __future__ import annotations

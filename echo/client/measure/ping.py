@@ -1,7 +1,7 @@
 """One probe after the other, a line for each, and how it went: ``ping`` over a connection.
 
 It lasts as long as it is told to. A server that goes away costs the probes that were on their way and those
-that find nobody; each one's turn is another attempt to connect.
+that find nobody; each one's turn is another attempt to connect. What a reply is, ``probes`` says.
 """
 
 from __future__ import annotations
