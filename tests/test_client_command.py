@@ -1,5 +1,6 @@
 """``python -m echo.client`` as a process, with ``-m`` and in a pipe: output, its one line of complaint, exit code."""
 
+import collections
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from conftest import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactl
 
 import echo
 from echo.client.pipe import CHUNK
+from echo.sockets import unread
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
 
@@ -537,7 +539,9 @@ def test_what_follows_an_exit_may_be_in_another_read(serve, client, tmp_path, ex
 @pytest.mark.parametrize("framing", ["raw", "length"])
 @pytest.mark.parametrize("after", [b"", b"more"], ids=["nothing", "more"])
 def test_without_lines_it_is_a_part_of_the_input_that_is_an_exit(serve, client, framing, after):
-    process = client(serve(echo_of(framing)), "--framing", framing, "--max-message", "4")
+    handler = echo_of(framing)
+    handler.framing = type(handler.framing)(4)
+    process = client(serve(handler), "--framing", framing, "--max-message", "4")
     assert process.finish(b"one.exit" + after) == (1 if after else 0, b"one.")
     assert process.log == (f"echo.client: a part of the input {LEFT_BEHIND}\n" if after else "")
 
@@ -670,13 +674,15 @@ def much(tmp_path):
 
 
 @pytest.fixture
-def unread():
-    """``unread(answer)``: a handler that sends that when the first line has come, and reads nothing more."""
+def deaf():
+    """``deaf(answer)``: a handler that reads the first line alone, and sends ``answer`` when all buffers are full."""
     done = threading.Event()
 
     def handler(answer):
         def talk(sock):
             read_exactly(sock, 6)
+            seen = collections.deque([0], maxlen=60)
+            eventually(lambda: seen.append(unread(sock)) or (len(seen) == 60 and len(set(seen)) == 1))
             sock.sendall(answer)
             done.wait(DEADLINE * 3)
 
@@ -687,8 +693,8 @@ def unread():
 
 
 @pytest.mark.parametrize("patience", ["0", "5m"])
-def test_a_mismatch_ends_the_client_at_once_although_the_server_does_not_read(serve, client, much, unread, patience):
-    process = client(serve(unread(b"junk\n")), "-w", patience, stdin=much)
+def test_a_mismatch_ends_the_client_at_once_although_the_server_does_not_read(serve, client, much, deaf, patience):
+    process = client(serve(deaf(b"junk\n")), "-w", patience, stdin=much)
     assert process.popen.wait(DEADLINE) == 3
     assert process.finish() == (3, b"junk\n")
     assert one_complaint(process, "differs", "byte 0 ")
@@ -696,8 +702,8 @@ def test_a_mismatch_ends_the_client_at_once_although_the_server_does_not_read(se
 
 @posix
 @pytest.mark.parametrize("patience", ["0", "5m"])
-def test_sigint_ends_the_client_at_once_although_the_server_does_not_read(serve, client, much, unread, patience):
-    process = client(serve(unread(b"first\n")), "-w", patience, stdin=much)
+def test_sigint_ends_the_client_at_once_although_the_server_does_not_read(serve, client, much, deaf, patience):
+    process = client(serve(deaf(b"first\n")), "-w", patience, stdin=much)
     assert process.popen.stdout.readline() == b"first\n"
     process.popen.send_signal(signal.SIGINT)
     assert process.popen.wait(DEADLINE) == 130
