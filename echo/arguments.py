@@ -70,7 +70,8 @@ def _value(action: argparse.Action, text: str) -> Any:
 def program(module: str) -> str:
     """What a command is called: ``echo-server`` if that is how it was started, else ``echo.server``, its module."""
     script = module.replace(".", "-")
-    return script if os.path.basename(sys.argv[0]).startswith(script) else module
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return script if name in (script, f"{script}.exe", f"{script}-script.py") else module
 
 
 def fail(prog: str, message: str, code: int) -> NoReturn:

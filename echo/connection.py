@@ -186,7 +186,7 @@ class Connection:
         ``TypeError`` for what is none."""
         try:
             return self._encode(message)
-        except TypeError as exc:
+        except Exception as exc:
             raise _explained(exc, message) from None
 
     def write(self, message: bytes) -> None:
@@ -196,7 +196,7 @@ class Connection:
         """
         try:  # not by encode(): one call more is 8 % of what a pipelined echo costs
             data = self._encode(message)
-        except TypeError as exc:
+        except Exception as exc:
             raise _explained(exc, message) from None
         self._queue.append(data)
         self._queued_bytes += len(data)
@@ -238,7 +238,9 @@ class Connection:
             except OSError as exc:
                 self.messages_out -= messages
                 self.bytes_out -= len(data)
-                if isinstance(exc, TIMED_OUT):
+                if self._broken is not None:
+                    pass  # abort() has said why
+                elif isinstance(exc, TIMED_OUT):
                     self._broken = SendTimeout, "the peer does not read what is sent to it"
                 else:
                     self._broken = ConnectionClosed, f"the connection was lost: {exc}"
@@ -327,10 +329,10 @@ class _BoundedRead:
         return data
 
 
-def _explained(exc: TypeError, message: object) -> TypeError:
+def _explained(exc: Exception, message: object) -> Exception:
     """What to raise for ``exc``, which a framing raised for that message."""
     if isinstance(message, (bytes, bytearray)):
-        return exc  # a mistake of the framing's own
+        return exc
     return TypeError(f"a message is bytes, not {type(message).__name__}; encode it first")
 
 

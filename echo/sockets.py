@@ -20,7 +20,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Optional
+from typing import Optional, Union
 
 if sys.platform != "win32":  # which has neither, and no way to ask how much waits in a socket's queues
     import fcntl
@@ -94,8 +94,9 @@ def _timeval(seconds: Optional[float]) -> bytes:
     return _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
 
 
-def unread(sock: socket.socket) -> Optional[int]:
-    """How many bytes have reached this host and were not read yet; None where the system does not tell."""
+def unread(sock: Union[socket.socket, int]) -> Optional[int]:
+    """How many bytes have reached this host and were not read yet; None where the system does not tell. Of a pipe or a
+    file, too, by its descriptor."""
     return _queue_size(sock, "FIONREAD")
 
 
@@ -104,7 +105,7 @@ def undelivered(sock: socket.socket) -> Optional[int]:
     return _queue_size(sock, "TIOCOUTQ")
 
 
-def _queue_size(sock: socket.socket, request: str) -> Optional[int]:
+def _queue_size(sock: Union[socket.socket, int], request: str) -> Optional[int]:
     if sys.platform == "win32":
         return None
     try:

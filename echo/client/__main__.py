@@ -1,8 +1,8 @@
 """``python -m echo.client``: a session at the terminal, single messages, a pipe, a ping, or a load.
 
 It parses, wires and gives the exit code. Results go to stdout, everything else to stderr. Exit codes: 0 all came
-back, 1 no connection or replies missing, 2 a command line that makes no sense, 3 what came back differs from what was
-sent, 130 interrupted (``--ping`` and ``--bench`` then tell what they know, and how it was).
+back, 1 no connection, replies missing or input behind an ``exit``, 2 a command line that makes no sense, 3 what came
+back differs from what was sent, 130 interrupted (``--ping`` and ``--bench`` then tell what they know, and how it was).
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         )
     where = str(options.endpoint)
     sock = client.connection.socket
-    tls = f", {sock.version()} {sock.cipher()[0]}, {sock.subject}" if isinstance(sock, TLSSocket) else ""
-    report.detail(f"connected to {where} in {milliseconds(time.perf_counter_ns() - began)} ms{tls}")
+    tls = [f"{sock.version()} {sock.cipher()[0]}", sock.subject] if isinstance(sock, TLSSocket) else []
+    took = f"{milliseconds(time.perf_counter_ns() - began)} ms"
+    report.detail(f"connected to {where} in {', '.join(filter(None, [took, *tls]))}")
     with client:
         if messages:
             Exchange(client, messages, _show, report).run()

@@ -6,7 +6,6 @@ It knows no terminal, and not the echo service's one word: to a client all messa
 from __future__ import annotations
 
 import collections
-import contextlib
 import queue
 import socket
 import ssl
@@ -14,7 +13,7 @@ import threading
 from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
 from ..connection import Connection
-from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage
+from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage, MessageTimeout, ReceiveTimeout
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..sockets import has_input, linger
@@ -62,6 +61,7 @@ class Client:
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
         )
         self._messages: Deque[bytes] = collections.deque()
+        self._end: Optional[EchoError] = None  # that was met while a message was being sent
         self._closed = False
         self._sender: Optional[_Sender] = None
 
@@ -85,12 +85,19 @@ class Client:
         if not self._messages:
             if self._closed:
                 raise ConnectionClosed("this client is closed")
-            self._messages.extend(self.connection.receive())
-            if not self._messages:
-                rest = self.connection.finish_input()
-                ended = IncompleteMessage(rest) if rest else ConnectionClosed("the server has ended the session")
-                raise self.connection.failed(ended)
+            if self._end is not None:
+                raise self._end
+            self._messages.extend(self._receive())
         return self._messages.popleft()
+
+    def _receive(self) -> List[bytes]:
+        """What one read brings, one message at least; raises what ``recv`` raises."""
+        messages = self.connection.receive()
+        if not messages:
+            rest = self.connection.finish_input()
+            ended = IncompleteMessage(rest) if rest else ConnectionClosed("the server has ended the session")
+            raise self.connection.failed(ended)
+        return messages
 
     def echo(self, message: bytes) -> bytes:
         """Send a message, wait for it to come back, and return it; ``EchoMismatch`` if something else comes back.
@@ -158,17 +165,19 @@ class Client:
         """Keep for ``recv`` what comes within so many seconds; false if nothing does, or the end."""
         if not has_input(self.connection.socket, seconds):
             return False
-        messages: List[bytes] = []
-        with contextlib.suppress(EchoError):  # recv() will meet it
-            messages = self.connection.receive()
-        if not messages:
+        try:
+            self._messages.extend(self._receive())
+        except (ReceiveTimeout, MessageTimeout):
+            return False  # recv() goes on
+        except EchoError as exc:
+            self._end = exc
             self.connection.abort()  # the server is done, and may never read what our thread is stuck with
-        self._messages.extend(messages)
-        return bool(messages)
+            return False
+        return True
 
     def close(self) -> None:
-        """End the session: let the server see the end, take in what it still sends, close. Never raises. Waits for a
-        message that another thread is sending, ``timeout`` at most."""
+        """End the session: let the server see the end, take in what it still sends, close. Never raises. A message that
+        another thread is sending is waited for, as long as the server goes on taking it."""
         if not self._closed:
             self._closed = True
             if self._sender is not None:

@@ -17,6 +17,7 @@ from ..connection import Connection
 from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
 from ..framing import Framing, LineFraming, RawFraming
 from ..protocol import is_exit
+from ..sockets import unread
 
 CHUNK = 64 * 1024
 WINDOW = 64 * 1024 * 1024
@@ -140,7 +141,7 @@ class Pipe:
                 self._send(message)
             if stop is not None:
                 self._exit_at = f"line {lines + stop + 1} of the input" if by_lines else "a part of the input"
-                self._goes_on = bool(messages[stop + 1 :] or decoder.pending)
+                self._goes_on = bool(messages[stop + 1 :] or decoder.pending or decoder.error)
                 self._say_exit(messages[stop] + b"\n" if by_lines else messages[stop])
                 return
             lines += len(messages)
@@ -170,8 +171,10 @@ class Pipe:
 
 
 def _has_more(descriptor: int) -> bool:
-    """Whether there is more input, or will be in ``PATIENCE``."""
+    """Whether there is more input, or will be in ``PATIENCE``. It is left where it is: others may have the same."""
+    if os.isatty(descriptor):
+        return False  # what is typed ahead is for the shell
     try:
-        return bool(select.select([descriptor], [], [], PATIENCE)[0] and os.read(descriptor, 1))
+        return bool(select.select([descriptor], [], [], PATIENCE)[0] and unread(descriptor))
     except OSError:  # Windows asks sockets alone
         return False

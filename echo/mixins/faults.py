@@ -24,13 +24,13 @@ class FaultMixin(MessageRequestHandler):
     """Seconds to wait before each send, at most; each time a random part of it."""
 
     chunk: Optional[int] = None
-    """Bytes to send at a time, at most; each time a random part of it. None: all at once."""
+    """Bytes to send at a time, at most, 1 or more; each time a random part of it. None: all at once."""
 
     corrupt_every: Optional[int] = None
-    """Of each so many bytes sent, one random one has a random bit flipped."""
+    """Of each so many bytes sent, 1 or more, one random one has a random bit flipped. None: none."""
 
     reset_after: Optional[int] = None
-    """Answer so many messages, then reset the connection."""
+    """Answer so many messages, then reset the connection. None: never."""
 
     seed: Any = 0
     """What the randomness of all sessions begins with."""
@@ -59,6 +59,8 @@ class _FaultySocket(SocketWrapper):
             value = getattr(faults, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value!r}; it is 1 byte or more, or None for off")
+        if faults.delay < 0:
+            raise ValueError(f"delay is {faults.delay!r}; it is 0 s or more")
         self._delay = faults.delay
         self._chunk = faults.chunk
         self._every = faults.corrupt_every

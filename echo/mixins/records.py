@@ -15,6 +15,8 @@ import time
 from typing import Any, Callable, Dict, Optional
 
 _TEMPLATE: Dict[str, Any] = dict(vars(logging.LogRecord("", 0, "", 0, "", None, None)))
+if hasattr(os, "register_at_fork"):  # workers are others than their parent
+    os.register_at_fork(after_in_child=lambda: _TEMPLATE.update(process=os.getpid()))
 _STARTED = time.time() - _TEMPLATE["relativeCreated"] / 1000
 
 
@@ -36,7 +38,6 @@ def emit(logger: logging.Logger, level: int, message: str, fields: Dict[str, Any
     attributes["created"] = now
     attributes["msecs"] = now % 1 * 1000 // 1
     attributes["relativeCreated"] = (now - _STARTED) * 1000
-    attributes["process"] = os.getpid()  # another one in each of forked workers
     attributes["thread"] = threading.get_ident()
     attributes["threadName"] = threading.current_thread().name
     record = logging.LogRecord.__new__(logging.LogRecord)

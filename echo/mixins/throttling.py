@@ -19,7 +19,7 @@ class TokenBucket:
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         if not rate > 0:
-            raise ValueError(f"a rate is {rate!r}; it is more than 0 a second, or None for no limit")
+            raise ValueError(f"a rate, of messages or bytes, is {rate!r}; it is more than 0, or None for no limit")
         self._rate = rate
         self._burst = burst
         self._tokens = burst

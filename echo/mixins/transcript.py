@@ -31,12 +31,13 @@ class TranscriptMixin(MessageRequestHandler):
     """Where the files go; made if it is not there."""
 
     def stream(self) -> Any:
+        stream = super().stream()
         os.makedirs(self.transcript_folder, exist_ok=True)
         moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S.%f")
         peer = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.peer)
         path = os.path.join(self.transcript_folder, f"{moment}-{peer}.txt")
         self._transcript = open(path, "x", encoding="utf-8")
-        return _Recorder(super().stream(), self._transcript)
+        return _Recorder(stream, self._transcript)
 
     def finish(self) -> None:
         try:

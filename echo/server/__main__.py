@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import random
-import re
 import signal
 import ssl
 import sys
@@ -31,7 +30,7 @@ from .access import expand
 from .loading import combine, load_handler, load_mixin
 from .logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
 from .options import PROG, parser
-from .reporting import tell
+from .reporting import answer, tell
 from .server import Server
 from .workers import Workers
 
@@ -61,7 +60,8 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _by_options(text: str) -> str:
     """The library says ``cpu_affinity is ...``; here that is ``--cpu-affinity``."""
-    return re.sub(r"^([a-z_]+) is ", lambda match: f"--{match[1].replace('_', '-')} is ", text)
+    option, _, rest = text.partition(" is ")
+    return f"--{option.replace('_', '-')} is {rest}" if hasattr(Server, option) else text
 
 
 def _run_alone(server: Server, options: argparse.Namespace) -> int:
@@ -150,8 +150,7 @@ def _serve(
     def tell_statistics(signum: int, frame: Optional[FrameType]) -> None:
         stats = server.stats()._asdict()
         text = ", ".join(f"{name} {_sum(value) if isinstance(value, dict) else value}" for name, value in stats.items())
-        level = max(logging.INFO, logging.getLogger().level)  # somebody has asked
-        tell(level, "statistics", "statistics: %s", text, **stats)
+        answer("statistics", "statistics: %s", text, **stats)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

@@ -50,7 +50,7 @@ def choose(wanted: Affinity, turn: int) -> Optional[FrozenSet[int]]:
     except TypeError:
         raise TypeError(f"cpu_affinity is {wanted!r}; it is 'auto', None, or the numbers of processors") from None
     if not SUPPORTED:
-        raise ValueError("cpu_affinity: this system has no way to keep a program on a processor")
+        raise ValueError(f"cpu_affinity is {_listed(numbers)}; this system has no way to keep a program on a processor")
     if not numbers or not numbers <= usable():
         raise ValueError(f"cpu_affinity is {_listed(numbers)}; this program may use {_listed(usable())}")
     return numbers

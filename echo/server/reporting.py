@@ -17,3 +17,11 @@ def tell(level: int, event: str, text: str, *args: Any, exc_info: Any = None, **
         log.log(level, text, *args, exc_info=exc_info, extra={"event": event, **fields})
     except Exception:
         pass
+
+
+def answer(event: str, text: str, *args: Any, **fields: Any) -> None:
+    """The same, at INFO, for what somebody has asked for: it is told whatever the log's level is."""
+    try:
+        log.handle(log.makeRecord(log.name, logging.INFO, "", 0, text, args, None, extra={"event": event, **fields}))
+    except Exception:
+        pass

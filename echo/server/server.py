@@ -82,7 +82,7 @@ class Server(socketserver.ThreadingTCPServer):
     """Clients that wait to be accepted, at most; the system cuts it down to what it allows."""
 
     daemon_threads = True
-    """A stuck handler does not keep the process alive; its exit drains the sessions all the same."""
+    """A stuck handler does not keep the process alive. At its exit a server that ``start()`` serves is drained."""
 
     max_connections: Optional[int] = 1024
     """Sessions at a time; further clients wait in the backlog. None: no limit."""
@@ -674,7 +674,8 @@ class Server(socketserver.ThreadingTCPServer):
         if in_session:
             if mine:
                 threading.Thread(target=self.server_close, name="echo-server-close").start()
-        elif not mine:
+            return
+        if not mine:
             self._closed.wait()
         else:
             try:
@@ -683,10 +684,10 @@ class Server(socketserver.ThreadingTCPServer):
                 self._closed.set()
                 # An exit in the midst of this waits for its end, and holds the lock of atexit meanwhile.
                 atexit.unregister(self._close_at_exit)
-            # Last: a serving thread that closes, too, waits for the same end.
-            thread = self._thread
-            if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-                thread.join()
+        # After that: the serving thread may close, too, and then waits for the same end.
+        thread = self._thread
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+            thread.join()
 
     def _close(self) -> None:
         self.shutdown()

@@ -16,7 +16,7 @@ import contextvars
 import os
 import queue
 import threading
-from typing import Any, Callable, Deque, Optional, Tuple
+from typing import Any, Callable, Deque, List, Optional, Tuple
 
 IDLE_TIMEOUT = 5.0
 """Seconds that a thread waits for another session."""
@@ -46,10 +46,7 @@ class Threads:
         try:
             tasks, _ = self._idle.pop()
         except IndexError:
-            tasks = queue.SimpleQueue()
-            # In the queue, not among the thread's arguments: those it would keep for as long as it lives.
-            tasks.put(task)
-            start(self._work, (tasks,), otherwise)
+            start(self._work, ([task],), otherwise)
         else:
             tasks.put(task)
 
@@ -64,13 +61,15 @@ class Threads:
             tasks.put(None)
             thread.join()  # nothing but its last lines is left to it
 
-    def _work(self, tasks: queue.SimpleQueue[Optional[_Task]]) -> None:
-        waiting = (tasks, threading.current_thread())
-        task = tasks.get()
+    def _work(self, first: List[_Task]) -> None:
+        """``first`` is emptied, since a thread keeps its arguments for as long as it lives."""
+        task: Optional[_Task] = first.pop()
+        waiting: Optional[_Waiting] = None
         while task is not None:
             function, args = task
             contextvars.Context().run(function, *args)
             del task, function, args  # whoever waits keeps no session alive
+            waiting = waiting or (queue.SimpleQueue(), threading.current_thread())
             task = self._next(waiting)
 
     def _next(self, waiting: _Waiting) -> Optional[_Task]:
@@ -104,5 +103,5 @@ def start(
             raise
         otherwise()
         if isinstance(exc, (RuntimeError, MemoryError)):
-            raise NotStarted(exc) from exc
+            raise NotStarted(str(exc) or type(exc).__name__) from exc
         raise

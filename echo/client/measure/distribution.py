@@ -13,7 +13,7 @@ SECOND = 1_000_000_000
 
 _KEPT_BITS = 11
 """Leading bits of a value that are kept, the idea of HdrHistogram: a sample is off by less than 0.05 %, and all from a
-microsecond to an hour takes some 34,000 counters at most. Least, greatest and mean are exact."""
+microsecond to an hour takes some 33,000 counters at most. Least, greatest and mean are exact."""
 
 
 class Distribution:

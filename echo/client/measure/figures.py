@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Dict, List, Optional
 
+from ...exceptions import EchoMismatch
 from ...text import escape
 from ..report import microseconds, milliseconds
 from .distribution import Distribution
@@ -39,9 +40,10 @@ def as_fields(name: str, rtt: Distribution, percents: List[float]) -> Dict[str, 
 
 
 def comparison(sent: Optional[bytes], received: bytes) -> List[str]:
-    """What a wrong reply looked like, and what it should have been if that is known."""
-    rows = [] if sent is None else [f"  sent     {escape(sent, SHOWN_BYTES)}"]
-    return [*rows, f"  received {escape(received, SHOWN_BYTES)}"]
+    """What a wrong reply looked like; a damaged one around the first byte that differs from what was sent."""
+    start = 0 if sent is None else max(0, EchoMismatch(sent, received).offset - SHOWN_BYTES // 2)
+    rows = [("received", received)] if sent is None else [("sent", sent), ("received", received)]
+    return [f"  {name:8} {'... ' if start else ''}{escape(data[start:], SHOWN_BYTES)}" for name, data in rows]
 
 
 def histogram(samples: Distribution, encoding: str) -> str:

@@ -67,7 +67,7 @@ class Slice:
     """What happened since the last slice. ``received``: right replies in the measured time; ``rtt`` from when a
     probe was due, ``raw`` from when it was sent; ``wrong`` replies by verdict; ``lost`` probes; ``on_the_way``: probes
     that an interrupt left there; ``unsent``: probes of the measured time whose turn never came; ``errors``: what
-    happened how often; ``examples`` of wrong replies, each with what was sent, if that is known."""
+    happened how often; ``examples`` of wrong replies, each damaged one with what was sent."""
 
     def __init__(self) -> None:
         self.received = self.lost = self.unsent = self.on_the_way = 0
@@ -171,7 +171,8 @@ class _Load:
                 self._slice.wrong[verdict] += 1
                 if self._examples_left:
                     self._examples_left -= 1
-                    self._slice.examples.append((verdict, probe and probe.message, message))
+                    sent = probe.message if probe is not None and verdict is Verdict.CORRUPTED else None
+                    self._slice.examples.append((verdict, sent, message))
             if probe is not None and verdict is not Verdict.CORRUPTED:
                 if begin <= now < self._end:
                     self._slice.received += 1
