@@ -201,7 +201,7 @@ def test_where_the_system_cannot_auto_chooses_nothing_and_numbers_are_an_error(m
     assert affinity.usable() == frozenset()
     assert affinity.choose("auto", 3) is None
     assert affinity.choose(None, 3) is None
-    with pytest.raises(ValueError, match="cpu_affinity: this system has no way"):
+    with pytest.raises(ValueError, match="cpu_affinity is 0; this system has no way"):
         affinity.choose([0], 0)
 
 

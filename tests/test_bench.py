@@ -545,7 +545,7 @@ def test_the_histogram_is_drawn_with_what_the_encoding_has(serve, bench, encodin
     assert (code, process.log) == (0, "")
     samples = int(text.partition("\n\n")[2].splitlines()[1].split()[-1].replace(",", ""))
     picture = text.partition("round trips\n")[2].splitlines()
-    drawn = [re.fullmatch(rf" *[\d.]+ - [\d.]+ +([\d,]+)(?: ({bar}))?", row).groups() for row in picture]
+    drawn = [re.fullmatch(rf" *[\d.]+ - +[\d.]+ +([\d,]+)(?: ({bar}))?", row).groups() for row in picture]
     assert sum(int(number.replace(",", "")) for number, _ in drawn) == samples
     assert all((number != "0") == bool(bars) for number, bars in drawn)
     assert max(len(bars or "") for _, bars in drawn) == 40

@@ -411,9 +411,9 @@ def test_the_connection_is_reset_after_so_many_answers(serve, dial):
 @pytest.mark.parametrize(
     "mixin, option, value, words",
     [
-        (echo.ThrottlingMixin, "messages_per_second", 0, "a rate is 0; it is more than 0 a second"),
-        (echo.ThrottlingMixin, "messages_per_second", -1.5, "a rate is -1.5; it is more than 0 a second"),
-        (echo.ThrottlingMixin, "bytes_per_second", 0.0, "a rate is 0.0; it is more than 0 a second"),
+        (echo.ThrottlingMixin, "messages_per_second", 0, "a rate, of messages or bytes, is 0; it is more than 0"),
+        (echo.ThrottlingMixin, "messages_per_second", -1.5, "a rate, of messages or bytes, is -1.5; it is more than 0"),
+        (echo.ThrottlingMixin, "bytes_per_second", 0.0, "a rate, of messages or bytes, is 0.0; it is more than 0"),
         (echo.FaultMixin, "chunk", 0, "chunk is 0; it is 1 byte or more"),
         (echo.FaultMixin, "corrupt_every", 0, "corrupt_every is 0; it is 1 byte or more"),
         (echo.FaultMixin, "corrupt_every", -7, "corrupt_every is -7; it is 1 byte or more"),

@@ -509,7 +509,7 @@ def test_the_histogram_is_drawn_with_what_the_encoding_has(serve, ping, encoding
     code, text = finish(process)
     assert (code, process.log) == (0, "")
     picture = text.partition("round trips\n")[2].splitlines()
-    rows = [re.fullmatch(rf" *([\d.]+) - ([\d.]+) +(\d+)(?: ({bar}))?", row).groups() for row in picture]
+    rows = [re.fullmatch(rf" *([\d.]+) - +([\d.]+) +(\d+)(?: ({bar}))?", row).groups() for row in picture]
     assert sum(int(number) for _, _, number, _ in rows) == 30
     assert all(bool(int(number)) == bool(drawn) for _, _, number, drawn in rows)
     assert [low for low, _, _, _ in rows[1:]] == [high for _, high, _, _ in rows[:-1]]
