@@ -807,10 +807,17 @@ def test_closing_over_unread_replies_loses_nothing_that_was_sent(serve):
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-@pytest.mark.parametrize("message", ["text", 7, None])
+@pytest.mark.parametrize("message", ["text", "text over the limit" * 5000, 7, None], ids=["text", "long", "7", "None"])
 def test_what_is_no_bytes_is_refused_by_name(serve, framing, message):
     with echo.connect(serve(echo_of(framing())).server_address, framing=framing()) as client:
         for attempt in (client.send, client.echo, lambda message: list(client.echo_many([message]))):
             with pytest.raises(TypeError, match=f"a message is bytes, not {type(message).__name__}; encode it first"):
                 attempt(message)
         assert client.echo(b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("message", ["a text of more bytes than there may be", [10]])
+def test_what_is_no_bytes_is_told_so_whatever_else_is_wrong_with_it(serve, message):
+    with echo.connect(serve().server_address, framing=echo.LineFraming(8)) as client:
+        with pytest.raises(TypeError, match="a message is bytes, not "):
+            client.send(message)

@@ -18,6 +18,7 @@ import pytest
 from conftest import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactly
 
 import echo
+from echo.client import pipe
 from echo.client.pipe import CHUNK
 from echo.sockets import unread
 
@@ -888,3 +889,32 @@ def test_a_whole_session_warns_of_nothing(serve, client):
     process = client(serve(), python_options=("-W", "error", "-X", "dev"))
     assert process.finish(b"one\n") == (0, b"one\n")
     assert process.log == ""
+
+
+def test_a_line_behind_an_exit_that_is_too_long_is_left_behind_as_well(serve, client):
+    process = client(serve(), "--max-message", "10")
+    assert process.finish(b"one\nexit\n" + b"x" * 36 + b"\n") == (1, b"one\n")
+    assert process.log == f"echo.client: line 2 of the input {LEFT_BEHIND}\n"
+
+
+@posix
+def test_whether_there_is_more_is_seen_and_nothing_taken(monkeypatch):
+    monkeypatch.setattr(pipe, "PATIENCE", 0)
+    source, sink = os.pipe()
+    assert not pipe._has_more(source)
+    os.write(sink, b"more")
+    assert pipe._has_more(source)
+    assert os.read(source, 10) == b"more"
+    os.close(sink)
+    assert not pipe._has_more(source)  # the end is readable, too
+    os.close(source)
+
+
+@posix
+def test_what_is_typed_ahead_at_a_terminal_is_the_shells(monkeypatch):
+    master, slave = os.openpty()
+    os.write(master, b"ls\n")
+    assert not pipe._has_more(slave)
+    assert os.read(slave, 10) == b"ls\n"
+    os.close(master)
+    os.close(slave)

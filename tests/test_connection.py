@@ -331,7 +331,7 @@ def test_a_message_that_cannot_be_framed_is_refused_and_costs_no_other(connect):
 
 
 @pytest.mark.parametrize("framing", [LineFraming, LengthFraming, RawFraming])
-@pytest.mark.parametrize("message", ["text", 7, None])
+@pytest.mark.parametrize("message", ["text", "text over the limit" * 5000, 7, None], ids=["text", "long", "7", "None"])
 def test_what_is_no_bytes_is_refused_by_name_and_costs_no_message(connect, framing, message):
     connection, peer = connect(framing())
     connection.write(b"one")

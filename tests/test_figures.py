@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from echo.client.measure.distribution import Distribution
-from echo.client.measure.figures import as_fields, histogram, percentile_name
+from echo.client.measure.figures import as_fields, comparison, histogram, percentile_name
 from echo.client.report import Report, microseconds, milliseconds
 
 
@@ -261,3 +261,13 @@ def test_a_detail_takes_the_progress_away(monkeypatch):
     report.progress("half")
     report.detail("a detail")
     assert sys.stderr.getvalue().split("\n")[0].rpartition("\r\x1b[K")[2] == "a detail"
+
+
+def test_a_damaged_reply_is_shown_around_the_damage():
+    sent = bytes(range(32, 127)) * 4
+    received = sent[:300] + b"\xff" + sent[301:]
+    ours, theirs = comparison(sent, received)
+    assert ours.startswith("  sent     ... ") and theirs.startswith("  received ... ")
+    assert r"\xff" in theirs and r"\xff" not in ours
+    assert comparison(b"short", b"shord") == ["  sent     short", "  received shord"]
+    assert comparison(None, b"what?") == ["  received what?"]

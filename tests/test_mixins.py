@@ -417,6 +417,7 @@ def test_the_connection_is_reset_after_so_many_answers(serve, dial):
         (echo.FaultMixin, "chunk", 0, "chunk is 0; it is 1 byte or more"),
         (echo.FaultMixin, "corrupt_every", 0, "corrupt_every is 0; it is 1 byte or more"),
         (echo.FaultMixin, "corrupt_every", -7, "corrupt_every is -7; it is 1 byte or more"),
+        (echo.FaultMixin, "delay", -0.1, "delay is -0.1; it is 0 s or more"),
     ],
 )
 def test_a_senseless_value_ends_each_session_with_one_record_that_says_so(

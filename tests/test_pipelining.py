@@ -60,6 +60,39 @@ def test_a_timeout_loses_no_byte_of_a_raw_reply(serve, connect, many):
     assert received == (b"half" if many else b"firsthalf")
 
 
+def test_half_a_reply_that_is_late_when_the_rest_is_left_costs_no_reply(narrow):
+    late = threading.Event()
+
+    def talk(sock):
+        data = read_exactly(sock, 2 * 60_001)
+        sock.sendall(data[:70_000])  # the first reply, and half of the second
+        while not late.wait(0.02):
+            data += read_exactly(sock, 1 << 14)  # the sender is stuck, and gets on now and then
+        sock.sendall(data[70_000:])
+        while data:
+            data = sock.recv(65536)
+            sock.sendall(data)
+
+    client = narrow(plain(talk), echo.LineFraming(), timeout=1.0)
+    receive = client.connection.receive
+
+    def watched():
+        try:
+            return receive()
+        except echo.MessageTimeout:
+            late.set()
+            raise
+
+    client.connection.receive = watched
+    messages = numbered(100, 60000)
+    replies = client.echo_many(messages, window=100)
+    received = [next(replies)]
+    replies.close()
+    assert late.is_set()
+    received += [patiently(client.recv) for _ in range(client.connection.messages_out - 1)]
+    assert len(received) > 1 and received == messages[: len(received)]
+
+
 @pytest.mark.parametrize("timeout", [None, 3 * DEADLINE])
 def test_a_server_that_ends_its_side_and_reads_nothing_ends_it_at_once(narrow, timeout):
     done = threading.Event()
@@ -121,3 +154,38 @@ def test_an_exit_that_comes_back_is_a_reply_like_any_other(serve, command, messa
     assert code == 0
     figures = {"sent": due, "received": due, "different": 0, "missing": 0}
     assert json.loads(out.splitlines()[-1]) == {"event": "summary", **figures}
+
+
+# What comes in while a message is still being sent.
+
+
+@pytest.fixture
+def pair():
+    """A client, and the socket of its server."""
+    ours, theirs = socket.socketpair()
+    with theirs, echo.Client(ours, timeout=0.1) as client:
+        yield client, theirs
+
+
+def test_a_reply_that_is_slow_while_a_message_is_being_sent_is_not_lost(pair):
+    client, server = pair
+    server.sendall(b"first half")
+    assert not client._take_in(DEADLINE)
+    server.sendall(b", second half\n")
+    assert client.recv() == b"first half, second half"
+
+
+@pytest.mark.parametrize(
+    "rest, error", [(b"", echo.ConnectionClosed), (b"half", echo.IncompleteMessage), (b"x" * 99, echo.MessageTooLong)]
+)
+def test_the_end_that_came_while_a_message_was_being_sent_is_told_afterwards(pair, rest, error):
+    client, server = pair
+    client.connection._decoder.limit = 50
+    server.sendall(b"whole\n" + rest)
+    server.shutdown(socket.SHUT_WR)
+    assert client._take_in(DEADLINE)
+    assert not client._take_in(DEADLINE)
+    assert client.recv() == b"whole"
+    for _ in range(2):
+        with pytest.raises(error):
+            client.recv()

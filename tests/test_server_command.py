@@ -179,6 +179,7 @@ def test_sigusr1_logs_the_statistics_whatever_the_level(run, options):
         server.read_log_until(r"statistics: accepted 1, active 1, .*messages_in 1, .*\n")
     assert server.terminate() == 0
     assert server.log.count("\n") == 1
+    assert "INFO" in server.log  # and no alarm
 
 
 @pytest.mark.parametrize(

@@ -514,3 +514,16 @@ def test_after_server_close_no_thread_waits(serve):
     (waiting,) = eventually(lambda: list(server._session_threads._idle))
     server.server_close()
     assert not waiting[1].is_alive()
+
+
+def test_a_session_is_served_although_its_thread_can_wait_for_no_other(monkeypatch):
+    def fail():
+        raise MemoryError
+
+    told = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(queue, "SimpleQueue", fail)
+    done = threading.Event()
+    Threads().run((done.set, ()), lambda: None)
+    assert done.wait(DEADLINE)
+    eventually(lambda: [each.exc_type for each in told] == [MemoryError])

@@ -98,6 +98,12 @@ def test_a_verbose_client_tells_the_version_the_cipher_and_whose_certificate_it_
     assert re.match(words, process.log)
 
 
+def test_a_verbose_client_that_verifies_nothing_names_nobody(secure_command, client):
+    process = client(secure_command(), "-v", "--insecure", "-m", "hello", cacert=None)
+    assert process.finish() == (0, b"hello\n")
+    assert re.match(r"connected to localhost:\d+ in [\d.]+ ms, TLSv1\.[23] [A-Z0-9_-]+\n", process.log)
+
+
 def test_openssl_s_client_holds_a_session(secure_command, program, certificates):
     server = secure_command()
     peer = program(
