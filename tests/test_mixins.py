@@ -1,5 +1,6 @@
 """The mixins: logging, throttling, transcripts, faults; and their orders."""
 
+import io
 import itertools
 import logging
 import os
@@ -263,22 +264,32 @@ def test_a_transcript_that_cannot_be_written_ends_its_session_as_an_error(serve,
     eventually(lambda: server.stats().ended == {"error": 1})
 
 
-def test_a_transcript_that_meets_a_full_disk_ends_its_session_as_an_error(serve, dial, tmp_path):
-    class Kept(echo.TranscriptMixin, echo.EchoRequestHandler):
-        transcript_folder = str(tmp_path)
+class FullDisk(io.StringIO):
+    def __init__(self, refused):
+        super().__init__()
+        self.refused = refused
 
-        def stream(self):
-            stream = super().stream()
-            self._transcript.close()
-            self._transcript = stream._file = Full()
-            return stream
-
-    class Full:
-        def write(self, text):
+    def write(self, text):
+        if self.refused in text:
             raise OSError(28, "No space left on device")
+        return super().write(text)
 
-        def close(self):
-            pass
+
+class OnAFullDisk(echo.TranscriptMixin):
+    """Its transcript takes no line with ``refused`` in it."""
+
+    refused = ""
+
+    def stream(self):
+        stream = super().stream()
+        self._transcript.close()
+        self._transcript = stream._file = FullDisk(self.refused)
+        return stream
+
+
+def test_a_transcript_that_meets_a_full_disk_ends_its_session_as_an_error(serve, dial, tmp_path):
+    class Kept(OnAFullDisk, echo.EchoRequestHandler):
+        transcript_folder = str(tmp_path)
 
     server = serve(Kept)
     client = dial(server)
@@ -288,28 +299,13 @@ def test_a_transcript_that_meets_a_full_disk_ends_its_session_as_an_error(serve,
 
 
 def test_a_disk_that_is_full_at_the_last_reply_keeps_no_session_from_its_end(serve, dial, tmp_path):
-    class Kept(echo.TranscriptMixin, echo.MessageRequestHandler):
+    class Kept(OnAFullDisk, echo.MessageRequestHandler):
         transcript_folder = str(tmp_path)
-
-        def stream(self):
-            stream = super().stream()
-            self._transcript.close()
-            self._transcript = stream._file = Full()
-            return stream
+        refused = " < "
 
         def message_received(self, message):
             self.send(message)
             raise ZeroDivisionError
-
-    class Full:
-        def write(self, text):
-            if " < " in text:
-                raise OSError(28, "No space left on device")
-
-        def flush(self):
-            pass
-
-        close = flush
 
     handler = Recorder.of(Kept)
     server = serve(handler)

@@ -55,19 +55,30 @@ def test_messages_can_be_left_out_of_the_log(server_command):
     assert "hello" not in server.log
 
 
-def test_quiet_says_nothing_of_what_goes_well(run):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = run("echo.server", str(port), "-q")
+@pytest.fixture
+def quiet(run):
+    """``quiet(*options)``: a server's command that does not say where it listens, and a client of it."""
 
-    def connected():
-        try:
-            return echo.connect(("127.0.0.1", port))
-        except OSError:
-            return None
+    def start(*options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = run("echo.server", str(port), *options)
 
-    with eventually(connected) as client:
+        def connected():
+            try:
+                return echo.connect(("127.0.0.1", port))
+            except OSError:
+                return None
+
+        return server, eventually(connected)
+
+    return start
+
+
+def test_quiet_says_nothing_of_what_goes_well(quiet):
+    server, client = quiet("-q")
+    with client:
         client.echo(b"hello")
     assert server.terminate() == 0
     assert server.log == ""
@@ -161,19 +172,9 @@ def test_sigusr1_logs_the_statistics_and_serving_goes_on(server_command):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 here")
 @pytest.mark.parametrize("options", [["-q"], ["--log-level", "error"], ["-q", "--log-format", "json"]], ids=" ".join)
-def test_sigusr1_logs_the_statistics_whatever_the_level(run, options):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = run("echo.server", str(port), *options)
-
-    def connected():
-        try:
-            return echo.connect(("127.0.0.1", port))
-        except OSError:
-            return None
-
-    with eventually(connected) as client:
+def test_sigusr1_logs_the_statistics_whatever_the_level(quiet, options):
+    server, client = quiet(*options)
+    with client:
         client.echo(b"hello")
         server.popen.send_signal(signal.SIGUSR1)
         server.read_log_until(r"statistics: accepted 1, active 1, .*messages_in 1, .*\n")
