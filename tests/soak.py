@@ -31,10 +31,9 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from activation import copies_of, launcher  # noqa: E402
-from certificates import Certificates  # noqa: E402
-
 from echo import arguments  # noqa: E402
+from support.activation import copies_of, launcher  # noqa: E402
+from support.certificates import Certificates  # noqa: E402
 
 PROG = "soak.py"
 MAX_MESSAGE = 1 << 20

@@ -1,0 +1,546 @@
+"""What surrounds the server command: variables, process 1 of a container, terminals and none, SIGHUP."""
+
+import os
+import signal
+import socket
+import subprocess
+
+import pytest
+
+import echo
+from echo.server import __main__ as command
+from echo.server import workers
+from echo.server.options import parser
+from support import DEADLINE, read_all, read_exactly
+
+on_posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+COUNTS = ["1", pytest.param("2", marks=pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork"))]
+
+
+# Variables.
+
+SAMPLES = {
+    # option: a value as text, the same as it is read, another one for the command line, the same as it is read
+    "PORT": ("1234", 1234, "4321", 4321),
+    "BIND": ("192.0.2.1", "192.0.2.1", "::", "::"),
+    "UNIX": ("/run/echo/s", "/run/echo/s", "@echo", "@echo"),
+    "UNIX_MODE": ("660", 0o660, "0600", 0o600),
+    "FRAMING": ("length", "length", "raw", "raw"),
+    "MAX_MESSAGE": ("1k", 1024, "2M", 2 * 1024**2),
+    "HANDLER": ("mine:Mine", "mine:Mine", "your:Your", "your:Your"),
+    "MIXIN": ("a:A b:B", ["a:A", "b:B"], "c:C", ["c:C"]),
+    "MAX_CONNECTIONS": ("5", 5, "6", 6),
+    "MAX_PER_HOST": ("5", 5, "6", 6),
+    "ALLOW": ("192.0.2.0/24  ::1", ["192.0.2.0/24", "::1"], "10.0.0.1", ["10.0.0.1"]),
+    "DENY": ("192.0.2.0/24", ["192.0.2.0/24"], "10.0.0.1", ["10.0.0.1"]),
+    "IDLE_TIMEOUT": ("1m", 60.0, "500ms", 0.5),
+    "MESSAGE_TIMEOUT": ("1m", 60.0, "0", None),
+    "SEND_TIMEOUT": ("0", None, "1m", 60.0),
+    "SHUTDOWN_TIMEOUT": ("1m", 60.0, "0", None),
+    "TLS_CERT": ("a.pem", "a.pem", "b.pem", "b.pem"),
+    "TLS_KEY": ("a.pem", "a.pem", "b.pem", "b.pem"),
+    "TLS_CLIENT_CA": ("a.pem", "a.pem", "b.pem", "b.pem"),
+    "HANDSHAKE_TIMEOUT": ("0", None, "5", 5.0),
+    "PROXY_PROTOCOL": ("1", True, None, True),
+    "PROXY_ALLOW_FROM": ("192.0.2.1 192.0.2.2", ["192.0.2.1", "192.0.2.2"], "10.0.0.1", ["10.0.0.1"]),
+    "WORKERS": ("3", 3, "4", 4),
+    "CPU_AFFINITY": ("0,2-3", [0, 2, 3], "off", None),
+    "LOG_LEVEL": ("debug", "debug", "error", "error"),
+    "LOG_FORMAT": ("json", "json", "text", "text"),
+    "NO_LOG_MESSAGES": ("1", False, None, False),
+    "QUIET": ("1", True, None, True),
+}
+
+JUNK = {
+    "PORT": "http",
+    "UNIX_MODE": "rw",
+    "FRAMING": "morse",
+    "MAX_MESSAGE": "0",
+    "MAX_CONNECTIONS": "0",
+    "MAX_PER_HOST": "-1",
+    "ALLOW": "192.0.2.0/24 example",
+    "DENY": "10.0.0.0/99",
+    "IDLE_TIMEOUT": "soon",
+    "MESSAGE_TIMEOUT": "1 day",
+    "SEND_TIMEOUT": "-3",
+    "SHUTDOWN_TIMEOUT": "1d",
+    "HANDSHAKE_TIMEOUT": "x",
+    "PROXY_PROTOCOL": "yes",
+    "PROXY_ALLOW_FROM": "example",
+    "WORKERS": "0",
+    "CPU_AFFINITY": "3-1",
+    "LOG_LEVEL": "loud",
+    "LOG_FORMAT": "xml",
+    "NO_LOG_MESSAGES": "true",
+    "QUIET": "2",
+}
+
+
+def actions():
+    """The options by their name in the environment, without what there is of ECHO_."""
+    return {
+        (action.option_strings or [action.dest])[-1].lstrip("-").upper().replace("-", "_"): action
+        for action in parser()._actions
+        if action.dest not in ("help", "version")
+    }
+
+
+def read(environment, *argv):
+    commands = parser()
+    commands.read_environment(environment)
+    return vars(commands.parse_args(argv))
+
+
+def flag(name, *value):
+    return list(value) if name == "PORT" else [f"--{name.lower().replace('_', '-')}", *value]
+
+
+def test_every_option_is_tried_here():
+    assert set(actions()) == set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_each_option_has_its_variable_over_which_the_command_line_wins(name):
+    text, value, other_text, other = SAMPLES[name]
+    dest = actions()[name].dest
+    unset, set_ = read({}), read({f"ECHO_{name}": text})
+    assert set_ == {**unset, dest: value} != unset
+    given = [] if other_text is None else [other_text]
+    assert read({f"ECHO_{name}": text}, *flag(name, *given)) == {**unset, dest: other}
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize("text", ["", " ", "\t\n"], ids=repr)
+def test_an_empty_variable_is_none(name, text):
+    assert read({f"ECHO_{name}": text}) == read({})
+
+
+@pytest.mark.parametrize("name", ["PROXY_PROTOCOL", "NO_LOG_MESSAGES", "QUIET"])
+def test_a_switch_that_is_0_is_off_and_the_command_line_may_turn_it_on(name):
+    assert read({f"ECHO_{name}": "0"}) == read({})
+    assert read({f"ECHO_{name}": "0"}, *flag(name)) == read({}, *flag(name)) != read({})
+
+
+def test_variables_of_no_option_and_names_in_small_letters_are_nobodys():
+    others = {"ECHO_HISTFILE": "/dev/null", "ECHO_COLOUR": "red", "ECHO_HELP": "1", "ECHO_VERSION": "1"}
+    assert read({**others, "echo_port": "1", "PORT": "1", "XECHO_PORT": "1"}) == read({})
+
+
+def test_what_may_be_given_again_takes_the_environments_place_and_adds_up_itself():
+    environment = {"ECHO_DENY": "192.0.2.1 192.0.2.2", "ECHO_ALLOW": "10.0.0.0/8"}
+    options = read(environment, "--deny", "192.0.2.3", "--deny", "192.0.2.4")
+    assert options["deny"] == ["192.0.2.3", "192.0.2.4"]
+    assert options["allow"] == ["10.0.0.0/8"]
+
+
+def test_a_parser_begins_anew_each_time():
+    commands = parser()
+    commands.read_environment({"ECHO_DENY": "192.0.2.1"})
+    assert [commands.parse_args(["--deny", host]).deny for host in ("::1", "::2")] == [["::1"], ["::2"]]
+    assert commands.parse_args([]).deny == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("name", sorted(JUNK))
+def test_a_value_that_makes_no_sense_is_one_line_that_names_the_variable(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        read({f"ECHO_{name}": JUNK[name]})
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"echo.server: ECHO_{name}: ") and repr(JUNK[name].split()[-1])[1:] in err
+
+
+@on_posix
+def test_the_command_is_told_by_its_environment(run, tmp_path):
+    (tmp_path / "deny").write_text("192.0.2.1\n")
+    environment = {"ECHO_PORT": "0", "ECHO_FRAMING": "length", "ECHO_LOG_FORMAT": "json", "ECHO_DENY": "@deny ::1"}
+    server = run("echo.server", "--log-format", "text", env=environment, cwd=str(tmp_path))
+    port = server.read_log_until(r"INFO    listening on 127\.0\.0\.1:(\d+)").group(1)
+    with echo.connect(("127.0.0.1", int(port)), framing=echo.LengthFraming()) as client:
+        assert client.echo(b"two\nlines") == b"two\nlines"
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("name, text", [("PORT", "junk"), ("DENY", "@/nowhere"), ("WORKERS", "0"), ("QUIET", "yes")])
+def test_the_command_refuses_a_senseless_variable_in_one_line_with_code_2(run, name, text):
+    server = run("echo.server", env={f"ECHO_{name}": text})
+    assert server.finish() == (2, b"")
+    assert server.log.count("\n") == 1 and f"ECHO_{name}: " in server.log
+
+
+@pytest.mark.parametrize("name, text", [*sorted(JUNK.items()), ("SHUTDOWN_TIMEOUT", "0"), ("HANDSHAKE_TIMEOUT", "0")])
+def test_help_and_the_version_are_there_whatever_the_environment_says(run, name, text):
+    """Whom a mistake sends to ``--help`` must not find the mistake there again."""
+    environment = {f"ECHO_{name}": text}
+    helping, version = (run("echo.server", option, env=environment) for option in ("--help", "--version"))
+    code, out = helping.finish()
+    assert (code, helping.log) == (0, "") and b"--max-connections" in out
+    assert version.finish() == (0, b"echo.server %s\n" % echo.__version__.encode())
+
+
+# Process 1 of a container.
+
+AS_PROCESS_1 = """\
+import os, sys
+os.execvp("unshare", ["unshare", *os.environ["UNSHARE"].split(), sys.executable, *sys.argv[1:]])
+"""
+"""``python -c AS_PROCESS_1 -m MODULE ...`` in a process namespace of its own."""
+
+
+@pytest.fixture(scope="module")
+def unshare():
+    own = "" if hasattr(os, "getuid") and os.getuid() == 0 else "--user --map-root-user "
+    options = own + "--pid --fork --mount-proc --kill-child"
+    says = ["unshare", *options.split(), "sh", "-c", "echo $$"]
+    try:
+        done = subprocess.run(says, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE)
+    except OSError as exc:
+        pytest.skip(f"no unshare(1) here: {exc.strerror}")
+    if done.returncode or done.stdout != b"1\n":
+        pytest.skip(f"no process namespace to be had: {done.stderr.decode().strip()}")
+    return options
+
+
+@pytest.fixture
+def process_1(server_command, unshare):
+    """``process_1(*options)``: the server command as process 1; its ``inner`` is its number out here."""
+
+    def start(*options, **popen_options):
+        process = server_command(
+            *options, python_options=("-c", AS_PROCESS_1), env={"UNSHARE": unshare}, **popen_options
+        )
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            process.inner = int(file.read())
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_process_1_stops_when_it_is_told_to_with_code_0(process_1, dial, count, signum):
+    """The kernel keeps from process 1 what it has no handler for: SIGTERM's default does nothing there."""
+    server = process_1("--workers", count)
+    with open(f"/proc/{server.inner}/status") as file:
+        assert [line.split()[-1] for line in file if line.startswith("NSpid:")] == ["1"]
+    client = dial(server.address)
+    client.sendall(b"hello\n")
+    assert read_exactly(client, 6) == b"hello\n"
+    os.kill(server.inner, signum)
+    assert read_all(client) == b""
+    assert server.finish()[0] == 0
+    assert f"{signal.Signals(signum).name}: stopping" in server.log and "Traceback" not in server.log
+
+
+ORPHANS = """
+import echo, subprocess, threading
+
+class Orphans(echo.MessageRequestHandler):
+    def message_received(self, message):
+        # The shell ends, and what it began becomes a child of process 1, and ends too.
+        orphan = int(subprocess.check_output(["sh", "-c", "sleep 0.01 >/dev/null & echo $!"]))
+        while runs(orphan):
+            threading.Event().wait(0.005)
+        self.send(b"it has ended")
+
+def runs(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+"""
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_orphans_that_process_1_inherits_do_no_harm(process_1, tmp_path, count):
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    server = process_1("--workers", count, "--handler", "orphans:Orphans", cwd=str(tmp_path))
+    for _ in range(4):
+        with echo.connect(server.address, timeout=DEADLINE) as client:
+            client.send(b"make one")
+            assert client.recv() == b"it has ended"
+    os.kill(server.inner, signal.SIGTERM)
+    assert server.finish()[0] == 0
+    assert server.log.count("is process") == (0 if count == "1" else 2)  # none was taken for a worker that died
+    assert "Traceback" not in server.log
+
+
+# No terminal, no terminal's ways.
+
+
+@on_posix
+def test_without_a_terminal_nothing_is_coloured_and_nobody_is_prompted(run, server_command):
+    server = server_command(env={"TERM": "xterm-256color"})
+    host, port = "127.0.0.1", str(server.address[1])
+    written = []
+    for arguments, text in [
+        ((host, port), b"one\n\x1b[31mtwo\n"),
+        ((host, port, "-m", "hello"), None),
+        ((host, port, "--ping", "-c", "1", "--histogram"), None),
+        ((host, port, "-v"), b"one\n"),
+    ]:
+        client = run("echo.client", *arguments, env={"TERM": "xterm-256color"})
+        code, out = client.finish(text)
+        assert code == 0
+        if text is not None:
+            assert out == text  # the reply as it came, and nothing else: no prompt
+        written.append(client.log if text is not None else client.log + out.decode())
+    assert server.terminate() == 0
+    assert r"\x1b[31mtwo" in server.log  # what a client sent colours nobody's log
+    for text in (*written, server.log):
+        assert "\x1b" not in text and not any(line.startswith("> ") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("module", ["echo.server", "echo.client"])
+def test_without_a_terminal_help_and_mistakes_are_not_coloured(run, module):
+    for option, code in (("--help", 0), ("--nonsense", 2)):
+        process = run(module, option, env={"TERM": "xterm-256color"})
+        done, out = process.finish()
+        assert done == code
+        assert b"\x1b" not in out and "\x1b" not in process.log
+
+
+# SIGHUP.
+
+
+def hang_up(server, pattern, times=1):
+    """Send it; wait for what is said of it."""
+    seen = len(server.log)
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until(r"(?s).{%d}" % seen + ".*".join([pattern] * times))
+
+
+def serves(address):
+    """Whether a new client is let in. (One that is not sees the end, or a reset if it has sent something.)"""
+    with socket.create_connection(address, DEADLINE) as sock:
+        try:
+            sock.sendall(b"hello\n")
+            return read_exactly(sock, 6) == b"hello\n"
+        except ConnectionError:
+            return False
+
+
+def reloading(count):
+    """How often a reload is told: by the parent and by each worker."""
+    return 1 if count == "1" else 3
+
+
+def wait_for_workers(server, count):
+    if count != "1":
+        server.read_log_until(r"(?s)worker \d is process.*worker \d is process")
+
+
+WHO = r"(?:\[\d+\] )?"
+"""Before what is told stands by which process, if there are several."""
+
+READ_AGAIN = rf"INFO +{WHO}SIGHUP: certificates and networks read again"
+
+
+@on_posix
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("option, closed", [("--deny", "127.0.0.0/8"), ("--allow", "192.0.2.0/24")])
+def test_sighup_reads_the_lists_again_for_those_to_come(server_command, dial, tmp_path, count, option, closed):
+    networks = tmp_path / "networks"
+    opened = "# nobody yet\n" if option == "--deny" else "127.0.0.0/8  # all\n"
+    networks.write_text(opened)
+    server = server_command(option, "@networks", "--workers", count, cwd=str(tmp_path))
+    wait_for_workers(server, count)
+    live = dial(server.address)
+    live.sendall(b"a\n")
+    assert read_exactly(live, 2) == b"a\n"
+    for text, lets_in in ((closed, False), (opened, True), (f"\n{closed}\r\n", False)):
+        networks.write_text(text)
+        hang_up(server, READ_AGAIN, reloading(count))
+        assert [serves(server.address) for _ in range(6)] == [lets_in] * 6
+        live.sendall(b"b\n")
+        assert read_exactly(live, 2) == b"b\n"  # who is in stays in
+    assert server.terminate() == 0
+
+
+@on_posix
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("option", ["--deny", "--allow"])
+def test_a_broken_file_keeps_the_old_lists_and_says_so(server_command, tmp_path, count, option):
+    networks = tmp_path / "networks"
+    networks.write_text("127.0.0.0/8\n")
+    let_in = option == "--allow"
+    server = server_command(option, "@networks", "--workers", count, cwd=str(tmp_path))
+    wait_for_workers(server, count)
+    networks.write_text("10.0.0.0/8\n# a remark\nexample\n")
+    words = "SIGHUP: networks, line 3: 'example' is no network; .*; all stays as it was"
+    hang_up(server, f"WARNING {WHO}{words}", reloading(count))
+    assert [serves(server.address) for _ in range(6)] == [let_in] * 6
+    networks.unlink()
+    hang_up(server, f"WARNING {WHO}SIGHUP: cannot read networks: .*; all stays as it was", reloading(count))
+    assert [serves(server.address) for _ in range(6)] == [let_in] * 6
+    networks.write_text("10.0.0.0/8\n")
+    hang_up(server, READ_AGAIN, reloading(count))
+    assert [serves(server.address) for _ in range(6)] == [not let_in] * 6
+    assert server.terminate() == 0
+
+
+@on_posix
+def test_a_file_of_those_who_may_that_is_empty_for_a_moment_lets_nobody_else_in(server_command, tmp_path):
+    (tmp_path / "allow").write_text("192.0.2.1\n")
+    server = server_command("--allow", "@allow", cwd=str(tmp_path))
+    (tmp_path / "allow").write_text("")
+    hang_up(server, "WARNING SIGHUP: allow names no network; all stays as it was")
+    assert not serves(server.address)
+
+
+def test_a_sighup_in_the_midst_of_another_reads_again_and_the_newest_stays(monkeypatch):
+    newest, in_force = ["first"], []
+
+    def read(server, options):
+        found = newest[-1]
+        if len(newest) < 3:
+            newest.append("second" if len(newest) == 1 else "third")
+            reload()
+        in_force.append(found)
+
+    monkeypatch.setattr(command, "_reload", read)
+    reload = command._reloader(None, None)
+    reload()
+    assert in_force == ["first", "second", "third"]
+    reload()
+    assert in_force[3:] == ["third"]
+
+
+def test_a_reload_that_fails_is_not_the_last(monkeypatch):
+    outcomes = [ZeroDivisionError, None]
+
+    def read(server, options):
+        error = outcomes.pop(0)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(command, "_reload", read)
+    reload = command._reloader(None, None)
+    with pytest.raises(ZeroDivisionError):
+        reload()
+    reload()
+    assert not outcomes
+
+
+@on_posix
+def test_of_two_files_one_of_which_is_broken_neither_counts(server_command, tmp_path):
+    for name in ("allow", "deny"):
+        (tmp_path / name).write_text("192.0.2.1\n")
+    (tmp_path / "allow").write_text("127.0.0.1\n")
+    server = server_command("--allow", "@allow", "--deny", "@deny", cwd=str(tmp_path))
+    (tmp_path / "allow").write_text("192.0.2.1\n")
+    (tmp_path / "deny").write_text("example\n")
+    hang_up(server, "WARNING SIGHUP: deny, line 1: ")
+    assert serves(server.address)
+
+
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+def test_a_worker_that_is_replaced_begins_with_the_lists_of_today(server_command, tmp_path):
+    (tmp_path / "deny").write_text("")
+    server = server_command("--deny", "@deny", "--workers", "2", cwd=str(tmp_path))
+    victims = [int(server.read_log_until(r"worker %d is process (\d+)" % number).group(1)) for number in (0, 1)]
+    (tmp_path / "deny").write_text("127.0.0.0/8\n")
+    hang_up(server, READ_AGAIN, 3)
+    (tmp_path / "deny").write_text("")  # not read by anybody yet
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    for number in (0, 1):
+        server.read_log_until(r"(?s)worker %d: process \d+ was killed.*worker %d is process" % (number, number))
+    assert not any(serves(server.address) for _ in range(6))
+
+
+@on_posix
+@pytest.mark.parametrize("count", COUNTS)
+def test_under_nohup_sighup_stays_ignored(server_command, tmp_path, count):
+    def nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    server = server_command("--workers", count, preexec_fn=nohup)
+    wait_for_workers(server, count)
+    server.popen.send_signal(signal.SIGHUP)
+    server.popen.send_signal(signal.SIGUSR1)
+    server.read_log_until("statistics: ")  # it came after
+    assert serves(server.address)
+    assert server.terminate() == 0
+    assert "SIGHUP" not in server.log
+
+
+OWN_TERMINAL = """\
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""``python -c OWN_TERMINAL -m MODULE ...`` in a session whose terminal is standard input."""
+
+
+@pytest.fixture
+def at_terminal(server_command):
+    """``at_terminal(*options)``: the server command started at a terminal, and the other end of that."""
+    pty = pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
+    masters = []
+
+    def start(*options, **popen_options):
+        master, slave = pty.openpty()
+        masters.append(master)
+        try:
+            server = server_command(
+                *options, python_options=("-c", OWN_TERMINAL), stdin=slave, start_new_session=True, **popen_options
+            )
+        finally:
+            os.close(slave)
+        return server, lambda: os.close(masters.pop())
+
+    yield start
+    for master in masters:
+        os.close(master)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_terminal_that_hangs_up_stops_the_server_with_code_0(at_terminal, dial, count):
+    server, close_terminal = at_terminal("--workers", count)
+    wait_for_workers(server, count)
+    client = dial(server.address)
+    client.sendall(b"hello\n")
+    assert read_exactly(client, 6) == b"hello\n"
+    close_terminal()
+    assert read_all(client) == b""
+    server.popen.stdin = None
+    assert server.finish()[0] == 0
+    assert "SIGHUP: stopping" in server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_sighup_at_a_terminal_that_is_there_reads_the_lists_again(at_terminal, tmp_path, count):
+    (tmp_path / "deny").write_text("")
+    server, close_terminal = at_terminal("--deny", "@deny", "--workers", count, cwd=str(tmp_path))
+    wait_for_workers(server, count)
+    (tmp_path / "deny").write_text("127.0.0.0/8")
+    hang_up(server, READ_AGAIN, reloading(count))
+    assert not serves(server.address)
+    close_terminal()
+    assert server.finish()[0] == 0
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_log_that_was_written_to_the_terminal_is_no_reason_to_fail_when_that_hangs_up(run, count):
+    pty = pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
+    master, slave = pty.openpty()
+    try:
+        server = run(
+            "echo.server",
+            "0",
+            "--workers",
+            count,
+            python_options=("-c", OWN_TERMINAL),
+            start_new_session=True,
+            **{name: slave for name in ("stdin", "stdout", "stderr")},
+        )
+        os.close(slave)
+        screen = b""
+        while screen.count(b"is process" if count != "1" else b"listening") < int(count):
+            screen += os.read(master, 4096)
+    finally:
+        os.close(master)
+    assert server.popen.wait(DEADLINE * 2) == 0

@@ -1,0 +1,957 @@
+"""The server behind a proxy that says who the client is: who counts as the client, and what is refused."""
+
+import contextlib
+import http.server
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import socketserver
+import ssl
+import struct
+import subprocess
+import threading
+
+import pytest
+from test_proxy_protocol import INVALID, LOCAL, PROXY, block, checked, inet, tlv, unix
+
+import echo
+from echo.server import admission
+from echo.server import server as server_module
+from support import DEADLINE, eventually, read_all, read_exactly
+
+CLIENT = "192.0.2.1:56324"
+LINE = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"
+BLOCK = block(PROXY, 0x11, inet())
+PROBE = block(LOCAL, 0)
+
+
+def line_of(host, port=1000):
+    """The header of a client with this address."""
+    return b"PROXY TCP4 %s 198.51.100.2 %d 443\r\n" % (host.encode(), port)
+
+
+class Meeting(echo.EchoRequestHandler):
+    """Notes whom it meets: for each session its client address, ``peer`` and ``via``."""
+
+    met = None  # a list, of each server's own subclass
+
+    def connection_made(self):
+        self.met.append((self.client_address, self.peer, self.via))
+        super().connection_made()
+
+
+class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
+    pass
+
+
+@pytest.fixture
+def proxied(serve):
+    """``proxied(handler_class, **options)``: a started server that requires a header."""
+
+    def start(handler_class=Logged, **options):
+        return serve(handler_class, proxy_protocol=True, **options)
+
+    return start
+
+
+@pytest.fixture
+def log(caplog):
+    """Everything that the library logs, from DEBUG on."""
+    caplog.set_level(logging.DEBUG, "echo")
+    return caplog
+
+
+def lines(log, level=logging.INFO):
+    """What somebody sees who reads from this level on."""
+    return [record.getMessage() for record in log.records if record.levelno >= level]
+
+
+def record_of(log, event):
+    (record,) = [record for record in log.records if record.event == event]
+    return record
+
+
+def done(server, count=1):
+    """Wait until so many connections have come and gone."""
+
+    def are_told():
+        stats = server.stats()
+        return not stats.active and sum(stats.ended.values()) + sum(stats.refused.values()) == count
+
+    eventually(are_told)
+
+
+def own_address(sock):
+    return "%s:%d" % sock.getsockname()[:2]
+
+
+def converse(sock, header, message=b"hello\n"):
+    """Send both as one segment, and wait for the echo."""
+    sock.sendall(header + message)
+    assert read_exactly(sock, len(message)) == message
+
+
+# Who the client is.
+
+TOLD = {
+    "v1, IPv4": (LINE, ("192.0.2.1", 56324), CLIENT),
+    "v1, IPv6": (b"PROXY TCP6 2001:db8::1 ::1 1 2\r\n", ("2001:db8::1", 1, 0, 0), "[2001:db8::1]:1"),
+    "v2, IPv4": (BLOCK, ("192.0.2.1", 56324), CLIENT),
+    "v2, IPv6": (
+        block(PROXY, 0x21, inet("2001:db8::1", "::1", 1, 2)),
+        ("2001:db8::1", 1, 0, 0),
+        "[2001:db8::1]:1",
+    ),
+    "v2, IPv4 mapped": (
+        block(PROXY, 0x21, inet("::ffff:192.0.2.1", "::1", 1, 2)),
+        ("::ffff:192.0.2.1", 1, 0, 0),
+        "192.0.2.1:1",
+    ),
+    "v2, Unix": (block(PROXY, 0x31, unix(b"/run/app.sock", b"/b")), "/run/app.sock", "/run/app.sock"),
+    "v2, Unix without a name": (block(PROXY, 0x31, unix()), "unix", "unix"),
+    "v2, with TLVs and a checksum": (
+        checked(PROXY, 0x11, inet(), tlv(2, b"example.com"), tlv(4, bytes(9))),
+        ("192.0.2.1", 56324),
+        CLIENT,
+    ),
+    "v2, as long as can be": (
+        block(PROXY, 0x11, inet() + tlv(4, bytes(65535 - 12 - 3))),
+        ("192.0.2.1", 56324),
+        CLIENT,
+    ),
+}
+
+UNTOLD = {
+    "v1, unknown": b"PROXY UNKNOWN\r\n",
+    "v1, unknown with addresses": b"PROXY UNKNOWN 192.0.2.1 198.51.100.2 1 2\r\n",
+    "v2, unspecified": block(PROXY, 0),
+    "v2, datagrams": block(PROXY, 0x12, inet()),
+    "v2, local": PROBE,
+    "v2, local with addresses": block(LOCAL, 0x11, inet()),
+}
+
+
+@pytest.mark.parametrize("header, address, peer", TOLD.values(), ids=TOLD)
+def test_whom_the_header_names_is_the_client_and_the_proxy_is_via(proxied, dial, log, header, address, peer):
+    class Guest(echo.LoggingMixin, Meeting):
+        met = []
+
+    server = proxied(Guest)
+    sock = dial(server)
+    proxy = own_address(sock)
+    converse(sock, header)
+    assert Guest.met == [(address, peer, proxy)]
+    (info,) = server.connections
+    assert (info.client_address, info.peer, info.via) == (address, peer, proxy)
+    record = record_of(log, "connected")
+    assert (record.levelname, record.peer, record.via) == ("INFO", peer, proxy)
+    assert record.getMessage() == f"{peer} connected via {proxy}"
+    sock.close()
+    done(server)
+    assert record_of(log, "disconnected").peer == peer
+    assert server.stats().refused == {}
+
+
+@pytest.mark.parametrize("header", UNTOLD.values(), ids=UNTOLD)
+def test_where_the_header_names_nobody_the_proxy_itself_is_the_client(proxied, dial, log, header):
+    class Guest(echo.LoggingMixin, Meeting):
+        met = []
+
+    server = proxied(Guest)
+    sock = dial(server)
+    proxy = own_address(sock)
+    converse(sock, header)
+    assert Guest.met == [(sock.getsockname(), proxy, proxy)]
+    (info,) = server.connections
+    assert (info.client_address, info.peer, info.via) == (sock.getsockname(), proxy, proxy)
+    record = record_of(log, "connected")
+    assert record.getMessage() == f"{proxy} connected"
+    assert not hasattr(record, "via")
+
+
+def test_without_the_proxy_protocol_there_is_no_via_and_a_header_is_a_message(serve, dial, log):
+    class Guest(echo.LoggingMixin, Meeting):
+        met = []
+
+    server = serve(Guest)
+    sock = dial(server)
+    converse(sock, b"", LINE)
+    assert Guest.met == [(sock.getsockname(), own_address(sock), None)]
+    assert server.connections[0].via is None
+    assert not hasattr(record_of(log, "connected"), "via")
+
+
+def test_until_the_header_has_come_the_connection_is_the_proxys(proxied, dial):
+    server = proxied()
+    sock = dial(server)
+    (info,) = eventually(lambda: server.connections)
+    assert info.peer == info.via == own_address(sock)
+
+
+@pytest.mark.parametrize("header", [LINE, BLOCK])
+def test_what_follows_the_header_in_its_segment_is_the_first_message(proxied, dial, header):
+    server = proxied()
+    messages = b"".join(b"%d\n" % number for number in range(1000))
+    for piece in (header + messages, header + b"PROXY UNKNOWN\r\n", header + BLOCK + b"\n"):
+        sock = dial(server)
+        sock.sendall(piece)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == piece[len(header) :]  # not one byte less, and no second header
+
+
+def test_a_header_may_come_byte_by_byte(proxied, dial):
+    server = proxied()
+    for header in (LINE, BLOCK):
+        sock = dial(server)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in header:
+            sock.sendall(bytes([byte]))
+        converse(sock, b"")
+        assert CLIENT in [info.peer for info in server.connections]
+
+
+def test_a_handler_that_was_written_for_socketserver_gets_the_real_address(proxied, dial):
+    class Stock(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(repr(self.client_address).encode() + self.rfile.readline())
+
+    sock = dial(proxied(Stock))
+    sock.sendall(LINE + b" said this\n")
+    assert read_all(sock) == b"('192.0.2.1', 56324) said this\n"
+
+
+def test_the_log_of_http_server_shows_the_real_address(proxied, dial, capsys):
+    class Files(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+    sock = dial(proxied(Files))
+    sock.sendall(BLOCK + b"GET /none HTTP/1.0\r\n\r\n")
+    assert read_all(sock).startswith(b"HTTP/1.0 404 ")
+    assert all(line.startswith("192.0.2.1 - - ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_an_error_in_a_handler_is_logged_with_the_real_address(proxied, dial, log):
+    class Broken(socketserver.BaseRequestHandler):
+        def handle(self):
+            raise LookupError("broken")
+
+    server = proxied(Broken)
+    sock = dial(server)
+    sock.sendall(LINE)
+    sock.close()
+    done(server)
+    record = record_of(log, "error")
+    assert (record.peer, record.levelname) == (CLIENT, "ERROR")
+    assert server.stats().ended == {"error": 1}
+
+
+def test_a_server_on_a_unix_socket_hears_of_clients_as_well(tmp_path):
+    class Guest(Meeting):
+        met = []
+
+    with echo.Server(str(tmp_path / "s"), Guest, proxy_protocol=True, proxy_allow_from=["192.0.2.0/24"]) as server:
+        server.start()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(DEADLINE)
+            sock.connect(server.server_address)
+            converse(sock, LINE)  # a local process is no stranger: the path's permissions say who may connect
+    ((address, peer, via),) = Guest.met
+    assert (address, peer) == (("192.0.2.1", 56324), CLIENT)
+    assert via.startswith("unix")
+
+
+# Who may come in.
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        {"allow": ["203.0.113.0/24", "127.0.0.1"]},
+        {"deny": ["192.0.2.0/24"]},
+        {"allow": ["192.0.2.0/24"], "deny": ["192.0.2.1"]},
+    ],
+    ids=["allow", "deny", "both"],
+)
+def test_allow_and_deny_are_about_the_real_address(proxied, dial, log, access):
+    server = proxied(**access)
+    sock = dial(server)
+    proxy = own_address(sock)
+    sock.sendall(LINE + b"hello\n")
+    assert read_all(sock) == b""
+    sock.close()
+    done(server)
+    assert lines(log) == [f"{CLIENT} refused: denied (not from this address)"]
+    record = record_of(log, "refused")
+    assert (record.peer, record.reason, record.via) == (CLIENT, "denied", proxy)
+    assert server.stats().refused == {"denied": 1}
+    assert server.stats().ended == {}
+
+
+@pytest.mark.parametrize(
+    "access",
+    [{"allow": ["192.0.2.0/24"]}, {"deny": ["127.0.0.0/8"]}],
+    ids=["not allowed itself", "denied itself"],
+)
+def test_of_the_proxys_own_address_allow_and_deny_ask_only_for_its_own_connections(proxied, dial, log, access):
+    server = proxied(**access)
+    converse(dial(server), LINE)
+    probe = dial(server)
+    probe.sendall(PROBE)
+    assert read_all(probe) == b""
+    eventually(lambda: server.stats().refused == {"denied": 1})
+    assert record_of(log, "refused").peer == own_address(probe)
+
+
+def test_proxy_allow_from_is_about_the_proxys_address(proxied, dial, log):
+    server = proxied(proxy_allow_from=["192.0.2.0/24"])
+    sock = dial(server)
+    with contextlib.suppress(ConnectionError):  # what is unread when a socket is closed comes back as a reset
+        sock.sendall(LINE + b"hello\n")
+        assert read_all(sock) == b""
+    done(server)
+    assert lines(log) == [f"{own_address(sock)} refused: proxy (no proxy of ours)"]
+    assert server.stats().refused == {"proxy": 1}
+    ours = proxied(proxy_allow_from=["192.0.2.0/24", "127.0.0.0/8"])
+    converse(dial(ours), LINE)
+
+
+def test_new_lists_of_clients_leave_that_of_the_proxies_alone(proxied, dial):
+    server = proxied(proxy_allow_from=["203.0.113.0/24"])
+    server.set_access(allow=["127.0.0.1"], deny=[])
+    assert read_all(dial(server)) == b""
+    server.set_access([], [], ["127.0.0.1"])
+    converse(dial(server), LINE)
+    with pytest.raises(ValueError, match="proxy_allow_from: 'example' is no network"):
+        server.set_access([], ["192.0.2.1"], ["example"])
+    converse(dial(server), LINE)
+
+
+@pytest.mark.parametrize("name", [b"/run/app.sock", b""], ids=["with a name", "without"])
+def test_a_client_on_a_unix_socket_of_its_proxys_is_judged_by_the_proxys_address(proxied, dial, name):
+    header = block(PROXY, 0x31, unix(name))
+    converse(dial(proxied(allow=["127.0.0.1"])), header)
+    server = proxied(allow=["192.0.2.0/24"])
+    sock = dial(server)
+    sock.sendall(header)
+    assert read_all(sock) == b""
+    sock.close()
+    done(server)
+    assert server.stats().refused == {"denied": 1}
+
+
+def test_proxy_allow_from_knows_ipv4_proxies_of_a_dual_stack_server(dial):
+    try:
+        server = echo.Server(("::", 0), Logged, proxy_protocol=True, proxy_allow_from=["127.0.0.1"])
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server:
+        server.start()
+        converse(dial(("127.0.0.1", server.server_address[1])), LINE)
+        stranger = dial(("::1", server.server_address[1]))
+        with contextlib.suppress(ConnectionError):
+            assert read_all(stranger) == b""
+        eventually(lambda: server.stats().refused == {"proxy": 1})
+
+
+def test_verify_request_sees_the_real_address(serve, dial):
+    class Picky(echo.Server):
+        seen = []
+
+        def verify_request(self, request, client_address):
+            self.seen.append(client_address)
+            return client_address[0] != "192.0.2.1"
+
+    server = serve(Logged, Picky, proxy_protocol=True)
+    sock = dial(server)
+    sock.sendall(LINE)
+    assert read_all(sock) == b""
+    converse(dial(server), line_of("192.0.2.2"))
+    assert Picky.seen == [("192.0.2.1", 56324), ("192.0.2.2", 1000)]
+    eventually(lambda: server.stats().refused == {"denied": 1})
+
+
+def test_an_exception_out_of_verify_request_refuses_that_client_and_is_logged_with_its_address(serve, dial, log):
+    class Broken(echo.Server):
+        def verify_request(self, request, client_address):
+            if client_address[0] == "192.0.2.1":
+                raise LookupError("broken")
+            return True
+
+    server = serve(Logged, Broken, proxy_protocol=True)
+    sock = dial(server)
+    sock.sendall(LINE)
+    assert read_all(sock) == b""
+    sock.close()
+    done(server)
+    assert record_of(log, "error").peer == CLIENT
+    assert server.stats().refused == {"error": 1}  # as it is without a proxy
+    assert server.stats().ended == {}
+    converse(dial(server), line_of("192.0.2.2"))
+
+
+# The limit for each host.
+
+
+class Crowd(echo.EchoRequestHandler):
+    """Counts how many sessions of its host there are, and how many there were at most."""
+
+    lock = threading.Lock()
+    now = most = 0
+
+    def connection_made(self):
+        cls = type(self)
+        with cls.lock:
+            cls.now += 1
+            cls.most = max(cls.most, cls.now)
+
+    def connection_lost(self, reason):
+        cls = type(self)
+        with cls.lock:
+            cls.now -= 1
+
+
+def test_of_many_that_come_at_once_no_more_than_the_limit_get_in(proxied, dial):
+    class Own(Crowd):
+        lock = threading.Lock()
+
+    server = proxied(Own, max_connections_per_host=5)
+    socks = [dial(server) for _ in range(40)]
+    gate = threading.Barrier(8)
+
+    def come(mine):
+        gate.wait(DEADLINE)
+        for sock in mine:
+            sock.sendall(LINE + b"in\n")
+
+    threads = [threading.Thread(target=come, args=(socks[start::8],)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    answers = [read_exactly(sock, 3) for sock in socks]
+    assert sorted(answers) == [b""] * 35 + [b"in\n"] * 5
+    assert Own.most == 5
+    eventually(lambda: server.stats().refused == {"limit": 35})
+
+
+def test_the_limit_is_for_each_real_host_and_slots_come_back(proxied, dial, log):
+    server = proxied(max_connections_per_host=2)
+    first, second = dial(server), dial(server)
+    converse(first, line_of("192.0.2.1", 1))
+    converse(second, line_of("192.0.2.1", 2))
+    converse(dial(server), line_of("192.0.2.2"))  # another host through the same proxy
+    converse(dial(server), b"PROXY TCP6 ::ffff:192.0.2.3 ::1 1 2\r\n")
+    third = dial(server)
+    third.sendall(line_of("192.0.2.1", 3))
+    assert read_all(third) == b""
+    third.close()
+    refusal = record_of(log, "refused")
+    assert refusal.getMessage() == "192.0.2.1:3 refused: limit (2 sessions from this address)"
+    first.close()
+    eventually(lambda: len([info for info in server.connections if info.peer.startswith("192.0.2.1:")]) < 2)
+    converse(dial(server), line_of("192.0.2.1", 4))
+
+
+def test_one_that_was_refused_takes_no_slot_though_it_stays(proxied, dial):
+    server = proxied(max_connections_per_host=1)
+    first = dial(server)
+    converse(first, LINE)
+    stays = dial(server)
+    stays.sendall(LINE)
+    assert read_all(stays) == b""  # and it is not closed: the server waits a moment for its end
+    first.sendall(b"exit\n")
+    assert read_all(first) == b""
+    first.close()
+    eventually(lambda: server.stats().ended == {"exit": 1})
+    converse(dial(server), LINE)
+
+
+def test_one_that_was_refused_is_counted_once_while_it_stays_and_once_when_it_has_gone(proxied, dial):
+    server = proxied()
+    stays = dial(server)
+    stays.sendall(b"GET / HTTP")
+    assert read_all(stays) == b""  # and it is not closed: the server waits a moment for its end
+    for _ in range(2):
+        stats = server.stats()
+        assert stats.accepted == 1 == stats.active + sum(stats.refused.values()) + sum(stats.ended.values())
+        stays.close()
+        done(server)
+    assert server.stats().refused == {"proxy": 1}
+
+
+def test_one_whose_header_has_not_come_takes_no_hosts_slot(proxied, dial):
+    server = proxied(max_connections_per_host=1)
+    for _ in range(3):
+        dial(server)
+    eventually(lambda: server.stats().active == 3)
+    converse(dial(server), PROBE)  # the proxy's own host
+    converse(dial(server), LINE)
+
+
+def test_slots_come_back_after_ends_of_every_kind(proxied, dial):
+    class Frail(echo.EchoRequestHandler):
+        def message_received(self, message):
+            if message == b"raise":
+                raise LookupError("raise")
+            super().message_received(message)
+
+    server = proxied(Frail, max_connections_per_host=1)
+
+    def reset(sock):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    ends = [
+        lambda sock: sock.sendall(b"exit\n"),
+        lambda sock: sock.sendall(b"raise\n"),
+        lambda sock: sock.shutdown(socket.SHUT_WR),
+        reset,
+    ]
+    for count, end in enumerate(ends, 1):
+        sock = dial(server)
+        converse(sock, LINE)
+        end(sock)
+        sock.close()
+        done(server, count)
+    assert server.stats().refused == {}
+    assert sum(server.stats().ended.values()) == len(ends)
+
+
+# What is refused.
+
+MALFORMED = ["HTTP", "TLS", "LF alone", "CRLF too early", "an octet of 256", "a port of 65536", "version 3"]
+MALFORMED += ["an IPv4 line without end", "a line of 108 bytes", "an unassigned family"]
+REFUSED = {name: INVALID[name] for name in MALFORMED}
+REFUSED["a message instead"] = (b"hello\nworld\n" * 2, "no PROXY header begins with hello")
+REFUSED["a wrong checksum"] = (checked(PROXY, 0x11, inet(), flip=1), "a PROXY v2 checksum is")
+REFUSED["a TLV past the end"] = (block(PROXY, 0x11, inet() + tlv(4, b"", 9)), "a PROXY v2 TLV runs past")
+REFUSED["addresses cut short"] = (block(PROXY, 0x21, inet()), "a PROXY v2 length of 12 is too short")
+
+
+@pytest.mark.parametrize("data, words", REFUSED.values(), ids=REFUSED)
+def test_what_is_no_header_is_refused_with_one_line(proxied, dial, log, data, words):
+    server = proxied()
+    sock = dial(server)
+    proxy = own_address(sock)
+    sock.sendall(data)
+    assert read_all(sock) == b""
+    sock.close()
+    done(server)
+    (line,) = lines(log)
+    assert line.startswith(f"{proxy} refused: proxy (")
+    assert re.search(words.rstrip("$"), line)
+    record = record_of(log, "refused")
+    assert (record.peer, record.reason, record.levelname) == (proxy, "proxy", "INFO")
+    assert not hasattr(record, "via")  # nobody has said that there is somebody behind it
+    assert server.stats().refused == {"proxy": 1}
+    assert server.stats().ended == {}
+
+
+@pytest.mark.parametrize("begun", [LINE[:1], LINE[:-1], BLOCK[:5], BLOCK[:15], BLOCK[:-1]])
+def test_one_that_leaves_in_mid_header_is_refused_with_one_line(proxied, dial, log, begun):
+    server = proxied()
+    sock = dial(server)
+    sock.sendall(begun)
+    sock.close()
+    done(server)
+    assert [line.partition(" ")[2] for line in lines(log)] == ["refused: proxy (left in mid-header)"]
+    assert server.stats().refused == {"proxy": 1}
+
+
+def test_one_that_resets_in_mid_header_is_refused_with_one_line(proxied, dial, log, monkeypatch):
+    taken = threading.Event()
+
+    class Told(admission.HeaderParser):
+        def feed(self, data):
+            super().feed(data)
+            taken.set()
+
+    monkeypatch.setattr(admission, "HeaderParser", Told)
+    server = proxied()
+    sock = dial(server)
+    sock.sendall(LINE[:15])
+    assert taken.wait(DEADLINE)  # a reset may take along what has not been read, and then nothing was said
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    done(server)
+    assert [line.partition(" ")[2] for line in lines(log)] == ["refused: proxy (Connection reset by peer)"]
+    assert server.stats().refused == {"proxy": 1}
+
+
+@pytest.fixture
+def impatient(monkeypatch, proxied):
+    """``proxied``, with a deadline that the specification does not allow and no test wants to wait for."""
+    monkeypatch.setattr(server_module, "MIN_HEADER_TIMEOUT", 0.001)
+    return lambda *args, **options: proxied(*args, handshake_timeout=0.2, **options)
+
+
+@pytest.mark.parametrize("begun", [b"", LINE[:-1], BLOCK[:-1]], ids=["absent", "v1", "v2"])
+def test_one_that_keeps_silent_before_its_header_has_come_is_refused_with_one_line(impatient, dial, log, begun):
+    server = impatient()
+    sock = dial(server)
+    sock.sendall(begun)
+    assert read_all(sock) == b""
+    sock.close()
+    done(server)
+    (line,) = lines(log)
+    assert line.endswith(" refused: proxy (no whole header after 0.2 s)")
+    assert server.stats().refused == {"proxy": 1}
+
+
+def test_dripping_bytes_do_not_renew_the_headers_deadline(impatient, dial, log):
+    server = impatient()
+    sock = dial(server)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(b"PROXY UNKNOWN ")
+    sock.settimeout(0.02)
+    for _ in range(1000):
+        sock.sendall(b"x")  # 93 of them and the line were too long, which is another refusal
+        with contextlib.suppress(socket.timeout):
+            assert sock.recv(1) == b""
+            break
+    sock.close()
+    done(server)
+    assert [line.partition(" ")[2] for line in lines(log)] == ["refused: proxy (no whole header after 0.2 s)"]
+
+
+def test_the_headers_deadline_does_not_outlive_it(impatient, dial):
+    server = impatient()
+    sock = dial(server)
+    converse(sock, LINE)
+    silence = threading.Event()
+    silence.wait(0.5)  # a session may be as silent as its own limits allow
+    converse(sock, b"")
+
+
+@pytest.mark.parametrize("seconds", [0.001, 1, 2.999])
+def test_less_than_three_seconds_for_a_header_are_refused(seconds):
+    with pytest.raises(ValueError, match=r"handshake_timeout is .* needs 3 s or more"):
+        echo.Server(("127.0.0.1", 0), Logged, proxy_protocol=True, handshake_timeout=seconds)
+
+
+@pytest.mark.parametrize("seconds", [3, 3.0, None])
+def test_three_seconds_for_a_header_are_enough_and_there_may_be_no_limit(serve, dial, seconds):
+    server = serve(Logged, proxy_protocol=True, handshake_timeout=seconds)
+    converse(dial(server), LINE)
+
+
+def test_others_are_served_while_headers_are_awaited(proxied, dial):
+    server = proxied()
+    silent = [dial(server) for _ in range(20)]
+    eventually(lambda: server.stats().active == 20)
+    converse(dial(server), LINE)
+    for sock in silent:
+        converse(sock, LINE)  # and nobody was refused meanwhile
+    assert server.stats().refused == {}
+
+
+# Probes.
+
+
+@pytest.mark.parametrize("way", ["end of input", "reset"])
+def test_one_that_connects_and_leaves_is_logged_at_debug_only(proxied, dial, log, way):
+    server = proxied()
+    sock = dial(server)
+    if way == "reset":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    done(server)
+    assert lines(log) == []
+    (line,) = lines(log, logging.DEBUG)
+    assert "refused: proxy (" in line
+    assert server.stats().refused == {"proxy": 1}
+
+
+@pytest.mark.parametrize("header", UNTOLD.values(), ids=UNTOLD)
+@pytest.mark.parametrize("way", ["end of input", "reset"])
+def test_a_proxy_that_speaks_for_itself_and_sends_nothing_is_logged_at_debug_only(proxied, dial, log, header, way):
+    server = proxied()
+    sock = dial(server)
+    sock.sendall(header)
+    if way == "reset":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    done(server)
+    assert lines(log) == []
+    assert any("connected" in line for line in lines(log, logging.DEBUG))
+    assert server.stats().refused == {}
+
+
+def test_a_proxy_that_speaks_for_itself_and_talks_is_logged_at_info(proxied, dial, log):
+    server = proxied()
+    sock = dial(server)
+    proxy = own_address(sock)
+    converse(sock, PROBE)
+    sock.close()
+    done(server)
+    assert record_of(log, "connected").levelname == "DEBUG"
+    end = record_of(log, "disconnected")
+    assert (end.levelname, end.peer, end.bytes_in) == ("INFO", proxy, 6)
+
+
+def test_a_client_that_sends_nothing_is_no_probe(proxied, dial, log):
+    server = proxied()
+    sock = dial(server)
+    sock.sendall(LINE)
+    sock.close()
+    done(server)
+    assert [record.event for record in log.records if record.levelno >= logging.INFO] == ["connected", "disconnected"]
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("begun", [b"", LINE[:-1], BLOCK[:-1]], ids=["absent", "v1", "v2"])
+def test_a_stop_while_a_header_is_awaited_ends_at_once_and_refuses_nobody(proxied, dial, log, begun):
+    server = proxied(shutdown_timeout=DEADLINE * 10)
+    sock = dial(server)
+    sock.sendall(begun)
+    eventually(lambda: server.stats().active == 1)
+    stopped = threading.Event()
+    threading.Thread(target=lambda: (server.stop(), stopped.set()), daemon=True).start()
+    assert read_all(sock) == b""
+    sock.close()
+    assert stopped.wait(DEADLINE)
+    assert {record.event for record in log.records} == {"draining", "drained", "stopped"}
+    assert record_of(log, "drained").levelname == "DEBUG"
+    assert server.stats().refused == {}
+    assert server.stats().ended == {"drain": 1}
+
+
+def test_a_stop_answers_what_had_arrived_behind_the_header(proxied, dial):
+    entered, go = threading.Event(), threading.Event()
+
+    class Slow(echo.EchoRequestHandler):
+        def message_received(self, message):
+            entered.set()
+            assert go.wait(DEADLINE)
+            super().message_received(message)
+
+    server = proxied(Slow)
+    sock = dial(server)
+    sock.sendall(LINE + b"one\ntwo\nthree\n")
+    assert entered.wait(DEADLINE)
+    stopper = threading.Thread(target=server.stop, daemon=True)
+    stopper.start()
+    eventually(lambda: [info.state for info in server.connections] == ["draining"])
+    go.set()
+    assert read_all(sock) == b"one\ntwo\nthree\n"
+    sock.close()
+    stopper.join(DEADLINE)
+    assert server.stats().ended == {"drain": 1}
+
+
+# TLS behind the header.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The paths of a certificate for localhost and of its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("certificate")
+    paths = [str(folder / name) for name in ("cert.pem", "key.pem")]
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
+    command = [*command.split(), "subjectAltName=DNS:localhost", "-out", paths[0], "-keyout", paths[1]]
+    subprocess.run(command, check=True, capture_output=True)
+    return paths
+
+
+@pytest.fixture
+def server_context(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return context
+
+
+class Tls:
+    """The client's side by hand, so that it can be told what goes into a segment."""
+
+    def __init__(self, sock, certificate):
+        context = ssl.create_default_context(cafile=certificate[0])
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+
+    def hello(self):
+        with pytest.raises(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        return self.outgoing.read()
+
+    def _until_done(self, action):
+        while True:
+            try:
+                return action()
+            except ssl.SSLWantReadError:
+                self.flush()
+                data = self.sock.recv(65536)
+                assert data, "the server has ended"
+                self.incoming.write(data)
+
+    def flush(self):
+        self.sock.sendall(self.outgoing.read())
+
+    def converse(self, message):
+        self._until_done(self.tls.do_handshake)
+        self.tls.write(message)
+        self.flush()
+        reply = b""
+        while len(reply) < len(message):
+            reply += self._until_done(lambda: self.tls.read(65536))
+        assert reply == message
+
+
+@pytest.mark.parametrize("header", [LINE, BLOCK, block(PROXY, 0x11, inet() + tlv(4, bytes(2000)))])
+def test_the_handshake_comes_behind_the_header_in_one_segment_with_it(
+    proxied, dial, log, server_context, certificate, header
+):
+    server = proxied(ssl_context=server_context)
+    sock = dial(server)
+    client = Tls(sock, certificate)
+    sock.sendall(header + client.hello())
+    client.converse(b"hello\n")
+    (info,) = server.connections
+    assert (info.peer, info.via) == (CLIENT, own_address(sock))
+    assert record_of(log, "connected").getMessage().startswith(f"{CLIENT} connected via {info.via}, TLSv1.")
+
+
+def test_a_handshake_without_a_header_is_refused_as_proxy(proxied, dial, log, server_context, certificate):
+    server = proxied(ssl_context=server_context)
+    sock = dial(server)
+    sock.sendall(Tls(sock, certificate).hello())
+    assert read_all(sock) == b""
+    sock.close()
+    done(server)
+    assert server.stats().refused == {"proxy": 1}
+
+
+def test_a_header_inside_tls_is_a_message(proxied, dial, server_context, certificate):
+    server = proxied(ssl_context=server_context)
+    sock = dial(server)
+    client = Tls(sock, certificate)
+    sock.sendall(line_of("192.0.2.2") + client.hello())
+    client.converse(LINE)
+    assert server.connections[0].peer == "192.0.2.2:1000"
+
+
+def test_a_denied_client_is_refused_before_its_handshake(proxied, dial, server_context, certificate):
+    server = proxied(ssl_context=server_context, deny=["192.0.2.1"])
+    sock = dial(server)
+    sock.sendall(LINE + Tls(sock, certificate).hello())
+    assert read_all(sock) == b""  # no ServerHello
+    sock.close()
+    done(server)
+    assert server.stats().refused == {"denied": 1}
+
+
+def test_a_failed_handshake_behind_a_header_is_refused_with_both_addresses(proxied, dial, log, server_context):
+    server = proxied(ssl_context=server_context)
+    sock = dial(server)
+    sock.sendall(LINE + b"hello, this is no TLS\n")
+    read_all(sock)  # the alert
+    proxy = own_address(sock)
+    sock.close()
+    done(server)
+    record = record_of(log, "refused")
+    assert record.getMessage() == f"{CLIENT} refused: handshake (what came is no TLS)"
+    assert (record.peer, record.via, record.levelname) == (CLIENT, proxy, "INFO")
+    assert server.stats().refused == {"handshake": 1}
+
+
+def test_a_probe_that_leaves_before_its_handshake_is_logged_at_debug_only(proxied, dial, log, server_context):
+    server = proxied(ssl_context=server_context)
+    sock = dial(server)
+    sock.sendall(PROBE)
+    sock.close()
+    done(server)
+    assert lines(log) == []
+
+
+# The command.
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+
+@posix
+def test_the_command_serves_behind_a_proxy_and_its_log_tells_both_addresses(server_command, dial):
+    server = server_command("--proxy-protocol")
+    assert "listening on 127.0.0.1:%d, behind a proxy\n" % server.address[1] in server.log
+    sock = dial(server.address)
+    proxy = own_address(sock)
+    converse(sock, LINE)
+    sock.close()
+    server.read_log_until("disconnected")
+    assert f"{CLIENT} connected via {proxy}\n" in server.log
+    assert f"{CLIENT} received 5 bytes: hello\n" in server.log
+    assert f"{CLIENT} disconnected: eof; 1 in (6 B), 1 out (6 B)" in server.log
+
+
+@posix
+def test_the_commands_json_has_via(server_command, dial):
+    server = server_command("--proxy-protocol", "--log-format", "json", "--deny", "203.0.113.0/24")
+    sock = dial(server.address)
+    proxy = own_address(sock)
+    converse(sock, BLOCK)
+    sock.close()
+    other = dial(server.address)
+    other.sendall(line_of("203.0.113.9"))
+    assert read_all(other) == b""
+    other_proxy = own_address(other)
+    other.close()
+    server.read_log_until('"refused"')
+    assert server.terminate() == 0
+    records = {}
+    for line in server.log.splitlines():
+        record = json.loads(line)
+        records[record["event"]] = record
+    assert (records["connected"]["peer"], records["connected"]["via"]) == (CLIENT, proxy)
+    refused = records["refused"]
+    assert (refused["peer"], refused["via"], refused["reason"]) == ("203.0.113.9:1000", other_proxy, "denied")
+
+
+@posix
+@pytest.mark.parametrize("how", ["option", "file"])
+def test_the_command_refuses_proxies_that_are_strangers(server_command, dial, tmp_path, how):
+    (tmp_path / "proxies").write_text("# ours\n192.0.2.0/24  # the first floor\n\n2001:db8::/32\n")
+    networks = "192.0.2.0/24" if how == "option" else f"@{tmp_path / 'proxies'}"
+    server = server_command("--proxy-protocol", "--proxy-allow-from", networks)
+    sock = dial(server.address)
+    with contextlib.suppress(ConnectionError):
+        sock.sendall(LINE)
+        assert read_all(sock) == b""
+    server.read_log_until(rf"INFO    {own_address(sock)} refused: proxy \(no proxy of ours\)\n")
+    ours = server_command("--proxy-protocol", "--proxy-allow-from", networks, "--proxy-allow-from", "127.0.0.1")
+    converse(dial(ours.address), LINE)
+
+
+@posix
+def test_sighup_reads_the_file_of_proxies_again(server_command, dial, tmp_path):
+    path = tmp_path / "proxies"
+    path.write_text("192.0.2.0/24\n")
+    server = server_command("--proxy-protocol", "--proxy-allow-from", f"@{path}")
+    path.write_text("127.0.0.1\n")
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("SIGHUP: .* read again")
+    converse(dial(server.address), LINE)
+
+
+@posix
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--proxy-allow-from", "127.0.0.1"], "--proxy-allow-from is for --proxy-protocol; give that, too"),
+        (["--proxy-protocol", "--proxy-allow-from", "127.0.0.256"], "'127.0.0.256' is no network"),
+        (["--proxy-protocol", "--proxy-allow-from", "@/nowhere/at/all"], "cannot read /nowhere/at/all"),
+        (["--proxy-protocol", "--handshake-timeout", "2s"], "needs 3 s or more"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_told_and_the_code_is_2(run, options, words):
+    process = run("echo.server", "0", *options)
+    code, _ = process.finish()
+    assert code == 2
+    assert words in process.log
+    assert "Traceback" not in process.log

@@ -1,0 +1,546 @@
+"""A session: its hooks, its ends and their reasons, and the echo protocol."""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import echo
+from echo.mixins.wrapper import SocketWrapper
+from support import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactly
+
+
+def reset(sock):
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def talk(sock, data):
+    """Send everything, end the output, and return everything that comes back."""
+    sender = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
+    sender.start()
+    received = read_all(sock)
+    sender.join()
+    return received
+
+
+# The echo protocol.
+
+
+@pytest.mark.parametrize("word", [b"exit", b"EXIT", b"Exit", b"  exit ", b"\texit\r", b"eXiT\r"])
+def test_exit_in_any_case_and_with_white_space_ends_the_session_and_is_not_echoed(serve, dial, word):
+    client = dial(serve())
+    client.sendall(b"one\n" + word + b"\nafter\n")
+    assert read_all(client) == b"one\n"
+
+
+@pytest.mark.parametrize("word", [b"exit!", b"exi", b"exit now", b"e xit", b"", b"\xe9xit"])
+def test_what_is_not_the_word_comes_back(serve, dial, word):
+    assert talk(dial(serve()), word + b"\n") == word + b"\n"
+
+
+def test_every_byte_value_comes_back_and_a_carriage_return_stays(serve, dial):
+    data = bytes(range(256)) * 3 + b"\r\n\r\n\n"
+    assert talk(dial(serve()), data) == data
+
+
+@pytest.mark.parametrize("data", [b"a\nb", b"a", b"\n", b"\r", b"a\r\n\x00", b""])
+def test_a_last_line_without_its_end_comes_back_as_it_came(serve, dial, data):
+    assert talk(dial(serve()), data) == data
+
+
+def test_exit_without_its_line_feed_is_the_word_too(serve, dial):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    assert talk(dial(serve(handler)), b"a\nexit") == b"a\n"
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["exit"]
+
+
+def test_the_word_can_be_switched_off(serve, dial):
+    class NoExit(echo.EchoRequestHandler):
+        exit_word = None
+
+    assert talk(dial(serve(NoExit)), b"exit\n") == b"exit\n"
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming(), echo.LengthFraming()], ids=["line", "length"])
+def test_messages_come_back_in_order_in_each_framing(serve, framing):
+    class Handler(echo.EchoRequestHandler):
+        pass
+
+    Handler.framing = framing
+    messages = [b"x" * size for size in (0, 1, 2, 1000, 65536)]
+    with echo.connect(serve(Handler).server_address, framing=framing) as client:
+        for message in messages:
+            client.send(message)
+        assert [client.recv() for _ in messages] == messages
+
+
+@pytest.mark.parametrize("attempt", range(100))
+def test_every_echo_before_exit_arrives_whatever_junk_follows(serve, dial, attempt):
+    """Row 20: a close over unread input would send RST and cost replies that are on their way."""
+    lines = b"".join(b"line %07d of the megabyte\n" % number for number in range(40_000))
+    client = dial(serve())
+    junk = os.urandom(1 << 20)
+
+    def send():
+        try:
+            client.sendall(lines + b"exit\n" + junk)
+        except OSError:
+            pass  # the server may be done with us before the junk is through
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert read_all(client) == lines
+    sender.join()
+
+
+def test_replies_arrive_after_the_client_has_half_closed(serve, dial):
+    """Row 35: the end of input is not the end of output."""
+
+    class Slow(echo.MessageRequestHandler):
+        def message_received(self, message):
+            half_closed.wait(DEADLINE)
+            self.send(message * 1000)
+
+    half_closed = threading.Event()
+    client = dial(serve(Slow))
+    client.sendall(b"abc\n")
+    client.shutdown(socket.SHUT_WR)
+    half_closed.set()
+    assert read_all(client) == b"abc" * 1000 + b"\n"
+
+
+# Hooks and reasons.
+
+
+def test_a_service_is_a_handler_of_three_lines(serve, dial):
+    class Upper(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message.upper())
+
+    assert talk(dial(serve(Upper)), b"abc\ndef\n") == b"ABC\nDEF\n"
+
+
+def test_the_hooks_come_in_order_and_the_last_exactly_once(serve, dial):
+    handler = Recorder.of(echo.EchoRequestHandler)
+    talk(dial(serve(handler)), b"a\nb\n")
+    assert handler.ended.wait(DEADLINE)
+    assert handler.events == ["made", b"a", b"b", "lost"]
+
+
+def test_end_of_input_inside_a_message_is_incomplete_and_no_message(serve, dial):
+    handler = Recorder.of(echo.MessageRequestHandler)
+    talk(dial(serve(handler)), b"whole\npart")
+    assert handler.ended.wait(DEADLINE)
+    assert handler.events == ["made", b"whole", "lost"]
+    assert handler.reasons == ["incomplete"]
+
+
+def test_close_ends_the_session_and_ignores_what_follows(serve, dial):
+    class Once(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message)
+            self.close()
+
+    handler = Recorder.of(Once)
+    assert talk(dial(serve(handler)), b"one\ntwo\nthree") == b"one\n"
+    assert handler.ended.wait(DEADLINE)
+    assert handler.events == ["made", b"one", "lost"]
+    assert handler.reasons == ["exit"]
+
+
+def test_close_works_from_another_thread(serve, dial):
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            kept.append(self)
+
+    kept = []
+    handler = Recorder.of(Kept)
+    client = dial(serve(handler))
+    client.sendall(b"a\n")
+    assert read_exactly(client, 2) == b"a\n"
+    kept[0].close()
+    assert read_all(client) == b""
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["exit"]
+
+
+def test_a_message_over_the_limit_ends_its_session_alone_and_what_came_before_is_answered(serve, dial, caplog):
+    """Row 32."""
+
+    class Small(echo.EchoRequestHandler):
+        framing = echo.LineFraming(max_message=10)
+
+    handler = Recorder.of(Small)
+    server = serve(handler)
+    other = dial(server)
+    with caplog.at_level(logging.WARNING, "echo.session"):
+        assert talk(dial(server), b"0123456789\nok\n01234567890\nlost\n") == b"0123456789\nok\n"
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["too-long"]
+    assert "too-long" in caplog.text
+    other.sendall(b"still here\n")
+    assert read_exactly(other, 11) == b"still here\n"
+
+
+def test_an_idle_session_ends_as_idle(serve, dial):
+    class Idle(echo.EchoRequestHandler):
+        timeout = 0.1
+
+    handler = Recorder.of(Idle)
+    client = dial(serve(handler))
+    client.sendall(b"a\n")
+    assert read_all(client) == b"a\n"
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["idle"]
+
+
+def test_a_dripping_client_ends_as_slow(serve, dial):
+    """Row 21: each byte would renew a deadline for each read."""
+
+    class Impatient(echo.EchoRequestHandler):
+        message_timeout = 0.3
+
+    handler = Recorder.of(Impatient)
+    client = dial(serve(handler))
+    client.sendall(b"a\n")
+    while not handler.ended.wait(0.05):
+        try:
+            client.sendall(b"x")
+        except OSError:
+            break
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["slow"]
+
+
+def test_a_client_that_never_reads_ends_as_slow(serve, dial):
+    """Row 22."""
+
+    class Impatient(echo.MessageRequestHandler):
+        send_timeout = 0.3
+
+        def message_received(self, message):
+            self.send(b"x" * 60_000)
+
+    handler = Recorder.of(Impatient)
+    client = dial(serve(handler))
+    client.sendall(b"\n" * 1000)
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["slow"]
+
+
+@pytest.mark.parametrize("said", [b"", b"half", b"whole\n"])
+def test_a_client_that_resets_is_reset_and_no_error(serve, dial, caplog, said):
+    """Row 26: a client that is gone is worth a DEBUG record, no traceback."""
+    handler = Recorder.of(echo.EchoRequestHandler)
+    with caplog.at_level(logging.DEBUG):
+        server = serve(handler)
+        client = dial(server)
+        eventually(lambda: handler.events)
+        client.sendall(said)
+        eventually(lambda: server.stats().bytes_in == len(said))
+        reset(client)
+        assert handler.ended.wait(DEADLINE)
+        eventually(lambda: not server.connections)
+    assert handler.reasons == ["reset"]
+    assert not [record for record in caplog.records if record.levelno > logging.INFO or record.exc_info]
+
+
+@pytest.mark.parametrize("hook", ["connection_made", "message_received", "connection_lost", "eof_received"])
+def test_an_exception_in_a_hook_is_logged_once_with_the_peer_and_ends_its_session_alone(serve, dial, caplog, hook):
+    def fail(self, *arguments):
+        raise ZeroDivisionError("on purpose")
+
+    handler = Recorder.of(type("Failing", (echo.EchoRequestHandler,), {hook: fail}))
+    server = serve(handler)
+    client = dial(server)
+    peer = "127.0.0.1:%d" % client.getsockname()[1]
+    talk(client, b"a\n")
+    eventually(lambda: server.stats().ended)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert peer in errors[0].getMessage()
+    assert errors[0].exc_info[0] is ZeroDivisionError
+    assert server.stats().ended == {"eof" if hook == "connection_lost" else "error": 1}
+    if hook != "connection_lost":
+        assert handler.reasons == ["error"]
+    assert eventually(lambda: not server.connections)
+    dial(server)  # and the server lives
+
+
+def test_replies_sent_before_an_exception_are_delivered(serve, dial):
+    class Failing(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message)
+            if message == b"2":
+                raise ZeroDivisionError
+
+    assert talk(dial(serve(Failing)), b"1\n2\n3\n") == b"1\n2\n"
+
+
+def test_a_last_flush_that_fails_in_its_own_way_skips_no_hook(serve, dial):
+    """What a mixin's stream raises may be no failure of the connection."""
+
+    class Broken(SocketWrapper):
+        def sendall(self, data):
+            raise RuntimeError("no way out")
+
+    class Failing(echo.MessageRequestHandler):
+        def stream(self):
+            return Broken(super().stream())
+
+        def message_received(self, message):
+            self.send(message)
+            raise ZeroDivisionError
+
+    handler = Recorder.of(Failing)
+    server = serve(handler)
+    assert talk(dial(server), b"1\n2\n") == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+    assert handler.events == ["made", b"1", "lost"]
+    assert handler.reasons == ["error"]
+
+
+def test_another_connections_failure_inside_a_hook_is_an_error_of_the_hook(serve, dial):
+    class Proxy(echo.MessageRequestHandler):
+        def message_received(self, message):
+            raise echo.ConnectionClosed("of an upstream server")
+
+    handler = Recorder.of(Proxy)
+    talk(dial(serve(handler)), b"a\n")
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["error"]
+
+
+def test_a_reset_is_a_reset_although_another_thread_meets_it_first(serve, dial, caplog):
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            kept.append(self)
+            receive = self.connection.receive
+
+            def watched():
+                try:
+                    return receive()
+                except echo.ConnectionClosed:
+                    for _ in range(5):
+                        with contextlib.suppress(echo.ConnectionClosed):
+                            self.connection.send(b"to nobody")
+                    raise
+
+            self.connection.receive = watched
+
+    kept = []
+    handler = Recorder.of(Kept)
+    client = dial(serve(handler))
+    eventually(lambda: kept)
+    reset(client)
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["reset"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("how", ["after a send", "idle, from another thread", "and sends on", "throttled"])
+def test_abort_ends_the_session_as_reset_and_is_no_error(serve, dial, caplog, how):
+    class Aborting(echo.ThrottlingMixin if how == "throttled" else echo.MessageRequestHandler):
+        messages_per_second, burst_seconds = 0.001, 1000.0
+
+        def connection_made(self):
+            kept.append(self)
+            super().connection_made()
+
+        def message_received(self, message):
+            super().message_received(message)
+            if how != "throttled":
+                self.send(message)
+                self.abort()
+                if how == "and sends on":
+                    self.send(message)
+                    self.flush()
+
+    kept = []
+    handler = Recorder.of(Aborting)
+    client = dial(serve(handler))
+    eventually(lambda: kept)
+    if how == "idle, from another thread":
+        kept[0].abort()
+    else:
+        client.sendall(b"one\ntwo\n")
+        if how == "throttled":
+            eventually(lambda: len(handler.events) == 3)
+            kept[0].abort()
+    with pytest.raises(ConnectionResetError):
+        read_all(client)
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["reset"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_handlers_own_slowness_is_no_slowness_of_the_clients_message(serve, dial):
+    class Slow(echo.EchoRequestHandler):
+        message_timeout = 0.3
+
+        def message_received(self, message):
+            if message == b"first":
+                threading.Event().wait(0.6)
+            super().message_received(message)
+
+    client = dial(serve(Slow))
+    client.sendall(b"first\nsec")
+    assert read_exactly(client, 6) == b"first\n"
+    client.sendall(b"ond\n")
+    assert read_exactly(client, 7) == b"second\n"
+
+
+def test_what_is_sent_in_connection_lost_still_arrives(serve, dial):
+    class Polite(echo.EchoRequestHandler):
+        def connection_lost(self, reason):
+            self.send(b"goodbye: " + reason.encode())
+
+    assert talk(dial(serve(Polite)), b"a\n") == b"a\ngoodbye: eof\n"
+
+
+def test_flush_lets_a_reply_go_before_the_next_read(serve, dial):
+    class Progress(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(b"working")
+            self.flush()
+            seen.wait(DEADLINE)
+            self.send(b"done")
+
+    seen = threading.Event()
+    client = dial(serve(Progress))
+    client.sendall(b"\n")
+    assert read_exactly(client, 8) == b"working\n"
+    seen.set()
+    assert read_exactly(client, 5) == b"done\n"
+
+
+def test_send_from_other_threads_sends_whole_messages_without_waiting_for_a_read(serve, dial):
+    """Row 34."""
+    senders, size = 8, 30_000
+
+    class Broadcast(echo.EchoRequestHandler):
+        def connection_made(self):
+            for number in range(senders):
+                threading.Thread(target=self.pour, args=(b"%d" % number,)).start()
+
+        def pour(self, digit):
+            for _ in range(20):
+                self.send(digit * size)
+
+    client = dial(serve(Broadcast))
+    lines = read_exactly(client, senders * 20 * (size + 1)).splitlines()
+    assert sorted(lines) == sorted(b"%d" % number * size for number in range(senders) for _ in range(20))
+
+
+def test_send_from_another_thread_after_the_end_is_refused(serve, dial):
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            kept.append(self)
+
+    kept = []
+    server = serve(Kept)
+    client = dial(server)
+    client.sendall(b"exit\n")
+    assert read_all(client) == b""
+    eventually(lambda: not server.connections)
+    with pytest.raises(echo.ConnectionClosed):
+        kept[0].send(b"too late")
+    kept[0].close()
+    kept[0].abort()
+
+
+def test_an_ending_session_lets_another_thread_finish_its_message(serve, dial):
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            kept.append(self)
+
+    kept = []
+    Kept.framing = echo.LengthFraming(50_000_000)
+    client = dial(serve(Kept))
+    eventually(lambda: kept)
+    sender = threading.Thread(target=kept[0].send, args=(b"x" * 20_000_000,))
+    sender.start()
+    select.select([client], [], [], DEADLINE)
+    client.sendall(echo.LengthFraming().encode(b"exit"))
+    assert len(read_all(client)) == 20_000_004
+    sender.join()
+
+
+def test_a_reply_that_the_framing_cannot_carry_is_an_error_of_the_hook(serve, dial):
+    class Wrong(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(b"two\nlines")
+
+    handler = Recorder.of(Wrong)
+    talk(dial(serve(handler)), b"a\n")
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["error"]
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming, echo.RawFraming])
+def test_a_text_is_no_message_and_an_error_of_the_hook_that_sends_it(serve, dial, caplog, framing):
+    class Wrong(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(b"bytes")
+            self.send("text")
+            self.send("more")
+
+    Wrong.framing = framing()
+    handler = Recorder.of(Wrong)
+    server = serve(handler)
+    assert talk(dial(server), Wrong.framing.encode(b"a")) == Wrong.framing.encode(b"bytes")
+    eventually(lambda: server.stats().ended == {"error": 1})
+    assert handler.events == ["made", b"a", "lost"]
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info[0] is TypeError
+    assert str(record.exc_info[1]) == "a message is bytes, not str; encode it first"
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming, echo.RawFraming])
+def test_a_buffer_may_be_used_again_once_it_was_sent(serve, dial, framing):
+    class Reuses(echo.MessageRequestHandler):
+        def message_received(self, message):
+            buffer = bytearray(b"one")
+            self.send(buffer)
+            buffer[:] = b"two"
+            self.send(buffer)
+
+    Reuses.framing = framing()
+    expected = b"".join(map(Reuses.framing.encode, (b"one", b"two")))
+    assert talk(dial(serve(Reuses)), Reuses.framing.encode(b"a")) == expected
+
+
+def test_python_without_assertions_serves_as_well():
+    script = (
+        "import echo, socket\n"
+        "with echo.Server(('127.0.0.1', 0), echo.EchoRequestHandler).start() as server:\n"
+        "    with echo.connect(server.server_address) as client:\n"
+        "        print(client.echo(b'hello').decode())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", script], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, check=True
+    )
+    assert done.stdout.split() == [b"hello"]
+
+
+def test_the_exit_word_may_change_in_a_session(serve):
+    class Changing(echo.EchoRequestHandler):
+        def message_received(self, message):
+            super().message_received(message)
+            self.exit_word = b"bye"
+
+    with echo.connect(serve(Changing).server_address) as client:
+        assert client.echo(b"hello") == b"hello"
+        assert client.echo(b"exit") == b"exit"
+        client.send(b"bye")
+        assert list(client) == []

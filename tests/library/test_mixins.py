@@ -1,0 +1,490 @@
+"""The mixins: logging, throttling, transcripts, faults; and their orders."""
+
+import io
+import itertools
+import logging
+import os
+import re
+import socket
+import time
+
+import pytest
+
+import echo
+from echo.mixins.throttling import TokenBucket
+from support import DEADLINE, Recorder, eventually, read_all, read_exactly
+
+
+class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
+    pass
+
+
+@pytest.fixture
+def log_of(serve, dial, caplog):
+    """``log_of(handler, data)``: the peer, and the records of a session in which the client sent ``data``."""
+
+    def hold(handler, data):
+        server = serve(handler)
+        with caplog.at_level(logging.DEBUG, "echo.session"):
+            client = dial(server)
+            peer = "127.0.0.1:%d" % client.getsockname()[1]
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            read_all(client)
+            eventually(lambda: not server.connections)
+        return peer, [record for record in caplog.records if record.name == "echo.session"]
+
+    return hold
+
+
+def test_a_session_is_a_record_at_its_start_and_one_at_its_end_and_messages_between(log_of):
+    peer, records = log_of(Logged, b"hello\nexit\n")
+    assert [record.getMessage() for record in records[:-1]] == [
+        f"{peer} connected",
+        f"{peer} received 5 bytes: hello",
+        f"{peer} sent 5 bytes: hello",
+        f"{peer} received 4 bytes: exit",
+    ]
+    assert records[-1].getMessage().startswith(f"{peer} disconnected: exit; 2 in (11 B), 1 out (6 B), ")
+    assert {record.levelno for record in records} == {logging.INFO}
+
+
+def test_records_carry_their_figures_as_attributes(log_of):
+    peer, records = log_of(Logged, b"hello\n")
+    assert [record.event for record in records] == ["connected", "received", "sent", "disconnected"]
+    assert {record.peer for record in records} == {peer}
+    end = records[-1]
+    assert (end.reason, end.messages_in, end.messages_out, end.bytes_in, end.bytes_out) == ("eof", 1, 1, 6, 6)
+    assert end.duration_s >= 0
+
+
+def test_what_the_peer_sent_cannot_forge_a_line_or_drive_a_terminal(log_of):
+    """Row 29."""
+    _, records = log_of(Logged, b"a\r\x1b[2J\xff\\n\x00\n")
+    assert records[1].getMessage().endswith(r": a\r\x1b[2J\xff\\n\x00")
+    assert all(record.getMessage().isprintable() for record in records)
+
+
+def test_a_long_message_is_shortened(log_of):
+    class Short(Logged):
+        shown_bytes = 10
+
+    _, records = log_of(Short, b"x" * 1000 + b"\n")
+    assert records[1].getMessage().endswith("received 1000 bytes: xxxxxxxxxx... (990 more bytes)")
+
+
+def test_a_last_line_without_its_end_is_logged_too(log_of):
+    _, records = log_of(Logged, b"rest")
+    assert records[1].getMessage().endswith("received 4 bytes without an end: rest")
+
+
+def test_the_end_counts_replies_before_an_exception(log_of):
+    class Failing(echo.LoggingMixin, echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message)
+            raise ZeroDivisionError
+
+    _, records = log_of(Failing, b"hello\n")
+    assert "disconnected: error; 1 in (6 B), 1 out (6 B)" in records[-1].getMessage()
+
+
+def test_the_end_is_logged_although_a_mixin_failed_before_the_beginning(log_of):
+    class Failing(echo.MessageRequestHandler):
+        def connection_made(self):
+            raise ZeroDivisionError
+
+    _, records = log_of(type("Handler", (Failing, Logged), {}), b"")
+    assert [record.event for record in records] == ["disconnected"]
+
+
+def test_messages_can_be_left_out(log_of):
+    class Quiet(Logged):
+        message_level = None
+
+    _, records = log_of(Quiet, b"hello\n")
+    assert [record.event for record in records] == ["connected", "disconnected"]
+
+
+def test_levels_are_class_attributes(log_of):
+    class Other(Logged):
+        session_level = logging.WARNING
+        message_level = logging.DEBUG
+
+    _, records = log_of(Other, b"hello\n")
+    assert [record.levelname for record in records] == ["WARNING", "DEBUG", "DEBUG", "WARNING"]
+
+
+def test_the_end_is_logged_even_if_the_handlers_own_hook_raises(log_of):
+    class Failing(echo.LoggingMixin, echo.MessageRequestHandler):
+        def connection_lost(self, reason):
+            super().connection_lost(reason)
+
+    class Inner(echo.EchoRequestHandler):
+        def connection_lost(self, reason):
+            raise ZeroDivisionError
+
+    _, records = log_of(type("Both", (Failing, Inner), {}), b"hello\n")
+    assert records[-1].event == "disconnected"
+
+
+def test_the_leftmost_mixin_is_the_outermost(serve, dial):
+    order = []
+
+    def mixin(name):
+        class Mixin(echo.MessageRequestHandler):
+            def message_received(self, message):
+                order.append(name)
+                super().message_received(message)
+
+        return Mixin
+
+    class Handler(mixin("left"), mixin("right"), echo.EchoRequestHandler):
+        pass
+
+    handler = Recorder.of(Handler)
+    client = dial(serve(handler))
+    client.sendall(b"a\nexit\n")
+    assert read_all(client) == b"a\n"
+    assert order == ["left", "right"] * 2
+
+
+# ThrottlingMixin.
+
+
+def throttled(*rates):
+    class Throttled(echo.ThrottlingMixin, echo.EchoRequestHandler):
+        messages_per_second, bytes_per_second = rates
+
+    return Throttled
+
+
+def test_a_bucket_gives_its_burst_at_once_and_then_its_rate():
+    bucket = TokenBucket(rate=10, burst=5, now=0.0)
+    assert [bucket.take(1, 0.0) for _ in range(5)] == [0.0] * 5
+    assert bucket.take(1, 0.0) == pytest.approx(0.1)
+    assert bucket.take(1, 0.2) == 0.0
+    assert bucket.take(1, 0.2) == pytest.approx(0.1)
+    assert bucket.take(5, 100.0) == 0.0
+    assert bucket.take(1, 100.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("rates", [(50, None), (None, 50 * 9), (50, 1e9)])
+def test_messages_are_handled_no_faster_than_the_rate_and_none_is_lost(serve, dial, rates):
+    handler = throttled(*rates)
+    handler.burst_seconds = 0.1
+    client = dial(serve(handler))
+    data = b"".join(b"line %04d\n" % number for number in range(30))
+    began = time.monotonic()
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == data
+    assert time.monotonic() - began > 0.4  # 25 of them at 50 a second, less what rounding may take
+
+
+def test_replies_go_out_before_the_session_waits(serve, dial):
+    handler = throttled(0.001, None)
+    handler.burst_seconds = 1000.0  # one message, then a thousand seconds
+    server = serve(handler)
+    client = dial(server)
+    client.sendall(b"first\nsecond\n")
+    assert read_exactly(client, 6) == b"first\n"
+
+
+def test_a_throttled_sender_feels_backpressure(serve, dial):
+    handler = throttled(0.001, None)
+    handler.burst_seconds = 1000.0
+    client = dial(serve(handler))
+    client.settimeout(0.5)
+    with pytest.raises(OSError):
+        while True:
+            client.sendall(b"x" * 60_000 + b"\n")
+
+
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_a_stop_lifts_the_limit(serve, dial, how):
+    class Throttled(throttled(0.001, None)):
+        burst_seconds = 1000.0
+
+        def connection_made(self):
+            sessions.append(self)
+            super().connection_made()
+
+    sessions = []
+    server = serve(Throttled, shutdown_timeout=DEADLINE)
+    client = dial(server)
+    client.sendall(b"first\nsecond\nthird\n")
+    assert read_exactly(client, 6) == b"first\n"
+    if how == "stop":
+        assert server.stop() is True
+        assert read_all(client) == b"second\nthird\n"
+    else:
+        sessions[0].close()
+        assert read_all(client) in (b"", b"second\n")  # the one whose turn was being waited for
+
+
+# TranscriptMixin.
+
+
+def transcripts(folder):
+    return sorted(os.path.join(folder, name) for name in os.listdir(folder))
+
+
+def test_a_transcript_holds_every_byte_with_its_direction_and_time(serve, dial, tmp_path):
+    class Kept(echo.TranscriptMixin, echo.EchoRequestHandler):
+        transcript_folder = str(tmp_path / "new" / "folder")
+
+    server = serve(Kept)
+    client = dial(server)
+    data = b"hello\r\n" + bytes(range(256)) + b"\nexit\n"
+    client.sendall(data)
+    read_all(client)
+    eventually(lambda: not server.connections)
+    (path,) = transcripts(Kept.transcript_folder)
+    assert "127.0.0.1_%d" % client.getsockname()[1] in path
+    found = {">": b"", "<": b""}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            match = re.fullmatch(
+                r"\d\d:\d\d:\d\d\.\d{3} ([<>]) ([0-9a-f]{8})  ((?:[0-9a-f]{2} ?)+) +([ -~]{1,16})\n", line
+            )
+            assert match, line
+            direction, offset, dump = match.group(1, 2, 3)
+            assert int(offset, 16) == len(found[direction])
+            found[direction] += bytes.fromhex(dump)
+    assert found == {">": data, "<": data[: -len(b"exit\n")]}
+
+
+def test_a_transcript_that_cannot_be_written_ends_its_session_as_an_error(serve, dial, tmp_path, caplog):
+    class Kept(echo.TranscriptMixin, echo.EchoRequestHandler):
+        transcript_folder = str(tmp_path / "file")
+
+    (tmp_path / "file").write_text("in the way")
+    server = serve(Kept)
+    assert read_all(dial(server)) == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+
+
+class FullDisk(io.StringIO):
+    def __init__(self, refused):
+        super().__init__()
+        self.refused = refused
+
+    def write(self, text):
+        if self.refused in text:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+class OnAFullDisk(echo.TranscriptMixin):
+    """Its transcript takes no line with ``refused`` in it."""
+
+    refused = ""
+
+    def stream(self):
+        stream = super().stream()
+        self._transcript.close()
+        self._transcript = stream._file = FullDisk(self.refused)
+        return stream
+
+
+def test_a_transcript_that_meets_a_full_disk_ends_its_session_as_an_error(serve, dial, tmp_path):
+    class Kept(OnAFullDisk, echo.EchoRequestHandler):
+        transcript_folder = str(tmp_path)
+
+    server = serve(Kept)
+    client = dial(server)
+    client.sendall(b"hello\n")
+    assert read_all(client) == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+
+
+def test_a_disk_that_is_full_at_the_last_reply_keeps_no_session_from_its_end(serve, dial, tmp_path):
+    class Kept(OnAFullDisk, echo.MessageRequestHandler):
+        transcript_folder = str(tmp_path)
+        refused = " < "
+
+        def message_received(self, message):
+            self.send(message)
+            raise ZeroDivisionError
+
+    handler = Recorder.of(Kept)
+    server = serve(handler)
+    client = dial(server)
+    client.sendall(b"hello\n")
+    assert read_all(client) == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+    assert handler.events == ["made", b"hello", "lost"]
+    assert handler.reasons == ["error"]
+
+
+# FaultMixin.
+
+
+def faulty(**faults):
+    return type("Faulty", (echo.FaultMixin, echo.EchoRequestHandler), faults)
+
+
+def replies_of(serve, handler, sessions, data):
+    server = serve(handler)
+    replies = []
+    for _ in range(sessions):
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            replies.append(read_all(sock))
+    return replies
+
+
+def test_without_a_fault_set_all_comes_back(serve):
+    assert replies_of(serve, faulty(), 1, b"hello\n" * 1000) == [b"hello\n" * 1000]
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_one_bit_of_each_so_many_bytes_is_flipped(serve, chunk):
+    data = b"0123456789abcde\n" * 1000
+    (reply,) = replies_of(serve, faulty(corrupt_every=1000, chunk=chunk), 1, data)
+    assert len(reply) == len(data)
+    wrong = [index for index, (a, b) in enumerate(zip(data, reply)) if a != b]
+    assert [index // 1000 for index in wrong] == list(range(16))
+    assert all(bin(data[index] ^ reply[index]).count("1") == 1 for index in wrong)
+
+
+def test_a_run_repeats_with_its_seed_and_differs_with_another(serve):
+    data = b"0123456789abcde\n" * 100
+    first = replies_of(serve, faulty(corrupt_every=100), 3, data)
+    again = replies_of(serve, faulty(corrupt_every=100), 3, data)
+    other = replies_of(serve, faulty(corrupt_every=100, seed="other"), 3, data)
+    assert first == again
+    assert len({*first, *other}) == 6
+
+
+def test_replies_are_cut_into_chunks_and_none_is_lost(serve):
+    calls = []
+
+    class Counting(faulty(chunk=5)):
+        def stream(self):
+            faulty_socket = super().stream()
+            real = faulty_socket._sock
+
+            class Spy:
+                def __getattr__(self, name):
+                    return getattr(real, name)
+
+                def sendall(self, data):
+                    calls.append(len(data))
+                    real.sendall(data)
+
+            faulty_socket._sock = Spy()
+            return faulty_socket
+
+    assert replies_of(serve, Counting, 1, b"hello\n" * 100) == [b"hello\n" * 100]
+    assert max(calls) <= 5 and len(set(calls)) > 1 and sum(calls) == 600
+
+
+def test_replies_are_delayed(serve):
+    began = time.monotonic()
+    assert replies_of(serve, faulty(delay=0.02, chunk=10), 1, b"hello\n" * 50) == [b"hello\n" * 50]
+    assert time.monotonic() - began > 0.1
+
+
+def test_the_connection_is_reset_after_so_many_answers(serve, dial):
+    handler = Recorder.of(faulty(reset_after=3))
+    client = dial(serve(handler))
+    received = b""
+    with pytest.raises(ConnectionResetError):
+        for number in range(100):
+            client.sendall(b"%d\n" % number)
+            received += read_exactly(client, 2)
+            assert len(received) == 2 * (number + 1)
+    assert received == b"0\n1\n2\n"
+    assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["reset"]
+
+
+# Values that make no sense.
+
+
+@pytest.mark.parametrize(
+    "mixin, option, value, words",
+    [
+        (echo.ThrottlingMixin, "messages_per_second", 0, "a rate, of messages or bytes, is 0; it is more than 0"),
+        (echo.ThrottlingMixin, "messages_per_second", -1.5, "a rate, of messages or bytes, is -1.5; it is more than 0"),
+        (echo.ThrottlingMixin, "bytes_per_second", 0.0, "a rate, of messages or bytes, is 0.0; it is more than 0"),
+        (echo.FaultMixin, "chunk", 0, "chunk is 0; it is 1 byte or more"),
+        (echo.FaultMixin, "corrupt_every", 0, "corrupt_every is 0; it is 1 byte or more"),
+        (echo.FaultMixin, "corrupt_every", -7, "corrupt_every is -7; it is 1 byte or more"),
+        (echo.FaultMixin, "delay", -0.1, "delay is -0.1; it is 0 s or more"),
+    ],
+)
+def test_a_senseless_value_ends_each_session_with_one_record_that_says_so(
+    serve, dial, caplog, mixin, option, value, words
+):
+    server = serve(type("Handler", (mixin, echo.EchoRequestHandler), {option: value}))
+    for number in (1, 2):
+        client = dial(server)
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b""
+        eventually(lambda number=number: server.stats().ended == {"error": number})
+        errors = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(errors) == number
+        assert errors[-1].exc_info[0] is ValueError
+        assert words in str(errors[-1].exc_info[1])
+        assert "127.0.0.1:%d" % client.getsockname()[1] in errors[-1].getMessage()
+
+
+# Orders.
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_the_mixins_go_together_in_any_order(serve, dial, tmp_path, caplog, order):
+    mixins = [echo.LoggingMixin, echo.ThrottlingMixin, echo.TranscriptMixin, echo.FaultMixin]
+    handler = type(
+        "Handler",
+        (*(mixins[index] for index in order), echo.EchoRequestHandler),
+        {"transcript_folder": str(tmp_path), "chunk": 3, "messages_per_second": 1000.0},
+    )
+    server = serve(handler)
+    client = dial(server)
+    with caplog.at_level(logging.INFO, "echo.session"):
+        client.sendall(b"one\ntwo\nexit\n")
+        assert read_all(client) == b"one\ntwo\n"
+        eventually(lambda: not server.connections)
+    assert [record.event for record in caplog.records if record.name == "echo.session"][-1] == "disconnected"
+    assert len(transcripts(str(tmp_path))) == 1
+    assert server.stats().ended == {"exit": 1}
+
+
+@pytest.mark.parametrize("first", ["transcript", "fault"])
+def test_a_transcript_before_the_faults_shows_what_was_meant_and_after_them_what_went_out(serve, dial, tmp_path, first):
+    mixins = [echo.TranscriptMixin, echo.FaultMixin]
+    if first == "fault":
+        mixins.reverse()
+    attributes = {"transcript_folder": str(tmp_path), "corrupt_every": 5}
+    server = serve(type("Handler", (*mixins, echo.EchoRequestHandler), attributes))
+    client = dial(server)
+    client.sendall(b"hello\nexit\n")
+    received = read_all(client)
+    assert received != b"hello\n"
+    eventually(lambda: not server.connections)
+    with open(transcripts(str(tmp_path))[0], encoding="utf-8") as file:
+        (sent,) = [line for line in file if " < " in line]
+    shown = bytes.fromhex(sent.split("  ")[1])
+    assert shown == (b"hello\n" if first == "transcript" else received)
+
+
+def test_a_mixin_that_forgets_super_hides_the_handler_and_nothing_else(serve, dial):
+    """As documented: those to its right never hear of the message; the session goes on and ends as it should."""
+
+    class Forgetful(echo.MessageRequestHandler):
+        def message_received(self, message):
+            pass
+
+    handler = Recorder.of(type("Handler", (Forgetful, echo.EchoRequestHandler), {}))
+    server = serve(handler)
+    client = dial(server)
+    client.sendall(b"hello\n")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b""
+    assert handler.ended.wait(DEADLINE)
+    assert handler.events == ["made", b"hello", "lost"]

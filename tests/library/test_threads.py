@@ -1,0 +1,529 @@
+"""The sessions' threads: used again, let go, and with nothing of one session in the next."""
+
+import contextvars
+import gc
+import logging
+import queue
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+
+import echo
+from echo.server import threads as threads_module
+from echo.server.threads import NotStarted, Threads
+from support import DEADLINE, ROOT, eventually, read_all, read_exactly
+
+
+class Ident(echo.MessageRequestHandler):
+    """Answers with the identity of the thread it is served in."""
+
+    def message_received(self, message):
+        self.send(b"%d" % threading.get_ident())
+
+
+def ask(sock, message=b"who"):
+    """The reply to a line."""
+    sock.sendall(message + b"\n")
+    reply = b""
+    while not reply.endswith(b"\n"):
+        more = sock.recv(1024)
+        assert more, "the session has ended"
+        reply += more
+    return reply[:-1]
+
+
+def ask_once(server, message=b"who"):
+    """The reply that a session of its own gets; returns when its thread waits for another, or is gone."""
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        reply = ask(sock, message)
+    rests(server)
+    return reply
+
+
+def rests(server):
+    """Wait until no session is left, and all threads that there are wait."""
+    eventually(lambda: not server.connections and len(server._session_threads._idle) == len(session_threads()))
+
+
+def session_threads():
+    """All sessions' threads of this process; the tests that ask have one server at a time."""
+    return [thread for thread in threading.enumerate() if thread.name == "echo-session"]
+
+
+@pytest.fixture(autouse=True)
+def no_threads_of_another_test():
+    eventually(lambda: not session_threads())
+
+
+def test_a_second_session_runs_in_the_thread_of_the_first(serve):
+    server = serve(Ident)
+    idents = {ask_once(server) for _ in range(10)}
+    assert len(idents) == 1
+    assert len(session_threads()) == 1
+
+
+def test_two_sessions_at_a_time_have_two_threads_and_the_next_two_have_the_same(serve, dial):
+    server = serve(Ident)
+
+    def pair():
+        with socket.create_connection(server.server_address, DEADLINE) as one:
+            with socket.create_connection(server.server_address, DEADLINE) as other:
+                idents = {ask(one), ask(other)}
+        rests(server)
+        return idents
+
+    first = pair()
+    assert len(first) == 2
+    assert pair() == first
+
+
+def test_the_thread_that_worked_last_works_next_so_that_the_others_may_leave(serve):
+    server = serve(Ident)
+    with socket.create_connection(server.server_address, DEADLINE) as one:
+        first = ask(one)
+        with socket.create_connection(server.server_address, DEADLINE) as other:
+            assert ask(other) != first
+        eventually(lambda: len(server._session_threads._idle) == 1)
+    rests(server)
+    assert [ask_once(server) for _ in range(3)] == [first] * 3
+
+
+def test_a_thread_that_waits_is_a_daemon_with_a_name(serve):
+    server = serve(Ident)
+    ask_once(server)
+    (thread,) = session_threads()
+    assert thread.daemon
+
+
+def test_an_idle_thread_leaves(serve, monkeypatch):
+    monkeypatch.setattr(threads_module, "IDLE_TIMEOUT", 0.05)
+    server = serve(Ident)
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        ask(sock)
+        (thread,) = session_threads()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert not server._session_threads._idle
+    assert not session_threads()
+    assert ask_once(server)  # and a new one comes
+
+
+def test_a_thread_does_not_leave_while_it_has_a_session(serve, dial, monkeypatch):
+    monkeypatch.setattr(threads_module, "IDLE_TIMEOUT", 0.01)
+    server = serve(Ident)
+    client = dial(server)
+    ident = ask(client)
+    threading.Event().wait(0.1)  # ten times as long as it would wait
+    assert ask(client) == ident
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.0002, 0.002])
+def test_no_task_is_lost_on_threads_that_are_about_to_leave(monkeypatch, timeout):
+    """The moment between the end of a thread's patience and its leaving, hit as often as can be."""
+    monkeypatch.setattr(threads_module, "IDLE_TIMEOUT", timeout)
+    pool = Threads()
+    done = [[] for _ in range(4)]
+    failures = []
+
+    def never():
+        failures.append("not started")
+
+    def hammer(mine, seed):
+        choice = random.Random(seed)
+        pause = threading.Event()
+        for number in range(400):
+            pool.run((mine.append, (number,)), never)
+            if choice.random() < 0.7:
+                pause.wait(choice.uniform(0, 2 * timeout))
+
+    hammers = [threading.Thread(target=hammer, args=(mine, seed)) for seed, mine in enumerate(done)]
+    for thread in hammers:
+        thread.start()
+    for thread in hammers:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    eventually(lambda: sum(map(len, done)) == 4 * 400, "a task was lost")
+    assert [sorted(mine) for mine in done] == [list(range(400))] * 4
+    assert not failures
+    pool.close()
+    eventually(lambda: not session_threads() and not pool._idle)
+
+
+def test_a_thread_that_was_taken_while_it_gave_up_waits_for_its_task():
+    """The same moment, held still: taken out of the queue, and nothing put in yet."""
+    pool = Threads()
+    began, go = threading.Event(), threading.Event()
+
+    class Late(threads_module.queue.SimpleQueue):
+        def get(self, block=True, timeout=None):
+            if timeout is None:
+                return super().get()
+            began.set()
+            assert go.wait(DEADLINE)
+            raise threads_module.queue.Empty
+
+    tasks = Late()
+    results = []
+    thread = threading.Thread(target=lambda: results.append(pool._next((tasks, thread))))
+    thread.start()
+    assert began.wait(DEADLINE)
+    assert pool._idle.pop() == (tasks, thread)  # as run() does
+    go.set()
+    tasks.put("task")
+    thread.join(DEADLINE)
+    assert results == ["task"]
+
+
+def test_what_a_session_sets_in_its_context_the_next_does_not_see(serve):
+    variable = contextvars.ContextVar("variable", default=b"unset")
+
+    class Sets(Ident):
+        def message_received(self, message):
+            self.send(variable.get())
+            variable.set(message)
+            self.send(b"%d" % threading.get_ident())
+
+    server = serve(Sets)
+    replies = []
+    for message in (b"one", b"two"):
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            sock.sendall(message + b"\n" + message + b"\n")
+            sock.shutdown(socket.SHUT_WR)
+            replies.append(read_all(sock).split())
+        rests(server)
+    assert replies[0][1] == replies[1][1]  # the same thread
+    assert [reply[0] for reply in replies] == [b"unset"] * 2
+    assert [reply[2] for reply in replies] == [b"one", b"two"]  # within a session it stays
+
+
+def test_what_a_session_sets_in_its_context_is_not_the_programs(serve):
+    variable = contextvars.ContextVar("variable", default="unset")
+    variable.set("the program's")
+    seen = []
+
+    class Looks(Ident):
+        def message_received(self, message):
+            seen.append(variable.get())
+            variable.set("a session's")
+            super().message_received(message)
+
+    ask_once(serve(Looks))
+    assert seen == ["unset"]
+    assert variable.get() == "the program's"
+
+
+def test_a_threading_local_stays_as_in_any_pool(serve):
+    local = threading.local()
+
+    class Counts(echo.MessageRequestHandler):
+        def message_received(self, message):
+            local.count = getattr(local, "count", 0) + 1
+            self.send(b"%d" % local.count)
+
+    server = serve(Counts)
+    assert [ask_once(server) for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_sys_exit_in_a_handler_ends_its_thread_alone(serve, dial):
+    class Quits(Ident):
+        def message_received(self, message):
+            if message == b"quit":
+                sys.exit(1)
+            super().message_received(message)
+
+    server = serve(Quits)
+    stays = dial(server)
+    ident = ask(stays)
+    (there,) = session_threads()
+    leaves = dial(server)
+    ask(leaves)
+    (thread,) = set(session_threads()) - {there}
+    leaves.sendall(b"quit\n")
+    assert read_all(leaves) == b""
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert not server._session_threads._idle
+    assert ask(stays) == ident
+    later = dial(server)
+    assert ask(later) != ident
+    assert server.stats().ended == {"error": 1}
+
+
+def test_an_exception_in_a_handler_costs_no_thread(serve, caplog):
+    class Fails(Ident):
+        def message_received(self, message):
+            if message == b"fail":
+                raise ZeroDivisionError("on purpose")
+            super().message_received(message)
+
+    server = serve(Fails)
+    ident = ask_once(server)
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        sock.sendall(b"fail\n")
+        assert read_all(sock) == b""
+    rests(server)
+    assert ask_once(server) == ident
+    assert "on purpose" in caplog.text
+
+
+def test_threads_that_are_no_daemons_are_new_each_time_and_do_not_wait(serve):
+    met = []
+
+    class Meets(Ident):
+        def message_received(self, message):
+            met.append(threading.current_thread())
+            super().message_received(message)
+
+    server = serve(Meets, daemon_threads=False)
+    for number in range(3):
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            ask(sock)
+        met[number].join(DEADLINE)
+        assert not met[number].is_alive()
+    assert len(set(met)) == 3
+    assert not any(thread.daemon for thread in met)
+    assert not server._session_threads._idle
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_program_ends_promptly_after_its_sessions(daemon):
+    """Nobody waits for the threads that wait for another session."""
+    script = (
+        "import echo, sys\n"
+        f"server = echo.Server(('127.0.0.1', 0), echo.EchoRequestHandler, daemon_threads={daemon}).start()\n"
+        "from echo.server import threads\n"
+        "threads.IDLE_TIMEOUT = 3600\n"
+        "for _ in range(3):\n"
+        "    with echo.connect(server.server_address) as client:\n"
+        "        assert client.echo(b'hello') == b'hello'\n"
+        "print('over')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"over\n", b"")
+
+
+def test_stop_lets_the_threads_that_wait_end_at_once(serve, monkeypatch):
+    monkeypatch.setattr(threads_module, "IDLE_TIMEOUT", 3600)
+    server = serve(Ident)
+    clients = [socket.create_connection(server.server_address, DEADLINE) for _ in range(5)]
+    for client in clients:
+        ask(client)
+    threads = session_threads()
+    assert len(threads) == 5
+    for client in clients[:3]:
+        client.close()
+    eventually(lambda: len(server._session_threads._idle) == 3)
+    began = time.monotonic()
+    assert server.stop() is True
+    for thread in threads:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    assert time.monotonic() - began < DEADLINE / 2
+    for client in clients[3:]:
+        assert read_all(client) == b""
+        client.close()
+
+
+def test_a_thread_whose_session_outlives_the_stop_does_not_wait_afterwards(serve, dial, monkeypatch):
+    monkeypatch.setattr(threads_module, "IDLE_TIMEOUT", 3600)
+    entered, release = threading.Event(), threading.Event()
+
+    class Stuck(echo.MessageRequestHandler):
+        def message_received(self, message):
+            entered.set()
+            release.wait(DEADLINE)
+
+    server = serve(Stuck)
+    dial(server).sendall(b"\n")
+    assert entered.wait(DEADLINE)
+    assert server.stop(timeout=0) is False
+    (thread,) = session_threads()
+    release.set()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+def test_shutdown_keeps_the_threads_for_the_next_run(serve):
+    server = serve(Ident)
+    ident = ask_once(server)
+    server.shutdown()
+    server.start()
+    assert ask_once(server) == ident
+
+
+def test_two_servers_share_no_thread(serve):
+    one, other = serve(Ident), serve(Ident)
+    with socket.create_connection(one.server_address, DEADLINE) as sock:
+        first = ask(sock)
+    eventually(lambda: one._session_threads._idle)
+    with socket.create_connection(other.server_address, DEADLINE) as sock:
+        assert ask(sock) != first
+
+
+def test_a_waiting_thread_keeps_nothing_of_the_session_before_alive(serve, monkeypatch):
+    monkeypatch.setattr(threads_module, "IDLE_TIMEOUT", 3600)
+    remains = []
+
+    class Kept(Ident):
+        def connection_made(self):
+            remains.extend([weakref.ref(self), weakref.ref(self.connection), weakref.ref(self.request)])
+
+    server = serve(Kept)
+    ask_once(server)
+    assert len(session_threads()) == 1
+    eventually(lambda: gc.collect() is None or not any(remain() for remain in remains))
+    ask_once(server)  # nor does one that was used again
+    eventually(lambda: gc.collect() is None or not any(remain() for remain in remains))
+    assert len(remains) == 6
+
+
+def test_a_thread_that_waits_keeps_no_task_of_a_failed_session_alive_either(serve, caplog):
+    remains = []
+
+    class Fails(echo.MessageRequestHandler):
+        def connection_made(self):
+            remains.append(weakref.ref(self))
+            raise ZeroDivisionError
+
+    server = serve(Fails)
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        assert read_all(sock) == b""
+    rests(server)
+    assert len(caplog.records) == 1  # which pytest keeps, and they the traceback
+    for handler in logging.getLogger().handlers:
+        getattr(handler, "records", []).clear()
+    eventually(lambda: gc.collect() is None or not remains[0]())
+
+
+@pytest.mark.parametrize("method", ["start", "__init__"])
+def test_a_thread_that_cannot_start_is_told_by_name_and_rolled_back(monkeypatch, method):
+    rolled_back = []
+
+    def fail(thread, *arguments, **options):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, method, fail)
+    pool = Threads()
+    with pytest.raises(NotStarted, match="can't start new thread"):
+        pool.run((pytest.fail, ("it ran",)), lambda: rolled_back.append(True))
+    assert rolled_back == [True]
+    assert not pool._idle
+
+
+def test_another_failure_to_start_is_raised_as_it_is_and_rolled_back(monkeypatch):
+    rolled_back = []
+
+    def fail(thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(KeyboardInterrupt):
+        Threads().run((pytest.fail, ("it ran",)), lambda: rolled_back.append(True))
+    assert rolled_back == [True]
+
+
+def test_an_interrupt_after_the_start_rolls_nothing_back(monkeypatch):
+    real_start = threading.Thread.start
+
+    def interrupted(thread):
+        real_start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    ran = threading.Event()
+    pool = Threads()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run((ran.set, ()), lambda: pytest.fail("it was rolled back"))
+    assert ran.wait(DEADLINE)
+    pool.close()
+
+
+def test_while_no_thread_can_be_had_those_that_wait_go_on_serving(serve, monkeypatch, caplog):
+    server = serve(Ident)
+    ident = ask_once(server)
+
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with socket.create_connection(server.server_address, DEADLINE) as one:
+        assert ask(one) == ident
+        with socket.create_connection(server.server_address, DEADLINE) as other:
+            assert read_all(other) == b""
+        eventually(lambda: server.stats().accept_errors == 1)
+        assert ask(one) == ident
+    monkeypatch.undo()
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        assert ask(sock)
+    assert "cannot accept connections for now" in caplog.text
+    assert server.stats().accept_errors == 1
+
+
+def test_hundreds_of_short_sessions_at_a_time_lose_no_reply(serve, monkeypatch):
+    """Real sessions on threads that are forever leaving."""
+    monkeypatch.setattr(threads_module, "IDLE_TIMEOUT", 0.0005)
+    server = serve()
+    replies = []
+
+    def visit(seed):
+        choice = random.Random(seed)
+        pause = threading.Event()
+        for number in range(40):
+            with socket.create_connection(server.server_address, DEADLINE) as sock:
+                sock.sendall(b"%d\n" % number)
+                replies.append(read_exactly(sock, len(b"%d\n" % number)) == b"%d\n" % number)
+            pause.wait(choice.uniform(0, 0.001))
+
+    visitors = [threading.Thread(target=visit, args=(seed,)) for seed in range(6)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join(DEADLINE)
+        assert not visitor.is_alive()
+    assert replies == [True] * 240
+    eventually(lambda: not server.connections)
+    stats = server.stats()
+    assert (stats.accepted, sum(stats.ended.values()), stats.accept_errors) == (240, 240, 0)
+
+
+def test_a_forked_child_gives_nothing_to_threads_that_only_its_parent_has():
+    threads = Threads()
+    threads._idle.append(queue.SimpleQueue())  # its thread is the parent's
+    threads._pid = -1  # as the parent has left it
+    done = threading.Event()
+    threads.run((done.set, ()), lambda: None)
+    assert done.wait(DEADLINE)
+    threads.close()
+
+
+def test_after_server_close_no_thread_waits(serve):
+    server = serve(Ident)
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        sock.sendall(b"hello\n")
+        sock.shutdown(socket.SHUT_WR)
+        read_all(sock)
+    (waiting,) = eventually(lambda: list(server._session_threads._idle))
+    server.server_close()
+    assert not waiting[1].is_alive()
+
+
+def test_a_session_is_served_although_its_thread_can_wait_for_no_other(monkeypatch):
+    def fail():
+        raise MemoryError
+
+    told = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(queue, "SimpleQueue", fail)
+    done = threading.Event()
+    Threads().run((done.set, ()), lambda: None)
+    assert done.wait(DEADLINE)
+    eventually(lambda: [each.exc_type for each in told] == [MemoryError])

@@ -1,0 +1,1025 @@
+"""``TLSSocket`` over socket pairs, with TLS 1.2 and 1.3: bytes, ends, deadlines; and what it says when it fails."""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import http.server
+import os
+import random
+import re
+import select
+import socket
+import socketserver
+import ssl
+import threading
+import time
+
+import pytest
+
+import echo
+from echo.certificates import client_context, server_context
+from echo.sockets import has_input, linger, set_receive_timeout, set_send_timeout
+from echo.tls import TLSSocket, explain
+from support import DEADLINE, eventually, read_all, read_exactly
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="deadlines as POSIX has them")
+
+TIMED_OUT = (BlockingIOError, socket.timeout)
+
+both_sides = pytest.mark.parametrize("server_reads", [True, False], ids=["server reads", "client reads"])
+
+
+class Background:
+    """A function in a thread of its own; ``result`` waits for what it returns or raises."""
+
+    def __init__(self, function, *arguments, **options):
+        self._outcome = None
+        self._thread = threading.Thread(target=self._run, args=(function, arguments, options), daemon=True)
+        self._thread.start()
+
+    def _run(self, function, arguments, options):
+        try:
+            self._outcome = (function(*arguments, **options), None)
+        except BaseException as exc:
+            self._outcome = (None, exc)
+
+    def result(self):
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "it never ended"
+        value, error = self._outcome
+        if error is not None:
+            raise error
+        return value
+
+
+class Memory:
+    """A peer whose records the test has in its hands: OpenSSL on memory, beside a plain socket."""
+
+    def __init__(self, sock, context, **options):
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, **options)
+
+    def handshake(self, last=b""):
+        """``last`` goes out in one piece with the last of the handshake."""
+        while True:
+            try:
+                self.tls.do_handshake()
+                self.sock.sendall(self.outgoing.read() + (self.encrypt(last) if last else b""))
+                return
+            except ssl.SSLWantReadError:
+                self.sock.sendall(self.outgoing.read())
+                self.incoming.write(self.sock.recv(65536))
+
+    def encrypt(self, data):
+        self.tls.write(data)
+        return self.outgoing.read()
+
+    def read(self):
+        """What came next, decrypted; b"" is the end of output that the peer has said."""
+        while True:
+            try:
+                return self.tls.read(65536)
+            except ssl.SSLWantReadError:
+                data = self.sock.recv(65536)
+                assert data, "the peer left without a word"
+                self.incoming.write(data)
+            except ssl.SSLZeroReturnError:
+                return b""
+
+
+@pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["TLSv1.2", "TLSv1.3"])
+def version(request):
+    return request.param
+
+
+@pytest.fixture
+def contexts(certificates, version):
+    """The server's and the client's, who speak one version."""
+    made = server_context(*certificates.server), client_context(certificates.authority.certificate)
+    for context in made:
+        context.minimum_version = context.maximum_version = version
+    return made
+
+
+@pytest.fixture
+def sockets():
+    """Two connected sockets, closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def connect():
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                listener.listen()
+                client = stack.enter_context(socket.create_connection(listener.getsockname(), DEADLINE))
+                client.settimeout(None)
+                server = stack.enter_context(listener.accept()[0])
+            for sock in (server, client):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                set_receive_timeout(sock, DEADLINE)
+                set_send_timeout(sock, DEADLINE)
+            return server, client
+
+        yield connect
+
+
+@pytest.fixture
+def plain(sockets):
+    """``plain()``: a server's and a client's ``TLSSocket`` before their handshake."""
+    with contextlib.ExitStack() as stack:
+
+        def connect():
+            return tuple(stack.enter_context(contextlib.closing(TLSSocket(sock))) for sock in sockets())
+
+        yield connect
+
+
+def agree(server, client, contexts, **options):
+    server_side = Background(server.handshake, contexts[0], server_side=True, timeout=DEADLINE)
+    try:
+        client.handshake(contexts[1], server_hostname="localhost", timeout=DEADLINE, **options)
+    finally:
+        server_side.result()
+
+
+@pytest.fixture
+def pair(plain, contexts):
+    """A server's and a client's ``TLSSocket`` that have agreed."""
+    server, client = plain()
+    agree(server, client, contexts)
+    return server, client
+
+
+@pytest.fixture
+def roles(pair, server_reads):
+    """Who reads, and the other one."""
+    return pair if server_reads else pair[::-1]
+
+
+@pytest.fixture
+def memory(plain, contexts):
+    """A server's ``TLSSocket``, and a ``Memory`` that has agreed with it."""
+    server, client = plain()
+    peer = Memory(client, contexts[1], server_hostname="localhost")
+    server_side = Background(server.handshake, contexts[0], server_side=True, timeout=DEADLINE)
+    peer.handshake()
+    server_side.result()
+    server.sendall(b"!")
+    assert peer.read() == b"!"  # and the tickets before it: closing over them would be a reset
+    return server, peer
+
+
+def noise(size, seed=0):
+    return random.Random(seed).getrandbits(8 * size).to_bytes(size, "big")
+
+
+# The handshake.
+
+
+def test_a_tls_socket_is_a_plain_one_until_its_handshake(plain, contexts):
+    server, client = plain()
+    client.sendall(b"PROXY UNKNOWN\r\n")
+    assert read_exactly(server, 15) == b"PROXY UNKNOWN\r\n"
+    assert server.send(b"plain") == 5 and client.recv(100) == b"plain"
+    assert (server.version(), server.cipher(), server.getpeercert(), server.subject) == (None, None, None, None)
+    agree(server, client, contexts)
+    client.sendall(b"encrypted")
+    assert server.recv(100) == b"encrypted"
+
+
+def test_both_sides_know_what_was_agreed_on(pair, version):
+    server, client = pair
+    name = {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
+    assert server.version() == client.version() == name
+    assert server.cipher() == client.cipher() is not None
+    assert dict(pair for names in client.getpeercert()["subject"] for pair in names) == {"commonName": "localhost"}
+    assert client.getpeercert(True).startswith(b"\x30")
+    assert client.subject == "CN=localhost"
+    assert server.subject is None and server.getpeercert() is None
+
+
+def test_the_protocol_that_both_know_is_chosen(plain, contexts):
+    server, client = plain()
+    contexts[0].set_alpn_protocols(["b", "c"])
+    contexts[1].set_alpn_protocols(["a", "b"])
+    assert client.selected_alpn_protocol() is None
+    agree(server, client, contexts)
+    assert server.selected_alpn_protocol() == client.selected_alpn_protocol() == "b"
+
+
+def test_what_comes_together_with_the_end_of_the_handshake_is_known_without_a_read(plain, contexts):
+    server, client = plain()
+    peer = Memory(client, contexts[1], server_hostname="localhost")
+    server_side = Background(server.handshake, contexts[0], server_side=True, timeout=DEADLINE)
+    peer.handshake(b"at once")
+    server_side.result()
+    if peer.tls.version() == "TLSv1.3":  # in TLS 1.2 the server's word is the last
+        assert server.buffered == 7
+        assert has_input(server, 0)
+    assert server.recv(100) == b"at once"
+    assert server.buffered == 0
+
+
+def test_a_handshake_that_is_not_done_in_time_is_a_timeout_although_bytes_drip(plain, contexts):
+    server, client = plain()
+    enough = threading.Event()
+
+    def drip():
+        record = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
+        for index in range(len(record)):
+            if enough.wait(0.05):
+                break
+            client.send(record[index : index + 1])
+
+    dripping = Background(drip)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"the handshake was not done after 0\.3 s"):
+        server.handshake(contexts[0], server_side=True, timeout=0.3)
+    assert time.monotonic() - began < 10  # the whole record would take 25 s
+    enough.set()
+    dripping.result()
+
+
+@pytest.mark.parametrize("began, words", [(b"", "before its handshake"), (b"\x16\x03\x01", "in mid-handshake")])
+def test_a_client_that_leaves_during_its_handshake_is_told_apart(plain, contexts, began, words):
+    server, client = plain()
+    client.sendall(began)
+    client.close()
+    with pytest.raises(ConnectionResetError, match=f"the peer left {words}"):
+        server.handshake(contexts[0], server_side=True, timeout=DEADLINE)
+    assert server.untouched == (not began)
+
+
+def test_the_time_of_the_handshake_is_not_that_of_what_follows(plain, contexts):
+    server, client = plain()
+    client.settimeout(7.5)
+    agree(server, client, contexts)
+    assert client.gettimeout() == 7.5
+    assert server.gettimeout() is None
+
+
+# Bytes.
+
+
+def test_megabytes_in_both_directions_at_once_arrive_whole_and_in_order(pair):
+    sent = noise(4_000_000, 1), noise(4_000_000, 2)
+    reading = [Background(read_exactly, sock, 4_000_000) for sock in pair]
+    sending = [Background(sock.sendall, data) for sock, data in zip(pair, sent)]
+    for each in sending:
+        each.result()
+    assert reading[0].result() == sent[1]
+    assert reading[1].result() == sent[0]
+
+
+@both_sides
+def test_one_thread_reads_while_many_send_and_each_send_goes_out_whole(roles, server_reads):
+    reader, writer = roles
+    senders, messages = 4, 200
+
+    def send_all(number):
+        for turn in range(messages):
+            message = (b"%02d %04d " % (number, turn)).ljust(2 + 997 * (turn % 20), b"%d" % number) + b"\n"
+            assert writer.send(message) == len(message)
+
+    back = Background(read_exactly, writer, 1_000_000)  # it reads while they send
+    forth = Background(reader.sendall, noise(1_000_000))
+    sending = [Background(send_all, number) for number in range(senders)]
+    turns = [0] * senders
+    lines = reader.makefile("rb")
+    for _ in range(senders * messages):
+        line = lines.readline()
+        number, turn = int(line[:2]), int(line[3:7])
+        assert turn == turns[number]
+        assert set(line[8:-1]) <= {ord(b"%d" % number)}
+        turns[number] += 1
+    lines.close()
+    for each in [*sending, forth]:
+        each.result()
+    assert back.result() == noise(1_000_000)
+
+
+def test_reads_smaller_than_a_record_lose_nothing_and_what_is_left_is_known(pair):
+    server, client = pair
+    data = noise(16_000)
+    client.sendall(data)
+    got = server.recv(1)
+    assert got == data[:1]
+    eventually(lambda: select.select([server], [], [], 0)[0] or server.buffered == 15_999)
+    while len(got) < len(data):
+        piece = server.recv(7 if len(got) < 700 else 3000)
+        assert 0 < len(piece) <= 3000
+        got += piece
+    assert got == data
+    assert server.buffered == 0
+
+
+def test_a_read_for_much_leaves_nothing_where_select_cannot_see_it(memory):
+    """Who asks for 64 KiB and gets less may wait with select() for more."""
+    server, peer = memory
+    data = noise(400_000)
+    sending = Background(peer.sock.sendall, peer.encrypt(data))
+    got = b""
+    while len(got) < len(data):
+        piece = server.recv(65536)
+        assert piece
+        got += piece
+        assert not server.buffered
+    assert got == data
+    sending.result()
+
+
+def test_nothing_to_send_is_nothing_sent(pair):
+    server, client = pair
+    client.sendall(b"")
+    assert client.send(b"") == 0
+    client.sendall(bytearray(b"a"))
+    client.sendall(memoryview(b"bcd")[1:])
+    assert read_exactly(server, 3) == b"acd"
+
+
+def test_what_is_sent_is_no_plain_text_on_the_wire(memory):
+    server, peer = memory
+    server.sendall(b"the secret " * 100)
+    server.shutdown(socket.SHUT_RDWR)
+    assert b"secret" not in read_all(peer.sock)
+
+
+# Ends.
+
+
+@both_sides
+def test_the_end_of_output_is_told_and_reading_goes_on(roles, server_reads):
+    reader, writer = roles
+    data = noise(1_000_000)
+    writer.sendall(b"request")
+    writer.shutdown(socket.SHUT_WR)
+    assert read_all(reader) == b"request"
+    sending = Background(reader.sendall, data)
+    assert read_exactly(writer, len(data)) == data
+    sending.result()
+    reader.shutdown(socket.SHUT_WR)
+    assert writer.recv(1) == b""
+    assert writer.recv(1) == b""
+
+
+def test_the_end_of_output_is_said_in_words_of_tls(memory):
+    server, peer = memory
+    server.sendall(b"the last words")
+    server.shutdown(socket.SHUT_WR)
+    assert peer.read() == b"the last words"
+    assert peer.read() == b""
+
+
+@both_sides
+@pytest.mark.parametrize("taken", [0, 1, 20_000])
+def test_what_was_unread_at_the_end_of_output_is_still_read(roles, server_reads, taken):
+    reader, writer = roles
+    data = noise(100_000)
+    writer.sendall(data)
+    got = read_exactly(reader, taken)
+    reader.shutdown(socket.SHUT_WR)
+    assert writer.recv(1) == b""
+    writer.sendall(b"and more")
+    writer.shutdown(socket.SHUT_WR)
+    assert got + read_all(reader) == data + b"and more"
+
+
+class Meddled:
+    """A lock that lets another thread in each time that it is given back."""
+
+    def __init__(self, lock, meddle):
+        self._lock, self._meddle = lock, meddle
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info):
+        self._lock.release()
+        meddle, self._meddle = self._meddle, None
+        if meddle is not None:
+            meddle()
+
+
+def test_another_threads_end_of_output_at_any_moment_of_a_read_costs_no_byte(pair):
+    """Records that wait for OpenSSL when the end is said are a mistake to it, after which it reads no more."""
+    server, client = pair
+    lock = server._lock
+    ends = []
+
+    def end():
+        server._lock = lock
+        ends.append(Background(server.shutdown, socket.SHUT_WR))
+        ends[0].result()
+
+    server._lock = Meddled(lock, end)
+    client.sendall(b"in one record")
+    assert server.recv(100) == b"in one record"
+    assert ends
+    client.sendall(b"and one more")
+    assert server.recv(100) == b"and one more"
+    assert client.recv(1) == b""
+
+
+def test_a_peer_that_just_closes_has_ended_its_input(memory):
+    server, peer = memory
+    peer.sock.sendall(peer.encrypt(b"the last words"))
+    peer.sock.close()
+    assert read_all(server) == b"the last words"
+    assert server.recv(1) == b""
+
+
+def test_a_peer_that_closes_inside_a_record_has_ended_its_input_before_it(memory):
+    server, peer = memory
+    peer.sock.sendall(peer.encrypt(b"whole") + peer.encrypt(b"in part")[:-3])
+    peer.sock.close()
+    assert read_all(server) == b"whole"
+
+
+def test_the_end_of_both_directions_at_once_is_abrupt(memory):
+    server, peer = memory
+    server.shutdown(socket.SHUT_RDWR)
+    assert read_all(peer.sock) == b""  # not even a word of farewell
+    assert server.recv(1) == b""
+
+
+def test_a_gentle_close_over_unread_input_loses_no_reply(pair):
+    server, client = pair
+    replies = noise(300_000)
+    client.sendall(b"junk" * 20_000)
+    reading = Background(read_all, client)
+    server.sendall(replies)
+    closing = Background(linger, server)
+    assert reading.result() == replies
+    client.close()
+    closing.result()
+    server.close()
+
+
+def test_nothing_is_sent_after_the_end_of_output(pair):
+    server, client = pair
+    server.shutdown(socket.SHUT_WR)
+    with pytest.raises(OSError):
+        server.sendall(b"too late")
+    server.shutdown(socket.SHUT_WR)  # again, as socketserver does
+    assert read_all(client) == b""
+
+
+# Deadlines.
+
+
+def give_up_after(sock, how, seconds):
+    if how == "settimeout":
+        sock.settimeout(seconds)
+    elif how == "non-blocking":
+        sock.setblocking(False)
+    else:
+        set_receive_timeout(sock, seconds)
+
+
+deadlines = pytest.mark.parametrize("how", ["SO_RCVTIMEO", "settimeout", "non-blocking"])
+
+
+@deadlines
+def test_a_read_that_runs_into_its_deadline_may_be_tried_again_and_loses_no_byte(memory, how):
+    server, peer = memory
+    records = peer.encrypt(noise(20_000))
+    give_up_after(server, how, 0.05)
+    with pytest.raises(TIMED_OUT):
+        server.recv(100)
+    peer.sock.sendall(records[:9000])
+    assert select.select([server], [], [], DEADLINE)[0]
+    with pytest.raises(TIMED_OUT):
+        while True:
+            server.recv(100)
+    peer.sock.sendall(records[9000:])
+    got = b""
+    while len(got) < 20_000:
+        try:
+            got += server.recv(65536)
+        except TIMED_OUT:
+            assert select.select([server], [], [], DEADLINE)[0]
+    assert got == noise(20_000)
+
+
+@pytest.mark.parametrize("how", ["SO_RCVTIMEO", "settimeout"])
+def test_a_record_that_drips_does_not_renew_the_deadline(memory, how):
+    server, peer = memory
+    record = peer.encrypt(noise(3000))
+    give_up_after(server, how, 1.0)
+    given_up = threading.Event()
+
+    def drip():
+        sent = 0
+        while sent < len(record) and not given_up.wait(0.01):
+            sent += peer.sock.send(record[sent : sent + 1])
+        peer.sock.sendall(record[sent:])
+
+    dripping = Background(drip)
+    began = time.monotonic()
+    with pytest.raises(socket.timeout if how == "settimeout" else BlockingIOError):
+        server.recv(10_000)
+    assert time.monotonic() - began < DEADLINE / 2  # the whole record takes 30 s
+    given_up.set()
+    dripping.result()
+    give_up_after(server, how, DEADLINE)
+    assert read_exactly(server, 3000) == noise(3000)
+
+
+def test_a_connections_deadlines_are_kept(pair):
+    server, client = pair
+    connection = echo.Connection(server, echo.LineFraming(), idle_timeout=0.05, message_timeout=0.1)
+    with pytest.raises(echo.ReceiveTimeout):
+        connection.receive()
+    client.sendall(b"a message")
+    with pytest.raises(echo.MessageTimeout):
+        connection.receive()
+    client.sendall(b" with its end\n")
+    assert connection.receive() == [b"a message with its end"]
+
+
+def test_what_had_arrived_when_the_input_is_ended_is_received_decrypted_already_or_not(pair):
+    server, client = pair
+    connection = echo.Connection(server, echo.LineFraming())
+    client.sendall(b"decrypted with the first read\n" * 500)
+    received = connection.receive()
+    assert server.buffered
+    client.sendall(b"in the system still\n" * 100)
+    assert select.select([server], [], [], DEADLINE)[0]
+    connection.end_input()
+    while True:
+        messages = connection.receive()
+        if not messages:
+            break
+        received += messages
+    assert received == [b"decrypted with the first read"] * 500 + [b"in the system still"] * 100
+
+
+@both_sides
+def test_a_send_that_would_block_is_tried_again_with_the_same_bytes(roles, server_reads):
+    reader, writer = roles
+    data = noise(8_000_000)
+    writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    writer.setblocking(False)
+    left, refused = memoryview(data), 0
+    reading = None
+    while left:
+        try:
+            left = left[writer.send(left) :]
+        except BlockingIOError:
+            refused += 1
+            if reading is None:
+                reading = Background(read_exactly, reader, len(data))
+            assert select.select([], [writer], [], DEADLINE)[1]
+    assert refused
+    assert reading.result() == data
+
+
+def test_a_send_whose_deadline_has_passed_is_tried_again_with_the_same_bytes(pair):
+    server, client = pair
+    set_send_timeout(server, 0.05)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    data = noise(8_000_000)
+    left, refused, reading = memoryview(data), 0, None
+    while left:
+        try:
+            left = left[server.send(left) :]
+        except BlockingIOError:
+            refused += 1
+            if reading is None:
+                reading = Background(read_exactly, client, len(data))
+    assert refused
+    assert reading.result() == data
+
+
+def test_after_a_send_whose_deadline_has_passed_other_bytes_are_refused_and_the_same_go_on(pair):
+    server, client = pair
+    set_send_timeout(server, 0.05)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    sent = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            sent += server.send(b"x" * 1000)
+    for others in (b"y" * 1000, b"x" * 999):
+        with pytest.raises(ConnectionAbortedError, match="not tried again with the same bytes"):
+            server.send(others)
+    set_send_timeout(server, DEADLINE)
+    reading = Background(read_all, client)
+    sent += server.send(b"x" * 1000)
+    server.sendall(b"and others")
+    server.shutdown(socket.SHUT_WR)
+    assert reading.result() == b"x" * sent + b"and others"
+
+
+@pytest.mark.parametrize("how", ["SO_SNDTIMEO", "settimeout"])
+def test_to_end_the_output_does_not_wait_for_a_peer_that_does_not_read(pair, monkeypatch, how):
+    monkeypatch.setattr("echo.tls.LINGER_TIMEOUT", 0.1 if how == "SO_SNDTIMEO" else 2 * DEADLINE)
+    server, client = pair
+    set_send_timeout(server, 0.05)  # not settimeout, which gives up while there is some room
+    with pytest.raises(BlockingIOError):
+        while True:
+            server.sendall(b"x" * 65536)
+    set_send_timeout(server, None)
+    if how == "settimeout":
+        server.settimeout(0.05)
+    Background(server.shutdown, socket.SHUT_WR).result()
+    client.close()
+
+
+# What peers may do in the middle.
+
+
+def test_new_keys_of_the_peer_are_followed_while_we_only_read_and_answered_when_we_send(certificates, program):
+    listener = socket.create_server(("127.0.0.1", 0))
+    with contextlib.closing(listener):
+        listener.settimeout(DEADLINE)
+        where = "127.0.0.1:%d" % listener.getsockname()[1]
+        peer = program("openssl", "s_client", "-connect", where, "-tls1_3", "-msg")
+        server = TLSSocket(listener.accept()[0])
+    with contextlib.closing(server):
+        server.handshake(server_context(*certificates.server), server_side=True, timeout=DEADLINE)
+        server.settimeout(DEADLINE)
+        peer.until(rb"(?s)Verif.*\n---\n")
+        peer.type(b"before\n")
+        assert read_exactly(server, 7) == b"before\n"
+        reading = Background(read_exactly, server, 6)
+        peer.type(b"K\n")
+        peer.until(rb">>> TLS 1.3, Handshake \[length 0005\], KeyUpdate")
+        peer.type(b"after\n")
+        assert reading.result() == b"after\n"
+        server.sendall(b"an answer under new keys\n")
+        peer.until(rb"(?s)<<< TLS 1.3, Handshake \[length 0005\], KeyUpdate.*an answer under new keys")
+
+
+def test_a_forged_record_is_an_error_behind_what_came_before_it_and_the_peer_hears_why(memory):
+    server, peer = memory
+    good = peer.encrypt(b"as it was sent")
+    forged = bytearray(peer.encrypt(b"something"))
+    forged[-1] ^= 1
+    peer.sock.sendall(good + forged)
+    assert server.recv(100) == b"as it was sent"
+    for _ in range(2):  # and so it stays
+        with pytest.raises(ConnectionAbortedError, match=r"bad record mac|decryption failed|was damaged"):
+            server.recv(100)
+    with pytest.raises(ssl.SSLError) as caught:
+        peer.read()
+    assert explain(caught.value) == "the peer says: bad record mac"
+
+
+def test_an_alert_of_the_peer_is_told_in_its_words(pair, contexts):
+    server, client = pair
+    client.sendall(b"good")
+    socket.socket.send(client, b"\x17\x03\x03\x00\x20" + bytes(32))  # past the encryption
+    assert server.recv(100) == b"good"
+    with pytest.raises(ConnectionAbortedError):
+        server.recv(100)
+    with pytest.raises(ConnectionAbortedError, match="the peer says: bad record mac"):
+        client.recv(100)
+
+
+def test_a_reset_is_a_reset_with_tls_too(pair):
+    server, client = pair
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()
+    with pytest.raises(ConnectionResetError) as caught:
+        server.recv(100)
+    assert caught.value.errno == errno.ECONNRESET
+
+
+# What is built on sockets.
+
+
+def test_files_over_a_tls_socket_and_reads_into_a_buffer(pair):
+    server, client = pair
+    with client.makefile("wb") as out:
+        out.write(b"one\ntwo\nthree\n")
+    with server.makefile("rb") as lines:
+        assert [lines.readline() for _ in range(3)] == [b"one\n", b"two\n", b"three\n"]
+    client.sendall(b"0123456789")
+    buffer = bytearray(6)
+    assert server.recv_into(buffer) == 6 and bytes(buffer) == b"012345"
+    assert server.recv_into(buffer, 2) == 2 and bytes(buffer) == b"672345"
+    assert server.recv_into(memoryview(buffer)[3:]) == 2 and bytes(buffer) == b"672895"
+
+
+class Upper(socketserver.StreamRequestHandler):
+    """A stock handler."""
+
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+def test_a_stock_handler_reads_and_writes_over_it(pair):
+    server, client = pair
+    serving = Background(Upper, server, ("127.0.0.1", 0), None)
+    client.sendall(b"hello\n" * 1000)
+    client.shutdown(socket.SHUT_WR)
+    assert read_exactly(client, 6000) == b"HELLO\n" * 1000
+    serving.result()
+
+
+def test_an_http_handler_serves_a_file_over_it(pair, tmp_path):
+    (tmp_path / "file").write_bytes(noise(500_000))
+
+    class Files(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments):
+            pass
+
+    server, client = pair
+    serving = Background(Files, server, ("127.0.0.1", 0), None)
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = client
+    connection.request("GET", "/file", headers={"Connection": "close"})
+    response = connection.getresponse()
+    data = response.read(500_000)
+    assert (response.status, data) == (200, noise(500_000))
+    serving.result()
+    response.close()
+    connection.close()
+
+
+@pytest.mark.parametrize("offset, count", [(0, None), (1000, None), (1000, 150_000), (0, 0), (190_000, 50_000)])
+def test_sending_a_file_encrypts_it(memory, tmp_path, offset, count):
+    server, peer = memory
+    data = b"plain text " * 18_182
+    (tmp_path / "file").write_bytes(data)
+    expected = data[offset:] if count is None else data[offset : offset + count]
+    with open(tmp_path / "file", "rb") as file:
+        sending = Background(server.sendfile, file, offset, count)
+        got = b""
+        while len(got) < len(expected):
+            got += peer.read()
+        assert sending.result() == len(expected)
+    assert got == expected
+
+
+@pytest.mark.parametrize(
+    "method, arguments",
+    [
+        ("dup", ()),
+        ("recvfrom", (10,)),
+        ("recvfrom_into", (bytearray(1),)),
+        ("recvmsg", (10,)),
+        ("recvmsg_into", ([bytearray(1)],)),
+        ("sendto", (b"a", ("127.0.0.1", 1))),
+        ("sendmsg", ([b"a"],)),
+    ],
+)
+def test_what_would_go_past_the_encryption_is_refused(pair, method, arguments):
+    with pytest.raises(NotImplementedError, match="a TLS socket has"):
+        getattr(pair[0], method)(*arguments)
+
+
+def test_flags_are_refused(pair):
+    server, client = pair
+    client.sendall(b"data")
+    for call in (
+        lambda: server.recv(1, socket.MSG_PEEK),
+        lambda: server.recv_into(bytearray(1), 1, socket.MSG_PEEK),
+        lambda: server.send(b"a", socket.MSG_OOB),
+        lambda: server.sendall(b"a", socket.MSG_OOB),
+    ):
+        with pytest.raises(ValueError, match="a TLS socket knows no flags"):
+            call()
+    assert server.recv(10) == b"data"
+
+
+# What it says.
+
+
+def failed(plain, server, client, hostname="localhost"):
+    """What each side of a handshake says, or of the first read after it: None for nothing."""
+    server_socket, client_socket = plain()
+    server_side = Background(server_socket.handshake, server, server_side=True, timeout=DEADLINE)
+    said = [None, None]
+    try:
+        client_socket.handshake(client, server_hostname=hostname, timeout=DEADLINE)
+        server_side.result()
+    except OSError as exc:
+        said[1] = explain(exc)
+    try:
+        server_side.result()
+    except OSError as exc:
+        said[0] = explain(exc)
+        if "the peer left" in said[1] or said[1] == said[0]:
+            said[1] = None
+    if said[0] is not None and said[1] is None:  # in TLS 1.3 the client is done first, and hears of it as it reads
+        try:
+            client_socket.recv(1)
+        except OSError as exc:
+            said[1] = explain(exc)
+    return said
+
+
+def test_a_certificate_of_another_ca_is_told_on_both_sides(plain, contexts, certificates):
+    client = client_context(certificates.other_authority.certificate)
+    assert failed(plain, contexts[0], client) == [
+        "the peer says: unknown CA; the certificate was not issued by one that it trusts",
+        "its certificate is not accepted: unable to get local issuer certificate",
+    ]
+
+
+def test_an_expired_certificate_is_told_on_both_sides(plain, contexts, certificates):
+    assert failed(plain, server_context(*certificates.expired), contexts[1]) == [
+        "the peer says: certificate expired",
+        "its certificate is not accepted: certificate has expired",
+    ]
+
+
+def test_a_wrong_host_name_is_told_on_both_sides(plain, contexts, certificates):
+    said = failed(plain, contexts[0], contexts[1], "elsewhere.example")
+    assert said[0] == "the peer says: bad certificate"
+    assert "Hostname mismatch, certificate is not valid for 'elsewhere.example'" in said[1]
+    said = failed(plain, contexts[0], contexts[1], "127.0.0.2")
+    assert "IP address mismatch, certificate is not valid for '127.0.0.2'" in said[1]
+
+
+@pytest.mark.parametrize(
+    "name, server_says, client_says",
+    [
+        (None, "it gave no certificate", {"TLSv1.2": "handshake failure; ", "TLSv1.3": "certificate required; "}),
+        ("stranger", "its certificate is not accepted: unable to get local issuer certificate", "unknown CA; "),
+        ("expired_client", "its certificate is not accepted: certificate has expired", "certificate expired"),
+    ],
+)
+def test_a_client_without_a_good_certificate_is_told_on_both_sides(
+    plain, certificates, version, name, server_says, client_says
+):
+    server = server_context(*certificates.server, certificates.authority.certificate)
+    own = () if name is None else getattr(certificates, name)
+    client = client_context(certificates.authority.certificate, *own)
+    client.minimum_version = client.maximum_version = version
+    said = failed(plain, server, client)
+    if isinstance(client_says, dict):
+        client_says = client_says["TLSv1.2" if version == ssl.TLSVersion.TLSv1_2 else "TLSv1.3"]
+    assert said[0] == server_says
+    assert said[1].startswith("the peer says: " + client_says)
+
+
+def test_versions_that_do_not_meet_are_told_on_both_sides(plain, certificates):
+    server = server_context(*certificates.server)
+    client = client_context(certificates.authority.certificate)
+    server.minimum_version = ssl.TLSVersion.TLSv1_3
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert failed(plain, server, client) == [
+        "it offers only versions of TLS that are too old",
+        "the peer says: protocol version; it speaks no version of TLS that is offered",
+    ]
+
+
+def test_ciphers_that_do_not_meet_are_told_on_both_sides(plain, certificates):
+    server = server_context(*certificates.server)
+    client = client_context(certificates.authority.certificate)
+    server.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    client.set_ciphers("ECDHE-ECDSA-AES256-GCM-SHA384")
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    said = failed(plain, server, client)
+    assert said[0] == "it offers no cipher that is allowed here"
+    assert said[1].startswith("the peer says: handshake failure; ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"GET / HTTP/1.1\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"hello, hello\n", b"\xff" * 50),
+        b"\x16\x03\x01\xff\xff" + b"a record that is too long",
+    ],
+)
+@pytest.mark.parametrize("server_side", [True, False], ids=["server", "client"])
+def test_plain_text_is_told_to_be_no_tls(plain, contexts, text, server_side):
+    ours, theirs = plain()
+    theirs.sendall(text)
+    options = {} if server_side else {"server_hostname": "localhost"}
+    with pytest.raises(ssl.SSLError) as caught:
+        ours.handshake(contexts[0 if server_side else 1], server_side=server_side, timeout=DEADLINE, **options)
+    assert re.fullmatch("what came is no TLS(, or was damaged)?", explain(caught.value))
+
+
+def test_errors_of_the_system_are_told_in_its_words():
+    assert explain(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")) == "Connection reset by peer"
+    assert explain(TimeoutError("not done")) == "not done"
+    assert explain(ValueError("anything else")) == "anything else"
+
+
+@pytest.mark.parametrize(
+    "subject, text",
+    [
+        ("/O=Example/CN=alice", "CN=alice,O=Example"),
+        ("/C=DE/ST=Land/L=Town/O=Org/OU=Unit/CN=a b", "CN=a b,OU=Unit,O=Org,L=Town,ST=Land,C=DE"),
+        ("/CN=caf\xe9", "CN=caf\xe9"),
+        ("/CN=a\nINFO    forged\x1b[2J", r"CN=a\nINFO    forged\x1b[2J"),
+        (
+            "/CN=" + "x" * 60 + "/O=" + "y" * 60 + "/OU=" + "z" * 60 + "/L=" + "l" * 60,
+            "L=" + "l" * 60 + ",OU=" + "z" * 60 + ",O=" + "y" * 60 + ",CN=" + "x" * 60,
+        ),
+        ("/CN=root,O=Ops", r"CN=root\,O=Ops"),
+        ('/CN=#1 "a" <b>', r"CN=\#1 \"a\" \<b\>"),
+    ],
+    ids=["short", "long", "accents", "forged line", "endless", "one that looks like two", "specials"],
+)
+def test_the_subject_of_a_client_is_one_safe_line(plain, certificates, subject, text):
+    own = certificates.issue("subject-" + hashlib.sha256(subject.encode()).hexdigest(), subject)
+    server, client = plain()
+    accepting = server_context(*certificates.server, certificates.authority.certificate)
+    agree(server, client, (accepting, client_context(certificates.authority.certificate, *own)))
+    assert server.subject == text
+    assert server.subject.isprintable()
+
+
+# Contexts.
+
+
+@pytest.fixture
+def files(certificates, tmp_path):
+    """Names for what may be wrong with a file."""
+    (tmp_path / "no.pem").write_text("this is no PEM\n")
+    (tmp_path / "empty.pem").write_text("")
+    return {
+        "good": certificates.server.certificate,
+        "key": certificates.server.key,
+        "other key": certificates.client.key,
+        "locked key": certificates.locked_key,
+        "missing": str(tmp_path / "missing.pem"),
+        "no PEM": str(tmp_path / "no.pem"),
+        "empty": str(tmp_path / "empty.pem"),
+        "folder": str(tmp_path),
+    }
+
+
+@pytest.mark.parametrize(
+    "chain, words",
+    [
+        (("missing", "key"), "cannot read {0}: No such file or directory"),
+        (("good", "missing"), "cannot read {1}: No such file or directory"),
+        (("folder", "key"), "cannot read {0}: Is a directory"),
+        (("no PEM", "key"), "{0} and {1} hold no certificate with its key, as PEM"),
+        (("empty", "key"), "{0} and {1} hold no certificate with its key, as PEM"),
+        (("good", "no PEM"), "{0} and {1} hold no certificate with its key, as PEM"),
+        (("good", "other key"), "the key in {1} is not that of the certificate in {0}"),
+        (("good", "locked key"), "the key in {1} needs a password; give one without"),
+        (("good",), "{0} holds no certificate with its key, as PEM; name the key's file, too"),
+    ],
+    ids=lambda value: " and ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_file_that_makes_no_context_is_named_in_one_line(files, chain, words):
+    paths = [files[name] for name in chain]
+    expected = words.format(*paths)
+    for make in (server_context, lambda *pair: client_context(None, *pair)):
+        with pytest.raises(ValueError) as caught:
+            make(*paths)
+        assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("missing", "cannot read {}: No such file or directory"),
+        ("no PEM", "{} holds no certificate, as PEM"),
+        ("empty", "{} holds no certificate, as PEM"),
+        ("key", "{} holds no certificate, as PEM"),
+    ],
+)
+def test_authorities_that_are_none_are_named_in_one_line(files, name, words):
+    for make in (client_context, lambda path: server_context(files["good"], files["key"], path)):
+        with pytest.raises(ValueError) as caught:
+            make(files[name])
+        assert str(caught.value) == words.format(files[name])
+
+
+def test_a_file_that_fails_while_it_is_read_is_named_in_one_line(files, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", fail)
+    with pytest.raises(ValueError) as caught:
+        client_context(files["good"])
+    assert str(caught.value) == f"cannot read {files['good']}: {os.strerror(errno.EIO)}"
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", fail)
+    with pytest.raises(ValueError) as caught:
+        server_context(files["good"], files["key"])
+    assert str(caught.value) == f"cannot read {files['good']} or {files['key']}: {os.strerror(errno.EIO)}"
+
+
+def test_a_certificate_and_its_key_may_be_in_one_file(plain, certificates, contexts, tmp_path):
+    both = tmp_path / "both.pem"
+    with open(certificates.server.certificate, "rb") as certificate, open(certificates.server.key, "rb") as key:
+        both.write_bytes(certificate.read() + key.read())
+    server, client = plain()
+    agree(server, client, (server_context(str(both)), contexts[1]))
+    assert client.subject == "CN=localhost"
+
+
+def test_contexts_speak_tls_1_2_at_least_and_do_not_renegotiate(certificates):
+    for context in (server_context(*certificates.server), client_context()):
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+        assert context.options & ssl.OP_NO_RENEGOTIATION
+        assert context.options & ssl.OP_NO_COMPRESSION
+    assert client_context().verify_mode == ssl.CERT_REQUIRED and client_context().check_hostname
+    assert client_context(verify=False).verify_mode == ssl.CERT_NONE
+    assert server_context(*certificates.server).verify_mode == ssl.CERT_NONE
+    asking = server_context(*certificates.server, certificates.authority.certificate)
+    assert asking.verify_mode == ssl.CERT_REQUIRED

@@ -1,0 +1,495 @@
+"""Socket activation and notifications as systemd does them, with systemd's own tools where they are; and the units."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from echo.server import systemd
+from echo.server.options import parser as server_parser
+from support import DEADLINE, ROOT, eventually
+
+pytest.importorskip("fcntl", reason="no Unix, and no systemd")
+from support.activation import copies_of, launcher
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract addresses")
+
+VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+
+
+# A listening socket that is passed to a process.
+
+CHILD = """
+import json, os, subprocess, sys
+from echo.server.systemd import listening_socket
+
+def inheritable(descriptor):
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:
+        return None
+
+told = {"before": [inheritable(3), inheritable(4)]}
+try:
+    sock = listening_socket()
+except ValueError as exc:
+    sock, told["error"] = None, str(exc)
+told["after"] = [inheritable(3), inheritable(4)]
+told["left"] = sorted(name for name in os.environ if name.startswith("LISTEN_"))
+told["again"] = listening_socket()
+if sock is not None:
+    told["descriptor"] = sock.fileno()
+    script = "import os; os.fstat(3)"
+    told["in a child"] = subprocess.call(
+        [sys.executable, "-c", script], close_fds=False, stderr=subprocess.DEVNULL
+    ) == 0
+    client = sock.accept()[0]
+    client.sendall(b"served")
+    client.close()
+    sock.close()
+print(json.dumps(told))
+"""
+
+
+class Activated:
+    """A process with these descriptors from 3 on and these variables, to tell what it got."""
+
+    def __init__(self, descriptors, pid="", **variables):
+        copies = copies_of(*descriptors)
+        self.popen = subprocess.Popen(
+            [sys.executable, *launcher(copies, pid), "-W", "always", "-c", CHILD],
+            pass_fds=copies,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(os.environ, PYTHONPATH=ROOT, **variables),
+        )
+        for copy in copies:
+            os.close(copy)
+
+    def told(self):
+        out, err = self.popen.communicate(timeout=DEADLINE)
+        assert err == b""  # a socket left open would be warned of
+        return json.loads(out)
+
+
+@pytest.fixture
+def activated():
+    """``activated(*sockets_or_files, **variables)``: an ``Activated`` process, killed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*files, **variables):
+            process = Activated([file.fileno() for file in files], **variables)
+            stack.enter_context(process.popen)
+            stack.callback(process.popen.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def hear(sock):
+    sock.settimeout(DEADLINE)
+    with sock:
+        return b"".join(iter(lambda: sock.recv(100), b""))
+
+
+def test_the_socket_that_was_passed_is_listened_on_and_nobody_inherits_it(activated, listener):
+    process = activated(listener, LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket", LISTEN_PIDFDID="4711")
+    assert hear(socket.create_connection(listener.getsockname(), DEADLINE)) == b"served"
+    assert process.told() == {
+        "before": [True, None],
+        "after": [False, None],
+        "left": [],
+        "again": None,
+        "descriptor": 3,
+        "in a child": False,
+    }
+
+
+def test_a_unix_socket_may_be_passed_too(activated, tmp_path):
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+        sock.bind(str(tmp_path / "s"))
+        sock.listen()
+        process = activated(sock, LISTEN_FDS="1")
+        client.connect(str(tmp_path / "s"))
+        assert hear(client) == b"served"
+    assert process.told()["descriptor"] == 3
+
+
+def test_what_was_passed_to_another_process_is_left_alone_and_not_told_to_children(activated, listener):
+    told = activated(listener, pid="1", LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket").told()
+    assert told == {"before": [True, None], "after": [True, None], "left": [], "again": None}
+
+
+def test_two_sockets_are_refused_with_advice(activated, listener):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        told = activated(listener, other, LISTEN_FDS="2", LISTEN_FDNAMES="a:b").told()
+    assert told["before"] == [True, True] and told["after"] == [False, False] and told["left"] == []
+    assert "LISTEN_FDS is 2, but one socket is served" in told["error"]
+    assert "one Listen line" in told["error"] and "\n" not in told["error"]
+
+
+def test_a_count_of_more_than_was_passed_names_what_is_missing(activated, listener):
+    told = activated(listener, LISTEN_FDS="999999999").told()
+    assert told["error"] == "LISTEN_FDS is 999999999, but descriptor 4 is closed"
+    assert told["after"] == [False, None]
+
+
+def a_datagram_socket(stack, path):
+    return stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+
+
+def a_connection(stack, path):
+    ends = [stack.enter_context(sock) for sock in socket.socketpair()]
+    return ends.pop()
+
+
+def a_stream_socket_that_does_not_listen(stack, path):
+    sock = stack.enter_context(socket.socket())
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+def no_stream_socket(stack, path):
+    kind = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_RAW)
+    try:
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+    except OSError as exc:
+        pytest.skip(f"no such socket here: {exc}")
+    sock.bind(str(path))
+    sock.listen()
+    return sock
+
+
+def a_file_or_a_pipe(stack, path):
+    return stack.enter_context(open(path, "w"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [a_datagram_socket, a_connection, a_stream_socket_that_does_not_listen, no_stream_socket, a_file_or_a_pipe],
+)
+def test_what_cannot_be_served_is_refused_by_what_it_is(activated, tmp_path, make):
+    with contextlib.ExitStack() as stack:
+        told = activated(make(stack, tmp_path / "f"), LISTEN_FDS="1").told()
+    assert told["error"].startswith(f"descriptor 3 is {make.__name__.replace('_', ' ')}")
+    assert "ListenStream= and Accept=no" in told["error"] and "\n" not in told["error"]
+    assert told["after"][0] is (False if make is a_file_or_a_pipe else None)  # a socket is closed
+
+
+def test_a_descriptor_that_is_closed_is_refused(activated):
+    assert activated(LISTEN_FDS="1").told()["error"] == "LISTEN_FDS is 1, but descriptor 3 is closed"
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """``environment(**variables)``: these and none other of the protocol's."""
+    for name in (*VARIABLES, "NOTIFY_SOCKET"):
+        monkeypatch.delenv(name, raising=False)
+
+    def put(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"LISTEN_PID": str(os.getpid())},
+        {"LISTEN_FDS": "1"},
+        {"LISTEN_PID": "", "LISTEN_FDS": "1"},
+        {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": ""},
+        {"LISTEN_PID": str(os.getppid()), "LISTEN_FDS": "junk"},
+    ],
+)
+def test_without_activation_there_is_no_socket(environment, variables):
+    environment(**variables)
+    assert systemd.listening_socket() is None
+    assert not set(VARIABLES) & set(os.environ)
+
+
+JUNK = ["junk", "0", "-1", "+1", " 1", "1 ", "1.0", "1_0", "01", "0x1", "\u0661", "9" * 5000]
+
+
+@pytest.mark.parametrize("value", JUNK, ids=ascii)
+@pytest.mark.parametrize("name", ["LISTEN_PID", "LISTEN_FDS"])
+def test_junk_is_refused_by_name(environment, name, value):
+    environment(**dict({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}, **{name: value}))
+    with pytest.raises(ValueError, match=f"^{name} is '{re.escape(value)}'; it is a whole number"):
+        systemd.listening_socket()
+    assert not set(VARIABLES) & set(os.environ)
+
+
+def test_systemds_own_tool_passes_its_socket(tmp_path):
+    tool = shutil.which("systemd-socket-activate")
+    if tool is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    path = str(tmp_path / "s")
+    command = [tool, "-l", path, "-E", f"PYTHONPATH={ROOT}", sys.executable, "-c", CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(DEADLINE)
+                eventually(lambda: client.connect_ex(path) == 0, "the tool does not listen")
+                assert hear(client) == b"served"
+            told = json.loads(process.communicate(timeout=DEADLINE)[0])
+        finally:
+            process.kill()
+    assert told["descriptor"] == 3 and told["left"] == [] and not told["in a child"]
+
+
+# Notifications.
+
+
+@pytest.fixture
+def receiver(environment, tmp_path):
+    """What systemd would listen on; the environment says where it is."""
+    with receiving(str(tmp_path / "notify")) as sock:
+        environment(NOTIFY_SOCKET=sock.getsockname())
+        yield sock
+
+
+@contextlib.contextmanager
+def receiving(address):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(DEADLINE)
+        sock.bind(address)
+        yield sock
+
+
+def test_what_is_told_together_arrives_as_one_message(receiver):
+    assert systemd.notify(systemd.READY, systemd.status("3 sessions")) is True
+    assert systemd.notify(systemd.STOPPING) is True
+    assert receiver.recv(4096) == b"READY=1\nSTATUS=3 sessions"
+    assert receiver.recv(4096) == b"STOPPING=1"
+
+
+@on_linux
+def test_an_abstract_address_begins_with_an_at_sign(environment):
+    name = f"echo-test-{os.getpid()}-{time.monotonic_ns()}"
+    with receiving("\0" + name) as sock:
+        environment(NOTIFY_SOCKET="@" + name)
+        assert systemd.notify(systemd.READY) is True
+        assert sock.recv(4096) == b"READY=1"
+
+
+def test_a_path_need_not_be_utf_8(environment, tmp_path):
+    path = os.fsencode(str(tmp_path)) + b"/\xff"
+    try:
+        with receiving(path) as sock:
+            environment(NOTIFY_SOCKET=os.fsdecode(path))
+            assert systemd.notify(systemd.READY) is True
+            assert sock.recv(4096) == b"READY=1"
+    except OSError as exc:
+        pytest.skip(f"this file system has no such names: {exc}")
+
+
+def test_the_environment_is_asked_each_time_and_stays_as_it_is(receiver, environment, tmp_path):
+    assert systemd.notify(systemd.READY) is True
+    with receiving(str(tmp_path / "other")) as other:
+        environment(NOTIFY_SOCKET=other.getsockname())
+        assert systemd.notify(systemd.STOPPING) is True
+        assert os.environ["NOTIFY_SOCKET"] == other.getsockname()
+        assert (receiver.recv(4096), other.recv(4096)) == (b"READY=1", b"STOPPING=1")
+
+
+def test_a_reload_carries_the_time_of_the_clock_that_systemd_reads(receiver):
+    clock = getattr(time, "CLOCK_MONOTONIC", None)
+    if clock is None:
+        pytest.skip("no CLOCK_MONOTONIC here")
+    before = time.clock_gettime_ns(clock) // 1000
+    assert systemd.notify(systemd.reloading()) is True
+    after = time.clock_gettime_ns(clock) // 1000
+    first, second = receiver.recv(4096).decode().split("\n")
+    assert first == "RELOADING=1"
+    assert re.fullmatch(r"MONOTONIC_USEC=\d+", second)
+    assert before <= int(second.partition("=")[2]) <= after
+
+
+def test_a_status_cannot_be_another_assignment(receiver):
+    assert systemd.notify(systemd.status("café\nSTOPPING=1\0\x1b[2J\u2028")) is True
+    assert receiver.recv(4096) == "STATUS=café STOPPING=1  [2J ".encode()
+
+
+def test_text_that_is_no_unicode_is_told_all_the_same(receiver):
+    assert systemd.notify("STATUS=\udcff") is True
+    assert receiver.recv(4096) == b"STATUS=?"
+
+
+def test_nobody_is_told_where_nobody_asked(environment):
+    assert systemd.notify(systemd.READY) is False
+
+
+@pytest.mark.parametrize(
+    "name", ["", "notify", "vsock:2:1234", "/", "@", "/nowhere/at/all", "/" + "x" * 200, "@" + "x" * 200]
+)
+def test_an_address_where_nobody_can_be_told_is_no_error(environment, name):
+    environment(NOTIFY_SOCKET=name)
+    assert systemd.notify(systemd.READY) is False
+
+
+def test_a_relative_path_is_not_looked_for(environment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with receiving("notify"):
+        environment(NOTIFY_SOCKET="notify")
+        assert systemd.notify(systemd.READY) is False
+
+
+def test_a_receiver_that_has_vanished_is_no_error(receiver):
+    path = receiver.getsockname()
+    receiver.close()
+    assert systemd.notify(systemd.READY) is False  # its path is still there
+    os.unlink(path)
+    assert systemd.notify(systemd.READY) is False
+
+
+def test_a_stream_socket_in_its_place_is_no_error(environment, tmp_path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "s"))
+        sock.listen()
+        environment(NOTIFY_SOCKET=str(tmp_path / "s"))
+        assert systemd.notify(systemd.READY) is False
+
+
+def test_a_receiver_that_does_not_read_holds_nobody_up(receiver):
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    sent = 0
+    while systemd.notify(systemd.READY):
+        sent += 1
+        assert sent < 1_000_000
+    assert sent
+    deadline = time.monotonic() + DEADLINE
+    for _ in range(1000):  # a wait, however short, would add up
+        assert systemd.notify(systemd.READY) is False
+        assert time.monotonic() < deadline
+    assert receiver.recv(4096) == b"READY=1"
+    assert systemd.notify(systemd.STOPPING) is True
+
+
+def test_a_message_that_is_too_long_is_no_error(receiver):
+    assert systemd.notify("X=" + "x" * 50_000_000) is False
+
+
+def test_a_system_without_unix_sockets_tells_nobody(environment, monkeypatch):
+    environment(NOTIFY_SOCKET="/run/systemd/notify")
+    monkeypatch.delattr(socket, "AF_UNIX")
+    assert systemd.notify(systemd.READY) is False
+
+
+# The units in examples/systemd.
+
+UNITS = os.path.join(ROOT, "examples", "systemd")
+ANALYZE = shutil.which("systemd-analyze")
+
+
+def unit(name):
+    with open(os.path.join(UNITS, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def for_older(service):
+    """As the comment says: what is commented out above the line takes its place."""
+    older, count = re.subn(r"^#(Type=.*\n)#(ExecReload=.*\n)Type=.*\n", r"\1\2", service, flags=re.MULTILINE)
+    assert count == 1
+    return older
+
+
+def analyze(*arguments):
+    result = subprocess.run(
+        [ANALYZE, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=DEADLINE,
+        env=dict(os.environ, SYSTEMD_PAGER=""),
+    )
+    return result.returncode, result.stdout.decode()
+
+
+def verify(folder, **units):
+    """What ``systemd-analyze verify`` has to say of these units, whose programs need not be here."""
+    folder.mkdir()
+    for name, text in units.items():
+        text = re.sub(r"^(Exec\w+=)\S+", rf"\g<1>{sys.executable}", text, flags=re.MULTILINE)
+        (folder / f"echo.{name}").write_text(text)
+    code, out = analyze("verify", "--man=no", *(str(folder / f"echo.{name}") for name in units))
+    return code, [line for line in out.splitlines() if "echo." in line]  # it may have a word on this machine's own, too
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory):
+    """systemd's, where its judgement can be had; it may be installed and not able to work, as in some containers."""
+    if ANALYZE is None:
+        pytest.skip("systemd-analyze is not installed")
+    code, out = verify(tmp_path_factory.mktemp("plain") / "units", service="[Service]\nExecStart=/bin/true\n")
+    if code or out:
+        pytest.skip(f"systemd-analyze cannot verify here: {out}")
+    return int(re.search(r"systemd (\d+)", analyze("--version")[1]).group(1))
+
+
+def test_systemd_has_nothing_to_say_against_the_units(version, tmp_path):
+    found = verify(tmp_path / "older", socket=unit("echo.socket"), service=for_older(unit("echo.service")))
+    assert found == (0, [])
+    if version >= 253:
+        assert verify(tmp_path / "units", socket=unit("echo.socket"), service=unit("echo.service")) == (0, [])
+
+
+def test_systemd_would_say_what_is_wrong_with_a_unit(version, tmp_path):
+    """So that the test above cannot pass for want of a judgement."""
+    service = for_older(unit("echo.service"))
+    for wrong in ("NoNewPrivilege=yes\n", "TimeoutStopSec=soon\n", "SystemCallFilter=open_sesame\n"):
+        broken = service.replace("[Install]\n", f"{wrong}\n[Install]\n")
+        folder = tmp_path / wrong.partition("=")[0]
+        assert verify(folder, socket=unit("echo.socket"), service=broken) != (0, []), wrong
+
+
+def test_the_service_has_little_to_lose(version, tmp_path):
+    if "--offline" not in analyze("--help")[1]:
+        pytest.skip(f"systemd {version} judges only what it runs")
+    path = tmp_path / "echo.service"
+    path.write_text(for_older(unit("echo.service")))
+    code, out = analyze("--no-pager", "security", "--offline=true", "--threshold=15", str(path))
+    assert code == 0, out.splitlines()[-1]
+
+
+def settings(text):
+    """The last value of each setting."""
+    return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+
+
+def test_the_services_command_line_makes_sense_and_its_stop_has_time():
+    service = settings(unit("echo.service"))
+    program, *options = service["ExecStart"].split()
+    assert os.path.basename(program) == "echo-server"
+    given = server_parser().parse_args(options)
+    assert service["TimeoutStopSec"] == "20s" and given.shutdown_timeout + 5 <= 20
+    assert int(service["LimitNOFILE"]) > 2 * given.max_connections
+
+
+def test_the_socket_listens_where_the_client_looks():
+    given = settings(unit("echo.socket"))
+    assert (given["ListenStream"], given["Accept"]) == ("65432", "no")
+
+
+def test_the_units_readme_installs_what_there_is():
+    text = unit("README.md")
+    for name in os.listdir(UNITS):
+        if name != "README.md":
+            assert f"examples/systemd/{name}" in text
+    program = settings(unit("echo.service"))["ExecStart"].split()[0]
+    assert f"python3 -m venv {os.path.dirname(os.path.dirname(program))}\n" in text

@@ -1,0 +1,94 @@
+"""A command in a pseudo-terminal of its own, and a user who types."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import termios
+
+from . import DEADLINE, eventually
+
+OWN_TERMINAL = """\
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""``python -c OWN_TERMINAL -m MODULE ...`` in a session whose terminal is standard input, for Ctrl-C to work."""
+
+CTRL_C, CTRL_D, CTRL_V, ESC = b"\x03", b"\x04", b"\x16", b"\x1b"
+UP, DOWN = ESC + b"[A", ESC + b"[B"
+
+
+class Terminal:
+    """A process in a pseudo-terminal. ``screen`` is all that it wrote there.
+
+    Unless ``environment`` has a place for it, no history is kept: it would be that of whoever runs the tests.
+    """
+
+    def __init__(self, run, *arguments, starter=OWN_TERMINAL, **environment):
+        self.master, slave = pty.openpty()
+        try:
+            self.process = run(
+                *arguments,
+                python_options=("-c", starter),
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+                env=dict({"TERM": "dumb", "INPUTRC": os.devnull, "ECHO_HISTFILE": os.devnull}, **environment),
+            )
+        finally:
+            os.close(slave)
+        self.screen = b""
+        self.seen = 0
+
+    def type(self, data):
+        os.write(self.master, data)
+
+    def read(self):
+        """Take in what comes next; false at the end."""
+        ready = select.select([self.master], [], [], DEADLINE)[0]
+        assert ready, f"nothing more after {self.screen!r}"
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # EIO: nobody has the other side open any more
+            data = b""
+        self.screen += data
+        return bool(data)
+
+    def until(self, pattern):
+        """Read until ``pattern`` stands in what came since the last call; return the match."""
+        while True:
+            match = re.compile(pattern).search(self.screen, self.seen)
+            if match:
+                self.seen = match.end()
+                return match
+            assert self.read(), f"no {pattern!r} in {self.screen[self.seen :]!r}"
+
+    def resize(self, rows, columns):
+        """The user has dragged the window's corner; the process hears of it by SIGWINCH."""
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.process.popen.send_signal(signal.SIGWINCH)  # again, wherever the system has not sent it by itself
+
+    def settle(self):
+        """Wait until the process sleeps in its read.
+
+        Between the prompt and that read CPython notices a signal, and does not act on it before the next key.
+        """
+        if os.path.exists("/proc/self/stat"):
+            eventually(lambda: self._state() == "S", "it never came to rest")
+
+    def _state(self):
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+
+    def leave(self):
+        """Read to the end; return the exit code."""
+        while self.read():
+            pass
+        code = self.process.popen.wait(DEADLINE)
+        assert b"Traceback" not in self.screen and b"Error" not in self.screen, self.screen
+        return code
