@@ -1,11 +1,11 @@
-"""The whole suite under every CPython here, each in a virtual environment of its own, and once more with ``-O``.
+"""The tests under every CPython here, each in a virtual environment of its own, and once more with ``-O``.
 
-    python3 tests/matrix.py [--jobs N] [--free-threaded PATH] [--command COMMAND] [pytest's arguments]
+    python3 tests/matrix.py [--ends] [--jobs N] [--free-threaded PATH] [--command COMMAND] [pytest's arguments]
 
-The Pythons are those on PATH and pyenv's, 3.8 and later, without the GIL too. They run in development mode, with
-warnings as errors, and so do the processes that the tests start: what is left open fails. Tests wait for events, but a
-machine may be busier than their deadlines allow for. So what fails is run once more, alone; what passes then is called
-UNSTEADY, and what fails twice fails. The exit code is 1 if anything failed, or if there was nothing to run.
+The Pythons are those on PATH and pyenv's, 3.8 and later, with and without the GIL; with ``--ends`` only the oldest and
+the newest that have one. They run in development mode, with warnings as errors, and so do the processes that the tests
+start: a socket that is left open is a failure. The exit code is 1 if anything failed, or if there was nothing to run.
+Nothing is run twice: a test that fails now and then is a defect.
 
 It knows pytest by its command line alone, and needs nothing but the standard library.
 """
@@ -91,42 +91,42 @@ def find_pythons(paths):
     return {version: found[version] for version in sorted(found, key=_rank)}
 
 
+def ends(pythons):
+    """The oldest and the newest that have a GIL."""
+    versions = [version for version in pythons if not version.endswith("t")]
+    return {version: pythons[version] for version in [*versions[:1], *versions[-1:]]}
+
+
 def _rank(version):
     return int(version[2:].rstrip("t")), version.endswith("t")
 
 
-# One run of pytest, or two.
+# One run of pytest.
 
 
 class Run:
-    """The suite once: ``command`` is all but pytest's arguments, ``environment`` is put on top of this one's."""
+    """The tests once: ``command`` is all but pytest's arguments, ``environment`` is put on top of this one's."""
 
     def __init__(self, name, command, environment=None):
         self.name = name
         self.command = command
         self.environment = dict(os.environ, **(environment or {}))
         self.figures = None
-        self.verdict = "FAILED"
+        self.passed = False
         self.output = ""
         self.seconds = 0.0
-        self._cache = tempfile.mkdtemp(prefix="matrix-")  # runs at one time do not share what failed
 
-    def once(self, arguments):
-        """Run it; whether all passed. (An exit code alone may be one of a test that ended the process.)"""
+    def __call__(self, arguments):
         began = time.monotonic()
-        command = [*self.command, "-q", "-o", f"cache_dir={self._cache}", *arguments]
+        command = [*self.command, "-q", "-p", "no:cacheprovider", *arguments]
         code, self.output = captured(command, self.environment, LIMIT)
-        self.seconds += time.monotonic() - began
-        figures = figures_of(self.output)
-        self.figures = self.figures or figures
-        return code == 0 and figures is not None
+        self.seconds = time.monotonic() - began
+        self.figures = figures_of(self.output)
+        self.passed = code == 0 and self.figures is not None  # a test that ends the process may end it with code 0
 
-    def again(self, arguments):
-        """Run what failed once more; whether it passed."""
-        return self.once([*arguments, "--last-failed", "--last-failed-no-failures", "none"])
-
-    def forget(self):
-        shutil.rmtree(self._cache, ignore_errors=True)
+    def __str__(self):
+        counts = ", ".join(f"{count} {word}" for word, count in (self.figures or {"counted": 0}).items())
+        return f"{self.name:<20} {counts} in {self.seconds:.0f} s{'' if self.passed else '; FAILED'}"
 
 
 def captured(command, environment, limit):
@@ -165,16 +165,18 @@ def figures_of(output):
     return None
 
 
-def skipped(output):
-    """The reasons for which tests were skipped."""
-    return set(re.findall(r"^SKIPPED \[\d+\] (\S+): (.*)$", output, re.MULTILINE))
+def not_run(output):
+    """The lines of the table of tests that did not run (``support/tiers.py``), without their counts."""
+    table = output.rpartition(" not run ")[2]
+    return set(re.findall(r"^ +\d+  (skipped: .*|\w+: .*)$", table, re.MULTILINE))
 
 
 # All of them.
 
 
-def installed(python, folder):
-    """A new virtual environment with the tests' needs; its Python, or None if ``python`` makes none."""
+def installed(python, folder, extra):
+    """A new virtual environment with what the tests need, an extra of setup.cfg; its Python, or None if ``python``
+    makes none."""
     if captured([python, "-m", "venv", folder], None, LIMIT)[0] != 0:
         return None
     source = os.path.join(folder, "source")  # building leaves things behind, and in a folder of its own disturbs nobody
@@ -184,17 +186,17 @@ def installed(python, folder):
         copy = shutil.copytree if os.path.isdir(path) else shutil.copy
         copy(path, os.path.join(source, name))
     own = os.path.join(folder, "Scripts" if os.name == "nt" else "bin", "python")
-    code, output = captured([own, "-m", "pip", "install", "-q", f"{source}[test,examples]"], None, LIMIT)
+    code, output = captured([own, "-m", "pip", "install", "-q", f"{source}[{extra}]"], None, LIMIT)
     if code != 0:
         raise RuntimeError(output)
     return own
 
 
-def under(version, paths, work, optimized):
+def under(version, paths, work, optimized=False, extra="test"):
     """A run under the first of these Pythons that makes a virtual environment; None if none does."""
     name = f"CPython {version}{' -O' if optimized else ''}"
     for number, path in enumerate(paths):
-        own = installed(path, os.path.join(work, f"{name.replace(' ', '')}-{number}"))
+        own = installed(path, os.path.join(work, f"{name.replace(' ', '')}-{number}"), extra)
         if own is None:
             print(f"{path} makes no virtual environment; left out", flush=True)
         elif optimized:
@@ -205,19 +207,15 @@ def under(version, paths, work, optimized):
 
 
 def run_all(makers, arguments, jobs):
-    """Make and do each run, ``jobs`` at a time; then again, one by one, what failed. Return the exit code."""
+    """Make and do each run, ``jobs`` at a time. Return the exit code."""
     runs = []
-    failed = []
 
     def do(make):
         run = make()
         if run is not None:
+            run(arguments)
             runs.append(run)
-            if run.once(arguments):
-                run.verdict = ""
-            else:
-                failed.append(run)
-            tell(run, "" if run.verdict == "" else "failed; once more when the others are done")
+            print(run, flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(do, make) for make in makers]
@@ -228,22 +226,11 @@ def run_all(makers, arguments, jobs):
             for future in futures:
                 future.cancel()
             raise
-    for run in failed:
-        print(f"\n== {run.name}\n{run.output}\n-- once more, what failed", flush=True)
-        if run.again(arguments):
-            run.verdict = "UNSTEADY"
-        else:
-            print(run.output)
-        tell(run, run.verdict)
     for run in runs:
-        run.forget()
+        if not run.passed:
+            print(f"\n== {run.name}\n{run.output}", flush=True)
     print_table(runs)
-    return 1 if not runs or any(run.verdict == "FAILED" for run in runs) else 0
-
-
-def tell(run, verdict):
-    counts = ", ".join(f"{count} {word}" for word, count in (run.figures or {"told": 0}).items())
-    print(f"{run.name:<20} {counts} in {run.seconds:.0f} s{'; ' if verdict else ''}{verdict}", flush=True)
+    return 0 if runs and all(run.passed for run in runs) else 1
 
 
 def print_table(runs):
@@ -253,10 +240,10 @@ def print_table(runs):
         bad = counts["failed"] + counts["error"]
         print(
             f"{run.name:<20} {counts['passed']:>8} {bad:>8} {counts['skipped']:>8} {run.seconds:>8.0f}"
-            f"{'  ' if run.verdict else ''}{run.verdict}"
+            f"{'' if run.passed else '  FAILED'}"
         )
-    for place, reason in sorted(set.intersection(*(skipped(run.output) for run in runs)) if runs else ()):
-        print(f"skipped everywhere: {place}: {reason}")
+    for reason in sorted(set.intersection(*(not_run(run.output) for run in runs)) if runs else ()):
+        print(f"not run anywhere: {reason}")
 
 
 def _order(name):
@@ -265,8 +252,9 @@ def _order(name):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description="Run the tests under every CPython here; what is not understood goes to pytest.", allow_abbrev=False
+        description="Run the tests under every CPython here. Other options go to pytest.", allow_abbrev=False
     )
+    parser.add_argument("--ends", action="store_true", help="only the oldest and the newest Python with the GIL")
     parser.add_argument(
         "--jobs", type=int, metavar="N", default=os.cpu_count(), help="runs at a time (default: %(default)s)"
     )
@@ -274,23 +262,26 @@ def main(arguments=None):
     parser.add_argument("--command", help="run pytest with this shell command instead, once, as it is")
     options, rest = parser.parse_known_args(arguments)
     if options.jobs < 1:
-        parser.error("--jobs is 1 or more")
+        parser.error("--jobs: expected 1 or more")
     if options.command is not None:
         return run_all([lambda: Run("the command", ["sh", "-c", f'{options.command} "$@"', "sh"])], rest, 1)
     paths = list(candidates())
     if options.free_threaded is not None:
         if not (version_of(options.free_threaded) or "").endswith("t"):
-            parser.error(f"{options.free_threaded} is no CPython without the GIL")
+            parser.error(f"--free-threaded: {options.free_threaded} is not a CPython without the GIL")
         paths.insert(0, options.free_threaded)
+    pythons = find_pythons(paths)
+    default = version_of(sys.executable)
+    if options.ends:
+        pythons = ends(pythons)
+    extra = "test-all" if "--all" in rest else "test"
     with tempfile.TemporaryDirectory(prefix="matrix-") as work:
 
         def maker(version, optimized=False):
-            return lambda: under(version, pythons[version], work, optimized)
+            return lambda: under(version, pythons[version], work, optimized, extra)
 
-        pythons = find_pythons(paths)
         makers = [maker(version) for version in pythons]
-        default = version_of(sys.executable)
-        if default in pythons:
+        if default in pythons and not options.ends:
             makers.append(maker(default, optimized=True))
         return run_all(makers, rest, options.jobs)
 

@@ -11,7 +11,8 @@ import textwrap
 import pytest
 
 import matrix
-from support import eventually
+from support import TESTS, eventually
+from support.processes import is_alive
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs shell scripts")
 
@@ -39,7 +40,7 @@ def suite(tmp_path):
 def only_this_python(monkeypatch):
     """No other Python is found, and nothing is installed for it."""
     monkeypatch.setattr(matrix, "candidates", lambda: [sys.executable])
-    monkeypatch.setattr(matrix, "installed", lambda python, folder: python)
+    monkeypatch.setattr(matrix, "installed", lambda python, folder, extra: python)
 
 
 def by_command(*arguments):
@@ -63,9 +64,11 @@ def test_the_last_line_that_pytest_writes_is_counted(line, figures):
     assert matrix.figures_of(f"...\n3 passed in total\n{line}\n") == figures
 
 
-def test_why_tests_were_skipped_is_known():
-    output = "SKIPPED [1] tests/test_a.py:6: needs socat\nSKIPPED [12] tests/test_b.py: no IPv6 here\nFAILED x - y\n"
-    assert matrix.skipped(output) == {("tests/test_a.py:6", "needs socat"), ("tests/test_b.py", "no IPv6 here")}
+def test_the_table_of_tests_that_did_not_run_is_read():
+    table = "==== not run ====\n  198  slow: takes seconds\n    1  skipped: no IPv6 here\n--all runs more\n"
+    output = f"...\n{table}1 passed in 2s\n"
+    assert matrix.not_run(output) == {"slow: takes seconds", "skipped: no IPv6 here"}
+    assert matrix.not_run("1 passed in 2s\n") == set()
 
 
 # Which Pythons there are.
@@ -119,13 +122,19 @@ def test_each_version_is_there_once_with_all_its_paths_oldest_first(fake):
     assert list(found.items()) == [("3.9", [nine]), ("3.10", [ten, other_ten]), ("3.10t", [free])]
 
 
+def test_the_ends_are_the_oldest_and_the_newest_with_a_gil():
+    assert matrix.ends({"3.8": ["a"], "3.9": ["b"], "3.13": ["c"], "3.13t": ["d"]}) == {"3.8": ["a"], "3.13": ["c"]}
+    assert matrix.ends({"3.11": ["a"], "3.13t": ["d"]}) == {"3.11": ["a"]}
+    assert matrix.ends({}) == {}
+
+
 @posix
 def test_a_python_that_makes_no_environment_is_left_out_for_the_next(fake, tmp_path, monkeypatch, capsys):
     lame = fake("lame", "no venv here", 1)
-    assert matrix.installed(lame, str(tmp_path / "environment")) is None
-    monkeypatch.setattr(matrix, "installed", lambda python, folder: None if python == lame else python)
-    assert matrix.under("3.9", [lame, sys.executable], str(tmp_path), False).command[0] == sys.executable
-    assert matrix.under("3.9", [lame], str(tmp_path), False) is None
+    assert matrix.installed(lame, str(tmp_path / "environment"), "test") is None
+    monkeypatch.setattr(matrix, "installed", lambda python, folder, extra: None if python == lame else python)
+    assert matrix.under("3.9", [lame, sys.executable], str(tmp_path)).command[0] == sys.executable
+    assert matrix.under("3.9", [lame], str(tmp_path)) is None
     assert capsys.readouterr().out == f"{lame} makes no virtual environment; left out\n" * 2
 
 
@@ -133,48 +142,28 @@ def test_what_has_a_gil_is_not_taken_for_a_free_threaded_one(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         matrix.main(["--free-threaded", str(tmp_path / "python3.13t")])
     assert ended.value.code == 2
-    assert "is no CPython without the GIL" in capsys.readouterr().err
+    assert "is not a CPython without the GIL" in capsys.readouterr().err
 
 
 # How it ends.
 
 
-def test_a_suite_that_passes_is_0_and_a_line_and_a_table(suite, capsys):
+def test_a_suite_that_passes_is_0_and_a_line_and_a_table(suite, monkeypatch, capsys):
     path = suite("import pytest\ndef test_one(): pass\n@pytest.mark.skip('not now')\ndef test_two(): pass\n")
-    assert by_command(path, "-rs") == 0
+    monkeypatch.setenv("PYTHONPATH", TESTS)
+    assert by_command(path, "-p", "support.tiers") == 0
     out = capsys.readouterr().out
     assert re.search(r"^the command +1 passed, 1 skipped in \d+ s\n", out)
     assert re.search(r"^ +passed +failed +skipped +seconds\nthe command +1 +0 +1 +\d+\n", out, re.MULTILINE)
-    assert re.search(r"^skipped everywhere: \S*test_it.py:3: not now\n\Z", out, re.MULTILINE)
+    assert out.endswith("\nnot run anywhere: skipped: not now\n")
 
 
-def test_a_suite_that_fails_twice_is_1_and_shown(suite, capsys):
+def test_a_suite_that_fails_is_1_and_shown(suite, capsys):
     path = suite("def test_bad(): assert 1 == 2\ndef test_good(): pass\n")
     assert by_command(path) == 1
     out = capsys.readouterr().out
     assert "assert 1 == 2" in out
     assert re.search(r"^the command +1 +1 +0 +\d+  FAILED\n\Z", out, re.MULTILINE)
-
-
-def test_what_passes_when_it_is_run_once_more_is_named_and_0(suite, tmp_path, capsys):
-    path = suite(f"""
-        import pathlib
-
-        seen = pathlib.Path({str(tmp_path / "seen")!r})
-
-        def test_unsteady():
-            before, _ = seen.exists(), seen.touch()
-            assert before
-
-        def test_that_passed_is_not_run_again():
-            again = seen.with_name("again")
-            assert not again.exists()
-            again.touch()
-    """)
-    assert by_command(path) == 0
-    out = capsys.readouterr().out
-    assert "test_unsteady" in out and "once more" in out
-    assert re.search(r"^the command +1 +1 +0 +\d+  UNSTEADY\n\Z", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("source", ["", "import os\ndef test_it(): os._exit(0)\n"], ids=["no test", "an early end"])
@@ -191,17 +180,6 @@ def test_a_run_that_does_not_end_has_failed(suite, monkeypatch, capsys):
     monkeypatch.setattr(matrix, "LIMIT", 0.5)
     assert by_command(suite("import time\ndef test_it(): time.sleep(3600)\n")) == 1
     assert "no end after 0.5 s" in capsys.readouterr().out
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"  # one that nobody has buried yet
-    except ProcessLookupError:
-        return False
-    except FileNotFoundError:  # it went in between, or there is no /proc here
-        return not os.path.isdir("/proc/self")
 
 
 def test_a_run_that_does_not_end_leaves_no_process_behind():
