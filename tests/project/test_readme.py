@@ -292,9 +292,9 @@ def test_the_handler_in_readme_runs_from_the_command_line(server_command, tmp_pa
     upper(server.address)
 
 
+@pytest.mark.needs_programs("openssl")
+@pytest.mark.slow
 def test_the_certificates_in_readme_are_ones_that_client_and_server_take(server_command, run, tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     held = 0
     for line in [
         line[2:] for block in console_blocks() for line in block.splitlines() if re.search("openssl|[.]pem", line)
@@ -350,28 +350,29 @@ def test_the_ping_in_readme_looks_like_that(server_command, run):
         assert figures_after("connect", text) == figures_after("ECHO .* connected in", text)
 
 
+@pytest.mark.slow
 def test_the_bench_in_readme_looks_like_that(server_command, run):
     server = server_command("--no-log-messages")
-    shown, told = measured("python3 -m echo.client --bench --rate 5000 -d 2", server.address, run, "-d", "500ms")
-    unsent = re.search(r"^never sent +([\d,]+), whose turn did not come in time\n", told, re.MULTILINE)
-    if unsent:  # on a busy machine
-        told = told.replace(unsent[0], "")
+    shown, told = measured("python3 -m echo.client --bench --rate 5000 -d 2", server.address, run)
+    unsent = re.search(r"^never sent +([\d,]+), .*\n", told, re.MULTILINE)
+    if unsent:  # on a busy machine, where there may be too few samples for a percentile, too
+        told = told.replace(unsent[0], "").replace(" - ", " 0.1 ")
     figures = (r"127\.0\.0\.1:\d+", r"[\d.]+ s\b", r"[\d,]+/s\b", r"[\d.]+ MB/s", r"[\d.]+(/[\d.]+){2} ms")
     figures += (r"\d+\.\d+(?= )", r"(?<=  )\d\d+(?= )", r"\d+,\d+")
     assert masked(told, *figures) == masked(shown, *figures)
-    for text, seconds, lacking in ((shown, 2, 0), (told, 0.5, number(unsent[1]) if unsent else 0)):
-        assert f" 5000 messages/s, {seconds:g} s\n" in text
-        (row,) = re.findall(rf"^messages +([\d,]+) in {seconds:g} s, ([\d,]+)/s, (\S+) MB/s$", text, re.MULTILINE)
+    for text, lacking in ((shown, 0), (told, number(unsent[1]) if unsent else 0)):
+        assert " 5000 messages/s, 2 s\n" in text
+        (row,) = re.findall(r"^messages +([\d,]+) in 2 s, ([\d,]+)/s, (\S+) MB/s$", text, re.MULTILINE)
         messages, rate, volume = map(number, row)
-        assert rate == pytest.approx(messages / seconds, abs=1)
+        assert rate == pytest.approx(messages / 2, abs=1)
         assert volume == pytest.approx(rate * 64 / 1e6, abs=0.01)
         assert figures_after("connect +min/avg/max", text) == sorted(figures_after("connect +min/avg/max", text))
         titles, *rows = text.splitlines()[-3:]
         for row in rows:
             assert len(row) == len(titles)
             *times, samples = map(number, row.split()[1:])
-            assert times == sorted(times)
-            assert samples + lacking == pytest.approx(5000 * seconds, abs=10)  # one for each connection
+            assert unsent or times == sorted(times)
+            assert samples + lacking == pytest.approx(10_000, abs=10)  # one for each connection
         corrected, raw = (list(map(number, row.split()[1:-1])) for row in rows)
         assert all(ours >= theirs for ours, theirs in zip(corrected, raw))  # by the wait for its turn
 
