@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
     if None in ([sys.stdout] if messages or options.measure else [sys.stdin, sys.stdout]):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the terminal can show
-    report = Report(_print, as_json=options.json, quiet=options.quiet, verbose=options.verbose)
+    report = Report(_print, as_json=options.json, quiet=options.quiet, verbose=options.verbose, stderr=sys.stderr)
     if options.measure:
         return _measure(options, framing, report)
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from typing import Any, Callable
+from typing import Any, Callable, Optional, TextIO
 
 
 class Report:
     """``write`` takes a whole line. ``as_json``: one object a line in place of text. ``quiet``: the summary alone.
-    ``verbose``: details, too."""
+    ``verbose``: details, too. ``stderr``: where details and progress go; None if there is no such place."""
 
     def __init__(
-        self, write: Callable[[str], None], *, as_json: bool = False, quiet: bool = False, verbose: bool = False
+        self,
+        write: Callable[[str], None],
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        stderr: Optional[TextIO] = None,
     ) -> None:
         self.quiet = quiet
         self._write = write
+        self._stderr = stderr
         self._as_json = as_json
         self._verbose = verbose
         self._drawn = False
@@ -46,17 +52,17 @@ class Report:
 
     def detail(self, text: str) -> None:
         """What only somebody who looks for a cause wants to know."""
-        if self._verbose and sys.stderr is not None:  # print() would take stdout instead
+        if self._verbose and self._stderr is not None:  # print() would take stdout instead
             self._erase()
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=self._stderr, flush=True)
 
     def progress(self, text: str, **fields: Any) -> None:
         """How it goes so far: an event in JSON, else a line at a terminal that the next one replaces."""
         if self._as_json:
             self.tell("progress", **fields)
-        elif not self.quiet and sys.stderr is not None and sys.stderr.isatty():
-            width = _width() - 1  # a full line would wrap, and stay
-            print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
+        elif not self.quiet and self._stderr is not None and self._stderr.isatty():
+            width = _width(self._stderr) - 1  # a full line would wrap, and stay
+            print(f"\r\x1b[K{text[:width]}", end="", file=self._stderr, flush=True)
             self._drawn = True
 
     def _put(self, event: str, text: str, fields: Any) -> None:
@@ -68,7 +74,7 @@ class Report:
 
     def _erase(self) -> None:
         if self._drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=self._stderr, flush=True)
             self._drawn = False
 
 
@@ -83,9 +89,9 @@ def microseconds(ns: float) -> float:
     return round(ns / 1e3, 3)
 
 
-def _width() -> int:
-    """Columns of the terminal behind stderr; ``shutil`` asks about stdout's."""
+def _width(stream: TextIO) -> int:
+    """Columns of the terminal behind the stream; ``shutil`` asks about stdout's."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):
         return 80

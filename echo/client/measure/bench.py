@@ -12,14 +12,14 @@ import multiprocessing.resource_tracker
 import os
 import random
 import signal
-import time
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from ...exceptions import ConnectionClosed
 from ...framing import Framing
 from ...text import plural
 from ..endpoint import Endpoint
 from ..report import Report, milliseconds
+from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .load import Period, Plan, Slice, run
@@ -39,10 +39,27 @@ that a server which does not answer costs bounded memory."""
 _DIED = "a process of the load has died"
 
 
+def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any]]:
+    """Start processes that share the connections of ``plan``; yield each one's pipe and the process."""
+    count = max(1, min(plan.connections, _processors() // 2))  # the other half is the server's
+    context = multiprocessing.get_context("spawn")  # which is the same everywhere
+    if hasattr(signal, "pthread_sigmask"):
+        multiprocessing.resource_tracker.ensure_running()  # which unblocks both signals when it starts
+    with _signals_blocked():  # as they are for the children: Ctrl-C and timeout(1) signal all, and we act on it
+        for index in range(count):
+            lanes = list(range(index, plan.connections, count))
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=run, args=(theirs, plan._replace(lanes=lanes)), daemon=True)
+            process.start()
+            theirs.close()
+            yield pipe, process
+
+
 class Bench:
     """A load on ``endpoint``: ``connections`` for ``duration`` seconds with messages of ``size`` bytes, in a closed
     loop with ``depth`` on their way in each, or with ``rate`` messages a second over all. ``timeout``: seconds after
-    which a probe is lost, and which connecting may take; None waits for ever. ``framing`` as in ``Ping``."""
+    which a probe is lost, and which connecting may take; None waits for ever. ``framing`` as in ``Ping``.
+    ``start_load`` starts the processes of the load."""
 
     def __init__(
         self,
@@ -56,7 +73,11 @@ class Bench:
         depth: Optional[int],
         rate: Optional[int],
         timeout: Optional[float],
+        clock: Clock = CLOCK,
+        start_load: Callable[[Plan], Iterator[Tuple[Any, Any]]] = start_processes,
     ) -> None:
+        self._clock = clock
+        self._start_load = start_load
         self._where = str(endpoint)
         self._report = report
         self._connections = connections
@@ -88,17 +109,9 @@ class Bench:
         """Start the processes and let them connect. Raises ``OSError`` if there is no connection to be had, and
         ``UnicodeError`` if the host's name can be none."""
         self._plan.endpoint.resolve()  # what it raises is raised here, once
-        count = max(1, min(self._connections, _processors() // 2))  # the other half is the server's
-        context = multiprocessing.get_context("spawn")  # which is the same everywhere
-        with _signals_blocked():  # as they are for the children: Ctrl-C and timeout(1) signal all, and we act on it
-            for index in range(count):
-                plan = self._plan._replace(lanes=list(range(index, self._connections, count)))
-                pipe, theirs = context.Pipe()
-                self._pipes.append(pipe)
-                process = context.Process(target=run, args=(theirs, plan), daemon=True)
-                process.start()
-                self._processes.append(process)
-                theirs.close()
+        for pipe, process in self._start_load(self._plan):
+            self._pipes.append(pipe)
+            self._processes.append(process)
         for pipe in self._pipes:
             try:
                 answer = pipe.recv()
@@ -123,7 +136,7 @@ class Bench:
         start = SECOND // 50
         begin = start + round(self._warm_up * SECOND)
         self._period = Period(start, begin, begin + round(self._duration * SECOND))
-        self._told_at = time.perf_counter_ns()
+        self._told_at = self._clock.now()
         with _signals_blocked():
             for pipe in self._pipes:
                 with contextlib.suppress(BrokenPipeError):  # that process has died; its pipe's end tells
@@ -153,7 +166,7 @@ class Bench:
                     part = pipe.recv()
                 except (EOFError, OSError):
                     self.total.errors[_DIED] += 1
-                    part = time.perf_counter_ns() - self._told_at
+                    part = self._clock.now() - self._told_at
                 if isinstance(part, Slice):
                     self.total.merge(part)
                     recent.merge(part)
@@ -162,7 +175,7 @@ class Bench:
                 else:
                     ended_at = max(ended_at, part)
                     waiting.remove(pipe)
-            now = time.perf_counter_ns() - self._told_at
+            now = self._clock.now() - self._told_at
             if now - shown_at >= SECOND and now < self._period.end + SECOND // 2:
                 self._tell_progress(recent, now, (now - shown_at) / SECOND)
                 recent, shown_at = Slice(), now
@@ -280,7 +293,6 @@ def _signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    multiprocessing.resource_tracker.ensure_running()  # which unblocks both when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield

@@ -17,12 +17,12 @@ import heapq
 import math
 import selectors
 import signal
-import time
 from typing import Any, Counter, Dict, List, NamedTuple, Optional, Tuple
 
 from ...exceptions import EchoError
 from ...framing import Framing
 from ..endpoint import Endpoint
+from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .lane import Lane
 from .probes import Ledger, Probe, Verdict
@@ -89,10 +89,15 @@ class Slice:
 
 
 def run(pipe: Any, plan: Plan) -> None:
+    """``work`` as a process of its own, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    work(pipe, plan)
+
+
+def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
     """Connect; send the nanoseconds that each connection took, or an ``OSError``; get the ``Period``; send a ``Slice``
     each ``TICK``, and at last when it ended. Whatever else comes through the pipe ends the work early."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
-    load = _ClosedLoop(pipe, plan) if plan.step is None else _OpenLoop(pipe, plan, plan.step)
+    load = _ClosedLoop(pipe, plan, clock) if plan.step is None else _OpenLoop(pipe, plan, clock)
     try:
         took = [load.open(number) for number in plan.lanes]
     except OSError as exc:
@@ -108,11 +113,12 @@ def run(pipe: Any, plan: Plan) -> None:
 class _Load:
     """What both loops share. ``step`` of the plan decides which one it is."""
 
-    def __init__(self, pipe: Any, plan: Plan) -> None:
+    def __init__(self, pipe: Any, plan: Plan, clock: Clock) -> None:
+        self._clock = clock
         self._pipe = pipe
         self._plan = plan
         self._lanes: Dict[Lane, int] = {}  # and their numbers among all connections
-        self._selector = selectors.DefaultSelector()
+        self._selector = clock.selector()
         self._slice = Slice()
         self._end = 0
         self._interrupted = False
@@ -120,9 +126,9 @@ class _Load:
 
     def open(self, number: int) -> int:
         plan = self._plan
-        began = time.perf_counter_ns()
+        began = self._clock.now()
         sock = plan.endpoint.open(None if plan.timeout is None else plan.timeout / SECOND)
-        took = time.perf_counter_ns() - began
+        took = self._clock.now() - began
         lane = Lane(sock, plan.framing, Ledger(plan.size, (plan.tag + number) & 0xFFFF))
         self._lanes[lane] = number
         self._selector.register(lane, selectors.EVENT_READ)
@@ -131,14 +137,15 @@ class _Load:
     def work(self, period: Period) -> int:
         """Keep the lanes busy to the end of the period, then wait for what is on its way; return when it ended: with
         the period, or before it if it was told to or all connections were lost."""
-        clock = time.perf_counter_ns
+        clock = self._clock.now
         told_at = clock()
         start, begin, self._end = (told_at + moment for moment in period)
-        time.sleep((start - told_at) / SECOND)
+        self._clock.sleep((start - told_at) / SECOND)
         tick_at = start + TICK
         self._start(start)
         while True:
             now = clock()
+            self._send_due(min(now, self._end))  # even if this process was held up until after the end
             if now >= tick_at:
                 self._tick(now)
                 tick_at = now + TICK
@@ -157,7 +164,6 @@ class _Load:
                             self._replied(lane, now)
                 except EchoError as exc:
                     self._drop(lane, str(exc))
-            self._send_due(min(clock(), self._end))
         self._finish(begin)
         for lane in self._lanes:
             self._slice.on_the_way += len(lane.ledger.outstanding)
@@ -241,7 +247,7 @@ class _Load:
 class _ClosedLoop(_Load):
     def _start(self, start: int) -> None:
         for lane in self._lanes:
-            self._replied(lane, time.perf_counter_ns())
+            self._replied(lane, self._clock.now())
 
     def _replied(self, lane: Lane, now: int) -> None:
         outstanding = lane.ledger.outstanding
@@ -250,17 +256,18 @@ class _ClosedLoop(_Load):
 
 
 class _OpenLoop(_Load):
-    def __init__(self, pipe: Any, plan: Plan, step: float) -> None:
-        super().__init__(pipe, plan)
-        self._round = step * plan.connections  # nanoseconds from a lane's turn to its next
+    def __init__(self, pipe: Any, plan: Plan, clock: Clock) -> None:
+        super().__init__(pipe, plan, clock)
+        assert plan.step is not None
+        self._step = plan.step
+        self._round = plan.step * plan.connections  # nanoseconds from a lane's turn to its next
         self._turns: List[Tuple[float, int]] = []  # a heap: when it is whose turn, of those whom no reply holds up
         self._held: Dict[int, float] = {}  # who has as much on its way as it may, and since when its turn is due
         self._by_number: Dict[int, Lane] = {}
 
     def _start(self, start: int) -> None:
-        assert self._plan.step is not None
         self._by_number = {number: lane for lane, number in self._lanes.items()}
-        self._turns = sorted((start + number * self._plan.step, number) for number in self._by_number)
+        self._turns = sorted((start + number * self._step, number) for number in self._by_number)
 
     def _send_due(self, now: int) -> None:
         while self._turns and self._turns[0][0] < now:
@@ -272,7 +279,7 @@ class _OpenLoop(_Load):
                 self._held[number] = due_at
                 continue
             heapq.heappush(self._turns, (due_at + self._round, number))
-            self._send(lane, round(due_at), time.perf_counter_ns())
+            self._send(lane, round(due_at), self._clock.now())
 
     def _replied(self, lane: Lane, now: int) -> None:
         number = self._lanes[lane]

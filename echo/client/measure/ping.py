@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import random
 import selectors
-import time
 from typing import Dict, Iterator, List, Optional
 
 from ...exceptions import EchoError, EchoMismatch
@@ -18,6 +17,7 @@ from ...text import plural
 from ...tls import explain
 from ..endpoint import Endpoint
 from ..report import Report, microseconds, milliseconds
+from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .lane import Lane
@@ -45,7 +45,9 @@ class Ping:
         count: Optional[int],
         interval: float,
         timeout: Optional[float],
+        clock: Clock = CLOCK,
     ) -> None:
+        self._clock = clock
         self._endpoint = endpoint
         self._where = str(endpoint)
         self._framing = framing
@@ -56,7 +58,7 @@ class Ping:
         self._timeout = timeout
         self._patience = None if timeout is None else round(timeout * SECOND)
         self._lane: Optional[Lane] = None
-        self._selector = selectors.DefaultSelector()
+        self._selector = clock.selector()
         self._next_at = 0
         self._stopped = self._waiting = False
         self._sent = 0
@@ -88,17 +90,17 @@ class Ping:
 
     def run(self) -> int:
         """Ping until all is done, or until KeyboardInterrupt; tell how it went and return the exit code."""
-        began = self._next_at = time.perf_counter_ns()
+        began = self._next_at = self._clock.now()
         try:
             while not self._stopped:
-                now = time.perf_counter_ns()
+                now = self._clock.now()
                 if self._may_send() and now >= self._next_at:
                     self._send()
                 elif self._lane is not None and (self._lane.ledger.outstanding or self._may_send()):
                     self._receive(self._lane, now)
                 elif self._may_send():
                     with self._interruptible():
-                        time.sleep((self._next_at - now) / SECOND)
+                        self._clock.sleep((self._next_at - now) / SECOND)
                 else:
                     break
         except KeyboardInterrupt:
@@ -109,7 +111,7 @@ class Ping:
                 waiting = len(self._lane.ledger.outstanding)
                 self._lane.close()
             self._selector.close()
-        self._summarize(waiting, time.perf_counter_ns() - began)
+        self._summarize(waiting, self._clock.now() - began)
         return self._exit_code()
 
     def _may_send(self) -> bool:
@@ -127,20 +129,20 @@ class Ping:
                 self._open(seq)
                 pause = self._interval
             assert self._lane is not None
-            now = time.perf_counter_ns()
+            now = self._clock.now()
             self._lane.send(now, now)
             self._sent += 1
         except OSError as exc:
             self._sent += 1
             self._tell_lost(seq, f"cannot connect: {explain(exc)}")
         # No probe is sent early to make up for one that was late.
-        self._next_at = max(self._next_at + pause, time.perf_counter_ns())
+        self._next_at = max(self._next_at + pause, self._clock.now())
 
     def _open(self, seq: int) -> None:
-        began = time.perf_counter_ns()
+        began = self._clock.now()
         with self._interruptible():
             sock = self._endpoint.open(self._timeout)
-        took = time.perf_counter_ns() - began
+        took = self._clock.now() - began
         self._connect_times.add(took)
         self._lane = Lane(sock, self._framing, Ledger(self._size, random.randrange(0x10000), seq))
         self._selector.register(self._lane, selectors.EVENT_READ)
@@ -178,14 +180,14 @@ class Ping:
                 if ready & selectors.EVENT_WRITE:
                     lane.flush()
                 if ready & selectors.EVENT_READ:
-                    now = time.perf_counter_ns()
+                    now = self._clock.now()
                     for reply in lane.receive():
                         self._tell_reply(reply, now)
         except EchoError as exc:
             self._close(str(exc))
             return
         if self._patience is not None:
-            for probe in lane.ledger.give_up(time.perf_counter_ns() - self._patience):
+            for probe in lane.ledger.give_up(self._clock.now() - self._patience):
                 self._tell_lost(probe.seq, f"no reply after {self._timeout:g} s")
 
     def _tell_lost(self, seq: int, why: str) -> None:
