@@ -1,28 +1,41 @@
-"""Each example as a program of its own, talked to over real sockets, and stopped by a signal: exit code 0."""
+"""Each example: its classes, served here and talked to over real sockets; and the example as a program of its own,
+which a signal stops with exit code 0."""
 
+import functools
 import glob
 import http.client
+import importlib.util
+import itertools
 import json
+import logging
 import os
 import re
-import shutil
 import signal
 import socket
-import struct
 import subprocess
 import threading
 
 import pytest
 
-from support import DEADLINE, ROOT, eventually, read_all
+from echo.sockets import undelivered
+from support import DEADLINE, ROOT, eventually, read_all, reset
 
 SERVERS = ["upper", "crlf_device", "kv", "jsonlines_rpc", "chat", "http_files"]
 FILES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "examples", "*.py")))
 
 
+@functools.lru_cache(maxsize=None)
+def load(name):
+    """The example as a module; what stands under ``__main__`` in it does not run."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", os.path.join(ROOT, "examples", f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def example(run):
-    """``example(name, *arguments)``: the running example, on a free port, its ``address`` known."""
+    """``example(name, *arguments)``: the example as a process, on a free port, with its ``address``."""
 
     def start(name, *arguments, **popen_options):
         process = run(f"examples.{name}", "0", *arguments, **popen_options)
@@ -55,15 +68,14 @@ class Terminal:
 
     def reset(self):
         """Vanish: what arrives at the server is an RST."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.lines.close()
-        self.sock.close()
+        reset(self.sock)
 
 
 @pytest.fixture
-def terminal(dial):
-    """``terminal(process)``: a ``Terminal`` on the example."""
-    return lambda process, end="\n": Terminal(dial(process.address), end)
+def terminal(serve, dial):  # in this order: the sockets are closed before the servers stop, which then wait for nobody
+    """``terminal(server_or_process)``: a ``Terminal`` on the example."""
+    return lambda server, end="\n": Terminal(dial(getattr(server, "server_address", None) or server.address), end)
 
 
 def stops(process, signum=signal.SIGTERM):
@@ -74,10 +86,14 @@ def stops(process, signum=signal.SIGTERM):
     return True
 
 
-# All of them.
+# All of them, as programs.
 
 
-@pytest.mark.parametrize("name", SERVERS)
+def early(name):
+    return name if name == "upper" else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", list(map(early, SERVERS)))
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_as_soon_as_it_listens_ends_it_without_a_traceback_and_with_exit_code_0(example, name, signum):
     process = example(name)
@@ -85,13 +101,18 @@ def test_a_signal_as_soon_as_it_listens_ends_it_without_a_traceback_and_with_exi
     assert "Traceback" not in process.log
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_ctrl_c_drains_a_client_that_is_connected(example, dial, name):
+@pytest.mark.parametrize("name, signum", list(zip(SERVERS, itertools.cycle([signal.SIGINT, signal.SIGTERM]))))
+def test_it_serves_and_a_signal_drains_a_client_that_is_connected(example, dial, name, signum):
     process = example(name)
     client = dial(process.address)
     client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n*IDN?\r\n")  # one of these is answered by each
     assert client.recv(1)
-    assert stops(process, signal.SIGINT)
+    process.popen.send_signal(signum)
+    read_all(client)
+    client.close()  # otherwise the server would wait a second for more of it
+    assert process.finish()[0] == 0, process.log
+    assert re.search(r"stopped: \d+ sessions? drained, 0 cut", process.log), process.log
+    assert "Traceback" not in process.log, process.log
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -110,19 +131,17 @@ def test_upper_answers_in_capitals_and_a_stop_answers_what_had_arrived(example, 
     client = terminal(process)
     assert client.ask("hello") == "HELLO"
     client.say(*["naïve"] * 1000)  # bytes.upper() leaves what is not ASCII as it is
-    assert client.hear() == "NAïVE"
+    eventually(lambda: not undelivered(client.sock))
     assert stops(process)
-    assert client.lines.read() == "NAïVE\n".encode() * 999
+    assert client.lines.read() == "NAïVE\n".encode() * 1000
 
 
 # crlf_device.py
 
 
 @pytest.fixture
-def device(example, terminal):
-    process = example("crlf_device")
-    yield terminal(process, "\r\n")
-    assert stops(process)
+def device(serve, terminal):
+    return terminal(serve(load("crlf_device").Device), "\r\n")
 
 
 @pytest.mark.parametrize("header", ["MEAS:VOLT?", "meas:volt?", "MEASure:VOLTage?", "Meas:Voltage?"])
@@ -159,34 +178,32 @@ def test_the_device_keeps_ten_errors_and_says_that_there_were_more(device):
     assert heard == ['-113,"Undefined header"'] * 9 + ['-350,"Queue overflow"', '0,"No error"']
 
 
-def test_each_connection_has_a_device_of_its_own_and_the_log_shows_what_is_said(example, terminal):
-    process = example("crlf_device")
-    first, second = terminal(process, "\r\n"), terminal(process, "\r\n")
+def test_each_connection_has_a_device_of_its_own_and_the_log_shows_what_is_said(serve, terminal, caplog):
+    caplog.set_level(logging.INFO)
+    server = serve(load("crlf_device").LoggedDevice)
+    first, second = terminal(server, "\r\n"), terminal(server, "\r\n")
     first.say("VOLT 7")
     assert first.ask("MEAS:VOLT?") == "+7.000000E+00"
     assert second.ask("MEAS:VOLT?") == "+0.000000E+00"
-    process.read_log_until(r"received 7 bytes: VOLT 7\\r\n")
-    assert stops(process)
+    assert "received 7 bytes: VOLT 7\\r\n" in caplog.text
 
 
-def test_the_device_speaks_to_socat(example):
-    if shutil.which("socat") is None:
-        pytest.skip("socat is not installed")
-    process = example("crlf_device")
-    arguments = ["socat", "-t", str(DEADLINE), "-", f"TCP:127.0.0.1:{process.address[1]},crlf"]
+@pytest.mark.needs_programs("socat")
+def test_the_device_speaks_to_socat(serve):
+    port = serve(load("crlf_device").Device).server_address[1]
+    arguments = ["socat", "-t", str(DEADLINE), "-", f"TCP:127.0.0.1:{port},crlf"]
     talk = subprocess.run(arguments, input=b"*IDN?\nVOLT 5\nMEAS:VOLT?\n", stdout=subprocess.PIPE, timeout=DEADLINE * 2)
     assert talk.stdout == b"Example Instruments,PSU-30,0,1.0\n+5.000000E+00\n"
-    assert stops(process)
 
 
 # kv.py
 
 
 @pytest.fixture
-def store(example, terminal):
-    process = example("kv")
-    yield lambda: terminal(process, "\n")
-    assert stops(process)
+def store(serve, terminal):
+    """``store()``: one more client of the same store."""
+    server = serve(load("kv").Session, cls=load("kv").Store)
+    return lambda: terminal(server)
 
 
 def test_what_one_client_sets_another_gets(store):
@@ -246,15 +263,13 @@ def test_quit_ends_the_session_after_its_reply(store):
 
 
 @pytest.fixture
-def rpc(example, terminal):
-    process = example("jsonlines_rpc")
-    client = terminal(process)
+def rpc(serve, terminal):
+    client = terminal(serve(load("jsonlines_rpc").JsonRpc))
 
     def call(request):
         return json.loads(client.ask(request if isinstance(request, str) else json.dumps(request)))
 
     call.say = client.say
-    call.process = process
     return call
 
 
@@ -271,7 +286,6 @@ def test_a_call_gets_its_result_and_its_id_back(rpc):
     named = request("divide", {"divisor": 4, "dividend": 1}, id="x")
     assert rpc(named) == {"jsonrpc": "2.0", "result": 0.25, "id": "x"}
     assert rpc(request("add", ["ü", "ñ"], id=None)) == {"jsonrpc": "2.0", "result": "üñ", "id": None}
-    assert stops(rpc.process)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +319,8 @@ def test_an_error_has_its_code_and_the_session_goes_on(rpc, line, reply):
     assert rpc(request("add", [1, 2], id=5))["result"] == 3
 
 
-def test_bytes_that_are_no_text_are_a_parse_error(example, terminal):
-    client = terminal(example("jsonlines_rpc"))
+def test_bytes_that_are_no_text_are_a_parse_error(serve, terminal):
+    client = terminal(serve(load("jsonlines_rpc").JsonRpc))
     client.sock.sendall(b'{"\xff"}\n')
     assert json.loads(client.hear()) == failure(-32700, "Parse error")
 
@@ -327,20 +341,18 @@ def test_a_batch_gets_one_reply_for_each_call_with_an_id(rpc):
     ]
 
 
-def test_why_a_method_failed_is_in_the_log(rpc):
+def test_why_a_method_failed_is_in_the_log(rpc, caplog):
     rpc(request("divide", [1, 0], id=1))
-    rpc.process.read_log_until(r"divide failed\nTraceback [^$]*ZeroDivisionError: division by zero\n")
-    assert rpc.process.terminate() == 0
+    assert re.search(r"divide failed\nTraceback [^$]*ZeroDivisionError: division by zero\n", caplog.text)
 
 
 # chat.py
 
 
 @pytest.fixture
-def room(example, dial):  # dial: its sockets outlive the room, and its stop finds the members there
-    process = example("chat")
-    yield process
-    assert stops(process)
+def room(serve):
+    """A room that waits 0.1 s, not a second, for a member that does not read."""
+    return serve(type("Member", (load("chat").Member,), {"send_timeout": 0.1}), cls=load("chat").Room)
 
 
 @pytest.fixture
@@ -436,95 +448,92 @@ def test_a_member_that_does_not_read_has_to_leave_and_the_room_goes_on(enter):
     assert set(heard) == {"ada: " + "😀" * 1000, "ada: bye", "* cleo left (slow)"}
 
 
-def test_a_stop_tells_the_members_and_ends_at_once(enter, room):
+def test_a_stop_tells_the_members(enter, room):
     ada = enter("ada")
     bob = enter("bob", 1)
     assert ada.hear() == "* bob came"
-    assert stops(room)
+    stop = threading.Thread(target=room.stop, args=(DEADLINE,))
+    stop.start()
     assert ada.lines.read() == bob.lines.read() == b"* the room closes\n"
+    for member in (ada, bob):
+        member.lines.close()
+        member.sock.close()
+    stop.join(DEADLINE)
+    assert not stop.is_alive()
 
 
 # http_files.py
 
 
+def write_large(folder, megabytes):
+    content = os.urandom(1 << 20) * megabytes
+    (folder / "large").write_bytes(content)
+    return content
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "hello.txt").write_bytes(b"hello, world\n")
-    (tmp_path / "large").write_bytes(os.urandom(1 << 20) * 32)  # more than all socket buffers of both sides hold
     return tmp_path
 
 
-@pytest.fixture
-def fetch():
-    """``fetch(connection, path, **headers)``: status and body; the connection stays open."""
-
-    def get(connection, path, **headers):
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        return response.status, response.read()
-
-    return get
+def fetch(connection, path, **headers):
+    """Status and body; the connection stays open."""
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    return response.status, response.read()
 
 
-def test_several_files_come_over_one_connection(example, folder, fetch):
-    process = example("http_files", str(folder))
-    connection = http.client.HTTPConnection(*process.address, timeout=DEADLINE)
-    assert fetch(connection, "/hello.txt") == (200, b"hello, world\n")
-    sock = connection.sock
-    assert fetch(connection, "/large") == (200, (folder / "large").read_bytes())
-    status, body = fetch(connection, "/")
-    assert status == 200 and b"hello.txt" in body
-    assert fetch(connection, "/missing")[0] == 404
-    assert fetch(connection, "/../../etc/passwd")[0] == 404
-    # The standard handler knows no ranges, and says so in the way that HTTP allows: with the whole file.
-    assert fetch(connection, "/hello.txt", Range="bytes=7-11") in [(200, b"hello, world\n"), (206, b"world")]
-    connection.close()
-    assert sock is not None
-    assert stops(process)
-
-
-def test_an_error_response_does_not_end_a_connection_that_is_asked_to_stay(example, folder, fetch):
-    process = example("http_files", str(folder))
-    connection = http.client.HTTPConnection(*process.address, timeout=DEADLINE)
+def test_several_files_come_over_one_connection(serve, folder):
+    large = write_large(folder, 2)
+    server = serve(functools.partial(load("http_files").Files, directory=str(folder)))
+    connection = http.client.HTTPConnection(*server.server_address, timeout=DEADLINE)
     assert fetch(connection, "/hello.txt") == (200, b"hello, world\n")
     first = connection.sock
-    assert fetch(connection, "/hello.txt") == (200, b"hello, world\n")
+    assert fetch(connection, "/large") == (200, large)
+    status, body = fetch(connection, "/")
+    assert status == 200 and b"hello.txt" in body
+    # The standard handler knows no ranges, and says so in the way that HTTP allows: with the whole file.
+    assert fetch(connection, "/hello.txt", Range="bytes=7-11") in [(200, b"hello, world\n"), (206, b"world")]
     assert connection.sock is first
+    assert fetch(connection, "/missing")[0] == 404
+    assert fetch(connection, "/../../etc/passwd")[0] == 404
     connection.close()
-    assert stops(process)
 
 
-def test_sigterm_lets_a_slow_download_arrive_whole_ends_idle_connections_and_refuses_new_ones(
-    example, folder, fetch, dial
-):
+def test_sigterm_lets_a_slow_download_arrive_whole_ends_idle_connections_and_refuses_new_ones(example, folder):
+    large = write_large(folder, 16)  # more than the socket buffers of both sides hold
     process = example("http_files", str(folder))
     idle = http.client.HTTPConnection(*process.address, timeout=DEADLINE)
     assert fetch(idle, "/hello.txt") == (200, b"hello, world\n")
-    slow = dial(process.address)
-    slow.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    received = slow.recv(1000)
-    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        slow.settimeout(DEADLINE)
+        slow.connect(process.address)
+        slow.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = slow.recv(1000)
+        assert received.startswith(b"HTTP/1.1 200 OK\r\n")
 
-    process.popen.send_signal(signal.SIGTERM)
-    assert idle.sock.recv(1) == b""
-    process.read_log_until("draining 2 sessions, for 60 s at most")
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(process.address, DEADLINE)
-    received += read_all(slow)
+        process.popen.send_signal(signal.SIGTERM)
+        assert idle.sock.recv(1) == b""
+        idle.close()
+        process.read_log_until("draining 2 sessions, for 60 s at most")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(process.address, DEADLINE)
+        received += read_all(slow)
 
     head, _, body = received.partition(b"\r\n\r\n")
     assert b"Content-Length: %d" % len(body) in head
-    assert body == (folder / "large").read_bytes()
+    assert body == large
     code, _ = process.finish()
     assert (code, re.findall(r"stopped: .*", process.log)) == (0, ["stopped: 2 sessions drained, 0 cut"])
-    idle.close()
 
 
 # prometheus_metrics.py
 
 
+@pytest.mark.needs_modules("prometheus_client")
 def test_prometheus_reads_what_the_server_counts(example, terminal):
-    pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
     from prometheus_client.parser import text_string_to_metric_families
 
     process = example("prometheus_metrics", "0")
@@ -564,8 +573,9 @@ def test_prometheus_reads_what_the_server_counts(example, terminal):
 PLAIN = {"PYTHONOPTIMIZE": None}  # of which pytest warns, since assertions are not kept in every module
 
 
-def test_the_example_of_a_test_passes_as_it_is_shown(run):
-    code, out = run("pytest", "-p", "no:cacheprovider", "examples/pytest_fixture.py", cwd=ROOT, env=PLAIN).finish()
+def test_the_example_of_a_test_passes_as_it_is_shown_even_without_pytest_timeout(run):
+    options = ("-p", "no:cacheprovider", "-p", "no:timeout")
+    code, out = run("pytest", *options, "examples/pytest_fixture.py", cwd=ROOT, env=PLAIN).finish()
     assert code == 0 and b"3 passed" in out, out
 
 
