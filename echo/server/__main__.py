@@ -66,13 +66,13 @@ def _by_options(text: str) -> str:
 
 def _run_alone(server: Server, options: argparse.Namespace) -> int:
     with _logging_to(LogQueue(_log_descriptor(), _formatter(options))):
-        return _serve(server, lambda: _announce(server), _reloader(server, options), _watch_terminal())
+        return _serve(server, lambda: _announce(server), _reloader(lambda: _reload(server, options)), _watch_terminal())
 
 
 def _run_workers(server: Server, options: argparse.Namespace) -> int:
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
-    reload = _reloader(server, options)
+    reload = _reloader(lambda: _reload(server, options))
 
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
@@ -189,9 +189,9 @@ def _has_terminal() -> bool:
     return True
 
 
-def _reloader(server: Server, options: argparse.Namespace) -> Callable[[], None]:
-    """What SIGHUP calls. A call in the midst of another makes that one read the files again: if it read them itself,
-    what is older would be put in force after what is newer."""
+def _reloader(read: Callable[[], None]) -> Callable[[], None]:
+    """Return what SIGHUP calls. It calls ``read``; if it is itself called meanwhile, the call under way calls ``read``
+    again afterwards: otherwise older files would be put in force after newer ones."""
     asked = done = 0
     reading = False
 
@@ -202,7 +202,7 @@ def _reloader(server: Server, options: argparse.Namespace) -> Callable[[], None]
             reading = True
             done = asked
             try:
-                _reload(server, options)
+                read()
             finally:
                 reading = False
 

@@ -23,6 +23,9 @@ HOLD_STEP = 0.0002
 class Balance:
     """How many sessions each of ``count`` workers has. ``become`` says which of them this process is."""
 
+    slack = SLACK
+    hold_time = HOLD_BACK
+
     def __init__(self, count: int) -> None:
         self._sessions = memoryview(mmap.mmap(-1, 4 * count)).cast("i")
         self._mine = 0
@@ -36,15 +39,15 @@ class Balance:
         self._sessions[self._mine] = sessions
 
     def hold_back(self) -> None:
-        """Leave a new client to the others while this worker is ahead, for ``HOLD_BACK`` at most."""
-        deadline = time.monotonic() + HOLD_BACK
+        """Leave a new client to the others while this worker is ahead, for ``hold_time`` at most."""
+        deadline = time.monotonic() + self.hold_time
         while self.is_ahead() and time.monotonic() < deadline:
             time.sleep(HOLD_STEP)
 
     def is_ahead(self) -> bool:
         """Whether this one has clearly more than the one that has least."""
         least = min(self._sessions)
-        return self._sessions[self._mine] > least + max(SLACK, least // 8)
+        return self._sessions[self._mine] > least + max(self.slack, least // 8)
 
     def began(self, number: int) -> None:
         """That worker is new, and has none."""

@@ -29,6 +29,10 @@ CAPACITY = 10_000
 FLUSH_TIMEOUT = 2.0
 """Seconds that the end of the program waits for the log to be written."""
 
+MAX_FLUSHES = 30
+"""Times that it waits so long while the reader is not the one that is late: the descriptor has room, but the writing
+thread got no turn on a busy machine."""
+
 GATHER = 0.01
 """Seconds that the writer waits for more records before it writes: woken for each of them, it would take the
 interpreter from the sessions each time."""
@@ -104,12 +108,18 @@ class LogQueue(logging.Handler):
     processes write there, too."""
 
     def __init__(
-        self, descriptor: int, formatter: logging.Formatter, capacity: int = CAPACITY, shared: bool = False
+        self,
+        descriptor: int,
+        formatter: logging.Formatter,
+        capacity: int = CAPACITY,
+        shared: bool = False,
+        flush_timeout: float = FLUSH_TIMEOUT,
     ) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self._descriptor = descriptor
         self._capacity = capacity
+        self._flush_timeout = flush_timeout
         self._records: queue.SimpleQueue[Union[logging.LogRecord, _Line, None]] = queue.SimpleQueue()
         self.take_line = self._take_line if isinstance(formatter, TextFormatter) else None
         self._counting = threading.RLock()  # a signal handler logs, too
@@ -124,7 +134,10 @@ class LogQueue(logging.Handler):
         super().close()
         self._ending.set()
         self._records.put(None)
-        self._thread.join(FLUSH_TIMEOUT)
+        for _ in range(MAX_FLUSHES):
+            self._thread.join(self._flush_timeout)
+            if not self._thread.is_alive() or not _has_room(self._descriptor):
+                break
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Queue the record; without the handler's lock, since the queue has its own."""
@@ -224,6 +237,14 @@ class DirectLog(logging.Handler):
                 os.write(self._descriptor, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
         except OSError:
             pass
+
+
+def _has_room(descriptor: int) -> bool:
+    """Whether a write would not block now."""
+    try:
+        return bool(select.select([], [descriptor], [], 0)[1])
+    except (OSError, ValueError):
+        return False
 
 
 def _pieces(lines: List[bytes]) -> Iterator[bytes]:

@@ -50,9 +50,14 @@ def _processors(text: str) -> affinity.Affinity:
     return numbers
 
 
+def auto_workers(processors: int, useful: bool) -> int:
+    """``auto``: a worker for each processor; one where several are not ``useful``: without the GIL, or without fork."""
+    return processors if useful else 1
+
+
 def _workers(text: str) -> int:
     if text == "auto":
-        return max(1, len(affinity.usable()) or os.cpu_count() or 1) if affinity.has_gil() and workers.SUPPORTED else 1
+        return auto_workers(len(affinity.usable()) or os.cpu_count() or 1, affinity.has_gil() and workers.SUPPORTED)
     try:
         count = arguments.count(text)
     except argparse.ArgumentTypeError:

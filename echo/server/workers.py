@@ -77,6 +77,11 @@ class Workers:
     is told to stop, by SIGINT or SIGTERM, and ``reload`` when SIGHUP comes, which is passed on: who is started later
     begins with what the parent has; if ``hung_up()``, SIGHUP is another way to tell it to stop."""
 
+    min_pause = MIN_PAUSE
+    max_pause = MAX_PAUSE
+    settled = SETTLED
+    give_up = GIVE_UP
+
     def __init__(
         self,
         count: int,
@@ -189,17 +194,17 @@ class Workers:
 
     def _died(self, worker: _Worker, how: str) -> None:
         now = time.monotonic()
-        worker.deaths = 1 if now - worker.started_at >= SETTLED else worker.deaths + 1
+        worker.deaths = 1 if now - worker.started_at >= self.settled else worker.deaths + 1
         if self._stopped:
             self._failed = True
             worker.tell(logging.WARNING, "worker-died", ": %s", how)
-        elif all(each.pid is None and each.deaths >= GIVE_UP for each in self._workers):
+        elif all(each.pid is None and each.deaths >= self.give_up for each in self._workers):
             self._failed = True
             for each in self._workers:
                 each.due_at = None
             worker.tell(logging.ERROR, "worker-died", ": %s; no worker can live, giving up", how)
         else:
-            pause = min(MIN_PAUSE * 2 ** (worker.deaths - 1), MAX_PAUSE)
+            pause = min(self.min_pause * 2 ** (worker.deaths - 1), self.max_pause)
             worker.due_at = now + pause
             worker.tell(logging.WARNING, "worker-died", ": %s; the next in %g s", how, pause)
 
