@@ -20,12 +20,13 @@ import echo
 import matrix
 from support import DEADLINE, ROOT
 
-pytest.importorskip("build.env", reason="build is not installed")  # a folder "build" may lie here, which is no module
-setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed", minversion="61")
-if int(setuptools.__version__.partition(".")[0]) < 71:  # from there on it makes wheels by itself
-    pytest.importorskip("wheel", reason="wheel is not installed")
 
-pytestmark = pytest.mark.timeout(DEADLINE * 15)  # builds and installations take their time on a busy machine
+def released_by_build(test):
+    """Marks a test of what ``build`` makes here, without fetching anything."""
+    test = pytest.mark.slow(test)
+    test = pytest.mark.needs_modules("build.env", "setuptools", "wheel")(test)  # a folder "build" is not the module
+    return pytest.mark.timeout(DEADLINE * 15)(test)  # builds and installations take their time on a busy machine
+
 
 NOT_RELEASED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info")
 
@@ -78,6 +79,7 @@ def source_files(*folders):
     return {path for path in found if not path.endswith((".pyc", ".pyo"))}
 
 
+@released_by_build
 def test_the_wheel_holds_the_package_its_types_and_its_licence_alone(wheel):
     with zipfile.ZipFile(str(wheel)) as archive:
         names = set(archive.namelist())
@@ -87,10 +89,12 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_alone(wheel):
     assert any(name.endswith("/LICENSE") for name in metadata)
 
 
+@released_by_build
 def test_the_wheel_is_for_every_python_3(wheel):
     assert wheel.name == f"echo_server_framework-{echo.__version__}-py3-none-any.whl"
 
 
+@released_by_build
 def test_the_archive_of_the_source_holds_what_it_takes_to_check_it(released):
     (path,) = released.glob("*.tar.gz")
     with tarfile.open(str(path)) as archive:
@@ -101,6 +105,7 @@ def test_the_archive_of_the_source_holds_what_it_takes_to_check_it(released):
     assert not [name for name in names if name.endswith(".pyc") or name.startswith(".")]
 
 
+@released_by_build
 def test_the_metadata_says_what_is_known(wheel):
     metadata = email.message_from_string(metadata_file(wheel, "METADATA"))
     assert (metadata["Name"], metadata["Version"]) == ("echo-server-framework", echo.__version__)
@@ -117,6 +122,7 @@ def test_the_metadata_says_what_is_known(wheel):
         assert metadata.get_payload().strip() == file.read().strip()
 
 
+@released_by_build
 def test_the_commands_are_named(wheel):
     entry_points = configparser.ConfigParser()
     entry_points.read_string(metadata_file(wheel, "entry_points.txt"))
@@ -129,8 +135,9 @@ def test_the_changelog_begins_with_this_version():
     assert first and first[1] == echo.__version__
 
 
+@released_by_build
+@pytest.mark.needs_modules("twine")
 def test_an_index_would_take_both(released):
-    pytest.importorskip("twine", reason="twine is not installed")
     told = called(sys.executable, "-m", "twine", "check", "--strict", *map(str, released.iterdir()), cwd=released)
     assert told.count("PASSED") == 2
 
@@ -142,6 +149,7 @@ def pythons():
     return {"oldest": found[0], "newest": found[-1]}
 
 
+@released_by_build
 @pytest.mark.skipif(os.name != "posix", reason="the environment's commands lie elsewhere")
 @pytest.mark.parametrize("age", ["oldest", "newest"])
 def test_the_commands_run_from_the_wheel_in_an_empty_environment(age, pythons, wheel, run, tmp_path):

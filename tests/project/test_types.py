@@ -13,7 +13,11 @@ import pytest
 
 from support import DEADLINE, ROOT
 
-pytest.importorskip("mypy", reason="mypy is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.needs_modules("mypy"),
+    pytest.mark.timeout(DEADLINE * 15),  # mypy reads the package and what it imports
+]
 
 RIGHT = os.path.join(ROOT, "tests", "project", "typed_program.py")
 
@@ -150,9 +154,6 @@ def errors(tmp_path_factory):
     for path, line, code in re.findall(r"^(.*?):(\d+): error: .*\[([\w-]+)\]$", told, re.MULTILINE):
         found.setdefault(os.path.basename(path), []).append((int(line), code))
     return found
-
-
-pytestmark = pytest.mark.timeout(DEADLINE * 15)  # mypy reads the package and what it imports
 
 
 def test_a_right_program_is_what_its_types_say(errors):
