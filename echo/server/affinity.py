@@ -30,36 +30,46 @@ def has_gil() -> bool:
 
 def usable() -> FrozenSet[int]:
     """The processors that this process may use; empty where the system does not say."""
-    return frozenset(os.sched_getaffinity(0)) if SUPPORTED else frozenset()
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
-def choose(wanted: Affinity, turn: int) -> Optional[FrozenSet[int]]:
-    """The processors to keep to, or None. ``auto`` takes the ``turn``-th of those that there are, around and around,
-    so that several processes spread. Raises ``ValueError`` for what cannot be had."""
+def choose(
+    wanted: Affinity, turn: int, *, available: Optional[FrozenSet[int]] = None, gil: Optional[bool] = None
+) -> Optional[FrozenSet[int]]:
+    """Return the processors to keep to, or None for no restriction.
+
+    ``auto`` takes the available processors in turn, by the number ``turn``, so that several processes spread. Raises
+    ``ValueError`` if the processors cannot be had. ``available`` (default: ``usable()``; empty: the system has no
+    affinity) and ``gil`` (default: ``has_gil()``) describe the machine.
+    """
     if wanted is None:
         return None
+    available = usable() if available is None else available
     if isinstance(wanted, str):
         if wanted != "auto":
             raise ValueError(f"cpu_affinity is {wanted!r}; it is 'auto', None, or the numbers of processors")
-        if not SUPPORTED or not has_gil():
+        if not available or not (has_gil() if gil is None else gil):
             return None
-        processors = sorted(usable())
+        processors = sorted(available)
         return frozenset([processors[turn % len(processors)]])
     try:
         numbers = frozenset(operator.index(number) for number in wanted)
     except TypeError:
         raise TypeError(f"cpu_affinity is {wanted!r}; it is 'auto', None, or the numbers of processors") from None
-    if not SUPPORTED:
+    if not available:
         raise ValueError(f"cpu_affinity is {_listed(numbers)}; this system has no way to keep a program on a processor")
-    if not numbers or not numbers <= usable():
-        raise ValueError(f"cpu_affinity is {_listed(numbers)}; this program may use {_listed(usable())}")
+    if not numbers or not numbers <= available:
+        raise ValueError(f"cpu_affinity is {_listed(numbers)}; this program may use {_listed(available)}")
     return numbers
 
 
-def share(wanted: Affinity, turn: int) -> Affinity:
-    """What one of several processes wants: one of the processors that all of them may have."""
+def share(
+    wanted: Affinity, turn: int, *, available: Optional[FrozenSet[int]] = None, gil: Optional[bool] = None
+) -> Affinity:
+    """What one of several processes wants: one of the processors that all of them may have. The keyword arguments are
+    those of ``choose``."""
     if wanted is None or isinstance(wanted, str):
-        return choose(wanted, turn)
+        return choose(wanted, turn, available=available, gil=gil)
     processors = sorted(wanted)
     return [processors[turn % len(processors)]]
 
