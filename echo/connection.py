@@ -53,6 +53,9 @@ class Connection:
     has ended the input; ``peer_ended``: the peer has, and all of it was read; ``aborted``: this side has reset it.
     """
 
+    clock = staticmethod(time.monotonic)
+    """Seconds; ``message_timeout`` is measured with it."""
+
     def __init__(
         self,
         sock: socket.socket,
@@ -146,7 +149,7 @@ class Connection:
     def _go_on(self, since: float) -> None:
         # What the owner did in the meantime is no slowness of the peer's.
         if self._deadline is not None:
-            self._deadline += time.monotonic() - since
+            self._deadline += self.clock() - since
         self._paused = None
 
     def _keep_time(self, completed: bool) -> None:
@@ -156,7 +159,7 @@ class Connection:
             self._deadline = None
             self._arm(self.idle_timeout)
         elif self.message_timeout is not None:
-            now = time.monotonic()
+            now = self.clock()
             if completed or self._deadline is None:
                 self._paused = now if completed else None
                 self._deadline = now + self.message_timeout
@@ -169,7 +172,7 @@ class Connection:
     def _timed_out(self) -> EchoError:
         if self.message_timeout is None or not self._decoder.pending:
             return ReceiveTimeout(f"nothing arrived for {self.idle_timeout:g} s")
-        self._paused = time.monotonic()  # whoever receives again has the whole time again
+        self._paused = self.clock()  # whoever receives again has the whole time again
         self._deadline = self._paused + self.message_timeout
         self._arm(self.message_timeout)
         return MessageTimeout(f"a message was not complete after {self.message_timeout:g} s")
