@@ -1,4 +1,4 @@
-"""The log queue: nobody who logs waits for who reads."""
+"""The log queue and the direct log: logging never waits for the reader of the log."""
 
 import contextlib
 import io
@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import select
 import sys
 import threading
@@ -13,8 +14,24 @@ import threading
 import pytest
 
 from echo.mixins.records import emit
-from echo.server.logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
+from echo.server import logs
+from echo.server.logs import DirectLog, JsonFormatter, TextFormatter
 from support import DEADLINE, eventually
+
+posix_pipes = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+
+
+class LogQueue(logs.LogQueue):
+    """A queue whose end waits for as long as a busy machine needs, and may be used in a ``with`` statement."""
+
+    def __init__(self, *arguments, flush_timeout=DEADLINE, **options):
+        super().__init__(*arguments, flush_timeout=flush_timeout, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 
 @pytest.fixture
@@ -30,8 +47,7 @@ def pipe():
 
 @pytest.fixture
 def logger():
-    logger = logging.Logger("test")
-    yield logger
+    return logging.Logger("test")
 
 
 def read_to_end(descriptor):
@@ -39,9 +55,36 @@ def read_to_end(descriptor):
         return file.read().decode()
 
 
+def has_room(descriptor):
+    """Whether a write would not block."""
+    return bool(select.select([], [descriptor], [], 0)[1])
+
+
+class Reader(threading.Thread):
+    """Reads a descriptor to its end, beside the test; ``lines()`` waits for that."""
+
+    def __init__(self, descriptor):
+        super().__init__(daemon=True)
+        self._descriptor = descriptor
+
+    def run(self):
+        self._text = read_to_end(self._descriptor)
+
+    def lines(self):
+        self.join(DEADLINE)
+        assert not self.is_alive()
+        return self._text.splitlines()
+
+
+def dropped_by(lines):
+    """The notes on dropped records, and how many records they say were dropped."""
+    notes = [line for line in lines if line.endswith("dropped: the log was not read")]
+    return notes, sum(int(re.search(r"(\d+) log record", note).group(1)) for note in notes)
+
+
 def test_lines_come_out_in_order_and_the_queue_is_flushed_at_the_end(pipe, logger):
     reader, writer = pipe
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(levelname)s %(message)s"))) as queue:
+    with LogQueue(writer, logging.Formatter("%(levelname)s %(message)s")) as queue:
         logger.addHandler(queue)
         for number in range(1000):
             logger.info("line %d", number)
@@ -49,57 +92,82 @@ def test_lines_come_out_in_order_and_the_queue_is_flushed_at_the_end(pipe, logge
     assert read_to_end(reader).splitlines() == [f"INFO line {number}" for number in range(1000)]
 
 
-def test_a_reader_that_stalls_stalls_no_one_and_is_told_what_it_missed(pipe, logger):
+def test_a_reader_that_stalls_blocks_nobody_and_learns_how_much_was_dropped(pipe, logger):
     reader, writer = pipe
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"), capacity=100)) as queue:
+    with LogQueue(writer, logging.Formatter("%(message)s"), capacity=100) as queue:
         logger.addHandler(queue)
-        for number in range(5000):  # far more than a pipe and the queue hold; this would hang
+        for number in range(1000):  # far more than a pipe and the queue hold; this would hang
             logger.info("%d %s", number, "x" * 1000)
         assert queue._records.qsize() <= 100
         dropped = queue._dropped
         assert dropped > 0
-        text = []
-        thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
-        thread.start()
+        reading = Reader(reader)
+        reading.start()
         eventually(lambda: queue._records.qsize() == 0)
         logger.info("flows again")
     os.close(writer)
-    thread.join(DEADLINE)
-    lines = text[0].splitlines()
-    notes = [line for line in lines if line.endswith("dropped: the log was not read")]
-    assert sum(int(note.split()[0]) for note in notes) == dropped
+    lines = reading.lines()
+    notes, count = dropped_by(lines)
+    assert count == dropped
     assert "flows again" in lines
-    assert len(lines) == 5000 - dropped + 1 + len(notes)
+    assert len(lines) == 1000 - dropped + 1 + len(notes)
 
 
 def test_a_descriptor_that_does_not_block_loses_nothing(pipe, logger):
     reader, writer = pipe
     os.set_blocking(writer, False)
-    text = []
-    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
+    reading = Reader(reader)
+    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
         logger.addHandler(queue)
         for number in range(1000):
             logger.info("%d %s", number, "x" * 1000)
-        thread.start()
+        reading.start()
     os.close(writer)
-    thread.join(DEADLINE)
-    assert len(text[0].splitlines()) == 1000
+    assert len(reading.lines()) == 1000
 
 
 def test_the_end_of_the_program_does_not_wait_for_a_stalled_reader(pipe, logger):
-    _, writer = pipe
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
+    reader, writer = pipe
+    with LogQueue(writer, logging.Formatter("%(message)s"), flush_timeout=0.05) as queue:
         logger.addHandler(queue)
         for _ in range(1000):
             logger.info("x" * 1000)
+        eventually(lambda: not has_room(writer))
     assert queue._thread.is_alive()  # stuck, and left behind
+    os.close(reader)
+    queue._thread.join(DEADLINE)  # before its descriptor may become the next test's
+
+
+def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe, logger):
+    reader, writer = pipe
+    may_write = threading.Event()
+
+    class Late(LogQueue):
+        def _write(self, data):
+            assert may_write.wait(DEADLINE)
+            super()._write(data)
+
+    queue = Late(writer, logging.Formatter("%(message)s"))
+    logger.addHandler(queue)
+    logger.info("late")
+    joins, real_join = [], queue._thread.join
+
+    def join(timeout):
+        joins.append(timeout)
+        if len(joins) == 3:  # by then a reader that stalls would have been given up
+            may_write.set()
+            real_join(timeout)
+
+    queue._thread.join = join
+    queue.close()
+    assert len(joins) == 3
+    assert os.read(reader, 100) == b"late\n"
 
 
 def test_a_log_that_nobody_can_read_any_more_is_thrown_away(pipe, logger):
     reader, writer = pipe
     os.close(reader)
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
+    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
         logger.addHandler(queue)
         for _ in range(1000):
             logger.info("x" * 1000)
@@ -109,7 +177,7 @@ def test_a_log_that_nobody_can_read_any_more_is_thrown_away(pipe, logger):
 
 def test_tracebacks_are_written_and_what_they_hold_is_let_go(pipe, logger):
     reader, writer = pipe
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
+    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
         logger.addHandler(queue)
         try:
             raise ZeroDivisionError("on purpose")
@@ -122,7 +190,7 @@ def test_tracebacks_are_written_and_what_they_hold_is_let_go(pipe, logger):
 
 def test_a_record_that_does_not_fit_its_format_costs_itself_alone(pipe, logger, capfd):
     reader, writer = pipe
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(absent)s"))) as queue:
+    with LogQueue(writer, logging.Formatter("%(absent)s")) as queue:
         logger.addHandler(queue)
         logger.info("one")
         logger.info("two")
@@ -152,7 +220,7 @@ def no_record_is_made(monkeypatch, logger):
 def test_a_text_log_that_listens_alone_gets_lines_that_read_as_records_do(pipe, logger, monkeypatch):
     reader, writer = pipe
     monkeypatch.setattr("time.time", lambda: 1763800000.702)
-    with contextlib.closing(LogQueue(writer, TextFormatter())) as queue:
+    with LogQueue(writer, TextFormatter()) as queue:
         logger.addHandler(queue)
         logger.info("hello")
         logger.warning("no %s, said twice", "record")
@@ -174,30 +242,28 @@ def test_a_text_log_that_listens_alone_gets_lines_that_read_as_records_do(pipe, 
 
 def test_a_text_log_drops_lines_as_it_drops_records(pipe, logger, monkeypatch):
     reader, writer = pipe
-    with contextlib.closing(LogQueue(writer, TextFormatter(), capacity=100)) as queue:
+    with LogQueue(writer, TextFormatter(), capacity=100) as queue:
         logger.addHandler(queue)
         no_record_is_made(monkeypatch, logger)
-        for _ in range(5000):
+        for _ in range(1000):
             emit(logger, logging.INFO, "x" * 1000, {})
         assert queue._records.qsize() <= 100
         dropped = queue._dropped
         assert dropped > 0
-        text = []
-        thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
-        thread.start()
+        reading = Reader(reader)
+        reading.start()
     os.close(writer)
-    thread.join(DEADLINE)
-    lines = text[0].splitlines()
-    assert sum(line.endswith("x") for line in lines) == 5000 - dropped
-    assert sum(int(line.split()[3]) for line in lines if "dropped: the log was not read" in line) == dropped
+    lines = reading.lines()
+    assert sum(line.endswith("x") for line in lines) == 1000 - dropped
+    assert dropped_by(lines)[1] == dropped
 
 
-def test_whoever_listens_beside_the_text_log_gets_records(pipe, logger):
+def test_another_handler_beside_the_text_log_gets_records(pipe, logger):
     reader, writer = pipe
     listener = Listener()
     child = logging.Logger("test.child")
     child.parent = logger
-    with contextlib.closing(LogQueue(writer, TextFormatter())) as queue:
+    with LogQueue(writer, TextFormatter()) as queue:
         logger.addHandler(queue)
         emit(child, logging.INFO, "one", {"event": "said"})
         child.addHandler(listener)
@@ -213,7 +279,7 @@ def test_filters_and_levels_see_records(pipe, logger):
     def secret(record):
         return record.event != "secret"
 
-    with contextlib.closing(LogQueue(writer, TextFormatter())) as queue:
+    with LogQueue(writer, TextFormatter()) as queue:
         logger.addHandler(queue)
         for filtered in (logger, queue):
             filtered.addFilter(secret)
@@ -231,7 +297,7 @@ def test_filters_and_levels_see_records(pipe, logger):
 
 def test_a_json_log_gets_the_fields(pipe, logger):
     reader, writer = pipe
-    with contextlib.closing(LogQueue(writer, JsonFormatter())) as queue:
+    with LogQueue(writer, JsonFormatter()) as queue:
         logger.addHandler(queue)
         emit(logger, logging.INFO, "hello", {"event": "said", "size": 5})
     os.close(writer)
@@ -239,111 +305,140 @@ def test_a_json_log_gets_the_fields(pipe, logger):
     assert (told["event"], told["size"], told["message"]) == ("said", 5, "hello")
 
 
-# Several writers, and one who must not wait.
+# Several processes that write to one pipe.
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
-def test_lines_of_several_shared_queues_stay_whole_and_in_each_ones_order(pipe):
+def write_through_shared_queues(pipe, names, log):
+    """Let a queue for each name write to the pipe what ``log(logger, name)`` logs, all at once; return the lines."""
     reader, writer = pipe
-    text = []
-    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
+    reading = Reader(reader)
 
     def write(name):
         own = logging.Logger(name)
-        with contextlib.closing(LogQueue(writer, logging.Formatter("%(name)s %(message)s."), shared=True)) as queue:
+        with LogQueue(writer, logging.Formatter("%(name)s %(message)s."), shared=True) as queue:
             own.addHandler(queue)
-            choice = random.Random(name)
-            for number in range(2000):
-                own.info("%d %s", number, name * choice.randrange(500))
+            log(own, name)
 
-    writers = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    writers = [threading.Thread(target=write, args=(name,)) for name in names]
     for each in writers:
         each.start()
-    eventually(lambda: not select.select([], [writer], [], 0)[1])  # it is full: whoever may, writes in between
-    thread.start()
+    eventually(lambda: not has_room(writer))  # it is full: each of them waits for room
+    reading.start()
     for each in writers:
         each.join(DEADLINE)
         assert not each.is_alive()
     os.close(writer)
-    thread.join(DEADLINE)
+    return reading.lines()
+
+
+@posix_pipes
+def test_lines_of_several_shared_queues_stay_whole_and_in_each_ones_order(pipe):
+    def log(logger, name):
+        choice = random.Random(name)
+        for number in range(1000):
+            logger.info("%d %s", number, name * choice.randrange(500))
+
     seen = {name: [] for name in "abc"}
-    for line in text[0].splitlines():
+    for line in write_through_shared_queues(pipe, "abc", log):
         name, number, rest = line.split(" ")
         assert rest == name * (len(rest) - 1) + "."
         seen[name].append(int(number))
-    assert seen == {name: list(range(2000)) for name in "abc"}
+    assert seen == {name: list(range(1000)) for name in "abc"}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+@posix_pipes
+def test_lines_of_several_shared_queues_stay_whole_in_any_script(pipe):
+    """The text log contains other scripts as they are, so a character may take several bytes."""
+
+    def log(logger, name):
+        for number in range(1000):
+            logger.info(name * (number % 300))
+
+    lines = write_through_shared_queues(pipe, "\u20ac\u20ad\u20ae", log)
+    assert len(lines) == 3000
+    assert [line for line in lines if not re.fullmatch(rf"(.) {line[0]}*\.", line)] == []
+
+
+class Measured(LogQueue):
+    """A queue that does not write, but keeps the sizes of its writes; the second write has all that was logged."""
+
+    def __init__(self, *arguments, **options):
+        self.sizes = []
+        self.all_is_logged = threading.Event()
+        super().__init__(*arguments, **options)
+
+    def _write(self, data):
+        assert self.all_is_logged.wait(DEADLINE)
+        self.sizes.append(len(data))
+
+    def close(self):
+        self.all_is_logged.set()
+        super().close()
+
+
+@posix_pipes
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_shared_queue_writes_no_more_at_once_than_a_pipe_takes_whole(pipe, logger, shared, monkeypatch):
-    reader, writer = pipe
-    sizes = []
-    real_write = LogQueue._write
-
-    def write(queue, data):
-        sizes.append(len(data))
-        real_write(queue, data)
-
-    monkeypatch.setattr(LogQueue, "_write", write)
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"), shared=shared)) as queue:
+def test_a_shared_queue_writes_no_more_at_once_than_a_pipe_takes_whole(pipe, logger, shared):
+    with Measured(pipe[1], logging.Formatter("%(message)s"), shared=shared) as queue:
         logger.addHandler(queue)
         for _ in range(600):
             logger.info("x" * 99)
-    os.close(writer)
-    assert read_to_end(reader) == ("x" * 99 + "\n") * 600
-    assert sum(sizes) == 60_000
+    assert sum(queue.sizes) == 60_000
     if shared:
-        assert max(sizes) <= select.PIPE_BUF
-        assert all(size % 100 == 0 for size in sizes)
+        assert max(queue.sizes) <= select.PIPE_BUF
+        assert all(size % 100 == 0 for size in queue.sizes)
     else:
-        assert max(sizes) > select.PIPE_BUF  # fewer calls
+        assert max(queue.sizes) > select.PIPE_BUF  # fewer calls
+
+
+@posix_pipes
+def test_a_shared_queue_counts_bytes_not_characters(pipe, logger):
+    with Measured(pipe[1], logging.Formatter("%(message)s"), shared=True) as queue:
+        logger.addHandler(queue)
+        for _ in range(200):
+            logger.info("\u20ac" * 80)
+    assert sum(queue.sizes) == 200 * 241
+    assert max(queue.sizes) <= select.PIPE_BUF
 
 
 def test_a_line_longer_than_a_pipe_takes_whole_is_written_all_the_same(pipe, logger):
     reader, writer = pipe
-    text = []
-    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
-    thread.start()
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"), shared=True)) as queue:
+    reading = Reader(reader)
+    reading.start()
+    with LogQueue(writer, logging.Formatter("%(message)s"), shared=True) as queue:
         logger.addHandler(queue)
         for size in (10, 200_000, 10):
             logger.info("x" * size)
     os.close(writer)
-    thread.join(DEADLINE)
-    assert [len(line) for line in text[0].splitlines()] == [10, 200_000, 10]
+    assert [len(line) for line in reading.lines()] == [10, 200_000, 10]
 
 
 def test_a_shared_queue_tells_what_it_dropped(pipe, logger):
     reader, writer = pipe
-    queue = LogQueue(writer, logging.Formatter("%(message)s"), capacity=10, shared=True)
-    logger.addHandler(queue)
-    for number in range(1000):
-        logger.info("%d %s", number, "x" * 1000)
-    dropped = queue._dropped
-    text = []
-    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
-    thread.start()
-    queue.close()
+    with LogQueue(writer, logging.Formatter("%(message)s"), capacity=10, shared=True) as queue:
+        logger.addHandler(queue)
+        for number in range(1000):
+            logger.info("%d %s", number, "x" * 1000)
+        dropped = queue._dropped
+        reading = Reader(reader)
+        reading.start()
     os.close(writer)
-    thread.join(DEADLINE)
-    lines = text[0].splitlines()
-    notes = [line for line in lines if line.endswith("dropped: the log was not read")]
-    assert 0 < dropped == sum(int(note.split()[0]) for note in notes)
+    lines = reading.lines()
+    notes, count = dropped_by(lines)
+    assert 0 < dropped == count
     assert len(lines) == 1000 - dropped + len(notes)
 
 
 def test_threads_that_log_at_once_lose_no_line_and_double_none(pipe, logger):
     reader, writer = pipe
-    text = []
-    thread = threading.Thread(target=lambda: text.append(read_to_end(reader)))
-    thread.start()
+    reading = Reader(reader)
+    reading.start()
 
     def log(name):
-        for number in range(1000):
+        for number in range(300):
             logger.info("%s%d", name, number)
 
-    with contextlib.closing(LogQueue(writer, logging.Formatter("%(message)s"))) as queue:
+    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
         logger.addHandler(queue)
         threads = [threading.Thread(target=log, args=(name,)) for name in "abcdef"]
         for each in threads:
@@ -351,43 +446,76 @@ def test_threads_that_log_at_once_lose_no_line_and_double_none(pipe, logger):
         for each in threads:
             each.join(DEADLINE)
     os.close(writer)
-    thread.join(DEADLINE)
-    lines = text[0].splitlines()
+    lines = reading.lines()
     assert [[line for line in lines if line[0] == name] for name in "abcdef"] == [
-        [f"{name}{number}" for number in range(1000)] for name in "abcdef"
+        [f"{name}{number}" for number in range(300)] for name in "abcdef"
     ]
     assert not queue._dropped
+
+
+# The direct log, which the parent of workers has.
 
 
 def test_a_direct_log_writes_at_once_and_has_no_thread(pipe, logger):
     reader, writer = pipe
     before = threading.enumerate()
-    logger.addHandler(DirectLog(writer, logging.Formatter("%(levelname)s %(message)s")))
-    logger.warning("one %d", 1)
-    assert os.read(reader, 1000) == b"WARNING one 1\n"
-    logger.info("two \ud800 \u20ac")
-    assert os.read(reader, 1000) == "INFO two \\ud800 \u20ac\n".encode()
-    assert threading.enumerate() == before
+    with contextlib.closing(DirectLog(writer, logging.Formatter("%(levelname)s %(message)s"))) as direct:
+        logger.addHandler(direct)
+        logger.warning("one %d", 1)
+        assert os.read(reader, 1000) == b"WARNING one 1\n"
+        logger.info("two \ud800 \u20ac")
+        assert os.read(reader, 1000) == "INFO two \\ud800 \u20ac\n".encode()
+        assert threading.enumerate() == before
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
-def test_a_direct_log_that_is_not_read_drops_and_waits_for_nobody(pipe, logger):
+@posix_pipes
+def test_a_direct_log_that_is_not_read_drops_records_and_does_not_wait(pipe, logger):
     reader, writer = pipe
-    logger.addHandler(DirectLog(writer, logging.Formatter("%(message)s")))
-    for number in range(5000):  # far more than a pipe holds; this would hang
-        logger.info("%04d %s", number, "x" * 94)
-    os.set_blocking(reader, False)
-    lines = os.read(reader, 10_000_000).decode().splitlines()
-    assert 0 < len(lines) < 5000
-    assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
-    logger.info("flows again")
-    assert os.read(reader, 1000) == b"flows again\n"
+    with contextlib.closing(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
+        logger.addHandler(direct)
+        for number in range(5000):  # far more than a pipe holds; this would hang
+            logger.info("%04d %s", number, "x" * 94)
+        os.set_blocking(reader, False)
+        lines = os.read(reader, 10_000_000).decode().splitlines()
+        assert 0 < len(lines) < 5000
+        assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
+        logger.info("flows again")
+        assert os.read(reader, 1000) == b"flows again\n"
+
+
+@posix_pipes
+def test_a_direct_log_does_not_wait_when_another_process_fills_the_pipe_after_its_look(pipe, logger, monkeypatch):
+    reader, writer = pipe
+    looked = select.select
+
+    def look(*arguments):
+        result = looked(*arguments)
+        os.set_blocking(writer, False)
+        try:
+            while True:
+                os.write(writer, b"x" * 4096)  # as a worker's log would
+        except BlockingIOError:
+            os.set_blocking(writer, True)
+        return result
+
+    with contextlib.closing(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
+        logger.addHandler(direct)
+        with monkeypatch.context() as patched:
+            patched.setattr(select, "select", look)
+            thread = threading.Thread(target=logger.info, args=("hello",), daemon=True)
+            thread.start()
+            thread.join(DEADLINE)
+            stuck = thread.is_alive()
+        os.read(reader, 1_000_000)
+        thread.join(DEADLINE)
+    assert not stuck
 
 
 @pytest.mark.parametrize("closed", ["reader", "writer"])
 def test_a_direct_log_that_has_nowhere_to_write_is_silent(pipe, logger, closed, capfd):
     os.close(pipe[closed == "writer"])
-    logger.addHandler(DirectLog(pipe[1], logging.Formatter("%(message)s")))
-    for _ in range(10):
-        logger.info("hello")
+    with contextlib.closing(DirectLog(pipe[1], logging.Formatter("%(message)s"))) as direct:
+        logger.addHandler(direct)
+        for _ in range(10):
+            logger.info("hello")
     assert capfd.readouterr() == ("", "")

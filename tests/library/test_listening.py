@@ -431,7 +431,7 @@ import sys
 from echo.server import __main__ as command, workers
 
 command._serve = lambda *_: 1
-workers.MIN_PAUSE = 0.001
+workers.Workers.min_pause = 0.001
 
 if __name__ == "__main__":
     sys.exit(command.main())

@@ -2,7 +2,7 @@
 
 The other modules here are about one subject each: ``processes`` (the commands, and other programs), ``terminal``,
 ``measuring`` (servers that are not a good echo, and what ``--ping`` and ``--bench`` print), ``certificates``,
-``networks`` and ``activation``.
+``commands`` (the server command in this process, or changed), ``networks`` and ``activation``.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a service manager does to pass listening sockets to a program (sd_listen_fds(3)), for who plays its part."""
+"""Pass listening sockets to a program as a service manager does: see sd_listen_fds(3)."""
 
 import fcntl
 
@@ -15,11 +15,15 @@ os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def copies_of(*files):
-    """Descriptors to pass on and to close: copies with high numbers, so that none is overwritten before its turn."""
+    """Return descriptors to pass on, and then to close: copies with high numbers, so that moving one to its place
+    overwrites none of the others."""
     return [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 20) for file in files]
 
 
 def launcher(copies, pid=""):
-    """What stands before Python's own arguments, so that these descriptors are passed as those from 3 on. The
-    environment has to name their number, ``LISTEN_FDS``; ``pid`` is whom they are meant for, if not that process."""
+    """Return what to put before Python's own arguments, so that these descriptors become those from 3 on.
+
+    The environment has to contain their number, ``LISTEN_FDS``. ``pid`` is the process that they are meant for, if it
+    is not the one that is started.
+    """
     return ["-c", LAUNCHER, pid, ",".join(map(str, copies))]

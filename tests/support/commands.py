@@ -1,0 +1,69 @@
+"""The server command without a process of its own, with something about it changed, or with a handler that waits."""
+
+import collections
+import contextlib
+import io
+
+Outcome = collections.namedtuple("Outcome", "code out err")
+
+
+def call(main, *arguments):
+    """Call a command's ``main``, which prints something and ends: return its exit code and what it printed.
+
+    It runs in this process, which takes a hundredth of the time that an interpreter needs to start.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(list(arguments))
+        except SystemExit as exc:
+            code = exc.code
+    return Outcome(code or 0, out.getvalue(), err.getvalue())
+
+
+def assert_usage_error(outcome, *words):
+    """The command has refused its command line, in one line that contains all of ``words``."""
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    for each in words:
+        assert each in outcome.err
+
+
+CHANGED = """
+import functools, logging, os, sys
+from echo.server import __main__ as command, affinity, balance, server, workers
+
+{change}
+
+if __name__ == "__main__":
+    sys.exit(command.main())
+"""
+
+
+def write_changed_command(folder, change):
+    """Write a module ``changed`` into the folder: the server command that first executes the statements ``change``."""
+    (folder / "changed.py").write_text(CHANGED.format(change=change))
+
+
+def when_logged(event, statement):
+    """Statements for ``write_changed_command``: execute ``statement`` right before that event is logged."""
+    return (
+        "def before(record):\n"
+        f"    if getattr(record, 'event', None) == {event!r}:\n"
+        f"        {statement}\n"
+        "    return True\n"
+        "logging.getLogger('echo.server').addFilter(before)\n"
+    )
+
+
+SLOW_HANDLER = """
+import echo, os, threading
+
+class Slow(echo.EchoRequestHandler):
+    '''An echo that answers the message "slow" only once there is a file "go" in the current folder.'''
+
+    def message_received(self, message):
+        while message == b"slow" and not os.path.exists("go"):
+            threading.Event().wait(0.005)
+        super().message_received(message)
+"""
