@@ -36,6 +36,9 @@ class Pipe:
     before everything was back or there is input after an ``exit``, ``ReceiveTimeout`` when nothing comes back any more.
     """
 
+    window = WINDOW
+    patience = PATIENCE
+
     def __init__(self, connection: Connection, framing: Framing, descriptor: int, write: Callable[[bytes], None]):
         self._connection = connection
         self._framing = framing
@@ -92,7 +95,7 @@ class Pipe:
         if not self._ended or self._outstanding:
             what = f"{self._outstanding} bytes did not come back" if self._outstanding else "not all input was sent"
             raise ConnectionClosed(f"the server ended the session; {what}")
-        if self._exit_at and (self._goes_on or _has_more(self._descriptor)):
+        if self._exit_at and (self._goes_on or has_more(self._descriptor, self.patience)):
             raise ConnectionClosed(f"{self._exit_at} is an exit, which ends the session; what follows it was not sent")
 
     def _compare(self, data: bytes) -> None:
@@ -158,7 +161,7 @@ class Pipe:
     def _send(self, data: bytes) -> None:
         if data:
             with self._changed:
-                while self._outstanding > WINDOW:
+                while self._outstanding > self.window:
                     self._changed.wait()
                 self._expected.append(data)
                 self._outstanding += len(data)
@@ -170,11 +173,11 @@ class Pipe:
         self._connection.send(data)
 
 
-def _has_more(descriptor: int) -> bool:
-    """Whether there is more input, or will be in ``PATIENCE``. It is left where it is: others may have the same."""
+def has_more(descriptor: int, seconds: float) -> bool:
+    """Whether there is more input, or will be within so many seconds. It is left where it is: others may read it."""
     if os.isatty(descriptor):
         return False  # what is typed ahead is for the shell
     try:
-        return bool(select.select([descriptor], [], [], PATIENCE)[0] and unread(descriptor))
+        return bool(select.select([descriptor], [], [], seconds)[0] and unread(descriptor))
     except OSError:  # Windows asks sockets alone
         return False

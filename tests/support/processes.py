@@ -1,5 +1,6 @@
 """Processes that tests start: the commands of this project, and other programs; and what ``/proc`` says of them."""
 
+import collections
 import contextlib
 import os
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from . import DEADLINE, ROOT
+from . import DEADLINE, ROOT, eventually
 
 
 class Process:
@@ -152,6 +153,29 @@ def is_alive(pid):
         return _status(pid)[0] not in "ZX"
     except OSError:
         return False
+
+
+def wait_until_it_sleeps(pid):
+    """Wait until the main thread waits for the system, and for nothing else; at once where nobody can tell.
+
+    A signal that comes in the moment before such a wait begins is acted on only after it. A thread that waits for the
+    GIL sleeps, too, but wakes up every few milliseconds.
+    """
+    seen = collections.deque(maxlen=4)
+
+    def sleeps():
+        state, switches = _status(pid)[0], _switches(pid)
+        seen.append(switches if state == "S" else object())
+        return len(seen) == 4 and len(set(seen)) == 1
+
+    if os.path.exists("/proc/self/stat"):
+        eventually(sleeps, "it never came to rest")
+
+
+def _switches(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", file.read(), re.MULTILINE)
+    return match and match.group(1)
 
 
 def _status(pid):

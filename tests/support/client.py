@@ -1,0 +1,87 @@
+"""The client's command without a process: its ``main()`` is called, with streams that are made for it."""
+
+import io
+import os
+import sys
+import threading
+from typing import NamedTuple
+
+from echo.client.__main__ import main
+
+from . import DEADLINE
+
+
+class Finished(NamedTuple):
+    """What a command has returned and written."""
+
+    code: int
+    out: bytes
+    log: str
+
+
+def address_options(server):
+    """The arguments that name a server's address: of a server object, or the address itself."""
+    address = server if isinstance(server, (tuple, str)) else getattr(server, "server_address", None) or server.address
+    return ["--unix", address] if isinstance(address, str) else [address[0], str(address[1])]
+
+
+def call_client(*arguments, data=b"", stays_open=False, stdin=None, stdout=None):
+    """Call ``main(arguments)`` in this thread; return what a process would have left behind, ``Finished``.
+
+    Standard input is a pipe that brings ``data``; its other end is closed after that, or, if it ``stays_open``, only
+    when ``main`` has returned. ``stdin`` and ``stdout`` may be open files instead. An argument may be bytes. A reply
+    has a generous time unless there is a ``-w``.
+    """
+    arguments = ["-w", f"{DEADLINE:g}s", *(os.fsdecode(argument) for argument in arguments)]
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    log = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    source, writer = _pipe(data, stays_open)
+    streams = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = stdin or source, stdout or out, log
+    try:
+        code = main(arguments)
+    except SystemExit as exc:
+        code = exc.code
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = streams
+        writer.let_go()
+        for thread in threading.enumerate():
+            if thread.name == "echo-feed":  # a process would end here, and its threads with it
+                thread.join(DEADLINE)
+                assert not thread.is_alive(), "the thread that reads standard input goes on"
+        source.close()  # a writer that is still busy gets EPIPE
+        writer.join(DEADLINE)
+    out.flush()
+    log.flush()
+    return Finished(code, out.buffer.getvalue(), log.buffer.getvalue().decode())
+
+
+def _pipe(data, stays_open):
+    reader, sink = os.pipe()
+    writer = _Writer(sink, data, stays_open)
+    writer.start()
+    return os.fdopen(reader), writer
+
+
+class _Writer(threading.Thread):
+    def __init__(self, sink, data, stays_open):
+        super().__init__(name="writer")
+        self._sink = sink
+        self._data = data
+        self._may_close = threading.Event()
+        if not stays_open:
+            self.let_go()
+
+    def let_go(self):
+        """Close the pipe when all is written."""
+        self._may_close.set()
+
+    def run(self):
+        try:
+            with open(self._sink, "wb", buffering=0) as sink:
+                left = memoryview(self._data)
+                while left:
+                    left = left[sink.write(left) :]
+                self._may_close.wait(DEADLINE)
+        except BrokenPipeError:
+            pass  # the client has ended before all was read
