@@ -21,8 +21,9 @@ STOPPING = "STOPPING=1"
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
-def listening_socket() -> Optional[socket.socket]:
-    """The listening socket that was passed to this process (socket activation), or None.
+def listening_socket(first: int = FIRST_DESCRIPTOR) -> Optional[socket.socket]:
+    """The listening socket that was passed to this process (socket activation), or None. ``first`` is the first of the
+    descriptors that are passed.
 
     It can be asked once: the variables that tell of it are taken out of the environment, and it is made not
     inheritable, since it is nobody's but this process's. ``ValueError`` tells what was passed that cannot be served.
@@ -30,7 +31,7 @@ def listening_socket() -> Optional[socket.socket]:
     pid, count, *_ = [os.environ.pop(name, "") for name in _VARIABLES]
     if not pid or not count or _number("LISTEN_PID", pid) != os.getpid():
         return None  # or a parent's, which has left them lying about
-    descriptors = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + _number("LISTEN_FDS", count))
+    descriptors = range(first, first + _number("LISTEN_FDS", count))
     for descriptor in descriptors:
         try:
             os.set_inheritable(descriptor, False)
@@ -41,7 +42,7 @@ def listening_socket() -> Optional[socket.socket]:
             f"LISTEN_FDS is {count}, but one socket is served; leave one Listen line in the socket unit,"
             " and write a socket and a service unit for each further one"
         )
-    return _listening(FIRST_DESCRIPTOR)
+    return _listening(first)
 
 
 def _number(name: str, text: str) -> int:

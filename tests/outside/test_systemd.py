@@ -1,10 +1,10 @@
 """Socket activation and notifications as systemd does them, with systemd's own tools where they are; and the units."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +15,6 @@ import pytest
 from echo.server import systemd
 from echo.server.options import parser as server_parser
 from support import DEADLINE, ROOT, eventually
-
-pytest.importorskip("fcntl", reason="no Unix, and no systemd")
 from support.activation import copies_of, launcher
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract addresses")
@@ -37,10 +35,7 @@ def inheritable(descriptor):
         return None
 
 told = {"before": [inheritable(3), inheritable(4)]}
-try:
-    sock = listening_socket()
-except ValueError as exc:
-    sock, told["error"] = None, str(exc)
+sock = listening_socket()
 told["after"] = [inheritable(3), inheritable(4)]
 told["left"] = sorted(name for name in os.environ if name.startswith("LISTEN_"))
 told["again"] = listening_socket()
@@ -133,18 +128,53 @@ def test_what_was_passed_to_another_process_is_left_alone_and_not_told_to_childr
     assert told == {"before": [True, None], "after": [True, None], "left": [], "again": None}
 
 
-def test_two_sockets_are_refused_with_advice(activated, listener):
+@pytest.fixture
+def passed(environment):
+    """``passed(*files, count=...)``: what this process raises when these are passed to it, and the first descriptor."""
+    copies = []
+
+    def take(*files, count=None):
+        if not files:  # a descriptor that is closed
+            with open(os.devnull) as file:
+                first = fcntl.fcntl(file, fcntl.F_DUPFD, 100)
+            os.close(first)
+        for file in files:
+            copies.append(fcntl.fcntl(file, fcntl.F_DUPFD, 1 + copies[-1] if copies else 100))
+            os.set_inheritable(copies[-1], True)  # as systemd leaves it
+            first = copies[0]
+        assert copies == [first + index for index in range(len(files))]
+        environment(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count or len(files) or 1), LISTEN_FDNAMES="a:b")
+        with pytest.raises(ValueError) as raised:
+            systemd.listening_socket(first)
+        assert not set(VARIABLES) & set(os.environ)
+        return str(raised.value), first
+
+    yield take
+    for copy in copies:
+        with contextlib.suppress(OSError):  # the tests look at that
+            os.close(copy)
+
+
+def inheritable(descriptor):
+    """Whether children inherit it; None if it is closed."""
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:
+        return None
+
+
+def test_two_sockets_are_refused_with_advice(passed, listener):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        told = activated(listener, other, LISTEN_FDS="2", LISTEN_FDNAMES="a:b").told()
-    assert told["before"] == [True, True] and told["after"] == [False, False] and told["left"] == []
-    assert "LISTEN_FDS is 2, but one socket is served" in told["error"]
-    assert "one Listen line" in told["error"] and "\n" not in told["error"]
+        error, first = passed(listener, other)
+    assert inheritable(first) is inheritable(first + 1) is False
+    assert "LISTEN_FDS is 2, but one socket is served" in error
+    assert "one Listen line" in error and "\n" not in error
 
 
-def test_a_count_of_more_than_was_passed_names_what_is_missing(activated, listener):
-    told = activated(listener, LISTEN_FDS="999999999").told()
-    assert told["error"] == "LISTEN_FDS is 999999999, but descriptor 4 is closed"
-    assert told["after"] == [False, None]
+def test_a_count_of_more_than_was_passed_names_what_is_missing(passed, listener):
+    error, first = passed(listener, count=999999999)
+    assert error == f"LISTEN_FDS is 999999999, but descriptor {first + 1} is closed"
+    assert inheritable(first) is False
 
 
 def a_datagram_socket(stack, path):
@@ -181,16 +211,17 @@ def a_file_or_a_pipe(stack, path):
     "make",
     [a_datagram_socket, a_connection, a_stream_socket_that_does_not_listen, no_stream_socket, a_file_or_a_pipe],
 )
-def test_what_cannot_be_served_is_refused_by_what_it_is(activated, tmp_path, make):
+def test_what_cannot_be_served_is_refused_by_what_it_is(passed, tmp_path, make):
     with contextlib.ExitStack() as stack:
-        told = activated(make(stack, tmp_path / "f"), LISTEN_FDS="1").told()
-    assert told["error"].startswith(f"descriptor 3 is {make.__name__.replace('_', ' ')}")
-    assert "ListenStream= and Accept=no" in told["error"] and "\n" not in told["error"]
-    assert told["after"][0] is (False if make is a_file_or_a_pipe else None)  # a socket is closed
+        error, first = passed(make(stack, tmp_path / "f"))
+        assert error.startswith(f"descriptor {first} is {make.__name__.replace('_', ' ')}")
+        assert "ListenStream= and Accept=no" in error and "\n" not in error
+        assert inheritable(first) is (False if make is a_file_or_a_pipe else None)  # a socket is closed
 
 
-def test_a_descriptor_that_is_closed_is_refused(activated):
-    assert activated(LISTEN_FDS="1").told()["error"] == "LISTEN_FDS is 1, but descriptor 3 is closed"
+def test_a_descriptor_that_is_closed_is_refused(passed):
+    error, first = passed()
+    assert error == f"LISTEN_FDS is 1, but descriptor {first} is closed"
 
 
 @pytest.fixture
@@ -235,12 +266,10 @@ def test_junk_is_refused_by_name(environment, name, value):
     assert not set(VARIABLES) & set(os.environ)
 
 
+@pytest.mark.needs_programs("systemd-socket-activate")
 def test_systemds_own_tool_passes_its_socket(tmp_path):
-    tool = shutil.which("systemd-socket-activate")
-    if tool is None:
-        pytest.skip("systemd-socket-activate is not installed")
     path = str(tmp_path / "s")
-    command = [tool, "-l", path, "-E", f"PYTHONPATH={ROOT}", sys.executable, "-c", CHILD]
+    command = ["systemd-socket-activate", "-l", path, "-E", f"PYTHONPATH={ROOT}", sys.executable, "-c", CHILD]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             with socket.socket(socket.AF_UNIX) as client:
@@ -394,7 +423,7 @@ def test_a_system_without_unix_sockets_tells_nobody(environment, monkeypatch):
 # The units in examples/systemd.
 
 UNITS = os.path.join(ROOT, "examples", "systemd")
-ANALYZE = shutil.which("systemd-analyze")
+needs_analyze = pytest.mark.needs_programs("systemd-analyze")
 
 
 def unit(name):
@@ -411,7 +440,7 @@ def for_older(service):
 
 def analyze(*arguments):
     result = subprocess.run(
-        [ANALYZE, *arguments],
+        ["systemd-analyze", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -434,14 +463,13 @@ def verify(folder, **units):
 @pytest.fixture(scope="module")
 def version(tmp_path_factory):
     """systemd's, where its judgement can be had; it may be installed and not able to work, as in some containers."""
-    if ANALYZE is None:
-        pytest.skip("systemd-analyze is not installed")
     code, out = verify(tmp_path_factory.mktemp("plain") / "units", service="[Service]\nExecStart=/bin/true\n")
     if code or out:
         pytest.skip(f"systemd-analyze cannot verify here: {out}")
     return int(re.search(r"systemd (\d+)", analyze("--version")[1]).group(1))
 
 
+@needs_analyze
 def test_systemd_has_nothing_to_say_against_the_units(version, tmp_path):
     found = verify(tmp_path / "older", socket=unit("echo.socket"), service=for_older(unit("echo.service")))
     assert found == (0, [])
@@ -449,6 +477,7 @@ def test_systemd_has_nothing_to_say_against_the_units(version, tmp_path):
         assert verify(tmp_path / "units", socket=unit("echo.socket"), service=unit("echo.service")) == (0, [])
 
 
+@needs_analyze
 def test_systemd_would_say_what_is_wrong_with_a_unit(version, tmp_path):
     """So that the test above cannot pass for want of a judgement."""
     service = for_older(unit("echo.service"))
@@ -458,6 +487,7 @@ def test_systemd_would_say_what_is_wrong_with_a_unit(version, tmp_path):
         assert verify(folder, socket=unit("echo.socket"), service=broken) != (0, []), wrong
 
 
+@needs_analyze
 def test_the_service_has_little_to_lose(version, tmp_path):
     if "--offline" not in analyze("--help")[1]:
         pytest.skip(f"systemd {version} judges only what it runs")
