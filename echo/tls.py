@@ -42,6 +42,9 @@ class TLSSocket(socket.socket):
     that has run into one may be tried again, and loses nothing. A ``send`` that did must be tried with the same bytes.
     """
 
+    linger_timeout = LINGER_TIMEOUT
+    """Maximum time in seconds that ``shutdown(SHUT_WR)`` waits for a peer that does not read."""
+
     def __init__(self, sock: socket.socket) -> None:
         timeout = sock.gettimeout()
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
@@ -229,9 +232,9 @@ class TLSSocket(socket.socket):
 
     def shutdown(self, how: int) -> None:
         """End the input, or the output, which the peer is told, or both at once, which is abrupt: it is not told.
-        Nor is one that does not read, for ``LINGER_TIMEOUT`` or the socket's ``settimeout``: to end is not to wait."""
+        Nor is one that does not read, for ``linger_timeout`` or the socket's ``settimeout``: to end is not to wait."""
         if self._tls is not None and how == socket.SHUT_WR:
-            seconds = min(LINGER_TIMEOUT, self.gettimeout() or LINGER_TIMEOUT)
+            seconds = min(self.linger_timeout, self.gettimeout() or self.linger_timeout)
             deadline = time.monotonic() + seconds
             if self._output.acquire(timeout=seconds):
                 try:

@@ -1,12 +1,15 @@
-"""Keys and certificates for the tests, made by the ``openssl`` command: a CA, and what a good and a bad day need of it.
+"""Keys and certificates for the tests, made by the ``openssl`` command: CAs, and certificates that are valid or not.
 
-Each is made when it is asked for first, and once; on elliptic curves, which takes some ten milliseconds.
+Each is made when a test first asks for it, and only once. A certificate takes two processes, a CA one, of some five
+milliseconds each: the keys are on elliptic curves.
 """
 
 import functools
 import os
 import subprocess
 from typing import NamedTuple
+
+from . import DEADLINE
 
 CONFIGURATION = """\
 [req]
@@ -32,7 +35,7 @@ class Pair(NamedTuple):
 
 
 class Certificates:
-    """All of them, in ``folder``. ``authority`` has issued each but ``stranger``, which is of ``other_authority``."""
+    """All of them, in ``folder``. ``authority`` issues each except ``stranger``, which ``other_authority`` issues."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -51,7 +54,7 @@ class Certificates:
 
     @functools.cached_property
     def next_server(self):
-        """What the server has when its certificate was replaced."""
+        """The server's certificate after it was replaced."""
         return self.issue("next", "/CN=localhost/O=Next")
 
     @functools.cached_property
@@ -60,7 +63,7 @@ class Certificates:
 
     @functools.cached_property
     def misnamed(self):
-        """Of a server that is somebody else."""
+        """The certificate of another host."""
         return self.issue("misnamed", "/CN=elsewhere.example", "DNS:elsewhere.example")
 
     @functools.cached_property
@@ -83,28 +86,40 @@ class Certificates:
         return path
 
     def issue(self, name, subject, names="DNS:localhost,IP:127.0.0.1", *, days=30, issuer=None):
-        """A certificate of ``subject``, in openssl's form ``/O=Example/CN=alice``. One for 0 days has expired; openssl
-        3.6 makes none that ends before it begins."""
+        """A certificate of ``subject``, in the form ``/O=Example/CN=alice``.
+
+        ``days=0`` makes one that has expired: openssl 3.6 refuses an end before the beginning.
+        """
         return self._make(name, subject, issuer or self.authority, names, days)
 
     def _make(self, name, subject, issuer, names="DNS:localhost", days=30):
         pair = Pair(self._path(f"{name}.pem"), self._path(f"{name}.key"))
-        configuration, request = self._path(f"{name}.cnf"), self._path(f"{name}.csr")
+        configuration, unsigned = self._path(f"{name}.cnf"), self._path(f"{name}.csr")
         with open(configuration, "w", encoding="utf-8") as file:
             file.write(CONFIGURATION.format(names=names))
-        _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", pair.key)
-        _openssl(
-            *("req", "-new", "-config", configuration, "-utf8", "-subj", subject, "-key", pair.key, "-out", request)
-        )
+        request = [
+            *("req", "-new", "-config", configuration, "-utf8", "-subj", subject),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", pair.key),
+        ]
         if issuer is None:
-            signed_by = ["-signkey", pair.key, "-extensions", "authority"]
+            _openssl(
+                *request, "-x509", "-sha256", "-days", str(days), "-extensions", "authority", "-out", pair.certificate
+            )
         else:
-            serial = ["-CAserial", self._path("serial"), "-CAcreateserial"]
-            signed_by = ["-CA", issuer.certificate, "-CAkey", issuer.key, *serial, "-extensions", "holder"]
-        _openssl(
-            *("x509", "-req", "-in", request, "-out", pair.certificate, "-days", str(days)),
-            *("-sha256", "-extfile", configuration, *signed_by),
-        )
+            _openssl(*request, "-out", unsigned)
+            _openssl(
+                *("x509", "-req", "-in", unsigned, "-out", pair.certificate, "-days", str(days), "-sha256"),
+                *(
+                    "-CA",
+                    issuer.certificate,
+                    "-CAkey",
+                    issuer.key,
+                    "-CAserial",
+                    self._path("serial"),
+                    "-CAcreateserial",
+                ),
+                *("-extfile", configuration, "-extensions", "holder"),
+            )
         return pair
 
     def _path(self, name):
@@ -117,7 +132,7 @@ def _openssl(*arguments):
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == 0, done.stdout.decode(errors="replace")
