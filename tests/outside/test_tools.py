@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import select
-import shutil
 import subprocess
 
 import pytest
@@ -12,9 +11,9 @@ import pytest
 import echo
 from support import DEADLINE, Recorder
 
-
-def needs(name):
-    return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+needs_nc = pytest.mark.needs_programs("nc")
+needs_telnet = pytest.mark.needs_programs("telnet")
+needs_socat = pytest.mark.needs_programs("socat")
 
 
 @pytest.fixture
@@ -78,17 +77,15 @@ def until(process, end):
 
 @pytest.fixture
 def nc(tool):
-    name = shutil.which("nc")
-    if name is None:
-        pytest.skip("nc is not installed")
     usage = subprocess.run(
-        [name, "-h"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=DEADLINE, check=False
+        ["nc", "-h"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=DEADLINE, check=False
     )
     if b"-N" not in usage.stdout:
         pytest.skip("this nc has no -N; OpenBSD's has it")
-    return lambda server, *options: tool(name, *options, "-N", "127.0.0.1", port_of(server))
+    return lambda server, *options: tool("nc", *options, "-N", "127.0.0.1", port_of(server))
 
 
+@needs_nc
 @pytest.mark.parametrize("data", [b"a\nb", b"hello", b"a\nb\n", b"\n", b"\r\n\xff\x00\r", b""])
 def test_nc_gets_back_what_it_sends_with_and_without_a_last_line_feed(serve, nc, data):
     process = nc(serve())
@@ -96,17 +93,20 @@ def test_nc_gets_back_what_it_sends_with_and_without_a_last_line_feed(serve, nc,
     assert process.returncode == 0
 
 
+@needs_nc
 def test_nc_gets_back_a_megabyte_of_lines(serve, nc):
     data = b"0123456789abcde\n" * 65536
     assert nc(serve()).communicate(data, timeout=DEADLINE)[0] == data
 
 
+@needs_nc
 def test_nc_gets_every_reply_before_exit_whatever_it_sends_after(serve, nc):
     lines = b"".join(b"line %d\n" % number for number in range(20_000))
     process = nc(serve())
     assert process.communicate(lines + b"exit\n" + b"junk\n" * 50_000, timeout=DEADLINE)[0] == lines
 
 
+@needs_nc
 @pytest.mark.parametrize(
     "data", [b"a\nb", b"\xff\x00" * 100_000, b"exit or not"], ids=["text", "binary", "exit or not"]
 )
@@ -118,6 +118,7 @@ def test_nc_under_raw_framing_gets_back_what_it_sends(serve, nc, data):
     assert handler.reasons == ["eof"]
 
 
+@needs_nc
 def test_nc_under_raw_framing_ends_the_session_with_a_bare_exit(serve, nc):
     handler = Recorder.of(Raw)
     process = nc(serve(handler))
@@ -131,12 +132,13 @@ def test_nc_under_raw_framing_ends_the_session_with_a_bare_exit(serve, nc):
     assert process.communicate(timeout=DEADLINE)[0] == b""
 
 
+@needs_nc
 def test_nc_under_length_framing_carries_the_prefixes(serve, nc):
     data = b"\x00\x00\x00\x03a\nb" + b"\x00\x00\x00\x00" + b"\x00\x00\x00\x04EXIT" + b"\x00\x00\x00\x01z"
     assert nc(serve(Length)).communicate(data, timeout=DEADLINE)[0] == data[:11]
 
 
-@needs("nc")
+@needs_nc
 def test_our_client_talks_to_a_listening_nc(tool, run):
     process = tool("nc", "-v", "-n", "-l", "127.0.0.1", "0")
     line = b""
@@ -165,7 +167,7 @@ def test_our_client_talks_to_a_listening_nc(tool, run):
 # telnet: a terminal's lines, each with CR LF at its end.
 
 
-@needs("telnet")
+@needs_telnet
 def test_a_telnet_session_echoes_each_line_with_its_cr_until_exit(serve, tool):
     pty = pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
     handler = Recorder.of(Counting)
@@ -204,7 +206,7 @@ def test_a_telnet_session_echoes_each_line_with_its_cr_until_exit(serve, tool):
     assert handler.reasons == ["exit"]
 
 
-@needs("telnet")
+@needs_telnet
 def test_telnet_fed_from_a_pipe_ends_with_exit_too(serve, tool):
     handler = Recorder.of(Counting)
     process = tool("telnet", "127.0.0.1", port_of(serve(handler)))
@@ -225,7 +227,7 @@ def test_telnet_fed_from_a_pipe_ends_with_exit_too(serve, tool):
 # socat.
 
 
-@needs("socat")
+@needs_socat
 def test_socat_sends_and_gets_back(serve, tool):
     data = bytes(byte for byte in range(256)) * 4000
     process = tool("socat", "-t", DEADLINE, "-", f"TCP4:127.0.0.1:{port_of(serve())}")
@@ -233,7 +235,7 @@ def test_socat_sends_and_gets_back(serve, tool):
     assert process.returncode == 0
 
 
-@needs("socat")
+@needs_socat
 def test_socat_sees_the_end_that_exit_brings(serve, tool):
     handler = Recorder.of(echo.EchoRequestHandler)
     process = tool("socat", "-t", DEADLINE, "-", f"TCP4:127.0.0.1:{port_of(serve(handler))}")
@@ -245,19 +247,26 @@ def test_socat_sees_the_end_that_exit_brings(serve, tool):
     assert process.communicate(timeout=DEADLINE) == (b"", b"")
 
 
-def socat_that_echoes(tool, *options):
-    """An echo service made of socat and ``cat``; return its port."""
-    process = tool("socat", "-d", "-d", *options, "TCP4-LISTEN:0,bind=127.0.0.1", "EXEC:cat")
+def socat_listens(tool, target, *options):
+    """A socat that listens on a free port and hands one connection to ``target``; return the port."""
+    process = tool("socat", "-d", "-d", *options, "TCP4-LISTEN:0,bind=127.0.0.1", target)
     log = b""
     while True:
         found = re.search(rb"listening on [^\n]*127\.0\.0\.1:(\d+)\n", log)
         if found:
             return found.group(1).decode()
         assert select.select([process.stderr], [], [], DEADLINE)[0], log
-        log += os.read(process.stderr.fileno(), 65536)
+        more = os.read(process.stderr.fileno(), 65536)
+        assert more, log
+        log += more
 
 
-@needs("socat")
+def socat_that_echoes(tool, *options):
+    """An echo service made of socat and ``cat``; return its port."""
+    return socat_listens(tool, "EXEC:cat", *options)
+
+
+@needs_socat
 @pytest.mark.parametrize("framing", ["line", "length", "raw"])
 def test_our_pipe_goes_through_socat(tool, run, framing):
     data = b"0123456789abcdefghijklmnopqrstuvwxyz\n" * 30_000 + b"the last line"
@@ -266,14 +275,14 @@ def test_our_pipe_goes_through_socat(tool, run, framing):
     assert process.log == ""
 
 
-@needs("socat")
+@needs_socat
 def test_our_messages_go_to_socat(tool, run):
     process = run("echo.client", "127.0.0.1", socat_that_echoes(tool), "-m", "one", "-m", "", "-m", "exit")
     assert process.finish() == (0, b"one\n\nexit\n")  # this service does not know the word
     assert process.log == ""
 
 
-@needs("socat")
+@needs_socat
 def test_our_session_is_held_with_socat(tool, run):
     pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
     from support.terminal import CTRL_D, Terminal
@@ -292,20 +301,11 @@ def test_our_session_is_held_with_socat(tool, run):
         os.close(user.master)
 
 
-@needs("socat")
+@needs_socat
 def test_our_client_reaches_our_server_through_a_socat_relay(serve, tool, run):
     handler = Recorder.of(echo.EchoRequestHandler)
     server = serve(handler)
-    relay = tool(
-        *("socat", "-d", "-d", "-t", DEADLINE, "TCP4-LISTEN:0,bind=127.0.0.1", f"TCP4:127.0.0.1:{port_of(server)}")
-    )
-    log = b""
-    while not re.search(rb"listening on [^\n]*127\.0\.0\.1:(\d+)\n", log):
-        assert select.select([relay.stderr], [], [], DEADLINE)[0], log
-        log += os.read(relay.stderr.fileno(), 65536)
-    process = run(
-        "echo.client", "127.0.0.1", re.search(rb"listening on [^\n]*127\.0\.0\.1:(\d+)\n", log).group(1).decode()
-    )
+    process = run("echo.client", "127.0.0.1", socat_listens(tool, f"TCP4:127.0.0.1:{port_of(server)}", "-t", DEADLINE))
     data = b"through the relay\n" * 20_000
     assert process.finish(data + b"last") == (0, data + b"last")
     assert handler.ended.wait(DEADLINE)
