@@ -3,6 +3,9 @@
 import collections
 import contextlib
 import io
+import socket
+
+from echo import LengthFraming
 
 Outcome = collections.namedtuple("Outcome", "code out err")
 
@@ -67,3 +70,32 @@ class Slow(echo.EchoRequestHandler):
             threading.Event().wait(0.005)
         super().message_received(message)
 """
+
+
+def start_changed(run, folder, change, *options, **popen_options):
+    """Start the server command on a free port after the statements ``change``; it has its ``address``."""
+    write_changed_command(folder, change)
+    server = run("changed", "0", *options, cwd=str(folder), **popen_options)
+    port = server.read_log_until(r"listening on \S+:(\d+)").group(1)
+    server.address = ("127.0.0.1", int(port))
+    return server
+
+
+BIG = 16 << 20
+"""Bytes of a message that is larger than the buffers of both sockets together, so that sending it to a client that
+does not read blocks."""
+
+
+def client_that_does_not_read(server, dial):
+    """Return a client to which the server is sending a reply that it will never get rid of.
+
+    The server has to have the options ``UNREAD``. When this returns, that reply is about to be sent.
+    """
+    client = dial(server.address)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.sendall(LengthFraming(BIG).encode(bytes(BIG)))
+    server.read_log_until(rf"received {BIG} bytes")
+    return client
+
+
+UNREAD = ("--framing", "length", "--max-message", str(BIG), "--send-timeout", "0", "--message-timeout", "0")
