@@ -136,10 +136,10 @@ def has_room(sock: socket.socket, seconds: float) -> bool:
         return seconds > 0 and bool(selector.select(seconds))
 
 
-def linger(sock: socket.socket, delivery_timeout: Optional[float] = None) -> None:
+def linger(sock: socket.socket, delivery_timeout: Optional[float] = None, silence: float = LINGER_SILENCE) -> None:
     """End the output, then read away what the peer still sends, so that closing loses no reply.
 
-    Returns when the peer has ended too, has been silent for ``LINGER_SILENCE`` or has kept sending for
+    Returns when the peer has ended too, has been silent for ``silence`` seconds or has kept sending for
     ``LINGER_TIMEOUT``. Never raises; the socket is left for its owner to close, and has a ``settimeout``.
 
     After ``shutdown(SHUT_RD)``, the only way to wake a thread that reads, Linux answers data that meets our
@@ -149,7 +149,7 @@ def linger(sock: socket.socket, delivery_timeout: Optional[float] = None) -> Non
     try:
         if delivery_timeout is not None:
             _await_delivery(sock, time.monotonic() + delivery_timeout)
-        sock.settimeout(LINGER_SILENCE)
+        sock.settimeout(silence)
         sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + LINGER_TIMEOUT
         while sock.recv(65536) and time.monotonic() < deadline:

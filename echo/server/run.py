@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Optional
+from typing import Callable, Optional
 
 MIN_PAUSE = 0.01
 MAX_PAUSE = 1.0
@@ -26,9 +26,10 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class BackOff:
-    """A pause after each failure in a row, ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``."""
+    """A pause after each failure in a row, ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``. ``clock`` counts in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.pause = 0.0
         self.resume_at = 0.0
         self._told = False
@@ -36,7 +37,7 @@ class BackOff:
 
     def failed(self) -> bool:
         """Rest from now on; whether that is to be told."""
-        now = time.monotonic()
+        now = self._clock()
         told = not self._told and now >= self._silent_until
         if told:
             self._told = True
@@ -52,7 +53,7 @@ class BackOff:
         return told
 
     def resting(self) -> bool:
-        return bool(self.pause) and time.monotonic() < self.resume_at
+        return bool(self.pause) and self._clock() < self.resume_at
 
 
 class Flag:

@@ -30,7 +30,7 @@ import threading
 import time
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Type, TypeVar
 
-from ..sockets import INET, LINGER_TIMEOUT, keep_alive, linger
+from ..sockets import INET, LINGER_SILENCE, LINGER_TIMEOUT, keep_alive, linger
 from ..text import format_address, plural
 from ..tls import TLSSocket
 from . import affinity, listeners, threads
@@ -130,6 +130,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     balance: Optional[Balance] = None
     """What keeps the sessions even over several processes that share the port; None: this process is alone."""
+
+    _cut_grace = CUT_GRACE
+    _linger_silence = LINGER_SILENCE
 
     def __init__(
         self,
@@ -564,7 +567,7 @@ class Server(socketserver.ThreadingTCPServer):
                 self.close_request(request)  # without the FIN that would come before the reset
                 return
             if not session.peer_ended:  # else nothing more can arrive that a close would answer with a reset
-                linger(request, self._delivery_timeout() if session.input_ended else None)
+                linger(request, self._delivery_timeout() if session.input_ended else None, self._linger_silence)
             session.closed()
         super().shutdown_request(request)
 
@@ -573,7 +576,7 @@ class Server(socketserver.ThreadingTCPServer):
             return LINGER_TIMEOUT
         # Past the deadline: who is not done by then is cut, and counted, and that ends this wait. If both waited for
         # the same moment, it would be chance whether replies that nobody got make an orderly stop.
-        return max(0.0, self._deadline + CUT_GRACE / 2 - time.monotonic())
+        return max(0.0, self._deadline + self._cut_grace / 2 - time.monotonic())
 
     def attach(self, handler: Any) -> Optional[int]:
         """Let a handler take part: the server counts what ``handler.connection`` counts (``messages_in``,
@@ -716,7 +719,7 @@ class Server(socketserver.ThreadingTCPServer):
             peer = format_address(session.client_address)
             tell(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
         self._cut = len(cut)
-        grace = time.monotonic() + CUT_GRACE
+        grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
         if self._served:
             drained = len(sessions) - len(cut)

@@ -33,7 +33,8 @@ class Threads:
     leave.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idle_timeout: float = IDLE_TIMEOUT) -> None:
+        self.idle_timeout = idle_timeout
         self._idle: Deque[_Waiting] = collections.deque()
         self._closed = False
         self._pid = os.getpid()
@@ -76,7 +77,7 @@ class Threads:
         tasks, _ = waiting
         self._idle.append(waiting)
         try:
-            return tasks.get(timeout=0 if self._closed else IDLE_TIMEOUT)
+            return tasks.get(timeout=0 if self._closed else self.idle_timeout)
         except queue.Empty:
             try:
                 self._idle.remove(waiting)

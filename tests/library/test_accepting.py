@@ -1,0 +1,217 @@
+"""The accept loop: nothing that fails in it ends it, and a failure is waited out and logged once.
+
+What a handler raises is in ``test_session_errors.py``.
+"""
+
+import errno
+import logging
+import os
+import socket
+import socketserver
+import threading
+
+import pytest
+
+import echo
+from echo.server.run import SILENCE, BackOff
+from support import DEADLINE, eventually, read_all, read_exactly
+from support.servers import FailingServer, echoes, ends_in_time
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_want_of_resources_is_waited_out_with_one_log_line(serve, dial, caplog, number):
+    """Row 10."""
+    server = serve(cls=FailingServer)
+    server.faults = [OSError(number, os.strerror(number)) for _ in range(2)]
+    client = dial(server)
+    assert echoes(client)
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and os.strerror(number) in warnings[0].getMessage()
+    assert server.stats().accept_errors == 2
+
+
+def test_pauses_double_up_to_a_second():
+    backoff = BackOff()
+    pauses = []
+    for _ in range(10):
+        backoff.failed()
+        pauses.append(backoff.pause)
+    assert pauses[:3] == [0.01, 0.02, 0.04]
+    assert pauses[-1] == 1.0
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.ECONNRESET, errno.EINVAL, errno.EBADF, errno.EPERM])
+def test_a_connection_that_fails_while_it_is_accepted_is_counted_and_costs_no_pause(serve, dial, caplog, number):
+    """Row 11; and a subclass's get_request() may fail with its client, in a handshake say."""
+    server = serve(cls=FailingServer)
+    server.faults = [OSError(number, os.strerror(number)) for _ in range(1000)]
+    assert echoes(dial(server))
+    assert server.stats().accept_errors == 1000
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_handled_request_that_fails_is_one_request():
+    with FailingServer(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        server.faults = [ConnectionResetError(errno.ECONNRESET, "reset in a handshake")]
+        with socket.create_connection(server.server_address, DEADLINE):
+            ends_in_time(server.handle_request)
+        assert server.stats().accept_errors == 1
+
+
+def test_an_interrupt_in_process_request_closes_that_socket_and_is_raised():
+    class Interrupted(echo.Server):
+        def process_request(self, request, client_address):
+            raise KeyboardInterrupt
+
+    with Interrupted(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+            assert read_all(sock) == b""
+
+
+def test_an_interrupt_before_a_sessions_thread_runs_leaves_no_session_behind(monkeypatch):
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            monkeypatch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+            monkeypatch.undo()
+            assert read_all(sock) == b""
+        assert server.connections == []
+
+
+def test_an_interrupt_while_a_sessions_thread_starts_leaves_the_session_alone(monkeypatch):
+    real_start = threading.Thread.start
+
+    def interrupted(thread):
+        real_start(thread)
+        raise KeyboardInterrupt
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            monkeypatch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+            monkeypatch.undo()
+            assert echoes(sock)
+
+
+def test_a_subclass_may_keep_the_socket_by_overriding_shutdown_request(serve, dial):
+    class HandsOn(echo.Server):
+        def shutdown_request(self, request):
+            kept.append(request)
+
+    class First(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"first")
+
+    kept = []
+    server = serve(First, cls=HandsOn)
+    client = dial(server)
+    assert read_exactly(client, 5) == b"first"
+    eventually(lambda: kept and not server.connections)
+    client.sendall(b"x")
+    assert kept[0].recv(1) == b"x"
+    kept[0].sendall(b"second")
+    assert read_exactly(client, 6) == b"second"
+    kept[0].close()
+
+
+@pytest.mark.parametrize("fault", [ValueError("not an OSError"), RuntimeError("nor this")])
+def test_an_exception_out_of_get_request_does_not_end_the_server(serve, dial, fault):
+    """Row 12."""
+    server = serve(cls=FailingServer)
+    server.faults = [fault]
+    assert echoes(dial(server))
+
+
+def test_an_exception_out_of_verify_request_closes_that_socket_and_is_logged(serve, dial, caplog):
+    """Row 12."""
+
+    class Picky(echo.Server):
+        def verify_request(self, request, client_address):
+            if not picked:
+                picked.append(client_address)
+                raise ZeroDivisionError("on purpose")
+            return True
+
+    picked = []
+    server = serve(cls=Picky)
+    assert read_all(dial(server)) == b""
+    assert echoes(dial(server))
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1 and errors[0].exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+@pytest.mark.parametrize("method", ["start", "__init__"])
+def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypatch, method, daemon):
+    """Row 14: closed, counted, waited out; closing the server afterwards does not raise. A subinterpreter that has no
+    daemon threads, or none at all, refuses to make one."""
+    server = serve(daemon_threads=daemon, shutdown_timeout=DEADLINE)
+    real = getattr(threading.Thread, method)
+    failures = [RuntimeError("can't start new thread"), MemoryError()]
+
+    def fail(thread, *arguments, **options):
+        if failures and threading.current_thread() is server._thread:
+            raise failures.pop()
+        real(thread, *arguments, **options)
+
+    monkeypatch.setattr(threading.Thread, method, fail)
+    refused = [dial(server), dial(server)]
+    assert [read_all(sock) for sock in refused] == [b"", b""]
+    monkeypatch.undo()
+    assert echoes(dial(server))
+    stats = server.stats()
+    assert stats.accept_errors == 2
+    assert (stats.accepted, stats.active, stats.refused) == (3, 1, {"error": 2})
+    assert server.stop() is True
+
+
+def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve):
+    """Row 10: once the pause is over there is nothing to look at the clock for."""
+    waits = []
+
+    def wait(listening, deadline):
+        waits.append((listening, deadline))
+        real_wait(listening, deadline)
+
+    server = serve(cls=FailingServer)
+    run = server._run
+    real_wait, run.wait = run.wait, wait
+    server.faults = [OSError(errno.EMFILE, "full")]
+    run.wake()
+    eventually(lambda: waits and waits[-1][0])
+    *pauses, last = waits
+    assert pauses
+    assert all(not listening and deadline is not None for listening, deadline in pauses)
+    assert last == (True, None)
+
+
+def test_service_actions_that_always_raises_keeps_nobody_out(dial, caplog):
+    class Raising(echo.Server):
+        def service_actions(self):
+            raise ZeroDivisionError
+
+    with Raising(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        eventually(lambda: len(caplog.records) > 3)
+        assert echoes(dial(server))
+        server.shutdown()
+        thread.join(DEADLINE)
+
+
+def test_a_shortage_is_reported_once_in_a_while_and_each_report_has_its_end():
+    now = 1000.0
+    backoff = BackOff(clock=lambda: now)
+    reports = [backoff.failed(), backoff.failed(), backoff.succeeded(), backoff.failed(), backoff.succeeded()]
+    assert reports == [True, False, True, False, False]
+    assert not backoff.failed()
+    now += SILENCE
+    assert backoff.failed() and not backoff.failed()
+    assert backoff.succeeded() and not backoff.succeeded()

@@ -1,0 +1,104 @@
+"""Limits: sessions at a time, sessions of one host, networks that may connect; and what an option may be."""
+
+import socket
+import threading
+
+import pytest
+
+import echo
+from support import DEADLINE, eventually, read_all, read_exactly
+from support.servers import echoes
+
+
+def test_at_the_limit_further_clients_wait_in_the_backlog_and_are_served_when_one_leaves(serve, dial):
+    """Row 15."""
+    server = serve(max_connections=2)
+    first, second = dial(server), dial(server)
+    assert echoes(first) and echoes(second)
+    waiting = dial(server)
+    waiting.sendall(b"hello\n")
+    waiting.settimeout(0.05)
+    with pytest.raises(socket.timeout):
+        waiting.recv(1)
+    assert server.stats().accepted == 2
+    first.close()
+    waiting.settimeout(DEADLINE)
+    assert read_exactly(waiting, 6) == b"hello\n"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_slot_comes_back_whatever_happens_in_its_session(serve, dial):
+    """Row 15."""
+
+    class Bad(echo.MessageRequestHandler):
+        def message_received(self, message):
+            threads.append(threading.current_thread())
+            raise {b"error": ValueError, b"exit": SystemExit, b"lost": ConnectionResetError}[message]
+
+    threads = []
+    server = serve(Bad, max_connections=1)
+    for word in [b"error", b"exit", b"lost"] * 3:
+        client = dial(server)
+        client.sendall(word + b"\n")
+        assert read_all(client) == b""
+        client.close()
+    server.stop()
+    for thread in threads:
+        thread.join(DEADLINE)
+
+
+def test_one_host_gets_its_share_and_is_refused_beyond_it(serve, dial):
+    """Row 15."""
+    server = serve(max_connections_per_host=2)
+    first, second = dial(server), dial(server)
+    assert echoes(first) and echoes(second)
+    assert read_all(dial(server)) == b""
+    assert server.stats().refused == {"limit": 1}
+    first.close()
+    eventually(lambda: len(server.connections) == 1)
+    assert echoes(dial(server))
+
+
+@pytest.mark.parametrize(
+    "allow, deny, gets_in",
+    [
+        ([], [], True),
+        (["127.0.0.0/8"], [], True),
+        (["10.0.0.0/8"], [], False),
+        ([], ["127.0.0.1"], False),
+        ([], ["10.0.0.0/8", "::1"], True),
+        (["127.0.0.0/8"], ["127.0.0.1/32"], False),
+    ],
+)
+def test_networks_are_allowed_and_denied_and_deny_wins(serve, dial, allow, deny, gets_in):
+    server = serve(allow=allow, deny=deny)
+    client = dial(server)
+    if gets_in:
+        assert echoes(client)
+    else:
+        assert read_all(client) == b""
+        assert server.stats().refused == {"denied": 1}
+
+
+@pytest.mark.parametrize(
+    "option, value, error",
+    [
+        ("max_connections", 0, ValueError),
+        ("max_connections", -1, ValueError),
+        ("max_connections", "many", TypeError),
+        ("max_connections", 1.5, TypeError),
+        ("max_connections_per_host", 0, ValueError),
+        ("shutdown_timeout", -1, ValueError),
+        ("shutdown_timeout", float("nan"), ValueError),
+        ("handshake_timeout", float("inf"), ValueError),
+        ("shutdown_timeout", "soon", TypeError),
+        ("request_queue_size", None, TypeError),
+        ("allow", ["10.0.0.0/99"], ValueError),
+        ("deny", ["example"], ValueError),
+        ("max_conections", 5, TypeError),
+    ],
+)
+def test_a_senseless_option_is_an_error_that_names_it(option, value, error):
+    with pytest.raises(error) as caught:
+        echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, **{option: value})
+    assert option in str(caught.value)

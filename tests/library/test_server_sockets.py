@@ -1,0 +1,97 @@
+"""The sockets that a server listens on and accepts: their options, their addresses, and who may have the same one.
+
+Unix sockets are in ``test_unix_sockets.py``; IPv6 and sockets made elsewhere are in ``test_listening.py``.
+"""
+
+import errno
+import socket
+import socketserver
+
+import pytest
+
+import echo
+from support import DEADLINE, read_all
+from support.servers import echoes
+
+
+def test_accepted_sockets_have_no_nagle_and_keep_alive_and_are_blocking(serve, dial):
+    """Row 23."""
+    seen = {}
+
+    class Look(socketserver.BaseRequestHandler):
+        def handle(self):
+            seen["nodelay"] = self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            seen["keepalive"] = self.request.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            seen["idle"] = self.request.getsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 1))
+            seen["timeout"] = self.request.gettimeout()
+            seen["inheritable"] = self.request.get_inheritable()
+
+    server = serve(Look)
+    read_all(dial(server))
+    assert seen["nodelay"] and seen["keepalive"]
+    assert seen["idle"] == 60 or not hasattr(socket, "TCP_KEEPIDLE")
+    assert seen["timeout"] is None
+    assert not seen["inheritable"] and not server.socket.get_inheritable()  # row 39
+
+
+def test_the_backlog_takes_a_burst(dial):
+    """Row 30: not 5."""
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    clients = [dial(server) for _ in range(100)]
+    with server.start():
+        assert all(echoes(client) for client in clients)
+
+
+def test_the_address_can_be_had_again_at_once(serve):
+    """Row 31: the server closed first, so its side is in TIME_WAIT. Another program may take the port in between, but
+    not five times in a row."""
+
+    def can_be_had_again():
+        server = serve(shutdown_timeout=DEADLINE)
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            assert echoes(sock)
+            server.stop()
+            read_all(sock)
+        try:
+            again = echo.Server(server.server_address, echo.EchoRequestHandler)
+        except OSError as exc:
+            assert exc.errno == errno.EADDRINUSE
+            return False
+        again.server_close()
+        return True
+
+    assert any(can_be_had_again() for _ in range(5))
+
+
+def test_a_port_in_use_is_refused_unless_sharing_was_asked_for(serve):
+    """Row 31."""
+    server = serve()
+    with pytest.raises(OSError) as caught:
+        echo.Server(server.server_address, echo.EchoRequestHandler)
+    assert caught.value.errno == errno.EADDRINUSE
+    shared = serve(allow_reuse_port=True)
+    serve_too = echo.Server(shared.server_address, echo.EchoRequestHandler, allow_reuse_port=True)
+    serve_too.server_close()
+
+
+def test_an_ipv6_address_makes_an_ipv6_server():
+    """Row 40."""
+    try:
+        server = echo.Server(("::1", 0), echo.EchoRequestHandler)
+    except OSError as exc:
+        pytest.skip(f"no IPv6 on this machine: {exc}")
+    with server.start(), socket.create_connection(server.server_address[:2], DEADLINE) as sock:
+        assert echoes(sock)
+        assert server.connections[0].peer.startswith("[::1]:")
+
+
+def test_a_default_timeout_of_the_program_is_not_the_sessions(serve, dial):
+    class Told(echo.EchoRequestHandler):
+        def connection_made(self):
+            self.send(repr(self.request.gettimeout()).encode())
+
+    socket.setdefaulttimeout(DEADLINE)
+    try:
+        assert dial(serve(Told)).makefile("rb").readline() == b"None\n"
+    finally:
+        socket.setdefaulttimeout(None)

@@ -1,0 +1,152 @@
+"""What a handler raises, and what fails while that is reported, ends one session and leaves the server serving."""
+
+import errno
+import logging
+import signal
+import socketserver
+import sys
+import threading
+
+import pytest
+
+import echo
+from support import DEADLINE, eventually, read_all
+from support.servers import FailingServer, echoes
+
+
+def test_handle_error_may_still_answer_on_the_socket(serve, dial):
+    class Apologetic(echo.Server):
+        def verify_request(self, request, client_address):
+            raise ZeroDivisionError
+
+        def handle_error(self, request, client_address):
+            request.sendall(b"sorry")
+
+    assert read_all(dial(serve(cls=Apologetic))) == b"sorry"
+
+
+def test_exceptions_in_the_reporting_itself_do_not_end_the_server(serve, dial):
+    """Row 27: the socket closes whatever reporting does."""
+
+    class Worse(echo.Server):
+        def handle_error(self, request, client_address):
+            raise ZeroDivisionError("in handle_error")
+
+    class Bad(socketserver.BaseRequestHandler):
+        def handle(self):
+            if self.request.recv(1) == b"!":
+                raise ValueError("in the handler")
+            self.request.sendall(b"fine")
+
+    server = serve(Bad, cls=Worse)
+    bad = dial(server)
+    bad.sendall(b"!")
+    assert read_all(bad) == b""
+    good = dial(server)
+    good.sendall(b".")
+    assert read_all(good) == b"fine"
+
+
+def test_a_log_that_raises_leaves_no_socket_open_and_does_not_end_the_server(serve, dial):
+    """Row 28: a full disk."""
+
+    class Full(logging.Handler):
+        def handle(self, record):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
+        pass
+
+    full = Full()
+    logging.getLogger("echo").addHandler(full)
+    logging.getLogger("echo").setLevel(logging.DEBUG)
+    try:
+        server = serve(Logged, cls=FailingServer)
+        server.faults = [OSError(errno.EMFILE, "full")]
+        for _ in range(3):
+            client = dial(server)
+            assert read_all(client) == b""
+            client.close()
+        eventually(lambda: not server.connections)
+    finally:
+        logging.getLogger("echo").removeHandler(full)
+        logging.getLogger("echo").setLevel(logging.NOTSET)
+    assert echoes(dial(server))
+
+
+def test_an_error_in_a_stock_handler_is_one_record_with_the_peer(serve, dial, caplog, capfd):
+    """Row 27: the standard library prints to stderr."""
+
+    class Bad(socketserver.BaseRequestHandler):
+        def handle(self):
+            raise ZeroDivisionError("on purpose")
+
+    server = serve(Bad)
+    client = dial(server)
+    peer = "127.0.0.1:%d" % client.getsockname()[1]
+    assert read_all(client) == b""
+    client.close()
+    eventually(lambda: server.stats().ended == {"error": 1})
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert peer in record.getMessage()
+    assert "Exception" not in capfd.readouterr().err
+
+
+def test_a_client_that_vanishes_from_a_stock_handler_prints_no_traceback(serve, dial, caplog):
+    """Row 26."""
+
+    class Bad(socketserver.BaseRequestHandler):
+        def handle(self):
+            raise ConnectionResetError(errno.ECONNRESET, "gone")
+
+    server = serve(Bad)
+    with caplog.at_level(logging.DEBUG, "echo.server"):
+        client = dial(server)
+        assert read_all(client) == b""
+        client.close()
+        eventually(lambda: server.stats().ended == {"reset": 1})
+    assert not [record for record in caplog.records if record.exc_info or record.levelno > logging.INFO]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_sys_exit_in_a_handler_ends_its_session_not_the_server_and_is_told(serve, dial, caplog):
+    """Row 36."""
+
+    threads = []
+
+    class Quits(echo.EchoRequestHandler):
+        def message_received(self, message):
+            if message == b"quit":
+                threads.append(threading.current_thread())
+                sys.exit(1)
+            super().message_received(message)
+
+    server = serve(Quits)
+    client = dial(server)
+    client.sendall(b"quit\n")
+    assert read_all(client) == b""
+    client.close()
+    assert echoes(dial(server))
+    assert "SystemExit" in caplog.text
+    threads[0].join(DEADLINE)  # pytest is to see its end within this test
+    eventually(lambda: server.stats().ended == {"error": 1})
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no pthread_kill here")
+def test_a_session_whose_thread_was_interrupted_by_a_signal_goes_on(serve, dial):
+    class Told(echo.EchoRequestHandler):
+        timeout = DEADLINE  # a kernel deadline makes the read return on a signal
+
+        def connection_made(self):
+            threads.append(threading.get_ident())
+
+    threads = []
+    client = dial(serve(Told))
+    assert echoes(client)
+    previous = signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        for _ in range(10):
+            signal.pthread_kill(threads[0], signal.SIGUSR2)
+            assert echoes(client)
+    finally:
+        signal.signal(signal.SIGUSR2, previous)

@@ -1,0 +1,122 @@
+"""``connections`` and ``stats()``: right at any moment; and nothing of a session is left when it is over."""
+
+import gc
+import socket
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+
+import echo
+from echo.server.sessions import Session
+from support import DEADLINE, eventually, read_all
+from support.servers import echoes
+
+
+def test_connections_lists_who_is_there_and_what_has_passed(serve, dial):
+    """Row 38."""
+    server = serve()
+    before = time.time()
+    client = dial(server)
+    assert echoes(client, b"a\nbc\n")
+    (info,) = server.connections
+    assert info.peer == "127.0.0.1:%d" % client.getsockname()[1]
+    assert info.client_address == client.getsockname()
+    assert before - 1 <= info.since <= time.time() + 1
+    assert info.state == "open"
+    assert (info.messages_in, info.bytes_in) == (2, 5)
+    assert eventually(lambda: server.connections[0].messages_out == 2 and server.connections[0].bytes_out == 5)
+
+
+def test_statistics_add_up(serve, dial):
+    server = serve(max_connections_per_host=3)
+    for data in (b"a\n", b"b\nexit\n", b"c\nd\n"):
+        client = dial(server)
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        read_all(client)
+    eventually(lambda: not server.connections)
+    live = [dial(server) for _ in range(3)]
+    assert all(echoes(client, b"live\n") for client in live)
+    assert read_all(dial(server)) == b""
+    assert server.stats() == echo.Statistics(
+        accepted=7,
+        active=3,
+        refused={"limit": 1},
+        ended={"eof": 2, "exit": 1},
+        messages_in=8,
+        messages_out=7,
+        bytes_in=28,
+        bytes_out=23,
+        accept_errors=0,
+    )
+
+
+@pytest.mark.parametrize("threads, sessions, lines", [(4, 5, 10), pytest.param(8, 20, 25, marks=pytest.mark.stress)])
+def test_statistics_are_right_under_load(serve, threads, sessions, lines):
+    """Row 18: figures and registry, also on a build without the GIL."""
+    server = serve()
+
+    def load():
+        for _ in range(sessions):
+            with echo.connect(server.server_address) as client:
+                for _ in range(lines):
+                    client.echo(b"x" * 9)
+            server.stats()
+            server.connections  # noqa: B018
+
+    loads = [threading.Thread(target=load) for _ in range(threads)]
+    for thread in loads:
+        thread.start()
+    for thread in loads:
+        thread.join()
+    eventually(lambda: not server.connections)
+    stats = server.stats()
+    assert stats.accepted == threads * sessions == stats.ended["eof"]
+    assert stats.messages_in == stats.messages_out == threads * sessions * lines
+    assert stats.bytes_in == stats.bytes_out == threads * sessions * lines * 10
+
+
+def test_finished_sessions_leave_nothing_behind(serve, dial):
+    """Row 16."""
+    server = serve()
+    addresses = set()
+    for _ in range(50):
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            addresses.add(sock.getsockname())
+            assert echoes(sock)
+
+    def remains():
+        gc.collect()
+        return [each for each in gc.get_objects() if type(each) is Session and each.client_address in addresses]
+
+    eventually(lambda: not server.connections)
+    eventually(lambda: not remains())
+    assert not server._registry._hosts
+
+
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="counts are merged late without a GIL")
+@pytest.mark.parametrize("data", [b"exit\n", b"a\n", b"part", b"x" * 70_000], ids=["exit", "eof", "part", "too-long"])
+def test_what_a_session_leaves_needs_no_collector(serve, dial, data):
+    """Cycles through exceptions cost 1.3 KB a session without the GIL, whose collector seldom comes."""
+
+    class Kept(echo.EchoRequestHandler):
+        def connection_made(self):
+            remains.append(weakref.ref(self.connection))
+
+    remains = []
+    server = serve(Kept)
+    server._linger_silence = DEADLINE  # a reset would keep a slow client from sending
+    gc.disable()
+    try:
+        for _ in range(5):
+            client = dial(server)
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            read_all(client)
+        eventually(lambda: len(remains) == 5 and not server.connections)
+        eventually(lambda: not any(remain() for remain in remains))
+    finally:
+        gc.enable()

@@ -1,0 +1,346 @@
+"""Starting and stopping: every call returns, from any thread, in any order, in a handler or a signal handler.
+
+What a stop does to the sessions is in ``test_draining.py``.
+"""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import echo
+from echo.server.run import Flag
+from support import DEADLINE, ROOT, eventually, read_all, read_exactly
+from support.servers import echoes, ends_in_time
+
+
+def output_of(script, **environment):
+    """What a new Python prints that runs this script to its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=dict(os.environ, **environment),
+        timeout=DEADLINE,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+# Starting.
+
+
+def test_start_serves_in_the_background_and_returns_the_server(serve, dial):
+    server = serve()
+    assert server.start() is server
+    assert echoes(dial(server))
+
+
+def test_a_stop_right_after_the_start_ends_the_serving_thread_and_closes_the_socket():
+    class Late(echo.Server):
+        def _serve(self, run, *arguments):
+            eventually(lambda: run.stopping)  # the stop finds a thread that has not come to its first line
+            super()._serve(run, *arguments)
+
+    server = Late(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+    assert server.stop() is True
+    assert server.socket.fileno() == -1
+    assert not server._thread.is_alive()
+
+
+def test_a_closed_server_cannot_serve_again(serve):
+    server = serve()
+    server.stop()
+    ends_in_time(server.serve_forever)
+    ends_in_time(server.handle_request)
+    with pytest.raises(RuntimeError, match="closed"):
+        server.start()
+
+
+# shutdown() ends the loop.
+
+
+def test_shutdown_wakes_the_loop_which_otherwise_sleeps(serve):
+    """Row 4: no polling: the loop's one wait has no timeout, and shutdown() ends it."""
+    waits = []
+
+    class Watched(echo.Server):
+        def _wait(self, run, deadline):
+            waits.append(deadline)
+            super()._wait(run, deadline)
+
+    server = serve(cls=Watched)
+    eventually(lambda: waits)
+    ends_in_time(server.shutdown)
+    assert waits == [None]
+
+
+def test_shutdown_before_serve_forever_returns_at_once():
+    """Row 7; and the run it was meant for ends at once, so that a stop cannot lose against a thread's start."""
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        ends_in_time(server.shutdown)
+        ends_in_time(server.serve_forever)
+
+
+def test_a_shutdown_that_comes_while_a_run_begins_ends_it(monkeypatch):
+    """Row 7: from a signal handler, say."""
+    real = socket.socketpair
+
+    def interrupted(*arguments):
+        server.shutdown()
+        return real(*arguments)
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        monkeypatch.setattr(socket, "socketpair", interrupted)
+        ends_in_time(server.serve_forever)
+
+
+def test_a_second_shutdown_does_not_poison_the_next_run(serve, dial):
+    """Row 8."""
+    server = serve()
+    server.shutdown()
+    server.shutdown()
+    server.start()
+    assert echoes(dial(server))
+    server.shutdown()
+    server.shutdown()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    assert echoes(dial(server))
+    server.stop()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+def test_sessions_go_on_after_shutdown_and_end_with_server_close(serve, dial):
+    server = serve()
+    client = dial(server)
+    assert echoes(client)
+    server.shutdown()
+    assert echoes(client)
+    server.server_close()
+    assert read_all(client) == b""
+
+
+@pytest.mark.parametrize("verb", ["shutdown", "stop", "server_close"])
+def test_handle_request_is_ended_from_another_thread(verb):
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        eventually(lambda: server._run is not None)
+        ends_in_time(getattr(server, verb))
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["close", "shutdown"])
+def test_a_listener_that_is_taken_away_ends_the_loop_and_does_not_spin(how):
+    """Row 9."""
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    with socket.create_connection(server.server_address, DEADLINE) as sock:
+        assert echoes(sock)
+    run = server._run
+    if how == "shutdown":
+        server.socket.shutdown(socket.SHUT_RDWR)
+    else:
+        server.socket.close()
+        run.wake()  # a poll that sleeps does not notice a descriptor that goes; its next look does
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    server.server_close()
+
+
+# Stopping from inside.
+
+
+def test_shutdown_from_a_handler_does_not_deadlock(dial):
+    """Row 5."""
+
+    class Off(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.server.shutdown()
+            self.send(b"down")
+
+    with echo.Server(("127.0.0.1", 0), Off) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = dial(server)
+        client.sendall(b"\n")
+        assert read_exactly(client, 5) == b"down\n"
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("verb", ["stop", "server_close", "shutdown"])
+def test_stopping_from_two_handlers_at_once_does_not_deadlock(serve, dial, verb):
+    """Row 5."""
+    barrier = threading.Barrier(2)
+
+    class Off(echo.MessageRequestHandler):
+        def message_received(self, message):
+            barrier.wait(DEADLINE)
+            getattr(self.server, verb)()
+            self.send(b"done")
+
+    server = serve(Off, shutdown_timeout=DEADLINE)
+    clients = [dial(server) for _ in range(2)]
+    for client in clients:
+        client.sendall(b"\n")
+    assert [read_exactly(client, 5) for client in clients] == [b"done\n"] * 2
+    ends_in_time(server.stop)
+
+
+@pytest.mark.parametrize("hook", ["service_actions", "verify_request"])
+def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_does_not_deadlock(dial, hook):
+    """Row 5."""
+    entered = threading.Event()
+
+    def stop_too(self, *arguments):
+        entered.set()
+        eventually(lambda: self._closer is not None)  # the other one is inside its stop, and waits for this thread
+        self.stop()
+        return True
+
+    server = type("Off", (echo.Server,), {hook: stop_too})(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+    dial(server)  # both hooks come after a client
+    assert entered.wait(DEADLINE)
+    ends_in_time(server.stop)
+    assert not server._thread.is_alive()
+
+
+def test_stopping_from_a_signal_handler_of_the_serving_thread_does_not_deadlock():
+    """Row 5."""
+    script = """if True:
+        import echo, os, signal, threading
+
+        def signal_while_it_serves(address):
+            with echo.connect(address) as client:
+                client.echo(b"a")
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.wait()
+
+        for verb in ["stop", "server_close", "shutdown"]:
+            done = threading.Event()
+            server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+            signal.signal(signal.SIGTERM, lambda *_: getattr(server, verb)())
+            client = threading.Thread(target=signal_while_it_serves, args=(server.server_address,))
+            client.start()
+            server.serve_forever()
+            server.server_close()
+            print(verb, flush=True)
+            done.set()
+            client.join()
+    """
+    assert output_of(script) == [b"stop", b"server_close", b"shutdown"]
+
+
+def test_a_signal_handlers_shutdown_inside_start_does_not_deadlock():
+    """Row 5."""
+    script = """if True:
+        import atexit, echo, os, signal, threading
+
+        for owner, name in [(atexit, "register"), (threading.Thread, "start")]:
+            real = getattr(owner, name)
+
+            def interrupted(*arguments):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return real(*arguments)
+
+            server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+            signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
+            setattr(owner, name, interrupted)
+            server.start()
+            setattr(owner, name, real)
+            server.stop()
+            print(name, flush=True)
+    """
+    assert output_of(script) == [b"register", b"start"]
+
+
+def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
+    """Row 5: the interpreter only notes such a signal; the byte it writes to the loop's bell is what ends the sleep."""
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+
+    class Looking(echo.Server):
+        def service_actions(self):
+            seen.append((signal.set_wakeup_fd(self._run._bell.fileno()), self._run._bell.fileno()))
+            self.shutdown()
+
+    seen = []
+    with Looking(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        server.serve_forever(poll_interval=0.01)
+    (found, expected) = seen[0]
+    assert found == expected
+    assert signal.set_wakeup_fd(before) == before
+
+
+def test_a_flag_can_be_waited_for_inside_a_wait_for_it():
+    """As a signal handler does that interrupts a wait."""
+    flag = Flag()
+    with flag._changed:
+        threading.Timer(0.01, flag.set).start()
+        flag.wait()
+    assert flag.is_set()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_order_of_verbs_from_any_threads_ends(seed):
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, shutdown_timeout=1.0)
+    over = threading.Event()
+
+    def act(choice):
+        for _ in range(6):
+            verb = choice.choice("shutdown serve_forever handle_request start stop server_close connect".split())
+            try:
+                if verb == "connect":
+                    socket.create_connection(server.server_address, 1).close()
+                else:
+                    getattr(server, verb)()
+            except (RuntimeError, OSError):
+                pass  # serving already, or closed
+
+    def end_each_run():
+        while not over.wait(0.02):
+            server.shutdown()
+
+    actors = [
+        threading.Thread(target=act, args=(random.Random(f"{seed}/{number}"),), daemon=True) for number in range(4)
+    ]
+    ender = threading.Thread(target=end_each_run, daemon=True)
+    for thread in [*actors, ender]:
+        thread.start()
+    for thread in actors:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    over.set()
+    ender.join(DEADLINE)
+    assert not ender.is_alive()
+    ends_in_time(server.stop)
+
+
+# Forks.
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_does_not_wait_for_its_parents_threads():
+    """Row 39."""
+    script = """if True:
+        import echo, os, sys, warnings
+
+        server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+        warnings.simplefilter("ignore")  # of a fork with threads, which is what this is about
+        child = os.fork()
+        if not child:
+            sys.exit(7)
+        print(os.waitpid(child, 0)[1] >> 8)
+    """
+    # In development mode CPython 3.8 dies of any child that ends by itself.
+    assert output_of(script, PYTHONDEVMODE="") == [b"7"]

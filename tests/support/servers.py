@@ -1,0 +1,61 @@
+"""What the tests of ``echo.Server`` share: checking an echo, a call that must not hang, a server that cannot accept, a
+port that nobody else gets."""
+
+import contextlib
+import socket
+import threading
+
+import echo
+
+from . import DEADLINE, read_exactly
+
+
+def echoes(sock, data=b"hello\n"):
+    """Whether ``data`` comes back."""
+    sock.sendall(data)
+    return read_exactly(sock, len(data)) == data
+
+
+def ends_in_time(action):
+    """Run ``action`` in a thread of its own; fail if it hangs, raise what it raises."""
+    failures = []
+
+    def act():
+        try:
+            action()
+        except BaseException as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    assert not thread.is_alive(), "it hangs"
+    if failures:
+        raise failures[0]
+
+
+class FailingServer(echo.Server):
+    """``get_request()`` raises each of ``faults``, one a call, before it accepts again."""
+
+    def __init__(self, *arguments, **options):
+        self.faults = []
+        super().__init__(*arguments, **options)
+
+    def get_request(self):
+        if self.faults:
+            raise self.faults.pop(0)
+        return super().get_request()
+
+
+@contextlib.contextmanager
+def port_kept(server):
+    """Keep the port of a server with ``allow_reuse_port`` after its end, so that a connection to it is refused.
+
+    A free port may belong to another program a moment later, and a client may even connect to itself there. A socket
+    that is bound and does not listen prevents both.
+    """
+    with socket.socket() as holder:
+        if hasattr(socket, "SO_REUSEPORT"):
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            holder.bind(server.server_address)
+        yield
