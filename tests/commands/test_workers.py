@@ -1,4 +1,4 @@
-"""Several processes behind one port: all serve, all stop, and none takes another's clients with it."""
+"""``--workers``: all serve, all stop, and a worker that dies takes no other worker's clients with it."""
 
 import collections
 import contextlib
@@ -12,10 +12,12 @@ import threading
 import pytest
 
 import echo
-from echo.server import affinity, workers
-from echo.server import balance as balance_module
+from echo.server import affinity, options, workers
+from echo.server.__main__ import main
 from echo.server.balance import Balance
 from support import DEADLINE, eventually, read_all
+from support.commands import assert_usage_error, call, start_changed, when_logged, write_changed_command
+from support.processes import state_of
 
 pytestmark = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
 
@@ -25,7 +27,7 @@ HANDLER = '''
 import echo, os, threading
 
 class Tells(echo.MessageRequestHandler):
-    """Its process, its processors; or it takes its time, until there is a file ``go``."""
+    """Sends its process or its processors; or it takes its time, until there is a file ``go``."""
 
     def message_received(self, message):
         if message == b"pid":
@@ -39,21 +41,12 @@ class Tells(echo.MessageRequestHandler):
             while not os.path.exists("go"):
                 pause.wait(0.005)
             self.send(b"done")
-        elif message == b"print":
-            print("printed")
-            self.send(b"printed")
         else:
             self.send(message)
 '''
 
-# What the command does in a module of its own, with something about it changed first.
-COMMAND = """
-import os, sys
-from echo.server import __main__ as command, balance, server, workers
-{change}
-if __name__ == "__main__":
-    sys.exit(command.main())
-"""
+PATIENT = ("--shutdown-timeout", "10m")
+"""However busy this machine is, the sessions end by themselves."""
 
 
 @pytest.fixture
@@ -68,25 +61,22 @@ def start(server_command, folder):
 
     def start(count, *options, **popen_options):
         server = server_command(
-            "--workers", str(count), "--handler", "tells:Tells", *options, cwd=str(folder), **popen_options
+            *("--workers", str(count), "--handler", "tells:Tells", *PATIENT, *options),
+            cwd=str(folder),
+            **popen_options,
         )
-        if count != "auto":
-            started(server, count)
+        started(server, count)
         return server
 
     return start
 
 
 @pytest.fixture
-def start_changed(run, folder):
-    """``start_changed(change, *options)``: the same with a statement or more carried out before."""
+def changed(run, folder):
+    """``changed(change, *options)``: the same, with a statement or more executed before."""
 
     def start(change, *options, **popen_options):
-        (folder / "changed.py").write_text(COMMAND.format(change=change))
-        server = run("changed", "0", "--handler", "tells:Tells", *options, cwd=str(folder), **popen_options)
-        port = server.read_log_until(r"listening on \S+:(\d+)").group(1)
-        server.address = ("127.0.0.1", int(port))
-        return server
+        return start_changed(run, folder, change, "--handler", "tells:Tells", *PATIENT, *options, **popen_options)
 
     return start
 
@@ -114,13 +104,19 @@ def answer(sock):
 
 
 def refuses(address):
-    """Whether nobody listens there."""
+    """Whether nothing listens there. To be asked until it is so: another program may get the port for a moment."""
     with socket.socket() as sock:
         return sock.connect_ex(address) != 0
 
 
+def stop_process(pid):
+    """Let the process stand still, and return when it does."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: state_of(pid) == "T")
+
+
 def client_of_each(server, dial, count):
-    """A client in each of the workers, by the worker's process; and those that there were on the way."""
+    """Return a client of each worker, by the worker's process. Further clients stay connected, too."""
     clients = {}
 
     def all_there():
@@ -135,7 +131,7 @@ def client_of_each(server, dial, count):
 # All of them serve.
 
 
-def test_port_0_is_one_port_that_is_told_once(start, dial):
+def test_port_0_is_one_port_that_is_logged_once(start, dial):
     server = start(3)
     pids = started(server, 3)
     assert sorted(pids) == [0, 1, 2] and len(set(pids.values())) == 3 and server.pid not in pids.values()
@@ -145,9 +141,9 @@ def test_port_0_is_one_port_that_is_told_once(start, dial):
     assert "Traceback" not in server.log
 
 
-def test_of_twelve_sessions_three_workers_have_four_each(start_changed, dial):
-    """Who is ahead leaves a new client to the others, here for longer than any of them could oversleep."""
-    server = start_changed("balance.HOLD_BACK = 0.7; balance.SLACK = 0", "--workers", "3")
+def test_of_twelve_sessions_three_workers_have_four_each(changed, dial):
+    """A worker that is ahead leaves a new client to the others, here for as long as they need."""
+    server = changed("balance.Balance.hold_time = 3600; balance.Balance.slack = 0", "--workers", "3")
     clients = [dial(server.address) for _ in range(12)]
     counts = collections.Counter()
     for client in clients:
@@ -158,11 +154,12 @@ def test_of_twelve_sessions_three_workers_have_four_each(start_changed, dial):
     assert server.terminate() == 0
 
 
-def test_who_is_ahead_takes_a_client_that_nobody_else_takes(start, dial):
+@needs_proc
+def test_a_worker_that_is_ahead_takes_a_client_that_no_other_takes(start, dial):
     server = start(2)
     clients = client_of_each(server, dial, 2)
     stopped, other = sorted(clients)
-    os.kill(stopped, signal.SIGSTOP)
+    stop_process(stopped)
     try:
         for _ in range(10):
             assert ask(dial(server.address), b"pid") == b"%d" % other
@@ -171,15 +168,18 @@ def test_who_is_ahead_takes_a_client_that_nobody_else_takes(start, dial):
     assert ask(clients[stopped], b"pid") == b"%d" % stopped
 
 
-def test_nobody_waits_for_one_who_has_as_much_or_a_little_less_or_is_dead(monkeypatch):
+class StrictBalance(Balance):
+    slack = 0
+
+
+def test_a_worker_is_not_ahead_of_one_that_has_as_many_or_a_few_less_or_is_dead():
     balance = Balance(3)
     balance.become(1)
-    balance.set(balance_module.SLACK)
+    balance.set(Balance.slack)
     assert not balance.is_ahead()
-    balance.set(balance_module.SLACK + 1)
+    balance.set(Balance.slack + 1)
     assert balance.is_ahead()
-    monkeypatch.setattr(balance_module, "SLACK", 0)
-    balance.set(0)
+    balance = StrictBalance(3)
     balance.become(1)
     assert not balance.is_ahead()
     balance.set(1)
@@ -198,14 +198,15 @@ def test_nobody_waits_for_one_who_has_as_much_or_a_little_less_or_is_dead(monkey
     assert balance.is_ahead()
 
 
-def test_the_balance_is_one_for_all_that_were_forked(folder, monkeypatch):
-    monkeypatch.setattr(balance_module, "SLACK", 0)
-    balance = Balance(2)
+def test_all_forked_processes_share_the_balance():
+    balance = StrictBalance(2)
     child = os.fork()
     if not child:
-        balance.become(1)
-        balance.set(7)
-        os._exit(0)
+        try:
+            balance.become(1)
+            balance.set(7)
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     balance.set(7)
     assert not balance.is_ahead()
@@ -227,56 +228,39 @@ def test_each_worker_has_a_processor_of_its_own(start, dial, chosen):
         assert masks == [sum(1 << number for number in affinity.usable())] * 2
 
 
-def test_one_worker_is_the_process_itself_and_forks_nothing(start_changed, dial):
-    server = start_changed("os.fork = None", "--workers", "1")
+def test_one_worker_is_the_process_itself_and_forks_nothing(changed, dial):
+    server = changed("os.fork = None", "--workers", "1")
     assert ask(dial(server.address), b"pid") == b"%d" % server.pid
     assert server.terminate() == 0
     assert "worker" not in server.log
 
 
-def test_auto_is_one_for_each_processor_and_one_without_the_gil(start, dial):
-    server = start("auto")
-    count = len(affinity.usable()) if affinity.has_gil() else 1
-    if count > 1:
-        assert set(client_of_each(server, dial, count)) == set(started(server, count).values())
-    else:
-        assert ask(dial(server.address), b"pid") == b"%d" % server.pid
-    assert server.terminate() == 0
-    assert server.log.count(" is process ") == (count if count > 1 else 0)
+def test_auto_is_one_for_each_processor():
+    count = len(affinity.usable()) or os.cpu_count() or 1
+    chosen = options.parser().parse_args(["--workers", "auto"]).workers
+    assert chosen == options.auto_workers(count, affinity.has_gil())
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["command.affinity.has_gil = lambda: False", "command.affinity.usable = lambda: frozenset([0])"],
-    ids=["no GIL", "one processor"],
+    "processors, useful, count", [(1, True, 1), (8, True, 8), (8, False, 1)], ids=["one", "eight", "no GIL or no fork"]
 )
-def test_auto_is_one_where_more_are_of_no_use(start_changed, dial, change):
-    server = start_changed(f"{change}; os.fork = None", "--workers", "auto", "--cpu-affinity", "off")
-    assert ask(dial(server.address), b"pid") == b"%d" % server.pid
+def test_auto_is_one_where_more_are_of_no_use(processors, useful, count):
+    assert options.auto_workers(processors, useful) == count
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "junk", "", "1.5", "2,3", "Auto"])
-def test_a_number_of_workers_that_makes_no_sense_gets_one_line_and_code_2(run, text):
-    server = run("echo.server", "0", f"--workers={text}")
-    assert server.finish() == (2, b"")
-    assert server.log.count("\n") == 1
-    assert "--workers" in server.log and "--help" in server.log
+def test_an_invalid_number_of_workers_gets_one_line_and_code_2(text):
+    assert_usage_error(call(main, "0", f"--workers={text}"), "--workers", "--help")
 
 
 def test_where_there_is_no_fork_several_workers_are_refused_in_one_line(run, folder):
-    (folder / "changed.py").write_text(COMMAND.format(change="workers.SUPPORTED = False"))
-    server = run("changed", "0", "--workers", "2", cwd=str(folder))
+    (folder / "forkless.py").write_text(
+        "import os, sys\ndel os.fork\nfrom echo.server.__main__ import main\nsys.exit(main())\n"
+    )
+    server = run("forkless", "0", "--workers", "2", cwd=str(folder))
     assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1
     assert "this system cannot fork" in server.log
-
-
-def test_a_port_in_use_gets_one_line_and_code_1_and_forks_nothing(start, run):
-    first = start(2)
-    second = run("echo.server", str(first.address[1]), "--workers", "2")
-    assert second.finish() == (1, b"")
-    assert second.log.count("\n") == 1
-    assert "another program has this port" in second.log
 
 
 def test_the_limits_are_each_workers_own(start, dial):
@@ -343,29 +327,28 @@ def test_the_listening_socket_is_closed_before_the_sessions_are_done(start, dial
     assert server.finish()[0] == 0
 
 
-def test_a_session_that_has_to_be_cut_makes_the_code_1(start, dial):
-    server = start(2, "--shutdown-timeout", "200ms")
+def test_a_session_that_has_to_be_cut_makes_the_code_1(changed, dial):
+    server = changed("server.Server._cut_grace = 0.05", "--workers", "2", "--shutdown-timeout", "100ms")
     clients = client_of_each(server, dial, 2)
     busy = next(iter(clients.values()))
     assert ask(busy, b"work") == b"begun"
     assert server.terminate() == 1
-    assert server.log.count(", 1 cut") == 1 and server.log.count(", 0 cut") == 1
     assert "127.0.0.1:%d cut: not done in time" % busy.getsockname()[1] in server.log
 
 
-def test_a_second_signal_cuts_and_the_code_is_1(start, dial):
-    server = start(2, "--shutdown-timeout", "10m")
-    clients = client_of_each(server, dial, 2)
-    assert ask(next(iter(clients.values())), b"work") == b"begun"
+def test_a_second_signal_cuts_and_the_code_is_1(changed, dial):
+    server = changed("server.Server._cut_grace = 0.05", "--workers", "2")
+    pid, busy = next(iter(client_of_each(server, dial, 2).items()))
+    assert ask(busy, b"work") == b"begun"
     server.popen.send_signal(signal.SIGTERM)
-    server.read_log_until(r"draining [12] sessions?, for 600 s at most")
+    server.read_log_until(rf"\[{pid}\] draining \d+ sessions?, for 600 s at most")
     threading.Event().wait(0.3)  # signals that come together count as one
     assert server.terminate() == 1
     assert "SIGTERM: stopping now" in server.log
-    assert ", 1 cut" in server.log
+    assert "127.0.0.1:%d cut: not done in time" % busy.getsockname()[1] in server.log
 
 
-def test_an_interrupt_is_the_parents_to_pass_on_and_no_workers(start, dial):
+def test_workers_ignore_an_interrupt_which_the_parent_passes_on(start, dial):
     server = start(2)
     for pid, client in client_of_each(server, dial, 2).items():
         os.kill(pid, signal.SIGINT)
@@ -378,10 +361,10 @@ def test_an_interrupt_is_the_parents_to_pass_on_and_no_workers(start, dial):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_for_the_whole_process_group_is_one(start_changed, dial, folder, signum):
+def test_a_signal_for_the_whole_process_group_is_one(changed, dial, folder, signum):
     """Ctrl-C reaches the workers too; and timeout(1) signals the process and then its group."""
     change = "command.SAME_SIGNAL = 3600"  # however busy this machine is
-    server = start_changed(change, "--workers", "2", start_new_session=True)
+    server = changed(change, "--workers", "2", start_new_session=True)
     clients = client_of_each(server, dial, 2)
     busy, idle = clients.values()
     assert ask(busy, b"work") == b"begun"
@@ -398,14 +381,7 @@ def test_a_signal_for_the_whole_process_group_is_one(start_changed, dial, folder
 
 
 def test_a_signal_while_the_workers_are_being_started_is_not_lost(run, folder):
-    change = (
-        "real = workers.Workers._start\n"
-        "def start(self, worker):\n"
-        "    real(self, worker)\n"
-        "    os.kill(os.getpid(), 15)\n"
-        "workers.Workers._start = start\n"
-    )
-    (folder / "changed.py").write_text(COMMAND.format(change=change))
+    write_changed_command(folder, when_logged("worker-started", "os.kill(os.getpid(), 15)"))
     server = run("changed", "0", "--workers", "3", cwd=str(folder))
     assert server.finish()[0] == 0
     assert "SIGTERM: stopping 3 workers" in server.log
@@ -443,12 +419,24 @@ def test_a_killed_worker_costs_its_own_sessions_alone_and_is_replaced(start, dia
     assert server.terminate() == 0
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no real-time signals here")
+def test_a_worker_killed_by_a_signal_without_a_name_is_replaced_too(start):
+    server = start(2)
+    pid = started(server, 2)[0]
+    os.kill(pid, signal.SIGRTMIN + 1)
+    server.read_log_until(rf"worker 0: process {pid} was killed by .*; the next in")
+    started(server, 3)
+    assert server.terminate() == 0
+    assert "Traceback" not in server.log
+
+
+@needs_proc
 def test_clients_in_the_backlog_are_not_lost_with_a_worker_that_is_killed(start, dial):
     server = start(2)
     clients = client_of_each(server, dial, 2)
     victim, other = sorted(clients)
     for pid in (victim, other):
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
     try:
         waiting = [dial(server.address) for _ in range(8)]
         for client in waiting:
@@ -463,7 +451,7 @@ def test_clients_in_the_backlog_are_not_lost_with_a_worker_that_is_killed(start,
     assert server.terminate() == 0
 
 
-def test_a_worker_that_is_told_to_end_drains_and_is_replaced(start, dial, folder):
+def test_a_worker_that_gets_sigterm_drains_and_is_replaced(start, dial, folder):
     server = start(2)
     clients = client_of_each(server, dial, 2)
     leaving = started(server, 2)[0]
@@ -506,43 +494,61 @@ def test_workers_whose_parent_is_killed_drain_and_end(start, dial, folder):
     (folder / "go").write_text("")
     assert read_all(busy) == b"done\n"
     assert server.finish()[0] == -signal.SIGKILL  # stderr has ended: nobody has it open any more
-    assert refuses(server.address)
+    eventually(lambda: refuses(server.address))
     assert len(re.findall(r"stopped: .* 0 cut", server.log)) == 3
 
 
-def test_workers_that_cannot_live_are_given_up_after_growing_pauses(start_changed):
-    server = start_changed("server.Server.serve_forever = lambda self: os._exit(3)", "--workers", "2")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_ends_does_not_make_the_others_block(changed, dial, how):
+    """The mode of the listening socket is one for all of them; the next worker, which would set it again, is not
+    started before the test is over."""
+    server = changed("workers.Workers.min_pause = workers.Workers.max_pause = 3600.0", "--workers", "2")
+    victim = started(server, 2)[0]
+    clients = [dial(server.address)]
+    assert ask(clients[0], b"hello") == b"hello"
+    os.kill(victim, how)
+    server.read_log_until(f"worker 0: process {victim} ")
+    for _ in range(2):
+        clients.append(dial(server.address))
+        assert ask(clients[-1], b"hello") == b"hello"
+    server.popen.send_signal(signal.SIGTERM)
+    for client in clients[1:]:
+        assert read_all(client) == b""
+    assert server.finish()[0] == 0
+
+
+CANNOT_LIVE = "workers.Workers.min_pause = 0.01; workers.Workers.settled = 3600.0\n"
+
+
+def test_workers_that_cannot_live_are_given_up_after_growing_pauses(changed):
+    server = changed(CANNOT_LIVE + "server.Server.serve_forever = lambda self: os._exit(3)", "--workers", "2")
     assert server.finish() == (1, b"")
     for number in range(2):
         pauses = re.findall(rf"worker {number}: process \d+ ended with exit code 3; the next in (\S+) s\n", server.log)
-        assert pauses[:4] == ["0.1", "0.2", "0.4", "0.8"]
+        assert pauses[:4] == ["0.01", "0.02", "0.04", "0.08"]
     last = server.log.splitlines()[-1]
     assert "ERROR" in last and "no worker can live, giving up" in last
-    assert refuses(server.address)
+    eventually(lambda: refuses(server.address))
 
 
-def test_an_exception_in_a_worker_is_shown_and_ends_that_worker_alone(start_changed):
-    change = (
-        "def fail(self): raise ZeroDivisionError('on purpose')\n"
-        "server.Server.serve_forever = fail\n"
-        "workers.MIN_PAUSE = 0.01"
-    )
-    server = start_changed(change, "--workers", "2")
+def test_an_exception_in_a_worker_is_shown_and_ends_that_worker_alone(changed):
+    change = "def fail(self): raise ZeroDivisionError('on purpose')\nserver.Server.serve_forever = fail\n"
+    server = changed(CANNOT_LIVE + change, "--workers", "2")
     assert server.finish() == (1, b"")
-    assert server.log.count("ZeroDivisionError: on purpose") >= 2 * workers.GIVE_UP
+    assert server.log.count("ZeroDivisionError: on purpose") >= 2 * workers.Workers.give_up
     assert server.log.count("giving up") == 1
     assert "exit code 1" in server.log
 
 
-def test_one_that_cannot_live_is_tried_again_while_others_can(start_changed, dial):
+def test_a_worker_that_cannot_live_is_tried_again_while_others_can(changed, dial):
     change = (
         "real = server.Server.serve_forever\n"
         "def serve_forever(self):\n"
         "    real(self) if self.balance._mine else os._exit(3)\n"
         "server.Server.serve_forever = serve_forever\n"
-        "workers.MIN_PAUSE, workers.MAX_PAUSE = 0.005, 0.01"
+        "workers.Workers.min_pause, workers.Workers.max_pause = 0.005, 0.01"
     )
-    server = start_changed(change, "--workers", "2")
+    server = changed(CANNOT_LIVE + change, "--workers", "2")
     client = dial(server.address)
     pid = ask(client, b"pid")
     server.read_log_until(r"(?s)(ended with exit code 3; the next in 0\.01 s.*){8}")
@@ -551,9 +557,10 @@ def test_one_that_cannot_live_is_tried_again_while_others_can(start_changed, dia
     assert server.terminate() in (0, 1)  # 1 if one was dying just then
 
 
-@pytest.mark.parametrize("settled, pauses", [(0.0, ["0.05", "0.05", "0.05"]), (3600.0, ["0.05", "0.1", "0.2"])])
-def test_deaths_count_as_in_a_row_only_if_the_worker_had_not_settled(start_changed, dial, settled, pauses):
-    server = start_changed(f"workers.MIN_PAUSE, workers.SETTLED = 0.05, {settled}", "--workers", "2")
+@pytest.mark.parametrize("settled, pauses", [(0.0, ["0.01", "0.01", "0.01"]), (3600.0, ["0.01", "0.02", "0.04"])])
+def test_deaths_count_as_in_a_row_only_if_the_worker_had_not_settled(changed, dial, settled, pauses):
+    change = f"workers.Workers.min_pause, workers.Workers.settled = 0.01, {settled}"
+    server = changed(change, "--workers", "2")
     for number in range(3):
         os.kill(started(server, 2 + number)[0], signal.SIGKILL)
         server.read_log_until(r"(?s)" + r".*".join(["was killed by SIGKILL; the next in"] * (number + 1)))
@@ -563,7 +570,7 @@ def test_deaths_count_as_in_a_row_only_if_the_worker_had_not_settled(start_chang
     assert server.terminate() == 0
 
 
-def test_a_fork_that_fails_is_tried_again(start_changed, dial):
+def test_a_fork_that_fails_is_tried_again(changed, dial):
     change = (
         "import errno\n"
         "real, left = os.fork, [1, 1, 1]\n"
@@ -574,7 +581,7 @@ def test_a_fork_that_fails_is_tried_again(start_changed, dial):
         "    return real()\n"
         "os.fork = fork"
     )
-    server = start_changed(change, "--workers", "2")
+    server = changed(CANNOT_LIVE + change, "--workers", "2")
     pids = started(server, 2)
     assert set(client_of_each(server, dial, 2)) == set(pids.values())
     assert server.log.count("could not be started: no process to be had; the next in") == 3
@@ -584,33 +591,46 @@ def test_a_fork_that_fails_is_tried_again(start_changed, dial):
 # The log.
 
 
-def test_a_stderr_that_nobody_reads_stalls_no_client_and_no_stop(server_command):
-    server = server_command("--workers", "2")
+SMALL_QUEUE = "command.LogQueue = functools.partial(command.LogQueue, capacity=100, flush_timeout=0.1)"
+
+
+def echoed_at_once(server, clients, count):
+    """Let so many clients at once have ``count`` messages echoed, which makes two log records of each message."""
     served = []
 
     def talk():
         with echo.connect(server.address, timeout=DEADLINE) as client:
-            messages = [b"message %d" % number for number in range(5000)]  # two records each
+            messages = [b"%0100d" % number for number in range(count)]
             served.append(list(client.echo_many(messages)) == messages)
 
-    clients = [threading.Thread(target=talk) for _ in range(4)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join(2 * DEADLINE)
-        assert not client.is_alive()
-    assert served == [True] * 4
+    threads = [threading.Thread(target=talk, daemon=True) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * DEADLINE)
+    return served == [True] * clients
+
+
+def test_a_stderr_that_nobody_reads_blocks_no_client_and_no_stop(changed):
+    server = changed(SMALL_QUEUE, "--workers", "2")
+    assert echoed_at_once(server, 4, 1500)
     server.popen.send_signal(signal.SIGTERM)
     assert server.popen.wait(DEADLINE) == 0  # and nobody has read a line yet
-    assert refuses(server.address)
+    eventually(lambda: refuses(server.address))
 
 
-def test_a_parent_whose_stderr_is_stalled_still_replaces_a_worker(start, dial):
+@pytest.mark.slow
+def test_a_stderr_that_nobody_reads_blocks_no_client_with_queues_of_the_usual_size(start):
     server = start(2)
+    assert echoed_at_once(server, 4, 12_000)
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.popen.wait(DEADLINE) == 0
+
+
+def test_a_parent_whose_stderr_is_stalled_still_replaces_a_worker(changed, dial):
+    server = changed(SMALL_QUEUE, "--workers", "2")
     victims = set(started(server, 2).values())
-    with echo.connect(server.address, timeout=DEADLINE) as client:
-        messages = [b"message %d" % number for number in range(2000)]
-        assert list(client.echo_many(messages)) == messages
+    assert echoed_at_once(server, 1, 3000)
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     assert not victims & set(client_of_each(server, dial, 2))
@@ -618,10 +638,10 @@ def test_a_parent_whose_stderr_is_stalled_still_replaces_a_worker(start, dial):
     assert server.popen.wait(DEADLINE) == 0
 
 
-def test_json_lines_of_several_workers_are_whole_lines(server_command, dial):
+@pytest.mark.parametrize("each", [100, pytest.param(3000, marks=pytest.mark.stress)])
+def test_json_lines_of_several_workers_are_whole_lines(server_command, each):
     """In volume, of every length, through one pipe."""
-    server = server_command("--workers", "3", "--log-format", "json")
-    each = 1000
+    server = server_command("--workers", "3", "--log-format", "json", *PATIENT)
     text = []
     reader = threading.Thread(target=lambda: text.append(server.popen.stderr.read()))
     reader.start()
@@ -641,7 +661,7 @@ def test_json_lines_of_several_workers_are_whole_lines(server_command, dial):
     for client in clients:
         client.join(2 * DEADLINE)
     server.popen.send_signal(signal.SIGTERM)
-    assert server.popen.wait(DEADLINE) == 0
+    assert server.popen.wait(2 * DEADLINE) == 0
     reader.join(DEADLINE)
     assert not failures
     lines = text[0].decode().splitlines()
@@ -650,7 +670,7 @@ def test_json_lines_of_several_workers_are_whole_lines(server_command, dial):
     assert (events["connected"], events["disconnected"], events["stopped"]) == (6, 6, 3)
 
 
-def test_what_the_parent_says_is_json_as_well(start):
+def test_the_parents_own_records_are_json_as_well(start):
     server = start(2, "--log-format", "json")
     os.kill(started(server, 2)[0], signal.SIGKILL)
     started(server, 3)
@@ -663,7 +683,7 @@ def test_what_the_parent_says_is_json_as_well(start):
     assert all(isinstance(record["pid"], int) for record in records if record["event"] == "worker-started")
 
 
-def test_each_json_record_has_the_number_of_the_process_that_it_is_of(start, dial):
+def test_each_json_record_has_the_number_of_its_process(start, dial):
     server = start(2, "--log-format", "json")
     clients = client_of_each(server, dial, 2)
     workers_of = {"%s:%d" % client.getsockname(): pid for pid, client in clients.items()}
@@ -681,7 +701,7 @@ def test_each_json_record_has_the_number_of_the_process_that_it_is_of(start, dia
     assert {record["process"] for record in records if record["event"] == "stopped"} == set(clients)
 
 
-def test_each_line_of_text_has_the_number_of_the_process_that_it_is_of(start, dial):
+def test_each_line_of_text_has_the_number_of_its_process(start, dial):
     server = start(2)
     clients = client_of_each(server, dial, 2)
     assert server.terminate() == 0
@@ -697,19 +717,36 @@ def test_each_line_of_text_has_the_number_of_the_process_that_it_is_of(start, di
         assert processes[f"{peer} sent {len(str(pid))} bytes: {pid}"] == {pid}
 
 
-def test_quiet_says_nothing_of_workers_that_live(run):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-    server = run("echo.server", str(address[1]), "--workers", "2", "-q")
-    eventually(lambda: not refuses(address))
-    with echo.connect(address, timeout=DEADLINE) as client:
-        assert client.echo(b"hello") == b"hello"
+def test_quiet_logs_nothing_of_workers_that_live(serve_over):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = serve_over(listener, "--workers", "2", "-q", *PATIENT, until=None)
+        with echo.connect(listener.getsockname(), timeout=DEADLINE) as client:
+            assert client.echo(b"hello") == b"hello"
     assert server.terminate() == 0
     assert server.log == ""
 
 
-def test_a_parent_that_was_started_with_sigchld_ignored_stops_all_the_same(server_command):
-    server = server_command("--workers", "2", preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
-    server.read_log_until(r"(?s)worker 0 is process .*worker 1 is process|worker 1 is process .*worker 0 is process")
+def test_a_parent_that_was_started_with_sigchld_ignored_stops_all_the_same(start):
+    server = start(2, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
     assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_what_a_handler_prints_is_not_lost_at_the_end_of_a_worker(server_command, tmp_path, count):
+    (tmp_path / "prints.py").write_text(
+        "import echo\n"
+        "print('imported')\n"
+        "class Prints(echo.EchoRequestHandler):\n"
+        "    def message_received(self, message):\n"
+        "        print(message.decode())\n"
+        "        super().message_received(message)\n"
+    )
+    server = server_command(
+        *("--workers", count, "--handler", "prints:Prints"), cwd=str(tmp_path), env={"PYTHONUNBUFFERED": ""}
+    )
+    with echo.connect(server.address, timeout=DEADLINE) as client:
+        client.echo(b"hello")
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.finish() == (0, b"imported\nhello\n")  # each once

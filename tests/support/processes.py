@@ -147,6 +147,11 @@ def processes_of(pid):
     return found
 
 
+def state_of(pid):
+    """The process's state: ``S`` if it sleeps, ``T`` if it was stopped by a signal, and so on."""
+    return _status(pid)[0]
+
+
 def is_alive(pid):
     """Whether there is such a process, and it is more than an exit code that nobody has asked for."""
     try:
