@@ -160,10 +160,10 @@ def test_the_iterable_is_read_in_the_callers_thread(serve, connect):
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_a_server_that_reads_only_when_its_replies_are_read_causes_no_deadlock(narrow, framing):
-    # The server writes in the thread that reads. The messages are a hundred times as long as all buffers together.
-    messages = numbered(300, 60000)
+    # The server writes in the thread that reads. The messages are far longer than all buffers together.
+    messages = numbered(100, 60000)
     client = narrow(echo_of(framing()), framing())
-    assert list(client.echo_many(messages, window=300)) == messages
+    assert list(client.echo_many(messages, window=100)) == messages
 
 
 def test_memory_is_bounded_by_the_window(serve, connect):
@@ -300,7 +300,7 @@ def test_a_server_that_neither_reads_nor_answers_ends_it_in_time(narrow):
     client = narrow(plain(lambda sock: done.wait(DEADLINE)), echo.RawFraming(), timeout=0.05)
     try:
         with pytest.raises(TimeoutError):
-            list(client.echo_many(numbered(300, 60000), window=300))
+            list(client.echo_many(numbered(100, 60000), window=100))
         assert not sending_threads()
     finally:
         done.set()
@@ -480,7 +480,7 @@ def test_a_server_that_ends_its_side_and_reads_nothing_does_not_block_the_caller
 
     def use():
         with pytest.raises(echo.ConnectionClosed) as caught:
-            list(client.echo_many(numbered(300, 60000), window=300))
+            list(client.echo_many(numbered(100, 60000), window=100))
         errors.append(caught.value)
         client.close()
 
@@ -514,7 +514,7 @@ def test_a_message_that_the_framing_cannot_carry_is_raised_after_the_replies_bef
 
 def test_closing_is_not_held_up_by_an_echo_many_that_was_not_finished(narrow):
     client = narrow(echo_of(echo.LineFraming()), echo.LineFraming(), timeout=DEADLINE * 10)
-    replies = client.echo_many(numbered(300, 60000), window=300)
+    replies = client.echo_many(numbered(50, 60000), window=50)
     assert next(replies) == numbered(1, 60000)[0]
     eventually(lambda: client.connection._output.locked())
     threading.Event().wait(0.1)  # until all buffers are full

@@ -1,7 +1,7 @@
-"""Whatever is sent comes back, however it is cut; whatever else comes breaks nothing.
+"""Random input: messages come back however the stream is cut into pieces, and noise breaks nothing.
 
-The inputs are random and repeat (``trials``). What a decoder must say is worked out a second time, in a few naive lines
-that see all bytes at once.
+The inputs are the same in each run (``trials``). Decoders are compared with a model: a few simple lines that see all
+bytes at once. ``--all`` runs many more trials.
 """
 
 import collections
@@ -17,14 +17,18 @@ import pytest
 import echo
 from echo.exceptions import ProtocolError
 from echo.framing import FRAMINGS, LengthFraming, LineFraming, RawFraming
-from support import DEADLINE, eventually, read_all, read_exactly
-
-pytestmark = pytest.mark.timeout(180)
+from support import DEADLINE, eventually, read_all, read_exactly, reset
 
 ALL = pytest.mark.parametrize("cls", FRAMINGS.values())
 MARKING = pytest.mark.parametrize("cls", [LineFraming, LengthFraming])
 
-# What a decoder has to say of a whole stream: the messages, whether a message is too long, the unfinished rest.
+
+def counts(few, many):
+    """A test with few trials by default, and one with many more."""
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.stress)])
+
+
+# What a decoder must return for a whole stream: the messages, whether a message is too long, the unfinished rest.
 
 
 def lines_of(stream, limit):
@@ -52,7 +56,7 @@ MODELS = {LineFraming: lines_of, LengthFraming: length_messages_of}
 
 
 def check(cls, limit, pieces):
-    """After each piece the decoder has said what the model says of all bytes so far."""
+    """After each piece the decoder has returned what the model returns for all bytes so far."""
     decoder = cls(limit).decoder()
     stream = b""
     messages = []
@@ -89,7 +93,7 @@ def cut(rng, stream, most_pieces=200):
 
 
 def random_bytes(rng, size):
-    """Of all values, or of a few that mean something to a framing."""
+    """Of all values, or of a few that have a meaning in a framing."""
     alphabet = rng.choice(
         [bytes(range(256)), bytes(range(256)), b"\n\r\0\1", b"a\n", b"\0\0\0\0\0\1\2\xff", b" exitEXIT\n"]
     )
@@ -126,32 +130,36 @@ def random_stream(rng, cls, limit):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_short_lines_cut_in_every_way_give_what_the_model_gives(limit):
-    for size in range(1, 8):
+@pytest.mark.parametrize("longest", [5, pytest.param(7, marks=pytest.mark.stress)])
+def test_short_lines_cut_in_every_way_give_what_the_model_gives(limit, longest):
+    for size in range(1, longest + 1):
         for stream in itertools.product(b"a\n", repeat=size):
             for pieces in cuts_of(bytes(stream)):
                 check(LineFraming, limit, pieces)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_short_length_messages_cut_in_every_way_give_what_the_model_gives(limit):
-    for end in itertools.product(b"\0\1\3", repeat=4):
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.stress)])
+def test_short_length_messages_cut_in_every_way_give_what_the_model_gives(limit, size):
+    for end in itertools.product(b"\0\1\3", repeat=size):
         for pieces in cuts_of(b"\0\0\0" + bytes(end)):
             check(LengthFraming, limit, pieces)
-    for end in itertools.product(b"\0\1\3", repeat=3):  # after a message
+    for end in itertools.product(b"\0\1\3", repeat=size - 1):  # after a message
         for pieces in cuts_of(b"\0\0\0\0" + b"\0\0\0" + bytes(end)):
             check(LengthFraming, limit, pieces)
 
 
+@counts(100, 2000)
 @MARKING
-def test_any_bytes_in_any_pieces_give_what_the_model_gives(cls, trials):
-    for rng in trials(400):
+def test_any_bytes_in_any_pieces_give_what_the_model_gives(cls, trials, count):
+    for rng in trials(count):
         limit = rng.choice([1, 2, 7, 60, 1000])
         check(cls, limit, cut(rng, random_stream(rng, cls, limit)))
 
 
-def test_any_bytes_in_any_pieces_pass_a_raw_decoder_in_parts_of_the_limit(trials):
-    for rng in trials(200):
+@counts(50, 1000)
+def test_any_bytes_in_any_pieces_pass_a_raw_decoder_in_parts_of_the_limit(trials, count):
+    for rng in trials(count):
         limit = rng.choice([1, 2, 7, 60, 1000])
         decoder = RawFraming(limit).decoder()
         for piece in cut(rng, random_stream(rng, RawFraming, limit)):
@@ -165,7 +173,7 @@ def test_any_bytes_in_any_pieces_pass_a_raw_decoder_in_parts_of_the_limit(trials
 
 
 class Sender(threading.Thread):
-    """Sends pieces while somebody else reads, and ends the output."""
+    """Sends pieces while another thread reads, and ends the output."""
 
     def __init__(self, sock, pieces):
         super().__init__(daemon=True)
@@ -179,11 +187,11 @@ class Sender(threading.Thread):
                 self._sock.sendall(piece)
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the reader meets it, too
+            pass  # the reader gets it, too
 
 
 def conversation(rng, cls, limit, budget=100_000):
-    """A random limit's messages, not more than so many bytes of them."""
+    """Messages up to ``limit`` bytes each and about ``budget`` bytes together."""
     messages = []
     while budget > 0 and len(messages) < 60 and rng.random() > 0.03:
         messages.append(random_message(rng, cls, limit))
@@ -196,6 +204,8 @@ def serve_echo(serve):
     """``serve_echo(framing)``: a server that sends back all messages, ``exit`` too."""
 
     def start(own, **options):
+        options.update(handshake_timeout=DEADLINE, shutdown_timeout=DEADLINE)
+
         class Handler(echo.EchoRequestHandler):
             exit_word = None
             framing = own
@@ -213,12 +223,13 @@ def contexts(certificates):
     return server, ssl.create_default_context(cafile=certificates.authority.certificate)
 
 
+@counts(5, 100)
 @ALL
 @pytest.mark.parametrize("limit", [5, 300, 65536])
-def test_a_stream_in_any_pieces_comes_back_byte_for_byte(cls, limit, serve_echo, dial, trials):
+def test_a_stream_in_any_pieces_comes_back_byte_for_byte(cls, limit, serve_echo, trials, count):
     framing = cls(limit)
     server = serve_echo(framing)
-    for rng in trials(25):
+    for rng in trials(count):
         stream = b"".join(map(framing.encode, conversation(rng, cls, limit)))
         if rng.random() < 0.3:  # it may end inside a message
             stream = stream[: rng.randint(0, len(stream))]
@@ -229,12 +240,13 @@ def test_a_stream_in_any_pieces_comes_back_byte_for_byte(cls, limit, serve_echo,
             sender.join(DEADLINE)
 
 
+@counts(10, 200)
 @MARKING
-def test_each_piece_gets_its_replies_before_the_next_is_sent(cls, serve_echo, trials):
+def test_each_piece_gets_its_replies_before_the_next_is_sent(cls, serve_echo, trials, count):
     """In lockstep, so that the server's reads end where the pieces do."""
     framing = cls(50)
     server = serve_echo(framing)
-    for rng in trials(40):
+    for rng in trials(count):
         stream = b"".join(map(framing.encode, conversation(rng, cls, 50, 1000)))
         with socket.create_connection(server.server_address, DEADLINE) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -265,39 +277,42 @@ def converse(rng, client, messages):
         assert [client.recv() for _ in few] == few
 
 
+@counts(10, 200)
 @ALL
-def test_messages_come_back_through_the_client(cls, serve_echo, trials):
+def test_messages_come_back_through_the_client(cls, serve_echo, trials, count):
     framing = cls(20_000)
     server = serve_echo(framing)
-    for rng in trials(60):
+    for rng in trials(count):
         with echo.connect(server.server_address, framing=framing, timeout=DEADLINE) as client:
             converse(rng, client, conversation(rng, cls, 20_000))
-    eventually(lambda: server.stats().ended == {"eof": 60})
-    assert server.stats().accepted == 60
+    eventually(lambda: server.stats().ended == {"eof": count})
+    assert server.stats().accepted == count
 
 
+@counts(5, 100)
 @ALL
-def test_messages_come_back_through_the_client_over_tls(cls, serve_echo, trials, contexts):
+def test_messages_come_back_through_the_client_over_tls(cls, serve_echo, trials, contexts, count):
     framing = cls(40_000)  # more than a record
     server = serve_echo(framing, ssl_context=contexts[0])
-    for rng in trials(25):
+    for rng in trials(count):
         address = server.server_address
         with echo.connect(
             address, framing=framing, timeout=DEADLINE, ssl_context=contexts[1], server_hostname="localhost"
         ) as client:
             converse(rng, client, conversation(rng, cls, 40_000))
-    eventually(lambda: server.stats().ended == {"eof": 25})
-    assert server.stats().accepted == 25
+    eventually(lambda: server.stats().ended == {"eof": count})
+    assert server.stats().accepted == count
 
 
+@counts(4, 60)
 @ALL
-def test_a_stream_in_any_pieces_comes_back_byte_for_byte_over_tls(cls, serve_echo, trials, contexts):
+def test_a_stream_in_any_pieces_comes_back_byte_for_byte_over_tls(cls, serve_echo, trials, contexts, count):
     framing = cls(300)
     server = serve_echo(framing, ssl_context=contexts[0])
-    for rng in trials(20):
+    for rng in trials(count):
         stream = b"".join(map(framing.encode, conversation(rng, cls, 300)))
-        # The standard library's own socket at this end. It allows one thread at a time, and what is sent fits into
-        # the buffers. It has no half-close either: a rest would not come back.
+        # This end is the standard library's own socket. It allows one thread at a time, so the stream must fit into
+        # the buffers. It has no half-close either, so the stream must end with a whole message.
         plain = socket.create_connection(server.server_address, DEADLINE)
         with contexts[1].wrap_socket(plain, server_hostname="localhost") as sock:
             for piece in cut(rng, stream, 40):
@@ -308,8 +323,8 @@ def test_a_stream_in_any_pieces_comes_back_byte_for_byte_over_tls(cls, serve_ech
 # Noise, into a real server.
 
 
-def vandalize(rng, address, stream):
-    """Send it, and leave in one of the ways that there are."""
+def send_noise(rng, address, stream):
+    """Send ``stream``, and leave in one of several ways."""
     with socket.create_connection(address, DEADLINE) as sock:
         try:
             for piece in cut(rng, stream, 20):
@@ -319,22 +334,24 @@ def vandalize(rng, address, stream):
                 sock.shutdown(socket.SHUT_WR)
                 read_all(sock)
             elif way == 2:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset(sock)
         except OSError:
-            pass  # it has been told off
+            pass  # the server has ended the session
 
 
+@counts(20, 300)
 @ALL
-def test_whatever_is_sent_a_server_lives_on_and_its_books_balance(cls, serve, trials, caplog):
+def test_noise_ends_no_server_and_its_statistics_agree_with_its_log(cls, serve, trials, caplog, count):
     caplog.set_level(logging.DEBUG)
 
     class Handler(echo.LoggingMixin, echo.EchoRequestHandler):
         framing = cls(32)
+        log = logging.getLogger("echo.session.noise")  # of no other test
 
     server = serve(Handler)
     clients = 0
-    for rng in trials(60):
-        vandalize(rng, server.server_address, random_stream(rng, cls, 32))
+    for rng in trials(count):
+        send_noise(rng, server.server_address, random_stream(rng, cls, 32))
         clients += 1
         if clients % 10 == 0:
             with echo.connect(server.server_address, framing=cls(), timeout=DEADLINE) as client:
@@ -344,26 +361,28 @@ def test_whatever_is_sent_a_server_lives_on_and_its_books_balance(cls, serve, tr
     stats = server.stats()
     assert (stats.accepted, stats.active, stats.refused) == (clients, 0, {})
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    ends = [record for record in caplog.records if getattr(record, "event", "") == "disconnected"]
+    ends = [record for record in caplog.records if record.name == Handler.log.name and record.event == "disconnected"]
     assert stats.ended == collections.Counter(record.reason for record in ends)
     assert set(stats.ended) <= {"exit", "eof", "incomplete", "too-long", "reset"}
     for figure in ("messages_in", "messages_out", "bytes_in", "bytes_out"):
         assert getattr(stats, figure) == sum(getattr(record, figure) for record in ends)
 
 
-def test_whatever_is_sent_a_server_with_tls_lives_on_and_its_books_balance(serve_echo, trials, contexts, caplog):
+@counts(20, 300)
+def test_noise_ends_no_server_with_tls_and_its_statistics_add_up(serve_echo, trials, contexts, caplog, count):
     caplog.set_level(logging.DEBUG)
     server = serve_echo(LineFraming(32), ssl_context=contexts[0])
-    for rng in trials(40):
+    for rng in trials(count):
         stream = random_stream(rng, LineFraming, 32)
         if rng.random() < 0.5:
             stream = b"\x16\x03\x01" + struct.pack("!H", rng.choice([len(stream), 20, 60000])) + stream
-        vandalize(rng, server.server_address, stream)
-    with echo.connect(server.server_address, ssl_context=contexts[1], server_hostname="localhost") as client:
+        send_noise(rng, server.server_address, stream)
+    address = server.server_address
+    with echo.connect(address, timeout=DEADLINE, ssl_context=contexts[1], server_hostname="localhost") as client:
         assert client.echo(b"still here") == b"still here"
     assert server.stop()
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     stats = server.stats()
-    assert stats.accepted == 41 == sum(stats.ended.values()) + sum(stats.refused.values())
+    assert stats.accepted == count + 1 == sum(stats.ended.values()) + sum(stats.refused.values())
     assert stats.ended == {"eof": 1}
     assert set(stats.refused) == {"handshake"}

@@ -12,7 +12,7 @@ FRAMINGS = [echo.LineFraming, echo.LengthFraming, echo.RawFraming]
 
 @contextlib.contextmanager
 def connections():
-    """``connect(server, **options)``: an ``echo.Client``, closed at the end; its timeout is ``DEADLINE`` unless given."""
+    """``connect(server, **options)``: an ``echo.Client``, closed at the end. Its timeout is ``DEADLINE`` by default."""
     with contextlib.ExitStack() as stack:
 
         def connect(server, **options):
