@@ -1,4 +1,4 @@
-"""Who may connect: networks and files of networks, as text alone."""
+"""Access lists: networks and files of networks, as text alone."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from echo.server.access import AccessList, expand
 
 
 @pytest.mark.parametrize("text", ["", "# nobody\n", "\n  \n# nobody\n"], ids=["empty", "a remark", "blank lines"])
-def test_a_file_of_those_who_may_names_somebody_and_one_of_those_who_may_not_need_not(tmp_path, text):
+def test_an_empty_file_of_allowed_networks_is_an_error_and_one_of_denied_networks_is_not(tmp_path, text):
     path = tmp_path / "networks"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
@@ -23,7 +23,7 @@ def test_a_file_of_those_who_may_names_somebody_and_one_of_those_who_may_not_nee
         ("::ffff:0.0.0.0/96", "198.51.100.1", "2001:db8::1"),
     ],
 )
-def test_a_network_that_is_written_as_ipv6_matches_its_ipv4_clients(network, inside, outside):
+def test_an_ipv4_network_written_as_ipv6_matches_its_ipv4_clients(network, inside, outside):
     for host in (inside, f"::ffff:{inside}"):
         assert AccessList(allow=[network]).permits(host)
         assert not AccessList(deny=[network]).permits(host)
