@@ -1,4 +1,4 @@
-"""Framings are bytes in, messages out: whatever the pieces are that the bytes come in, the messages are the same."""
+"""Framings turn bytes into messages, and the messages do not depend on the pieces that the bytes arrive in."""
 
 import random
 import struct
@@ -17,7 +17,7 @@ ALL = pytest.mark.parametrize("cls", [LineFraming, LengthFraming, RawFraming])
 
 
 def messages_for(cls):
-    """Messages that are hard on a framing: empty ones, at the ends too, lone and doubled CR, every byte value."""
+    """Messages that a framing could get wrong: empty ones, at the ends too, lone and doubled CR, every byte value."""
     every = EVERY_BYTE_BUT_LF if cls is LineFraming else EVERY_BYTE
     return [b"", b"a", b"telnet\r", b"", b"", b"\r", b"\r\r", every, b"\0\0\0\0", b"\0\0\0\1", every[::-1], b"end", b""]
 
@@ -236,7 +236,7 @@ def test_a_length_is_refused_with_the_last_byte_of_the_prefix():
     assert isinstance(decoder.error, MessageTooLong)
 
 
-# As a connection feeds a decoder, it stops at an error; but the decoder promises it to everybody.
+# A connection feeds no more after an error, but other callers may.
 @MARKING
 def test_after_an_error_nothing_more_is_returned_and_nothing_is_stored(cls):
     decoder = cls(3).decoder()
@@ -372,29 +372,35 @@ def test_a_long_message_in_small_pieces_is_never_scanned_again(cls):
     messages = feed_all(decoder, [stream[start : start + piece] for start in range(0, len(stream), piece)])
     assert messages == [b"x" * size]
     assert decoder.pending is witness  # else it saw nothing
-    # Once to take the message out, and a little for its beginning and end; scanning again is 2,000 times that.
+    # Once to take the message out, and a little for its beginning and end; scanning again would be 2,000 times that.
     assert witness.looked_at < 3 * size
 
 
-def traced_peak(action):
-    """The most memory, in bytes, that ``action`` had allocated at any time."""
-    tracemalloc.start()
-    try:
-        action()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+def peak_is_below(size, action):
+    """Whether ``action`` has fewer than ``size`` bytes allocated at any time.
+
+    A thread that an earlier test has left may allocate at the same time, so the least of several peaks counts.
+    """
+    for _ in range(20):
+        tracemalloc.start()
+        try:
+            action()
+            if tracemalloc.get_traced_memory()[1] < size:
+                return True
+        finally:
+            tracemalloc.stop()
+    return False
 
 
 @MARKING
 def test_memory_is_bounded_by_the_limit_when_single_bytes_arrive(cls):
-    limit = 100_000
+    limit = 30_000
     pieces = in_pieces(cls(limit).encode(b"x" * limit), *range(1, limit))
-    decoder = cls(limit).decoder()
-    messages = []
-    peak = traced_peak(lambda: messages.extend(feed_all(decoder, pieces)))
-    assert [len(message) for message in messages] == [limit]
-    assert peak < 5 * limit  # a list of the pieces alone is more
+
+    def decode():
+        assert [len(message) for message in feed_all(cls(limit).decoder(), pieces)] == [limit]
+
+    assert peak_is_below(5 * limit, decode)  # a list of the pieces alone is more
 
 
 @MARKING
@@ -407,15 +413,18 @@ def test_memory_does_not_grow_after_a_message_that_is_too_long(cls):
         for _ in range(1000):
             decoder.feed(piece)
 
-    assert traced_peak(flood) < 50_000
+    assert peak_is_below(50_000, flood)
     assert not decoder.pending
 
 
 def test_memory_grows_with_what_has_arrived_and_not_with_what_was_announced():
-    decoder = LengthFraming(1 << 31).decoder()
-    assert traced_peak(lambda: decoder.feed(struct.pack("!I", 1 << 30) + b"x")) < 100_000
-    assert decoder.error is None
-    assert len(decoder.pending) == 5
+    def announce():
+        decoder = LengthFraming(1 << 31).decoder()
+        assert decoder.feed(struct.pack("!I", 1 << 30) + b"x") == []
+        assert decoder.error is None
+        assert len(decoder.pending) == 5
+
+    assert peak_is_below(100_000, announce)
 
 
 # Raw.
@@ -459,14 +468,14 @@ def test_raw_bytes_keep_their_order_however_they_are_cut():
 
 @ALL
 @pytest.mark.parametrize("message", ["text", "", 7, None])
-def test_what_is_no_bytes_cannot_be_encoded(cls, message):
+def test_a_message_that_is_not_bytes_cannot_be_encoded(cls, message):
     with pytest.raises(TypeError):
         cls().encode(message)
 
 
 @ALL
 @pytest.mark.parametrize("message", [b"", b"one"])
-def test_what_was_encoded_does_not_change_with_the_buffer_that_it_came_from(cls, message):
+def test_an_encoded_message_does_not_change_with_the_buffer_that_it_came_from(cls, message):
     buffer = bytearray(message)
     data = cls().encode(buffer)
     buffer[:] = b"another"
@@ -476,7 +485,7 @@ def test_what_was_encoded_does_not_change_with_the_buffer_that_it_came_from(cls,
 # Names.
 
 
-def test_framings_are_known_by_name_and_tell_whether_they_keep_boundaries():
+def test_framings_have_names_and_say_whether_they_keep_boundaries():
     assert FRAMINGS == {"line": LineFraming, "length": LengthFraming, "raw": RawFraming}
     assert LineFraming.keeps_boundaries
     assert LengthFraming.keeps_boundaries

@@ -1,4 +1,4 @@
-"""What a peer sent, and where it is, as text that can neither forge a log line nor drive a terminal."""
+"""Bytes and addresses from a peer, shown as text that can neither forge a log line nor control a terminal."""
 
 import random
 import socket
@@ -29,7 +29,7 @@ INTERFACE = socket.if_nameindex()[0]  # any: its number and its name
         ("\U000e0041".encode(), r"\U000e0041"),
     ],
 )
-def test_what_is_not_printable_is_escaped(data, text):
+def test_bytes_that_are_not_printable_are_escaped(data, text):
     assert escape(data) == text
 
 
@@ -62,7 +62,7 @@ def test_any_bytes_become_one_printable_line():
         assert text.splitlines() in ([], [text]), data
 
 
-def test_a_limit_shows_so_many_bytes_and_counts_the_others():
+def test_a_limit_shows_that_many_bytes_and_counts_the_rest():
     assert escape(b"abcdef", 4) == "abcd... (2 more bytes)"
     assert escape(b"x" * 1000, 10) == "x" * 10 + "... (990 more bytes)"
 
