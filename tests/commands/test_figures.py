@@ -1,4 +1,4 @@
-"""How figures look: milliseconds, a histogram, fields; and which of them a report writes where."""
+"""How figures look: milliseconds, a histogram, fields; and what of a report is written where."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import math
 import os
 import random
 import re
-import sys
+import struct
 
 import pytest
 
@@ -43,10 +43,12 @@ def random_samples(seed):
 # Figures.
 
 
-def test_milliseconds_have_fewer_digits_after_the_point_the_more_there_are():
+def test_milliseconds_have_fewer_digits_after_the_point_the_more_there_are_as_ping_writes_them():
     times = [0, 499, 41_600.4, 999_000, 10**6, 1_234_567, 9_990_000, 10**7, 99_900_000, 10**8, 1_234_567_890]
     texts = ["0.000", "0.000", "0.042", "0.999", "1.00", "1.23", "9.99", "10.0", "99.9", "100", "1235"]
     assert [milliseconds(ns) for ns in times] == texts
+    rounded = [999_499, 999_500, 9_994_999, 9_995_001, 99_949_999, 99_950_001]
+    assert [milliseconds(ns) for ns in rounded] == ["0.999", "1.00", "9.99", "10.0", "99.9", "100"]
 
 
 def test_fields_are_in_microseconds_and_as_many_as_there_are_samples_for():
@@ -116,6 +118,11 @@ def test_a_single_sample_is_a_single_bar(sample):
         assert low <= sample < high or sample < 10_000  # which is less than the bounds show
 
 
+def test_a_histogram_has_no_row_without_an_interval():
+    bounds = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40]
+    assert histogram(distribution_of([0, 30]), "ascii").count("\n") == 1 + len(bounds)
+
+
 def test_one_in_a_million_is_still_seen():
     many = distribution_of([10**6] * 1000)
     for _ in range(10):
@@ -132,17 +139,27 @@ def test_where_blocks_cannot_be_written_bars_are_number_signs_and_without_sample
     assert histogram(Distribution(), encoding) == ""
 
 
+# Wrong replies.
+
+
+def test_a_damaged_reply_is_shown_around_the_damage():
+    sent = bytes(range(32, 127)) * 4
+    received = sent[:300] + b"\xff" + sent[301:]
+    ours, theirs = comparison(sent, received)
+    assert ours.startswith("  sent     ... ") and theirs.startswith("  received ... ")
+    assert r"\xff" in theirs and r"\xff" not in ours
+    assert comparison(b"short", b"shord") == ["  sent     short", "  received shord"]
+    assert comparison(None, b"what?") == ["  received what?"]
+
+
 # The report.
 
 
 class Screen(io.StringIO):
-    """A terminal, as far as anybody asks."""
+    """A terminal of 80 columns, as far as a report asks."""
 
     def isatty(self):
         return True
-
-    def fileno(self):
-        return 2
 
     @property
     def lines(self):
@@ -150,15 +167,8 @@ class Screen(io.StringIO):
         return [line.rpartition("\r\x1b[K")[2] for line in self.getvalue().split("\n")]
 
 
-def at_terminal(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Screen())
-    monkeypatch.setattr(os, "get_terminal_size", lambda *fd: os.terminal_size((20, 24)))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    return sys.stderr
-
-
-def tell_all(**options):
-    """The lines of a report to which all has happened that can."""
+def report_everything(**options):
+    """The lines that a report writes when every event has happened once."""
     written = []
     report = Report(written.append, **options)
     report.progress("half", done=0.5)
@@ -181,43 +191,46 @@ JSON = [
 
 
 def test_text_is_for_people_and_json_has_an_event_a_line_and_no_picture():
-    assert tell_all() == TEXT
-    lines = tell_all(as_json=True)
+    assert report_everything() == TEXT
+    lines = report_everything(as_json=True)
     assert [json.loads(line) for line in lines] == JSON
     assert all("\n" not in line and line.startswith('{"event": ') for line in lines)
 
 
-def test_quiet_leaves_the_summary_and_the_picture_and_neither_it_nor_json_draws_at_a_terminal(monkeypatch):
-    screen = at_terminal(monkeypatch)
-    assert tell_all(quiet=True) == TEXT[1:]
-    assert [json.loads(line) for line in tell_all(quiet=True, as_json=True)] == JSON[-1:]
-    assert [json.loads(line) for line in tell_all(as_json=True)] == JSON
+def test_quiet_leaves_the_summary_and_the_picture_and_neither_it_nor_json_draws_at_a_terminal():
+    screen = Screen()
+    assert report_everything(quiet=True, stderr=screen) == TEXT[1:]
+    assert [json.loads(line) for line in report_everything(quiet=True, as_json=True, stderr=screen)] == JSON[-1:]
+    assert [json.loads(line) for line in report_everything(as_json=True, stderr=screen)] == JSON
     assert screen.getvalue() == ""
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_details_are_told_to_who_asks_and_on_stderr(capsys, as_json):
-    written = tell_all(as_json=as_json)
-    assert capsys.readouterr() == ("", "")
-    assert tell_all(as_json=as_json, verbose=True) == written
-    assert capsys.readouterr() == ("", "a detail\n")
+def test_verbose_prints_details_on_stderr(as_json):
+    for verbose, expected in ((False, ""), (True, "a detail\n")):
+        stderr = io.StringIO()
+        assert report_everything(as_json=as_json, verbose=verbose, stderr=stderr) == report_everything(as_json=as_json)
+        assert stderr.getvalue() == expected
 
 
-def test_what_a_server_sends_is_shown_as_it_is_in_text_alone():
+def test_only_text_that_is_not_quiet_shows_what_a_server_sends_as_it_is():
     shows = [Report(print, as_json=as_json, quiet=quiet).shows_text for as_json in (0, 1) for quiet in (0, 1)]
     assert shows == [True, False, False, False]
 
 
-def test_progress_at_a_terminal_is_the_last_line_and_replaced_by_what_comes_next(monkeypatch):
-    screen = at_terminal(monkeypatch)
-    report = Report(lambda line: print(line, file=screen))
+def test_progress_at_a_terminal_is_the_last_line_and_replaced_by_what_comes_next():
+    screen = Screen()
+    report = Report(lambda line: print(line, file=screen), stderr=screen)
     for text in ("10 %", "20 %"):
         report.progress(text)
     assert screen.lines == ["20 %"]
     report.tell("reply", "a reply")
     assert screen.lines == ["a reply", ""]
-    report.progress("a line that is longer than the terminal is wide")
-    assert screen.lines == ["a reply", "a line that is long"]
+    report.progress("a line that is longer than the terminal is wide " * 2)
+    assert screen.lines == [
+        "a reply",
+        "a line that is longer than the terminal is wide a line that is longer than the ",
+    ]
     report.tell("figures", rtt_us=1)
     report.summarize("the end")
     assert screen.lines == ["a reply", "the end", ""]
@@ -226,48 +239,40 @@ def test_progress_at_a_terminal_is_the_last_line_and_replaced_by_what_comes_next
     assert screen.getvalue() == drawn + "another\n"
 
 
-def test_progress_is_not_drawn_where_stderr_is_no_terminal(monkeypatch, capsys):
-    assert tell_all() == TEXT
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys, "stderr", None)
-    assert tell_all() == TEXT
+def test_progress_is_as_wide_as_the_terminal_that_it_is_drawn_on():
+    fcntl = pytest.importorskip("fcntl", reason="this platform has no terminals")
+    termios = pytest.importorskip("termios")
+    master, slave = os.openpty()
+    try:
+        with open(slave, "w") as screen:
+            report = Report(print, stderr=screen)
+            for columns in (40, 20):
+                fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+                report.progress("x" * 100)
+                expected = b"\r\x1b[K" + b"x" * (columns - 1)
+                drawn = b""
+                while len(drawn) < len(expected):
+                    drawn += os.read(master, len(expected) - len(drawn))
+                assert drawn == expected
+    finally:
+        os.close(master)
 
 
-def test_details_never_go_to_stdout(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stderr", None)
-    Report(print, verbose=True).detail("a detail")
-    assert capsys.readouterr().out == ""
-
-
-def test_milliseconds_as_ping():
-    times = [999_499, 999_500, 9_994_999, 9_995_001, 99_949_999, 99_950_001]
-    assert [milliseconds(ns) for ns in times] == ["0.999", "1.00", "9.99", "10.0", "99.9", "100"]
-
-
-def test_no_interval_is_empty():
-    d = Distribution()
-    for x in (0, 30):
-        d.add(x)
-    assert histogram(d, "ascii").count("\n") == 1 + len([1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40])
-
-
-def test_a_detail_takes_the_progress_away(monkeypatch):
-    class Screen(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Screen())
-    report = Report(print, verbose=True)
+def test_a_detail_takes_the_progress_away():
+    screen = Screen()
+    report = Report(print, verbose=True, stderr=screen)
     report.progress("half")
     report.detail("a detail")
-    assert sys.stderr.getvalue().split("\n")[0].rpartition("\r\x1b[K")[2] == "a detail"
+    assert screen.lines == ["a detail", ""]
 
 
-def test_a_damaged_reply_is_shown_around_the_damage():
-    sent = bytes(range(32, 127)) * 4
-    received = sent[:300] + b"\xff" + sent[301:]
-    ours, theirs = comparison(sent, received)
-    assert ours.startswith("  sent     ... ") and theirs.startswith("  received ... ")
-    assert r"\xff" in theirs and r"\xff" not in ours
-    assert comparison(b"short", b"shord") == ["  sent     short", "  received shord"]
-    assert comparison(None, b"what?") == ["  received what?"]
+def test_progress_is_not_drawn_where_stderr_is_not_a_terminal():
+    stderr = io.StringIO()
+    assert report_everything(stderr=stderr) == TEXT
+    assert stderr.getvalue() == ""
+    assert report_everything(stderr=None) == TEXT
+
+
+def test_details_never_go_to_stdout(capsys):
+    Report(print, verbose=True, stderr=None).detail("a detail")
+    assert capsys.readouterr() == ("", "")

@@ -1,9 +1,8 @@
-"""A lane carries probes over one socket and never waits: not to send, not to read, not when the peer is gone."""
+"""One connection of probes, which never waits: not to send, not to read, not when the peer is gone."""
 
 import contextlib
 import select
 import socket
-import struct
 
 import pytest
 
@@ -11,11 +10,10 @@ from echo.client.measure.lane import Lane
 from echo.client.measure.probes import FixedFraming, Ledger, Verdict
 from echo.exceptions import ConnectionClosed, IncompleteMessage, MessageTooLong
 from echo.framing import LengthFraming, LineFraming
-from support import DEADLINE, read_exactly
+from support import DEADLINE, read_exactly, reset
 
 FRAMINGS = {"line": LineFraming(1 << 20), "length": LengthFraming(1 << 20), "fixed": FixedFraming(64)}
 EACH = pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
-RESET = struct.pack("ii", 1, 0)
 
 
 def tcp_pair():
@@ -75,7 +73,7 @@ def test_probes_go_out_in_their_framing_and_replies_come_back_with_their_verdict
 
 
 @EACH
-def test_a_reply_cut_at_any_position_is_told_once_and_when_it_is_whole(connect, framing):
+def test_a_reply_cut_at_any_position_is_returned_once_and_when_it_is_whole(connect, framing):
     lane, peer = connect(framing)
     for position in range(1, len(framing.encode(bytes(64))) + 1):
         data = framing.encode(lane.send(0, 0).message)
@@ -97,7 +95,7 @@ def fill(lane, encode):
         sent += encode(lane.send(0, 0).message)
         if lane.is_behind:
             return sent
-    raise AssertionError("there is room without end")
+    raise AssertionError("the socket never got full")
 
 
 @pytest.mark.parametrize("pair", [socket.socketpair, tcp_pair])
@@ -141,7 +139,7 @@ def test_the_next_probe_takes_along_what_has_waited(connect):
 
 @EACH
 @pytest.mark.parametrize("missing", [0, 1, 63])
-def test_replies_before_the_end_are_told_then_what_had_come_of_the_last_and_then_the_end(connect, framing, missing):
+def test_replies_before_the_end_come_first_then_the_rest_of_the_last_one_and_then_the_end(connect, framing, missing):
     lane, peer = connect(framing)
     data = framing.encode(lane.send(0, 0).message)
     peer.sendall(data + data[:-missing] if missing else data)
@@ -156,18 +154,17 @@ def test_replies_before_the_end_are_told_then_what_had_come_of_the_last_and_then
             lane.receive()
 
 
-def test_a_reset_is_told_as_a_lost_connection(connect):
+def test_a_reset_raises_that_the_connection_was_lost(connect):
     lane, peer = connect(pair=tcp_pair)
     lane.send(0, 0)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    peer.close()
+    reset(peer)
     await_input(lane)
     with pytest.raises(ConnectionClosed, match=r"the connection was lost: .*reset"):
         lane.receive()
 
 
 @pytest.mark.parametrize("framing", [LineFraming(100), LengthFraming(100)])
-def test_replies_before_one_that_is_too_long_are_told_first(connect, framing):
+def test_replies_before_one_that_is_too_long_come_first(connect, framing):
     lane, peer = connect(framing)
     peer.sendall(framing.encode(lane.send(0, 0).message) + type(framing)(1000).encode(b"x" * 101))
     assert [reply.verdict for reply in receive(lane, 1)] == [Verdict.RIGHT]
@@ -178,12 +175,11 @@ def test_replies_before_one_that_is_too_long_are_told_first(connect, framing):
 
 @pytest.mark.parametrize("pair", [socket.socketpair, tcp_pair])
 @pytest.mark.parametrize("behind", [False, True])
-def test_sending_to_a_peer_that_is_gone_raises_nothing_and_reading_tells(connect, pair, behind):
+def test_sending_to_a_peer_that_is_gone_raises_nothing_and_reading_does(connect, pair, behind):
     lane, peer = connect(size=50_000, pair=pair)
     if behind:
         fill(lane, FRAMINGS["line"].encode)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    peer.close()
+    reset(peer)
     await_input(lane)
     lane.flush()
     for _ in range(3):
@@ -193,7 +189,7 @@ def test_sending_to_a_peer_that_is_gone_raises_nothing_and_reading_tells(connect
         lane.receive()
 
 
-def test_nothing_to_read_is_no_reason_to_wait_and_closing_ends_the_peers_input(connect):
+def test_reading_returns_at_once_without_input_and_closing_ends_the_peers_input(connect):
     lane, peer = connect()
     assert not lane.socket.getblocking()
     assert lane.receive() == []
@@ -202,7 +198,7 @@ def test_nothing_to_read_is_no_reason_to_wait_and_closing_ends_the_peers_input(c
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_a_violation_is_told_although_nothing_more_comes(connect, before):
+def test_a_violation_of_the_framing_is_raised_although_nothing_more_comes(connect, before):
     lane, peer = connect(LengthFraming(100))
     peer.sendall(LengthFraming().encode(lane.send(0, 0).message) * before + b"220 hello\r\n")
     await_input(lane)
@@ -215,14 +211,13 @@ def test_a_violation_is_told_although_nothing_more_comes(connect, before):
 
 
 @pytest.mark.parametrize("part", [b"", b"part of a reply"])
-def test_a_reset_that_a_send_meets_first_is_told_as_a_lost_connection(connect, part):
+def test_a_reset_that_a_send_meets_first_raises_that_the_connection_was_lost(connect, part):
     lane, peer = connect(pair=tcp_pair)
     peer.sendall(part)
     if part:
         await_input(lane)
         assert lane.receive() == []
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    peer.close()
+    reset(peer)
     await_input(lane)
     lane.send(0, 0)
     with pytest.raises(ConnectionClosed, match=r"the connection was lost: .*reset"):
@@ -236,7 +231,7 @@ def test_a_clean_end_that_a_send_meets_is_still_an_end(connect):
     poll = select.poll()
     poll.register(lane, select.POLLHUP)
     lane.send(0, 0)
-    assert poll.poll(5000)
+    assert poll.poll(DEADLINE * 1000)
     lane.send(0, 0)
     with pytest.raises(ConnectionClosed, match="ended the session"):
         lane.receive()

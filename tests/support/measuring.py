@@ -1,11 +1,14 @@
-"""What ``test_ping.py`` and ``test_bench.py`` share: servers that are no good echo, and how to read what is told."""
+"""Help for the tests of ``--ping`` and ``--bench``: run the client, read its output, real servers to measure.
+
+``simulation`` has the servers that do something wrong.
+"""
 
 import contextlib
+import io
 import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import threading
@@ -14,16 +17,19 @@ import time
 import pytest
 
 import echo
+from echo.client.__main__ import main
 
 from . import DEADLINE
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
-needs_socat = pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
 every_framing = pytest.mark.parametrize("framing", ["line", "length", "raw"])
+
+PATIENT = ("-w", "60s")
+"""Options for a client whose replies all come: no busy machine makes one of them late."""
 
 THROUGH_TIMEOUT = """\
 import os, sys
-os.execvp("timeout", ["timeout", "60", sys.executable, *sys.argv[1:]])
+os.execvp("timeout", ["timeout", "600", sys.executable, *sys.argv[1:]])
 """
 """``python -c THROUGH_TIMEOUT -m MODULE ...`` runs the module under timeout(1), which signals it and then its group."""
 
@@ -35,7 +41,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """The same with its standard input closed."""
 
 
-# Reading what is told.
+# Run the client.
 
 
 def arguments_for(server):
@@ -44,33 +50,62 @@ def arguments_for(server):
     return address[0], str(address[1])
 
 
+def run_client(*arguments, encoding="utf-8"):
+    """``python -m echo.client`` in this process; return (exit code, standard output, standard error)."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding=encoding), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(argument) for argument in arguments])
+    except SystemExit as exc:
+        code = exc.code
+    finally:
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    out.flush()
+    return code, out.buffer.getvalue().decode(encoding), err.getvalue()
+
+
+def signal_twice(process, number):
+    """Send a process the same signal twice, unless the first has ended it."""
+    for _ in range(2):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+# Read what it prints.
+
+
 def read_until(process, pattern):
-    """Read standard output until ``pattern`` stands in what came since the last call; return the match."""
-    process.told = getattr(process, "told", "")
+    """Read a process's standard output until ``pattern`` stands in what came since the last call; return the match."""
+    process.output = getattr(process, "output", "")
     seen = getattr(process, "seen", 0)
     descriptor = process.popen.stdout.fileno()
     deadline = time.monotonic() + DEADLINE
     while True:
-        match = re.compile(pattern).search(process.told, seen)
+        match = re.compile(pattern).search(process.output, seen)
         if match:
             process.seen = match.end()
             return match
         ready = select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0]
-        assert ready, f"no {pattern!r} in {process.told[seen:]!r}"
+        assert ready, f"no {pattern!r} in {process.output[seen:]!r}"
         data = os.read(descriptor, 65536)
-        assert data, f"the output ended without {pattern!r}: {process.told[seen:]!r} {process.finish()}"
-        process.told += data.decode()
+        assert data, f"the output ended without {pattern!r}: {process.output[seen:]!r} {process.finish()}"
+        process.output += data.decode()
 
 
 def finish(process):
-    """Wait for the end; return (exit code, all that stood on standard output)."""
+    """Wait for a process's end; return (exit code, all of its standard output)."""
     code, out = process.finish()
     assert "Traceback" not in process.log, process.log
-    return code, getattr(process, "told", "") + out.decode()
+    return code, getattr(process, "output", "") + out.decode()
 
 
 def events(text):
-    """The JSON objects, one a line, of which the last and no other is the summary."""
+    """The JSON objects of the output, one a line; only the last is the summary."""
     found = [json.loads(line) for line in text.splitlines()]
     assert [event["event"] for event in found].index("summary") == len(found) - 1, text
     return found
@@ -86,31 +121,30 @@ def have_units(event):
     return True
 
 
-def one_complaint(process, *words):
-    """The process wrote exactly one line to stderr, as the client's own, and these words are in it."""
-    assert re.fullmatch(r"echo\.client: [^\n]+\n", process.log), process.log
+def is_one_complaint(stderr, *words):
+    """Whether standard error is exactly one line of the client's own, with these words in it."""
+    assert re.fullmatch(r"echo\.client: [^\n]+\n", stderr), stderr
     for word in words:
-        assert word in process.log, process.log
+        assert word in stderr, stderr
     return True
 
 
-def twice(process, signum):
-    for _ in range(2):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signum)
+def one_complaint(process, *words):
+    """The same of a process that has ended."""
+    return is_one_complaint(process.log, *words)
 
 
-# Servers that do it right.
+# Servers.
 
 
-def echo_of(name, base=echo.EchoRequestHandler):
-    """An echo handler under the framing of that name."""
+def echo_of(name):
+    """An echo handler class with the framing of that name."""
     framing = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[name]
-    return type("Handler", (base,), {"framing": framing()})
+    return type("Handler", (echo.EchoRequestHandler,), {"framing": framing()})
 
 
-def send_back(sock):
-    """The plainest echo there is: RFC 862's, which knows no messages."""
+def echo_bytes(sock):
+    """The plainest echo: RFC 862's, which does not know messages."""
     while True:
         data = sock.recv(1000)
         if not data:
@@ -118,11 +152,58 @@ def send_back(sock):
         sock.sendall(data)
 
 
+def remembering(answer=echo.EchoRequestHandler.send):
+    """A fresh handler class with ``sessions``, the handlers in the order of their connections, and ``messages``, all
+    that they have received. ``answer(handler, message)`` is what it does with each."""
+
+    class Handler(echo.EchoRequestHandler):
+        sessions, messages, lock = [], [], threading.Lock()
+
+        def connection_made(self):
+            with self.lock:
+                self.sessions.append(self)
+
+        def message_received(self, message):
+            with self.lock:
+                self.messages.append(message)
+            answer(self, message)
+
+    return Handler
+
+
+def never_answers(handler, message):
+    """For ``remembering``: no reply at all."""
+
+
+def flips_a_byte_of_each_third(handler, message):
+    """For ``remembering``: every third reply is damaged."""
+    if int(message[:8], 16) % 3 == 0:
+        message = b"%b%c%b" % (message[:30], message[30] ^ 1, message[31:])
+    handler.send(message)
+
+
+def resets_at_the_fourth(handler, message):
+    """For ``remembering``: a RST in place of the fourth reply."""
+    if message.startswith(b"00000004"):
+        handler.abort()
+    else:
+        handler.send(message)
+
+
+class Endless(echo.MessageRequestHandler):
+    """Sends a line that does not end."""
+
+    def connection_made(self):
+        while True:
+            self.connection.send_raw(b"x" * 65536, 1)
+
+
 @contextlib.contextmanager
 def socat_that_echoes():
-    """An echo service made of socat and one ``cat`` for each connection; the address of it."""
+    """An echo service made of socat and one ``cat`` for each connection; its address."""
     command = ["socat", "-d", "-d", "TCP4-LISTEN:0,bind=127.0.0.1,fork", "EXEC:cat"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    drain = threading.Thread(target=process.stderr.read, daemon=True)
     try:
         log = b""
         while True:
@@ -131,116 +212,11 @@ def socat_that_echoes():
                 break
             assert select.select([process.stderr], [], [], DEADLINE)[0], log
             log += os.read(process.stderr.fileno(), 65536)
-        # What it has to say from now on must not fill the pipe.
-        drain = threading.Thread(target=process.stderr.read, daemon=True)
-        drain.start()
+        drain.start()  # what it has to say from now on must not fill the pipe
         yield "127.0.0.1", int(found.group(1))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        drain.join(DEADLINE)
+        if drain.ident is not None:
+            drain.join(DEADLINE)
         process.stderr.close()
-
-
-# Servers that do not. Each is a fresh class, so that what its sessions share is one test's.
-
-
-class Counting(echo.EchoRequestHandler):
-    """``number`` is how many messages this session had, with the one that ``answer`` gets."""
-
-    def connection_made(self):
-        self.number = 0
-
-    def message_received(self, message):
-        self.number += 1
-        self.answer(message)
-
-
-class FlipsAByteOfEachThird(Counting):
-    def answer(self, message):
-        if self.number % 3 == 0:
-            message = b"%b%c%b" % (message[:30], message[30] ^ 1, message[31:])
-        self.send(message)
-
-
-class CutsEachThird(Counting):
-    def answer(self, message):
-        self.send(message if self.number % 3 else message[:-7])
-
-
-class DropsEachFifth(Counting):
-    def answer(self, message):
-        if self.number % 5:
-            self.send(message)
-
-
-class SwapsPairs(Counting):
-    def answer(self, message):
-        if self.number % 2:
-            self.held = message
-        else:
-            self.send(message)
-            self.send(self.held)
-
-
-class SaysItTwice(Counting):
-    def answer(self, message):
-        self.send(message)
-        self.send(message)
-
-
-class LagsByOne(Counting):
-    """Each message is answered by the one before it."""
-
-    held = None
-
-    def answer(self, message):
-        if self.held is not None:
-            self.send(self.held)
-        self.held = message
-
-
-class ClosesAtTheFourth(Counting):
-    def answer(self, message):
-        if self.number == 4:
-            self.close()
-        else:
-            self.send(message)
-
-
-class ResetsAtTheFourth(Counting):
-    def answer(self, message):
-        if self.number == 4:
-            self.abort()
-        else:
-            self.send(message)
-
-
-class NeverAnswers(Counting):
-    def answer(self, message):
-        pass
-
-
-class Greets(Counting):
-    def connection_made(self):
-        super().connection_made()
-        self.send(b"220 welcome to a service that greets")
-
-    answer = echo.EchoRequestHandler.send
-
-
-class SpeaksUnasked(Counting):
-    """Each third reply is followed by a word of its own."""
-
-    def answer(self, message):
-        self.send(message)
-        if self.number % 3 == 0:
-            self.send(b"by the way")
-
-
-class Endless(echo.MessageRequestHandler):
-    """A line that does not end."""
-
-    def connection_made(self):
-        while True:
-            self.connection.send_raw(b"x" * 65536, 1)

@@ -1,0 +1,369 @@
+"""``--ping`` and ``--bench`` against a network and a time that are made up: no server, no process, no wait.
+
+The client has real sockets, whose other ends are served by ``Service`` objects whenever it waits. Time passes only
+then: as much as the client would wait if nothing comes, and ``ROUND_TRIP`` if something does. So a bench of seconds
+takes milliseconds and always counts the same, and no timeout depends on how busy the machine is.
+
+The services at the end are those that a measuring client must find out: each does one thing wrong.
+"""
+
+import errno
+import io
+import math
+import multiprocessing
+import os
+import selectors
+import socket
+import threading
+
+from echo import LengthFraming, LineFraming
+from echo.client.measure import Bench, FixedFraming, Ping
+from echo.client.measure.load import TICK, work
+from echo.client.report import Report
+
+ADDRESS = "192.0.2.1:7"
+
+ROUND_TRIP = 1_000_000
+"""Nanoseconds that a connection takes, and each wait in which something comes."""
+
+POLL = 100_000
+"""Nanoseconds that pass while the client looks at its sockets and does not wait."""
+
+
+class Service:
+    """A connection as the service sees it. ``number``: how many messages it has had, with the one being answered."""
+
+    def __init__(self, network, sock):
+        sock.setblocking(False)
+        self.network = network
+        self.number = 0
+        self.is_open = True
+        self._socket = sock
+        self._decoder = network.framing.decoder()
+        self._unsent = b""
+        self.opened()
+
+    def opened(self):
+        """The connection has been made."""
+
+    def received(self, data):
+        for message in self._decoder.feed(data):
+            if self.is_open:
+                self.number += 1
+                self.network.messages.append(message)
+                self.network.times.append(self.network.time)
+                self.answer(message)
+
+    def answer(self, message):
+        self.send(message)
+
+    def send(self, message):
+        self.send_raw(self.network.framing.encode(message))
+
+    def send_raw(self, data):
+        self._unsent += data
+        self._flush()
+
+    def close(self):
+        self.is_open = False
+        self._socket.close()
+
+    def turn(self):
+        """Send what has waited; read and answer what has come."""
+        while self.is_open:
+            try:
+                self._flush()
+                data = self._socket.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self.received(data)
+            else:
+                self.close()
+
+    def _flush(self):
+        while self._unsent and self.is_open:
+            try:
+                sent = self._socket.send(self._unsent)
+            except BlockingIOError:
+                return
+            self._unsent = self._unsent[sent:]
+
+
+class Network:
+    """One host with one service, and the time. It stands in for an ``Endpoint`` and for a ``Clock``.
+
+    ``sessions``: a ``Service`` for each connection, in order. ``messages``: all that they have had, and ``times``:
+    when. ``refusals``: how many more connections are refused. ``interrupted``: whether the user has ended the bench.
+    """
+
+    def __init__(self, service, framing):
+        self.service = service
+        self.framing = framing
+        self.sessions = []
+        self.messages = []
+        self.times = []
+        self.time = 0
+        self.refusals = 0
+        self.interrupted = False
+
+    def __str__(self):
+        return ADDRESS
+
+    def resolve(self):
+        pass
+
+    def open(self, timeout):
+        self.time += ROUND_TRIP
+        if self.refusals:
+            self.refusals -= 1
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        near, far = socket.socketpair()
+        self.sessions.append(self.service(self, far))
+        return near
+
+    def now(self):
+        return self.time
+
+    def sleep(self, seconds):
+        self.time += math.ceil(seconds * 1e9)
+
+    def selector(self):
+        return _Selector(self)
+
+
+class _Selector(selectors.DefaultSelector):
+    """Lets the services have their turn, then lets the time pass that the client would wait."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def select(self, timeout=None):
+        for session in self.network.sessions:
+            session.turn()
+        ready = super().select(0)
+        if ready:
+            self.network.time += ROUND_TRIP
+        else:
+            assert timeout is not None, "the client would wait for ever"
+            self.network.time += max(POLL, math.ceil(timeout * 1e9))
+        return ready
+
+
+class Simulation:
+    """A client and the ``network`` that it has. ``run`` it to have ``code``, the exit code; ``text``, which it wrote to
+    standard output; and ``details``, which it wrote to standard error."""
+
+    def __init__(self, service, framing, size, network=Network, **report_options):
+        framings = {"line": LineFraming, "length": LengthFraming, "raw": lambda limit: FixedFraming(size)}
+        self.framing = framings[framing](max(size, 65536))
+        self.network = network(service, self.framing)
+        self.network.simulation = self
+        self._out, self._err = io.StringIO(), io.StringIO()
+        self.report = Report(self._write, stderr=self._err, **report_options)
+
+    def _write(self, line):
+        self._out.write(line + "\n")
+
+    def run(self):
+        try:
+            self.code = self.client.run()
+        finally:
+            for session in self.network.sessions:
+                session.close()
+        self.text, self.details = self._out.getvalue(), self._err.getvalue()
+        return self
+
+
+def simulate_ping(
+    service=Service, framing="line", *, size=64, count=3, interval=0.0, timeout=10.0, **report_and_network
+):
+    """``--ping`` a service that is of this class; return the ``Simulation``. Without ``count`` the service ends it, by
+    ``self.network.simulation.client.stop()``, which is what a signal does."""
+    simulation = Simulation(service, framing, size, **report_and_network)
+    simulation.client = Ping(
+        simulation.network,
+        simulation.framing,
+        simulation.report,
+        size=size,
+        count=count,
+        interval=interval,
+        timeout=timeout,
+        clock=simulation.network,
+    )
+    return simulation.run()
+
+
+def simulate_bench(
+    service=Service,
+    framing="line",
+    *,
+    size=64,
+    connections=2,
+    duration=0.2,
+    depth=None,
+    rate=None,
+    timeout=10.0,
+    **report_and_network,
+):
+    """``--bench`` a service that is of this class; return the ``Simulation``. A thread does what the processes of the
+    load do. The service ends it as a signal does with ``self.network.interrupted = True``."""
+    simulation = Simulation(service, framing, size, **report_and_network)
+
+    def start_load(plan):
+        pipe, theirs = multiprocessing.Pipe()
+        load = _Load(theirs, plan._replace(lanes=list(range(connections))), simulation.network)
+        load.start()
+        yield pipe, load
+
+    simulation.client = Bench(
+        simulation.network,
+        simulation.framing,
+        simulation.report,
+        connections=connections,
+        duration=duration,
+        size=size,
+        depth=depth,
+        rate=rate,
+        timeout=timeout,
+        clock=_OneTickEachTime(),
+        start_load=start_load,
+    )
+    try:
+        simulation.client.connect()
+        return simulation.run()
+    finally:
+        simulation.client.close()
+
+
+class _OneTickEachTime:
+    """The clock of the bench itself, which looks at it once for each report of the load."""
+
+    def __init__(self):
+        self._time = 0
+
+    def now(self):
+        self._time += TICK
+        return self._time
+
+
+class _Load(threading.Thread):
+    """What the bench takes for a process of the load."""
+
+    def __init__(self, pipe, plan, network):
+        super().__init__(daemon=True)
+        self._pipe, self._plan, self._network = pipe, plan, network
+
+    def run(self):
+        with self._pipe:
+            work(self, self._plan, self._network)
+
+    def kill(self):
+        pass  # the bench has closed the pipe, which ends the work
+
+    # The pipe of the load.
+
+    def send(self, data):
+        self._pipe.send(data)
+
+    def poll(self):
+        return self._network.interrupted or self._pipe.poll()
+
+    def recv(self):
+        return "end" if self._network.interrupted else self._pipe.recv()
+
+
+# Services that do one thing wrong.
+
+
+class EchoesBytes(Service):
+    """Not wrong at all: RFC 862's echo, which does not know messages."""
+
+    def received(self, data):
+        self.send_raw(data)
+
+
+class FlipsAByteOfEachThird(Service):
+    def answer(self, message):
+        if self.number % 3 == 0:
+            message = b"%b%c%b" % (message[:30], message[30] ^ 1, message[31:])
+        self.send(message)
+
+
+class CutsEachThird(Service):
+    def answer(self, message):
+        self.send(message if self.number % 3 else message[:-7])
+
+
+class Shouts(Service):
+    """Changes the hexadecimal digits of the checksum to capital letters, too."""
+
+    def answer(self, message):
+        self.send(message[:12] + message[12:].upper())
+
+
+class DropsEachFifth(Service):
+    def answer(self, message):
+        if self.number % 5:
+            self.send(message)
+
+
+class SwapsPairs(Service):
+    def answer(self, message):
+        if self.number % 2:
+            self.held = message
+        else:
+            self.send(message)
+            self.send(self.held)
+
+
+class SaysItTwice(Service):
+    def answer(self, message):
+        self.send(message)
+        self.send(message)
+
+
+class LagsByOne(Service):
+    """Answers each message with the one before it."""
+
+    held = None
+
+    def answer(self, message):
+        if self.held is not None:
+            self.send(self.held)
+        self.held = message
+
+
+class ClosesAtTheFourth(Service):
+    def answer(self, message):
+        if self.number == 4:
+            self.close()
+        else:
+            self.send(message)
+
+
+class NeverAnswers(Service):
+    def answer(self, message):
+        pass
+
+
+class Greets(Service):
+    def opened(self):
+        self.send(b"220 welcome to a service that greets")
+
+
+class SpeaksUnasked(Service):
+    """Sends a word of its own after each third reply."""
+
+    def answer(self, message):
+        self.send(message)
+        if self.number % 3 == 0:
+            self.send(b"by the way")
+
+
+class SendsALineThatIsTooLong(Service):
+    def opened(self):
+        self.send_raw(b"x" * 65537)
