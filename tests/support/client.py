@@ -3,9 +3,11 @@
 import io
 import os
 import sys
+import tempfile
 import threading
 from typing import NamedTuple
 
+import echo
 from echo.client.__main__ import main
 
 from . import DEADLINE
@@ -17,6 +19,21 @@ class Finished(NamedTuple):
     code: int
     out: bytes
     log: str
+
+
+class UnixServer(echo.Server):
+    """``serve(handler, cls=UnixServer)``: on a Unix socket of its own, to which a client is connected at once.
+
+    For tests with a short ``-w``, which is the time to connect, too: on a busy machine TCP may take longer.
+    """
+
+    def __init__(self, address, handler_class, **options):
+        self._folder = tempfile.TemporaryDirectory()
+        super().__init__(os.path.join(self._folder.name, "socket"), handler_class, **options)
+
+    def server_close(self):
+        super().server_close()
+        self._folder.cleanup()
 
 
 def address_options(server):

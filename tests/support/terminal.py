@@ -9,7 +9,8 @@ import signal
 import struct
 import termios
 
-from . import DEADLINE, eventually
+from . import DEADLINE
+from .processes import wait_until_it_sleeps
 
 OWN_TERMINAL = """\
 import fcntl, os, sys, termios
@@ -74,16 +75,8 @@ class Terminal:
         self.process.popen.send_signal(signal.SIGWINCH)  # again, wherever the system has not sent it by itself
 
     def settle(self):
-        """Wait until the process sleeps in its read.
-
-        Between the prompt and that read CPython notices a signal, and does not act on it before the next key.
-        """
-        if os.path.exists("/proc/self/stat"):
-            eventually(lambda: self._state() == "S", "it never came to rest")
-
-    def _state(self):
-        with open(f"/proc/{self.process.pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0]
+        """Wait until the process sleeps in its read: a Ctrl-C before that would be acted on only at the next key."""
+        wait_until_it_sleeps(self.process.pid)
 
     def leave(self):
         """Read to the end; return the exit code."""
@@ -92,3 +85,8 @@ class Terminal:
         code = self.process.popen.wait(DEADLINE)
         assert b"Traceback" not in self.screen and b"Error" not in self.screen, self.screen
         return code
+
+    def kill(self):
+        """End the process, and take its terminal away."""
+        self.process.kill()
+        os.close(self.master)
