@@ -77,11 +77,11 @@ class Terminal:
     def _converse(self) -> bool:
         """Send what is typed, until the user leaves (true) or the server does (false)."""
         while True:
-            with self._changed:
-                if self._ended:
-                    return False
-                self._at_prompt = True
             try:
+                with self._changed:
+                    if self._ended:
+                        return False
+                    self._at_prompt = True  # from here on _receive() may interrupt, before input() begins, too
                 line = input(PROMPT)
             except EOFError:
                 print()
