@@ -1,4 +1,4 @@
-"""What surrounds the server command: variables, process 1 of a container, terminals and none, SIGHUP."""
+"""The surroundings of the server command: variables, process 1 of a container, terminals and none, SIGHUP."""
 
 import os
 import signal
@@ -8,13 +8,18 @@ import subprocess
 import pytest
 
 import echo
+from echo.client.__main__ import main as client_main
 from echo.server import __main__ as command
 from echo.server import workers
+from echo.server.__main__ import main
 from echo.server.options import parser
-from support import DEADLINE, read_all, read_exactly
+from support import DEADLINE, read_all, read_exactly, tiers
+from support.commands import assert_usage_error, call
+from support.processes import processes_of
 
 on_posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-COUNTS = ["1", pytest.param("2", marks=pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork"))]
+needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+COUNTS = ["1", pytest.param("2", marks=needs_fork)]
 
 
 # Variables.
@@ -77,7 +82,7 @@ JUNK = {
 
 
 def actions():
-    """The options by their name in the environment, without what there is of ECHO_."""
+    """The options by their name in the environment, without ECHO_."""
     return {
         (action.option_strings or [action.dest])[-1].lstrip("-").upper().replace("-", "_"): action
         for action in parser()._actions
@@ -100,7 +105,7 @@ def test_every_option_is_tried_here():
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLES))
-def test_each_option_has_its_variable_over_which_the_command_line_wins(name):
+def test_each_option_has_its_variable_which_the_command_line_overrides(name):
     text, value, other_text, other = SAMPLES[name]
     dest = actions()[name].dest
     unset, set_ = read({}), read({f"ECHO_{name}": text})
@@ -111,7 +116,7 @@ def test_each_option_has_its_variable_over_which_the_command_line_wins(name):
 
 @pytest.mark.parametrize("name", sorted(SAMPLES))
 @pytest.mark.parametrize("text", ["", " ", "\t\n"], ids=repr)
-def test_an_empty_variable_is_none(name, text):
+def test_an_empty_variable_counts_as_not_set(name, text):
     assert read({f"ECHO_{name}": text}) == read({})
 
 
@@ -121,19 +126,19 @@ def test_a_switch_that_is_0_is_off_and_the_command_line_may_turn_it_on(name):
     assert read({f"ECHO_{name}": "0"}, *flag(name)) == read({}, *flag(name)) != read({})
 
 
-def test_variables_of_no_option_and_names_in_small_letters_are_nobodys():
+def test_other_variables_and_names_in_small_letters_are_ignored():
     others = {"ECHO_HISTFILE": "/dev/null", "ECHO_COLOUR": "red", "ECHO_HELP": "1", "ECHO_VERSION": "1"}
     assert read({**others, "echo_port": "1", "PORT": "1", "XECHO_PORT": "1"}) == read({})
 
 
-def test_what_may_be_given_again_takes_the_environments_place_and_adds_up_itself():
+def test_repeated_options_add_up_and_together_replace_the_environments():
     environment = {"ECHO_DENY": "192.0.2.1 192.0.2.2", "ECHO_ALLOW": "10.0.0.0/8"}
     options = read(environment, "--deny", "192.0.2.3", "--deny", "192.0.2.4")
     assert options["deny"] == ["192.0.2.3", "192.0.2.4"]
     assert options["allow"] == ["10.0.0.0/8"]
 
 
-def test_a_parser_begins_anew_each_time():
+def test_a_parser_keeps_nothing_of_an_earlier_command_line():
     commands = parser()
     commands.read_environment({"ECHO_DENY": "192.0.2.1"})
     assert [commands.parse_args(["--deny", host]).deny for host in ("::1", "::2")] == [["::1"], ["::2"]]
@@ -141,7 +146,7 @@ def test_a_parser_begins_anew_each_time():
 
 
 @pytest.mark.parametrize("name", sorted(JUNK))
-def test_a_value_that_makes_no_sense_is_one_line_that_names_the_variable(name, capsys):
+def test_an_invalid_value_is_one_line_that_names_the_variable(name, capsys):
     with pytest.raises(SystemExit) as caught:
         read({f"ECHO_{name}": JUNK[name]})
     assert caught.value.code == 2
@@ -151,7 +156,7 @@ def test_a_value_that_makes_no_sense_is_one_line_that_names_the_variable(name, c
 
 
 @on_posix
-def test_the_command_is_told_by_its_environment(run, tmp_path):
+def test_the_command_reads_its_environment(run, tmp_path):
     (tmp_path / "deny").write_text("192.0.2.1\n")
     environment = {"ECHO_PORT": "0", "ECHO_FRAMING": "length", "ECHO_LOG_FORMAT": "json", "ECHO_DENY": "@deny ::1"}
     server = run("echo.server", "--log-format", "text", env=environment, cwd=str(tmp_path))
@@ -162,20 +167,18 @@ def test_the_command_is_told_by_its_environment(run, tmp_path):
 
 
 @pytest.mark.parametrize("name, text", [("PORT", "junk"), ("DENY", "@/nowhere"), ("WORKERS", "0"), ("QUIET", "yes")])
-def test_the_command_refuses_a_senseless_variable_in_one_line_with_code_2(run, name, text):
-    server = run("echo.server", env={f"ECHO_{name}": text})
-    assert server.finish() == (2, b"")
-    assert server.log.count("\n") == 1 and f"ECHO_{name}: " in server.log
+def test_the_command_refuses_an_invalid_variable_in_one_line_with_code_2(monkeypatch, name, text):
+    monkeypatch.setenv(f"ECHO_{name}", text)
+    assert_usage_error(call(main), f"ECHO_{name}: ")
 
 
 @pytest.mark.parametrize("name, text", [*sorted(JUNK.items()), ("SHUTDOWN_TIMEOUT", "0"), ("HANDSHAKE_TIMEOUT", "0")])
-def test_help_and_the_version_are_there_whatever_the_environment_says(run, name, text):
-    """Whom a mistake sends to ``--help`` must not find the mistake there again."""
-    environment = {f"ECHO_{name}": text}
-    helping, version = (run("echo.server", option, env=environment) for option in ("--help", "--version"))
-    code, out = helping.finish()
-    assert (code, helping.log) == (0, "") and b"--max-connections" in out
-    assert version.finish() == (0, b"echo.server %s\n" % echo.__version__.encode())
+def test_help_and_the_version_are_printed_whatever_is_in_the_environment(monkeypatch, name, text):
+    """An error message that points to ``--help`` must not come again there."""
+    monkeypatch.setenv(f"ECHO_{name}", text)
+    helping = call(main, "--help")
+    assert (helping.code, helping.err) == (0, "") and "--max-connections" in helping.out
+    assert call(main, "--version") == (0, f"echo.server {echo.__version__}\n", "")
 
 
 # Process 1 of a container.
@@ -188,16 +191,16 @@ os.execvp("unshare", ["unshare", *os.environ["UNSHARE"].split(), sys.executable,
 
 
 @pytest.fixture(scope="module")
-def unshare():
+def unshare(request):
     own = "" if hasattr(os, "getuid") and os.getuid() == 0 else "--user --map-root-user "
     options = own + "--pid --fork --mount-proc --kill-child"
-    says = ["unshare", *options.split(), "sh", "-c", "echo $$"]
+    command = ["unshare", *options.split(), "sh", "-c", "echo $$"]
     try:
-        done = subprocess.run(says, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE)
     except OSError as exc:
-        pytest.skip(f"no unshare(1) here: {exc.strerror}")
+        tiers.missing(request.config, f"unshare cannot be started: {exc.strerror}")
     if done.returncode or done.stdout != b"1\n":
-        pytest.skip(f"no process namespace to be had: {done.stderr.decode().strip()}")
+        tiers.missing(request.config, f"this system gives us no process namespace: {done.stderr.decode().strip()}")
     return options
 
 
@@ -209,17 +212,17 @@ def process_1(server_command, unshare):
         process = server_command(
             *options, python_options=("-c", AS_PROCESS_1), env={"UNSHARE": unshare}, **popen_options
         )
-        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-            process.inner = int(file.read())
+        process.inner = processes_of(process.pid)[0]
         return process
 
     return start
 
 
+@pytest.mark.needs_namespaces
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_process_1_stops_when_it_is_told_to_with_code_0(process_1, dial, count, signum):
-    """The kernel keeps from process 1 what it has no handler for: SIGTERM's default does nothing there."""
+def test_process_1_stops_with_code_0_on_a_signal(process_1, dial, count, signum):
+    """The kernel keeps a signal from process 1 unless it has a handler: SIGTERM's default does nothing there."""
     server = process_1("--workers", count)
     with open(f"/proc/{server.inner}/status") as file:
         assert [line.split()[-1] for line in file if line.startswith("NSpid:")] == ["1"]
@@ -237,7 +240,7 @@ import echo, subprocess, threading
 
 class Orphans(echo.MessageRequestHandler):
     def message_received(self, message):
-        # The shell ends, and what it began becomes a child of process 1, and ends too.
+        # The shell ends; the process that it has started becomes a child of process 1, and ends too.
         orphan = int(subprocess.check_output(["sh", "-c", "sleep 0.01 >/dev/null & echo $!"]))
         while runs(orphan):
             threading.Event().wait(0.005)
@@ -252,6 +255,7 @@ def runs(pid):
 """
 
 
+@pytest.mark.needs_namespaces
 @pytest.mark.parametrize("count", COUNTS)
 def test_orphans_that_process_1_inherits_do_no_harm(process_1, tmp_path, count):
     (tmp_path / "orphans.py").write_text(ORPHANS)
@@ -266,53 +270,48 @@ def test_orphans_that_process_1_inherits_do_no_harm(process_1, tmp_path, count):
     assert "Traceback" not in server.log
 
 
-# No terminal, no terminal's ways.
+# Without a terminal.
 
 
 @on_posix
-def test_without_a_terminal_nothing_is_coloured_and_nobody_is_prompted(run, server_command):
+def test_without_a_terminal_nothing_is_coloured_and_there_is_no_prompt(run, server_command):
     server = server_command(env={"TERM": "xterm-256color"})
     host, port = "127.0.0.1", str(server.address[1])
-    written = []
-    for arguments, text in [
-        ((host, port), b"one\n\x1b[31mtwo\n"),
-        ((host, port, "-m", "hello"), None),
-        ((host, port, "--ping", "-c", "1", "--histogram"), None),
-        ((host, port, "-v"), b"one\n"),
-    ]:
-        client = run("echo.client", *arguments, env={"TERM": "xterm-256color"})
-        code, out = client.finish(text)
-        assert code == 0
-        if text is not None:
-            assert out == text  # the reply as it came, and nothing else: no prompt
-        written.append(client.log if text is not None else client.log + out.decode())
+    text = b"one\n\x1b[31mtwo\n"
+    talking = run("echo.client", host, port, "-v", env={"TERM": "xterm-256color"})
+    assert talking.finish(text) == (0, text)  # the reply as it came, and nothing else: no prompt
+    pinging = run("echo.client", host, port, "--ping", "-c", "1", "--histogram", env={"TERM": "xterm-256color"})
+    code, out = pinging.finish()
+    assert code == 0
     assert server.terminate() == 0
-    assert r"\x1b[31mtwo" in server.log  # what a client sent colours nobody's log
-    for text in (*written, server.log):
+    assert r"\x1b[31mtwo" in server.log  # what a client sends colours nothing in the log
+    for text in (talking.log, pinging.log, out.decode(), server.log):
         assert "\x1b" not in text and not any(line.startswith("> ") for line in text.splitlines())
 
 
-@pytest.mark.parametrize("module", ["echo.server", "echo.client"])
-def test_without_a_terminal_help_and_mistakes_are_not_coloured(run, module):
+@pytest.mark.parametrize("main", [main, client_main], ids=["server", "client"])
+def test_without_a_terminal_help_and_errors_are_not_coloured(monkeypatch, main):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("FORCE_COLOR", "PYTHON_COLORS"):
+        monkeypatch.delenv(name, raising=False)
     for option, code in (("--help", 0), ("--nonsense", 2)):
-        process = run(module, option, env={"TERM": "xterm-256color"})
-        done, out = process.finish()
-        assert done == code
-        assert b"\x1b" not in out and "\x1b" not in process.log
+        outcome = call(main, option)
+        assert outcome.code == code
+        assert "\x1b" not in outcome.out + outcome.err
 
 
 # SIGHUP.
 
 
 def hang_up(server, pattern, times=1):
-    """Send it; wait for what is said of it."""
+    """Send SIGHUP and wait for the log lines about it."""
     seen = len(server.log)
     server.popen.send_signal(signal.SIGHUP)
     server.read_log_until(r"(?s).{%d}" % seen + ".*".join([pattern] * times))
 
 
 def serves(address):
-    """Whether a new client is let in. (One that is not sees the end, or a reset if it has sent something.)"""
+    """Whether a new client is let in. (Any other is disconnected, or reset if it has sent something.)"""
     with socket.create_connection(address, DEADLINE) as sock:
         try:
             sock.sendall(b"hello\n")
@@ -322,7 +321,7 @@ def serves(address):
 
 
 def reloading(count):
-    """How often a reload is told: by the parent and by each worker."""
+    """How many processes log a reload: the parent and each worker."""
     return 1 if count == "1" else 3
 
 
@@ -332,15 +331,17 @@ def wait_for_workers(server, count):
 
 
 WHO = r"(?:\[\d+\] )?"
-"""Before what is told stands by which process, if there are several."""
+"""The number of the process, which log lines have if there are several."""
 
 READ_AGAIN = rf"INFO +{WHO}SIGHUP: certificates and networks read again"
 
 
 @on_posix
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("option, closed", [("--deny", "127.0.0.0/8"), ("--allow", "192.0.2.0/24")])
-def test_sighup_reads_the_lists_again_for_those_to_come(server_command, dial, tmp_path, count, option, closed):
+@pytest.mark.parametrize(
+    "count, option, closed",
+    [("1", "--deny", "127.0.0.0/8"), pytest.param("2", "--allow", "192.0.2.0/24", marks=needs_fork)],
+)
+def test_sighup_reads_the_lists_again_for_new_clients(server_command, dial, tmp_path, count, option, closed):
     networks = tmp_path / "networks"
     opened = "# nobody yet\n" if option == "--deny" else "127.0.0.0/8  # all\n"
     networks.write_text(opened)
@@ -354,14 +355,13 @@ def test_sighup_reads_the_lists_again_for_those_to_come(server_command, dial, tm
         hang_up(server, READ_AGAIN, reloading(count))
         assert [serves(server.address) for _ in range(6)] == [lets_in] * 6
         live.sendall(b"b\n")
-        assert read_exactly(live, 2) == b"b\n"  # who is in stays in
+        assert read_exactly(live, 2) == b"b\n"  # a client that was let in stays
     assert server.terminate() == 0
 
 
 @on_posix
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("option", ["--deny", "--allow"])
-def test_a_broken_file_keeps_the_old_lists_and_says_so(server_command, tmp_path, count, option):
+@pytest.mark.parametrize("count, option", [("1", "--allow"), pytest.param("2", "--deny", marks=needs_fork)])
+def test_a_broken_file_keeps_the_old_lists_and_is_logged(server_command, tmp_path, count, option):
     networks = tmp_path / "networks"
     networks.write_text("127.0.0.0/8\n")
     let_in = option == "--allow"
@@ -381,7 +381,7 @@ def test_a_broken_file_keeps_the_old_lists_and_says_so(server_command, tmp_path,
 
 
 @on_posix
-def test_a_file_of_those_who_may_that_is_empty_for_a_moment_lets_nobody_else_in(server_command, tmp_path):
+def test_an_allow_file_that_is_empty_for_a_moment_lets_no_other_client_in(server_command, tmp_path):
     (tmp_path / "allow").write_text("192.0.2.1\n")
     server = server_command("--allow", "@allow", cwd=str(tmp_path))
     (tmp_path / "allow").write_text("")
@@ -389,34 +389,32 @@ def test_a_file_of_those_who_may_that_is_empty_for_a_moment_lets_nobody_else_in(
     assert not serves(server.address)
 
 
-def test_a_sighup_in_the_midst_of_another_reads_again_and_the_newest_stays(monkeypatch):
+def test_a_sighup_in_the_midst_of_another_reads_again_and_the_newest_stays():
     newest, in_force = ["first"], []
 
-    def read(server, options):
+    def read():
         found = newest[-1]
         if len(newest) < 3:
             newest.append("second" if len(newest) == 1 else "third")
             reload()
         in_force.append(found)
 
-    monkeypatch.setattr(command, "_reload", read)
-    reload = command._reloader(None, None)
+    reload = command._reloader(read)
     reload()
     assert in_force == ["first", "second", "third"]
     reload()
     assert in_force[3:] == ["third"]
 
 
-def test_a_reload_that_fails_is_not_the_last(monkeypatch):
+def test_a_reload_that_fails_is_not_the_last():
     outcomes = [ZeroDivisionError, None]
 
-    def read(server, options):
+    def read():
         error = outcomes.pop(0)
         if error is not None:
             raise error
 
-    monkeypatch.setattr(command, "_reload", read)
-    reload = command._reloader(None, None)
+    reload = command._reloader(read)
     with pytest.raises(ZeroDivisionError):
         reload()
     reload()
@@ -424,7 +422,7 @@ def test_a_reload_that_fails_is_not_the_last(monkeypatch):
 
 
 @on_posix
-def test_of_two_files_one_of_which_is_broken_neither_counts(server_command, tmp_path):
+def test_if_one_of_two_files_is_broken_neither_counts(server_command, tmp_path):
     for name in ("allow", "deny"):
         (tmp_path / name).write_text("192.0.2.1\n")
     (tmp_path / "allow").write_text("127.0.0.1\n")
@@ -436,13 +434,13 @@ def test_of_two_files_one_of_which_is_broken_neither_counts(server_command, tmp_
 
 
 @pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
-def test_a_worker_that_is_replaced_begins_with_the_lists_of_today(server_command, tmp_path):
+def test_a_worker_that_replaces_another_begins_with_the_lists_in_force(server_command, tmp_path):
     (tmp_path / "deny").write_text("")
     server = server_command("--deny", "@deny", "--workers", "2", cwd=str(tmp_path))
     victims = [int(server.read_log_until(r"worker %d is process (\d+)" % number).group(1)) for number in (0, 1)]
     (tmp_path / "deny").write_text("127.0.0.0/8\n")
     hang_up(server, READ_AGAIN, 3)
-    (tmp_path / "deny").write_text("")  # not read by anybody yet
+    (tmp_path / "deny").write_text("")  # not in force yet
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     for number in (0, 1):
@@ -476,7 +474,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 @pytest.fixture
 def at_terminal(server_command):
-    """``at_terminal(*options)``: the server command started at a terminal, and the other end of that."""
+    """``at_terminal(*options)``: the server command started at a terminal, and a function that closes that."""
     pty = pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
     masters = []
 
