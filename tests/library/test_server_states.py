@@ -1,7 +1,7 @@
-"""The server's states against a model of them: verbs, clients and busy handlers in random orders.
+"""The server's states: its methods are called, clients come and go, and handlers are busy, in random orders.
 
-First one verb at a time, with a model that says after each what must hold; then many at a time, from several threads
-and from handlers, where some things must hold whatever the order was. Seeded (``trials``).
+First one call at a time: a model says after each what must hold. Then many at the same time, from several threads and
+from handlers: some things must hold whatever the order was. The orders are random and repeat (``trials``).
 """
 
 import contextlib
@@ -16,22 +16,19 @@ import threading
 import pytest
 
 import echo
-import echo.server.server
-import echo.server.threads
-import echo.sockets
 from support import DEADLINE, eventually, read_exactly
-
-pytestmark = pytest.mark.timeout(180)
+from support.processes import descriptors_of
+from support.servers import port_kept
 
 FLOOD = 2 << 20  # bytes; more than the buffers of the two sockets take
 
 
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    """Cut sessions and lingering sockets are waited for by the clock; there are hundreds of them here."""
-    monkeypatch.setattr(echo.server.server, "CUT_GRACE", 0.05)
-    monkeypatch.setattr(echo.sockets, "LINGER_SILENCE", 0.02)
-    monkeypatch.setattr(echo.server.threads, "IDLE_TIMEOUT", 3600)  # a thread that waits on is to be noticed
+class Impatient(echo.Server):
+    """Waits only a moment for sessions that it has cut, and for clients that do not close: there are hundreds here."""
+
+    allow_reuse_port = True
+    _cut_grace = 0.02
+    _linger_silence = 0.02
 
 
 def finishes(thread):
@@ -43,13 +40,13 @@ def finishes(thread):
 
 
 class Call(threading.Thread):
-    """A verb in a thread of its own: what it returned or raised, and when, in ticks of a clock that all calls share."""
+    """A call in a thread of its own: what it returned or raised, and when, in ticks of a clock that all calls share."""
 
     ticks = itertools.count()
 
-    def __init__(self, verb, *arguments):
-        super().__init__(name=f"call-{getattr(verb, '__name__', verb)}", daemon=True)
-        self._verb = verb
+    def __init__(self, method, *arguments):
+        super().__init__(name=f"call-{method.__name__}", daemon=True)
+        self._method = method
         self._arguments = arguments
         self.error = None
         self.returned = None
@@ -59,7 +56,7 @@ class Call(threading.Thread):
     def run(self):
         self.began = next(self.ticks)
         try:
-            self.returned = self._verb(*self._arguments)
+            self.returned = self._method(*self._arguments)
         except Exception as exc:
             self.error = exc
         self.ended = next(self.ticks)
@@ -72,7 +69,8 @@ class Call(threading.Thread):
 
 
 def handler_of(world):
-    """A handler that tells the world of its hooks. Messages tell it to wait, to send much, or to call a verb."""
+    """A handler that reports its hooks to the world. A message makes it wait, send much, or call a method of the
+    server."""
 
     class Handler(echo.MessageRequestHandler):
         framing = echo.LineFraming(FLOOD)
@@ -84,7 +82,7 @@ def handler_of(world):
             if message == b"wait":
                 self.send(b"waiting")
                 self.flush()
-                world.release.wait(DEADLINE * 3)
+                world.release.wait(3 * DEADLINE)
                 self.send(b"released")
             elif message == b"flood":
                 self.send(b"flooding")
@@ -103,7 +101,7 @@ def handler_of(world):
 
 
 class World:
-    """A server, its clients, and what its handlers have told."""
+    """A server, its clients, and what its handlers have reported."""
 
     def __init__(self, **options):
         self.descriptors = descriptors()
@@ -111,7 +109,10 @@ class World:
         self.made = []
         self.lost = []
         self.release = threading.Event()
-        self.server = echo.Server(("127.0.0.1", 0), handler_of(self), **options)
+        self.server = Impatient(("127.0.0.1", 0), handler_of(self), **options)
+        self.server._session_threads.idle_timeout = 3600.0  # a thread that goes on waiting is to be noticed
+        self._port = contextlib.ExitStack()
+        self._port.enter_context(port_kept(self.server))
         self.clients = []
 
     def connect(self):
@@ -132,6 +133,7 @@ class World:
         finishes(Call(self.server.stop))
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(self.server.server_address, DEADLINE)
+        self._port.close()
         eventually(lambda: not self.threads(), "threads are left")
         assert sorted(self.made) == sorted(self.lost)
         assert len(set(self.made)) == len(self.made)
@@ -145,14 +147,15 @@ class World:
 
 
 def descriptors():
-    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    """How many this process has open; 0 where there is no ``/proc``."""
+    return descriptors_of(os.getpid()) if os.path.isdir("/proc/self/fd") else 0
 
 
-# One verb at a time.
+# One call at a time.
 
 
 class Model:
-    """What a server has to be like after each verb, worked out without it."""
+    """What a server has to be like after each call, worked out without it."""
 
     def __init__(self, world):
         self.world = world
@@ -168,7 +171,7 @@ class Model:
         self.backlog = []
         self.live = {}  # clients whose session lives: "idle", "busy" or "flooded"
 
-    # What the verbs do, and what must come of it.
+    # What the calls do, and what must come of it.
 
     def start(self):
         if self.closed:
@@ -186,8 +189,8 @@ class Model:
     def handle_request(self):
         self._serve(self.server.handle_request, True)
 
-    def _serve(self, verb, only_one):
-        call = Call(verb)
+    def _serve(self, method, only_one):
+        call = Call(method)
         if self.closed or self.early:
             call.result()
             self.served, self.early = self.served or not self.closed, False
@@ -248,8 +251,9 @@ class Model:
             self.world.release.set()
             while call.is_alive():
                 self._read_along()
+                call.join(0.001)
             self.stopped_well = True
-            if self.looped:  # whoever waits is let in, and drained
+            if self.looped:  # clients that wait are accepted, and drained
                 self.accepted += len(self.backlog)
             self._is_closed()
         assert call.result() is (self.stopped_well if well else None)
@@ -334,18 +338,25 @@ class Model:
         eventually(lambda: ("echo-server" in self.world.threads()) == (self.run == "start"))
 
 
-VERBS = ["start", "serve_forever", "handle_request", "shutdown", "connect"]
+RUNS = ["start", "serve_forever", "handle_request"]
 ENDS = ["stop", "stop_now", "server_close"]
 CLIENTS = ["talk", "busy", "flood", "released", "leave"]
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_after_each_verb_the_server_is_as_the_model_says(part, trials):
-    for rng in trials(60):
-        world = World()
+def few_or_many(few, many):
+    """So many random orders by default, and four times ``many`` others with ``--all``."""
+    stress = [pytest.param(many, part, marks=pytest.mark.stress) for part in range(1, 5)]
+    return pytest.mark.parametrize("count, part", [(few, 0), *stress])
+
+
+@few_or_many(10, 60)
+def test_after_each_call_the_server_is_as_the_model_says(count, part, trials):
+    for rng in trials(count):
+        world = World(shutdown_timeout=DEADLINE)
         model = Model(world)
-        steps = [rng.choice([*VERBS, "connect", *CLIENTS]) for _ in range(rng.randint(2, 14))]
-        steps += rng.choices(VERBS + ENDS, k=rng.randint(0, 4))
+        calls = [*RUNS, "shutdown", "connect"]
+        steps = [rng.choice([*calls, "connect", *CLIENTS]) for _ in range(rng.randint(2, 14))]
+        steps += rng.choices(calls + ENDS, k=rng.randint(0, 4))
         print(*steps)
         for step in steps:
             act = getattr(model, step)
@@ -353,73 +364,65 @@ def test_after_each_verb_the_server_is_as_the_model_says(part, trials):
             model.check()
         world.release.set()
         world.finish()
-        finishes_if_any(model.run)
-
-
-def finishes_if_any(run):
-    if isinstance(run, Call):
-        assert run.result() is None
+        if isinstance(model.run, Call):
+            assert model.run.result() is None
 
 
 # Many at a time.
 
 
-class Crowd:
-    """Threads that call verbs at random, and clients that come, talk, wait, flood and leave meanwhile."""
-
-    def __init__(self, world):
-        self.world = world
-        self.calls = []
-
-    def verbs(self, rng):
-        server = self.world.server
-        verbs = rng.choices(VERBS[:4], [4, 2, 2, 1], k=rng.randint(2, 6))
-        for verb in verbs + rng.choices(ENDS, k=rng.choice([0, 1, 2])):
-            call = Call(server.stop, 0) if verb == "stop_now" else Call(getattr(server, verb))
-            self.calls.append((verb, call))
-            if verb not in ("serve_forever", "handle_request") or rng.random() < 0.3:
-                call.join(rng.uniform(0, 0.01))
-
-    def clients(self, rng):
-        for _ in range(rng.randint(1, 5)):
-            with contextlib.suppress(OSError):  # the server may be closed, or close at any moment
-                sock = self.world.connect()
-                sock.settimeout(rng.uniform(0.001, 0.02))
-                words = [b"hello", b"wait", b"flood", b"call shutdown", b"call stop", b"call server_close"]
-                sock.sendall(rng.choices(words, [6, 2, 2, 1, 1, 1])[0] + rng.choice([b"", b"\n", b"\n"]))
-                sock.recv(100)
-                if rng.random() < 0.5:
-                    sock.close()
+def call_at_random(world, calls, rng):
+    """Call methods of the server, without waiting for most of them; add (name, call) to ``calls``."""
+    server = world.server
+    names = rng.choices([*RUNS, "shutdown"], [4, 2, 2, 1], k=rng.randint(2, 6))
+    for name in names + rng.choices(ENDS, k=rng.choice([0, 1, 2])):
+        call = Call(server.stop, 0) if name == "stop_now" else Call(getattr(server, name))
+        calls.append((name, call))
+        if name not in ("serve_forever", "handle_request") or rng.random() < 0.3:
+            call.join(rng.uniform(0, 0.01))
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_whatever_is_called_at_the_same_time_nothing_hangs_and_nothing_is_left(part, trials):
-    for rng in trials(75):
+def visit_at_random(world, calls, rng):
+    """Be some clients, which talk, wait, do not read, make a handler call a method, and leave or stay."""
+    for _ in range(rng.randint(1, 5)):
+        with contextlib.suppress(OSError):  # the server may be closed, or close at any moment
+            sock = world.connect()
+            sock.settimeout(rng.uniform(0.001, 0.02))
+            words = [b"hello", b"wait", b"flood", b"call shutdown", b"call stop", b"call server_close"]
+            sock.sendall(rng.choices(words, [6, 2, 2, 1, 1, 1])[0] + rng.choice([b"", b"\n", b"\n"]))
+            sock.recv(100)
+            if rng.random() < 0.5:
+                sock.close()
+
+
+@few_or_many(20, 75)
+def test_whatever_is_called_at_the_same_time_nothing_hangs_and_nothing_is_left(count, part, trials):
+    for rng in trials(count):
         world = World(shutdown_timeout=rng.choice([0, 0.02, 0.2]), max_connections=rng.choice([None, 1, 2]))
-        crowd = Crowd(world)
-        acts = [crowd.verbs] * rng.randint(1, 3) + [crowd.clients] * rng.randint(1, 3)
-        threads = [Call(act, type(rng)(rng.random())) for act in acts]
+        calls = []
+        acts = [call_at_random] * rng.randint(1, 3) + [visit_at_random] * rng.randint(1, 3)
+        threads = [Call(act, world, calls, type(rng)(rng.random())) for act in acts]
         for thread in threads:
             thread.result()
         world.finish()
-        for _, call in crowd.calls:
+        for _, call in calls:
             finishes(call)  # serve_forever() has returned, too
-        check_history(crowd.calls)
+        check_history(calls)
 
 
 def check_history(calls):
-    """What was raised, was raised for a reason. (Verbs that handlers called are not in it.)"""
-    closings = [call for verb, call in calls if verb in ENDS]
-    for verb, call in calls:
+    """What was raised, was raised for a reason. (The calls that handlers made are not in it.)"""
+    closings = [call for name, call in calls if name in ENDS]
+    for name, call in calls:
         if call.error is None:
-            if verb == "start":
+            if name == "start":
                 assert not any(other.ended < call.began for other in closings), "it started after it was closed"
             continue
         assert isinstance(call.error, RuntimeError), call.error
         text = str(call.error)
-        if verb == "start":
+        if name == "start":
             assert re.match("the server is closed", text)
         else:
-            assert verb in ("serve_forever", "handle_request"), (verb, call.error)
+            assert name in ("serve_forever", "handle_request"), (name, call.error)
             assert re.match("the server is serving already", text)
-            assert any(other is not call and other.began < call.ended for name, other in calls if name in VERBS[:3])
+            assert any(other is not call and other.began < call.ended for earlier, other in calls if earlier in RUNS)
