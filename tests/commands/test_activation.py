@@ -1,6 +1,6 @@
-"""The server command under a service manager: a listening socket is passed to it, and it tells how it is.
+"""The server command under a service manager: a listening socket is passed to it, and it reports its state.
 
-``test_systemd.py`` has the two protocols by themselves; here is what the command makes of them.
+``outside/test_systemd.py`` tests the two protocols by themselves; this file tests how the command uses them.
 """
 
 import collections
@@ -17,8 +17,9 @@ import pytest
 
 from echo.server import workers
 from support import DEADLINE, eventually, read_all, read_exactly
+from support.commands import SLOW_HANDLER, UNREAD, client_that_does_not_read
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="no Unix, and no service manager that speaks this")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="no Unix, so no service manager that does this")
 
 needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
 
@@ -31,15 +32,8 @@ class Tells(echo.MessageRequestHandler):
         self.send(("%d %s" % (os.getpid(), " ".join(names))).encode())
 """
 
-SLOW = """
-import echo, os, threading
-
-class Slow(echo.EchoRequestHandler):
-    def message_received(self, message):
-        while message == b"slow" and not os.path.exists("go"):
-            threading.Event().wait(0.005)
-        super().message_received(message)
-"""
+PATIENT = ("--shutdown-timeout", "10m")
+"""However busy this machine is, the sessions end by themselves."""
 
 
 @pytest.fixture
@@ -65,14 +59,14 @@ def ask(address, line=b"hello\n"):
 
 
 @pytest.mark.parametrize("count", ["1", pytest.param("2", marks=needs_fork)])
-def test_the_socket_that_was_passed_is_served_whatever_port_was_asked_for(serve_over, listener, count):
+def test_the_socket_that_was_passed_is_served_whatever_port_was_given(serve_over, listener, count):
     server = serve_over(listener, "1", "-b", "203.0.113.7", "--workers", count)
     assert f"listening on {name_of(listener)}\n" in server.log
     assert ask(listener.getsockname()) == b"hello\n"
     assert server.terminate() == 0
     assert "Traceback" not in server.log
     with socket.create_connection(listener.getsockname(), DEADLINE):
-        pass  # it still listens: its maker has it
+        pass  # it still listens, since the test has it open
 
 
 def test_limits_and_networks_hold_for_the_socket_that_was_passed(serve_over, listener):
@@ -95,14 +89,14 @@ def test_the_path_of_a_unix_socket_that_was_passed_is_left_alone(serve_over, tmp
             assert (tmp_path / "s").exists()
 
 
-def test_what_was_passed_and_does_not_listen_gets_one_line_and_code_2(serve_over):
+def test_a_socket_that_does_not_listen_gets_one_line_and_code_2(serve_over):
     with socket.socket() as sock:
         server = serve_over(sock, until=None)
         assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1 and "stream socket that does not listen" in server.log
 
 
-def test_who_comes_while_no_server_runs_waits_and_is_served_by_the_next(serve_over, listener):
+def test_a_client_that_connects_while_no_server_runs_is_served_by_the_next(serve_over, listener):
     assert serve_over(listener).terminate() == 0
     with socket.create_connection(listener.getsockname(), DEADLINE) as sock:
         sock.sendall(b"early\n")
@@ -116,11 +110,12 @@ def test_who_comes_while_no_server_runs_waits_and_is_served_by_the_next(serve_ov
 class Load:
     """Clients that connect, send a line and compare its echo, one after the other, all the time, until ``end()``.
 
-    ``outcomes`` counts what each of them met: ``right``, or what else it was.
+    ``outcomes`` counts them by what happened: ``right``, or what was wrong.
     """
 
-    def __init__(self, address, count=4):
+    def __init__(self, address, count=3):
         self.outcomes = collections.Counter()
+        self.count = count
         self._address = address
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -151,13 +146,14 @@ class Load:
 
     def goes_on(self):
         """Wait for a number of echoes from now on."""
-        least = self.outcomes["right"] + 50
+        least = self.outcomes["right"] + 20
         eventually(lambda: self.outcomes["right"] >= least, f"the load has stopped: {self.outcomes}")
 
     def end(self):
         self._over.set()
         for thread in self._threads:
-            thread.join(DEADLINE)
+            thread.join(2 * DEADLINE)
+            assert not thread.is_alive()
 
 
 @contextlib.contextmanager
@@ -169,33 +165,35 @@ def load_on(listener):
         load.end()
 
 
-def restart(serve_over, listener, load, order, options=()):
-    """Three times another server takes over."""
-    server = serve_over(listener, "-q", "--no-log-messages", *options)
+def restart(start, listener, load, order, times):
+    """Let another server take over so many times; return the last one. ``start(listener)`` starts one."""
+    server = start(listener)
     load.goes_on()
-    for _ in range(3):
+    for _ in range(times):
         if order == "the new one first":
-            successor = serve_over(listener, "-q", "--no-log-messages", *options)
+            successor = start(listener)
             load.goes_on()
             assert server.terminate() == 0
         else:
             assert server.terminate() == 0
-            successor = serve_over(listener, "-q", "--no-log-messages", *options)
+            successor = start(listener)
         load.goes_on()
         server = successor
     return server
 
 
-ORDERS = ["the new one first", "the old one ends first"]
+orders = pytest.mark.parametrize("order", ["the new one first", "the old one ends first"])
+takeovers = pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
 
 
 @pytest.fixture
 def quiet_over(serve_over, tmp_path):
-    """``serve_over`` for a server that logs nothing: systemd is told that it listens."""
+    """``quiet_over(listener, *options)``: ``serve_over`` for a server that logs nothing, but tells systemd that it
+    listens."""
 
     def start(listener, *options):
         with notified(tmp_path) as (receiver, environment):
-            server = serve_over(listener, *options, env=environment, until=None)
+            server = serve_over(listener, "-q", "--no-log-messages", *PATIENT, *options, env=environment, until=None)
             assert receiver.recv(4096).startswith(b"READY=1\n")
         return server
 
@@ -203,33 +201,39 @@ def quiet_over(serve_over, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_DEFER_ACCEPT"), reason="a client is accepted before its request is there")
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("options", [[], pytest.param(["--workers", "2"], marks=needs_fork)], ids=["one", "workers"])
-def test_a_restart_under_load_refuses_no_connection_and_loses_no_echo(quiet_over, listener, order, options):
-    """With ``DeferAcceptSec=`` a client is accepted with its request, which a stop answers: nobody loses anything."""
+@takeovers
+@orders
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["--workers", "2"], marks=[needs_fork, pytest.mark.slow])],
+    ids=["one", "workers"],
+)
+def test_a_restart_under_load_refuses_no_connection_and_loses_no_echo(quiet_over, listener, options, order, times):
+    """With ``DeferAcceptSec=`` a client is accepted together with its request, which a stop answers."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(DEADLINE))
     with load_on(listener) as load:
-        server = restart(quiet_over, listener, load, order, options)
+        server = restart(lambda listener: quiet_over(listener, *options), listener, load, order, times)
     assert set(load.outcomes) == {"right"}, load.outcomes
     assert server.terminate() == 0
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_restart_under_load_refuses_no_connection_whenever_the_request_comes(quiet_over, listener, order):
+@takeovers
+@orders
+def test_a_restart_under_load_refuses_no_connection_whenever_the_request_comes(quiet_over, listener, order, times):
     """Without it a client may be accepted just before the stop and send just after: it sees the end of an idle
     session. But none is refused, and no echo is wrong."""
     with load_on(listener) as load:
-        server = restart(quiet_over, listener, load, order)
-    met = dict(load.outcomes)
-    right = met.pop("right")
-    assert all(outcome.startswith("lost: ") for outcome in met), met
-    assert sum(met.values()) <= 3 * 4 < right  # each stop may meet each client once
+        server = restart(quiet_over, listener, load, order, times)
+    outcomes = dict(load.outcomes)
+    right = outcomes.pop("right")
+    assert all(outcome.startswith("lost: ") for outcome in outcomes), outcomes
+    assert sum(outcomes.values()) <= times * load.count < right  # each stop may meet each client once
     assert server.terminate() == 0
 
 
 def test_a_session_of_the_old_server_ends_there_while_the_new_one_serves(serve_over, listener, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    old = serve_over(listener, "--handler", "slow:Slow", cwd=str(tmp_path))
+    (tmp_path / "slow.py").write_text(SLOW_HANDLER)
+    old = serve_over(listener, "--handler", "slow:Slow", *PATIENT, cwd=str(tmp_path))
     with socket.create_connection(listener.getsockname(), DEADLINE) as sock:
         sock.sendall(b"slow\n")
         old.read_log_until("received 4 bytes: slow")
@@ -243,7 +247,7 @@ def test_a_session_of_the_old_server_ends_there_while_the_new_one_serves(serve_o
     assert new.terminate() == 0
 
 
-# What it tells.
+# The state that it reports.
 
 
 @contextlib.contextmanager
@@ -268,7 +272,7 @@ def told(sock):
 
 
 def nothing_more(sock):
-    """Whether nothing was told since; to be asked when who could is gone."""
+    """Whether no message has come since; to be asked when the sender has ended."""
     sock.setblocking(False)
     try:
         return not sock.recv(4096)
@@ -276,12 +280,10 @@ def nothing_more(sock):
         return True
 
 
-COUNTS = ["1", pytest.param("2", marks=needs_fork)]
-
-
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_it_tells_once_that_it_listens_that_it_reloads_and_that_it_stops(run, receiver, count, signum):
+@pytest.mark.parametrize(
+    "count, signum", [("1", signal.SIGINT), pytest.param("2", signal.SIGTERM, marks=needs_fork)], ids=["one", "workers"]
+)
+def test_it_reports_once_that_it_listens_that_it_reloads_and_that_it_stops(run, receiver, count, signum):
     sock, environment = receiver
     server = run("echo.server", "0", "--workers", count, env=environment)
     ready = told(sock)
@@ -319,24 +321,22 @@ def test_a_reload_that_failed_is_over_all_the_same(run, receiver, tmp_path):
     assert told(sock) == {"READY": "1"}
 
 
-def test_a_second_signal_is_not_told(serve_over, listener, receiver, tmp_path):
+def test_a_second_signal_is_not_reported(serve_over, listener, receiver, dial):
     sock, environment = receiver
-    (tmp_path / "slow.py").write_text(SLOW)
-    server = serve_over(listener, "--handler", "slow:Slow", env=environment, cwd=str(tmp_path))
+    server = serve_over(listener, *PATIENT, *UNREAD, env=environment)
+    server.address = listener.getsockname()
     assert told(sock)["READY"] == "1"
-    with socket.create_connection(listener.getsockname(), DEADLINE) as client:
-        client.sendall(b"slow\n")
-        server.read_log_until("received 4 bytes: slow")
-        server.popen.send_signal(signal.SIGTERM)
-        server.read_log_until("draining 1 session")
-        threading.Event().wait(0.3)  # signals that come together count as one
-        assert server.terminate() == 1
+    client_that_does_not_read(server, dial)
+    server.popen.send_signal(signal.SIGTERM)
+    server.read_log_until("draining 1 session")
+    threading.Event().wait(0.3)  # signals that come together count as one
+    assert server.terminate() == 1
     assert "SIGTERM: stopping now" in server.log
     assert told(sock) == {"STOPPING": "1"}
     assert nothing_more(sock)
 
 
-def test_who_is_told_may_have_gone(run, receiver):
+def test_a_service_manager_that_has_gone_is_no_error(run, receiver):
     sock, environment = receiver
     server = run("echo.server", "0", env=environment)
     assert told(sock)["READY"] == "1"
@@ -348,7 +348,7 @@ def test_who_is_told_may_have_gone(run, receiver):
 
 
 @needs_fork
-def test_workers_know_nothing_of_it_and_one_that_is_replaced_tells_nothing(serve_over, listener, receiver, tmp_path):
+def test_workers_report_nothing_not_even_one_that_is_replaced(serve_over, listener, receiver, tmp_path):
     sock, environment = receiver
     (tmp_path / "tells.py").write_text(TELLS)
     server = serve_over(
@@ -364,7 +364,7 @@ def test_workers_know_nothing_of_it_and_one_that_is_replaced_tells_nothing(serve
             answers[int(pid)] = names
             return len(answers) == count
 
-        with contextlib.ExitStack() as stack:  # who has more sessions leaves the next to the other
+        with contextlib.ExitStack() as stack:  # a worker that has more sessions leaves the next to the other
             eventually(lambda: stack.enter_context(talking(listener)) and all_there())
         return answers
 
@@ -395,7 +395,7 @@ def test_a_handler_sees_nothing_of_the_socket_that_was_passed(serve_over, listen
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract addresses")
-def test_who_is_told_may_have_an_abstract_address(run):
+def test_the_service_manager_may_have_an_abstract_address(run):
     name = f"echo-test-{os.getpid()}-{time.monotonic_ns()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE)
@@ -406,7 +406,7 @@ def test_who_is_told_may_have_an_abstract_address(run):
         assert told(sock) == {"STOPPING": "1"}
 
 
-def test_nobody_is_told_that_a_server_listens_which_does_not(run, receiver, listener):
+def test_a_server_that_cannot_listen_reports_nothing(run, receiver, listener):
     sock, environment = receiver
     assert run("echo.server", str(listener.getsockname()[1]), env=environment).finish()[0] == 1
     assert nothing_more(sock)
