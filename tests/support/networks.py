@@ -11,10 +11,13 @@ import ctypes
 import fcntl
 import functools
 import heapq
+import json
 import os
 import random
+import re
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -23,6 +26,7 @@ import threading
 import time
 
 from . import DEADLINE, eventually
+from .measuring import finish, read_until
 
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
@@ -287,6 +291,35 @@ class Stream:
             assert not rest
         except (OSError, AssertionError) as exc:
             self._error = exc
+
+
+# What --ping and --bench say of a path.
+
+
+def all_that_was_lost_came_late(ping, lost):
+    """Whether a path recovers as TCP has it: what was given up comes late, all of it, in order."""
+    read_until(ping, rf"seq={lost} late")
+    well_again = int(read_until(ping, r"seq=(\d+) time=").group(1))
+    ping.popen.send_signal(signal.SIGINT)
+    code, out = finish(ping)
+    told = {what: re.findall(rf"seq=(\d+) {what}", out) for what in ("lost", "late", "time")}
+    late = [seq for seq in told["late"] if int(seq) < well_again]
+    assert lost in late == [seq for seq in told["lost"] if int(seq) < well_again]
+    assert told["time"] == sorted(told["time"], key=int)
+    assert re.search(r" received, 0 corrupted, \d+ late, ([^,]+ on the way, )?[\d.]+% loss", out), out
+    assert code == 1
+    return True
+
+
+def bench_finds_nothing_wrong(bench):
+    """Interrupt a ``--bench -d 10m -J`` when it has had replies: it met nothing wrong and nothing lost. Return what it
+    said. (With a short duration a busy machine may let it have no reply in time.)"""
+    read_until(bench, r'"progress".*"messages_per_s": (?!0\.0,)')
+    bench.popen.send_signal(signal.SIGINT)
+    code, out = finish(bench)
+    summary = json.loads(out.splitlines()[-1])
+    assert code == 0 and summary["wrong"] == {} and summary["lost"] == 0 < summary["messages"], summary
+    return out
 
 
 # A bad path.
