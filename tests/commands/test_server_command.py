@@ -17,14 +17,13 @@ from support import DEADLINE, read_all, read_exactly
 from support.commands import (
     SLOW_HANDLER,
     UNREAD,
-    assert_usage_error,
-    call,
     client_that_does_not_read,
     start_changed,
     when_logged,
     write_changed_command,
 )
 from support.processes import Process
+from support.usage_errors import error_line
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -257,10 +256,10 @@ def test_a_usage_error_ends_the_process_with_one_line_and_code_2(run):
         (["0", "--proxy-protocol", "--handshake-timeout", "1s"], "echo.server: --handshake-timeout is 1.0; "),
     ],
 )
-def test_a_usage_error_is_one_line_and_code_2(arguments, words):
-    outcome = call(main, *arguments)
-    assert_usage_error(outcome, words)
-    assert outcome.err.endswith("; see --help\n")
+def test_a_usage_error_is_one_line_and_code_2(capsys, arguments, words):
+    code, line = error_line(capsys, main, *arguments)
+    assert code == 2
+    assert words in line and line.endswith("; see --help")
 
 
 SCRIPT = """
@@ -306,19 +305,17 @@ def test_started_through_its_script_it_calls_itself_by_that_name(run, tmp_path):
         pytest.param("127.0.0.256", marks=pytest.mark.slow),
     ],
 )
-def test_an_address_that_is_not_ours_gets_one_line_and_code_1(address):
-    outcome = call(main, "0", "-b", address)
-    assert outcome.code == 1
-    assert outcome.err.count("\n") == 1
-    assert f"cannot listen on {address}:0" in outcome.err and "address of this machine" in outcome.err
+def test_an_address_that_is_not_ours_gets_one_line_and_code_1(capsys, address):
+    code, line = error_line(capsys, main, "0", "-b", address)
+    assert code == 1
+    assert f"cannot listen on {address}:0" in line and "address of this machine" in line
 
 
 @pytest.mark.parametrize("options", [[], pytest.param(["--workers", "2"], marks=needs_fork)], ids=["one", "workers"])
-def test_a_port_in_use_gets_one_line_and_code_1(server, options):
-    outcome = call(main, str(server.address[1]), *options)
-    assert outcome.code == 1
-    assert outcome.err.count("\n") == 1
-    assert "another program has this port" in outcome.err
+def test_a_port_in_use_gets_one_line_and_code_1(capsys, server, options):
+    code, line = error_line(capsys, main, str(server.address[1]), *options)
+    assert code == 1
+    assert "another program has this port" in line
 
 
 @pytest.mark.parametrize("module", ["echo.server", "echo.client"])
@@ -451,15 +448,19 @@ def test_a_stock_handler_serves_under_the_servers_limits(server_command, folder,
         (["--handler", "mine:Stock", "--framing", "raw"], "mine:Stock handles no messages"),
     ],
 )
-def test_a_handler_that_cannot_be_loaded_gets_one_line_that_says_why_and_code_2(folder, monkeypatch, arguments, words):
+def test_a_handler_that_cannot_be_loaded_gets_one_line_that_says_why_and_code_2(
+    capsys, monkeypatch, folder, arguments, words
+):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
     try:
-        assert_usage_error(call(main, "0", *arguments), words)
+        code, line = error_line(capsys, main, "0", *arguments)
     finally:
         for name in set(sys.modules) - modules:
             del sys.modules[name]
+    assert code == 2
+    assert words in line
 
 
 def test_a_handler_is_searched_for_although_the_current_folder_is_gone(run, tmp_path):

@@ -54,6 +54,21 @@ def test_statistics_add_up(serve, dial):
     )
 
 
+def test_a_connection_has_one_of_the_documented_states_to_the_last(serve, dial):
+    class Watched(echo.Server):
+        def close_request(self, request):
+            super().close_request(request)
+            states.extend(info.state for info in self.connections)
+
+    states = []
+    client = dial(serve(cls=Watched))
+    client.sendall(b"exit\n")
+    assert read_all(client) == b""
+    client.close()  # else the server would wait for that
+    eventually(lambda: states)
+    assert set(states) <= {"open", "draining", "closing"}
+
+
 @pytest.mark.parametrize("threads, sessions, lines", [(4, 5, 10), pytest.param(8, 20, 25, marks=pytest.mark.stress)])
 def test_statistics_are_right_under_load(serve, threads, sessions, lines):
     """Row 18: figures and registry, also on a build without the GIL."""

@@ -24,14 +24,6 @@ def call(main, *arguments):
     return Outcome(code or 0, out.getvalue(), err.getvalue())
 
 
-def assert_usage_error(outcome, *words):
-    """The command has refused its command line, in one line that contains all of ``words``."""
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.count("\n") == 1
-    for each in words:
-        assert each in outcome.err
-
-
 CHANGED = """
 import functools, logging, os, sys
 from echo.server import __main__ as command, affinity, balance, server, workers
