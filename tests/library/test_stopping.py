@@ -285,9 +285,13 @@ def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
 def test_a_flag_can_be_waited_for_inside_a_wait_for_it():
     """As a signal handler does that interrupts a wait."""
     flag = Flag()
-    with flag._changed:
-        threading.Timer(0.01, flag.set).start()
-        flag.wait()
+
+    def wait_inside():
+        with flag._changed:
+            threading.Timer(0.01, flag.set).start()
+            flag.wait()
+
+    ends_in_time(wait_inside)
     assert flag.is_set()
 
 
