@@ -432,11 +432,8 @@ def test_input_is_sent_while_replies_are_read(serve):
     data = bytes(range(250)) * 8000
 
     def talk(sock):
-        left = len(data)
-        while left:
-            part = sock.recv(65536)
+        for part in iter(lambda: sock.recv(65536), b""):
             sock.sendall(part)
-            left -= len(part)
 
     done = client(serve(plain(talk), cls=UnixServer), "--framing", "raw", data=data)
     assert (done.code, done.log) == (0, "")
