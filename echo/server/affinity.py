@@ -66,8 +66,8 @@ def choose(
 def share(
     wanted: Affinity, turn: int, *, available: Optional[FrozenSet[int]] = None, gil: Optional[bool] = None
 ) -> Affinity:
-    """What one of several processes wants: one of the processors that all of them may have. The keyword arguments are
-    those of ``choose``."""
+    """Return what to pin one of several processes to: one of the processors that all of them may use, by its number
+    ``turn``. The keyword arguments are those of ``choose``."""
     if wanted is None or isinstance(wanted, str):
         return choose(wanted, turn, available=available, gil=gil)
     processors = sorted(wanted)

@@ -28,7 +28,7 @@ PROBE = block(LOCAL, 0)
 
 
 def line_of(host, port=1000):
-    """The header of a client with this address."""
+    """A version 1 header for a client with this address."""
     return b"PROXY TCP4 %s 198.51.100.2 %d 443\r\n" % (host.encode(), port)
 
 
@@ -106,7 +106,7 @@ def converse(sock, header, message=b"hello\n"):
     assert read_exactly(sock, len(message)) == message
 
 
-# Who the client is.
+# The address that counts.
 
 NAMED = {
     "v1, IPv4": (LINE, ("192.0.2.1", 56324), CLIENT),
@@ -211,7 +211,7 @@ def test_the_bytes_after_the_header_in_its_segment_are_the_first_messages(proxie
         sock = dial(server)
         sock.sendall(piece)
         sock.shutdown(socket.SHUT_WR)
-        assert read_all(sock) == piece[len(header) :]  # not one byte less, and no second header
+        assert read_all(sock) == piece[len(header) :]  # every byte, and no second header is read
 
 
 def test_a_header_may_arrive_byte_by_byte(proxied, dial):
@@ -271,13 +271,13 @@ def test_a_server_on_a_unix_socket_reads_headers_too(tmp_path):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(DEADLINE)
             sock.connect(server.server_address)
-            converse(sock, LINE)  # a local process is no stranger: the path's permissions say who may connect
+            converse(sock, LINE)  # proxy_allow_from has addresses; here the permissions of the path decide
     ((address, peer, via),) = Guest.met
     assert (address, peer) == (("192.0.2.1", 56324), CLIENT)
     assert via.startswith("unix")
 
 
-# Who may come in.
+# Allowed and denied addresses.
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ def test_slots_come_back_after_ends_of_every_kind(proxied, dial):
     assert sum(server.stats().ended.values()) == len(ends)
 
 
-# What is refused.
+# Refused input.
 
 MALFORMED = ["HTTP", "TLS", "LF alone", "CRLF too early", "an octet of 256", "a port of 65536", "version 3"]
 MALFORMED += ["an IPv4 line without end", "a line of 108 bytes", "an unassigned family"]

@@ -476,15 +476,17 @@ def test_the_path_stays_when_a_worker_ends_and_goes_with_the_last(unix_command, 
 
 
 DYING = """
-import sys
-from echo.server import __main__ as command, workers
+import os, sys
+from echo.server.__main__ import main
+from echo.server.workers import Workers
 
-command._serve = lambda *_: 1
-workers.Workers.min_pause = 0.001
+Workers.min_pause = 0.001
+os.register_at_fork(after_in_child=lambda: os._exit(1))
 
 if __name__ == "__main__":
-    sys.exit(command.main())
+    sys.exit(main())
 """
+"""The server's command, whose workers end as soon as they are forked."""
 
 
 @needs_fork

@@ -18,21 +18,24 @@ def block(command, family, body=b"", length=None):
 
 
 def inet(source="192.0.2.1", destination="198.51.100.2", source_port=56324, destination_port=443):
+    """The addresses and ports of TCP over IPv4 or IPv6, in version 2."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     hosts = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
     return hosts + struct.pack("!HH", source_port, destination_port)
 
 
 def unix(source=b"", destination=b""):
+    """The paths of a Unix socket's two ends, in version 2."""
     return source.ljust(108, b"\0") + destination.ljust(108, b"\0")
 
 
 def tlv(kind, value=b"", length=None):
+    """A type, length and value, in version 2; ``length`` replaces the right one."""
     return struct.pack("!BH", kind, len(value) if length is None else length) + value
 
 
 def slow_crc32c(data):
-    """Bit by bit, as the polynomial is divided."""
+    """Compute the checksum bit by bit, for comparison with the table of the parser."""
     crc = 0xFFFFFFFF
     for byte in data:
         for bit in range(8):
@@ -134,7 +137,7 @@ VALID = {
 BLOCK = block(PROXY, 0x11, inet())
 
 INVALID = {
-    # What is no header at all.
+    # Not a header.
     "HTTP": (b"GET / HTTP/1.1\r\n", r"no PROXY header begins with GET / HTTP/1\.1\\r"),
     "TLS": (bytes.fromhex("16030100"), r"no PROXY header begins with \\x16"),
     "an empty line": (b"\r\n\r\n\r", "no PROXY header"),
