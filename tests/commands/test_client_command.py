@@ -1,4 +1,4 @@
-"""``python -m echo.client`` with ``-m`` and in a pipe: its output, its one line of complaint, its exit code.
+"""``python -m echo.client`` with ``-m`` and in a pipe: its output, its error message, its exit code.
 
 Most tests call the command's ``main()`` in this process. The others start a process: those about pipes that break,
 signals, and what is left at an interpreter's end.
@@ -24,6 +24,7 @@ from echo.connection import Connection
 from echo.sockets import set_receive_timeout, unread
 from support import DEADLINE, ROOT, Recorder, eventually, plain, read_all, read_exactly, reset
 from support.client import UnixServer, address_options, call_client
+from support.measuring import echo_of, one_complaint
 from support.processes import wait_until_it_sleeps
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
@@ -41,7 +42,7 @@ peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platfo
 print("peak", peak, file=sys.stderr)
 sys.exit(code)
 """
-"""``python -c MEASURE -m MODULE ...`` runs the module in a child, small enough to tell the child's memory by."""
+"""``python -c MEASURE -m MODULE ...`` runs the module in a child, which is so small that the peak is the child's."""
 
 
 def client(server, *options, **streams):
@@ -68,24 +69,9 @@ def nobody():
         yield sock.getsockname()
 
 
-def echo_of(name):
-    """An echo handler under the framing of that name."""
-    framing = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[name]
-    return type("Handler", (echo.EchoRequestHandler,), {"framing": framing()})
-
-
 def silent(sock):
     """Read to the end, answer nothing."""
     read_all(sock)
-
-
-def one_complaint(process, *words):
-    """It wrote exactly one line to stderr, as the client's own, and these words are in it."""
-    assert re.fullmatch(r"echo\.client: [^\n]+\n", process.log), process.log
-    assert "Traceback" not in process.log
-    for word in words:
-        assert word in process.log
-    return True
 
 
 # -m: message by message.
@@ -110,20 +96,20 @@ def test_messages_go_under_every_framing(serve, framing):
     assert client(server, "--framing", framing, "-m", "one", "-m", "two") == (0, b"one\ntwo\n", "")
 
 
-def test_exit_as_the_last_message_ends_the_session_in_peace(serve):
+def test_exit_as_the_last_message_ends_the_session_without_an_error(serve):
     handler = Recorder.of(echo.EchoRequestHandler)
     assert client(serve(handler), "-m", "one", "-m", " EXIT ") == (0, b"one\n", "")
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == ["exit"]
 
 
-def test_messages_after_exit_are_told_as_missing(serve):
+def test_messages_after_exit_are_reported_as_missing(serve):
     done = client(serve(), "-m", "one", "-m", "exit", "-m", "two", "-m", "three")
     assert done[:2] == (1, b"one\n")
     assert one_complaint(done, "2 of 3 replies are missing")
 
 
-def test_messages_after_the_servers_end_are_told_as_missing(serve):
+def test_messages_after_the_servers_end_are_reported_as_missing(serve):
     class Once(echo.EchoRequestHandler):
         def message_received(self, message):
             self.send(message)
@@ -134,7 +120,7 @@ def test_messages_after_the_servers_end_are_told_as_missing(serve):
     assert one_complaint(done, "2 of 3 replies are missing")
 
 
-def test_half_a_reply_is_told_as_missing(serve):
+def test_half_a_reply_is_reported_as_missing(serve):
     def talk(sock):
         read_exactly(sock, 4)
         sock.sendall(b"on")
@@ -176,7 +162,7 @@ def test_a_message_that_the_framing_cannot_carry_is_refused_before_connecting(no
 
 
 def messages_of(*texts):
-    """Them as options."""
+    """The options that send these messages."""
     return [option for text in texts for option in ("-m", text)]
 
 
@@ -186,10 +172,10 @@ def objects(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-def without_time(told):
-    """The same without how long it took, which is a time at least."""
-    assert 0 < told["rtt_us"] < DEADLINE * 1e6
-    return {name: value for name, value in told.items() if name != "rtt_us"}
+def without_time(event):
+    """The reply without its round-trip time, which must be plausible."""
+    assert 0 < event["rtt_us"] < DEADLINE * 1e6
+    return {name: value for name, value in event.items() if name != "rtt_us"}
 
 
 def reply(sent, received=None):
@@ -214,7 +200,7 @@ def test_in_json_each_reply_is_an_object_and_the_summary_the_last(serve, framing
     code, out, log = client(serve(echo_of(framing)), "--framing", framing, "-J", "-m", "one", "-m", "two words")
     assert (code, log) == (0, "")
     *replies, last = objects(out)
-    assert [without_time(told) for told in replies] == [reply("one"), reply("two words")]
+    assert [without_time(event) for event in replies] == [reply("one"), reply("two words")]
     assert last == summary(2, 2)
 
 
@@ -224,11 +210,11 @@ def test_any_bytes_are_text_in_json(serve):
     code, out, log = client(serve(), *messages_of(*messages), "--json")
     assert (code, log) == (0, "")
     texts = ["", r'"quoted\\"', r"\xff\x1b[31m\r", "naïve 猫"]
-    assert [told["received"] for told in objects(out)[:-1]] == texts
-    assert [told["sent"] for told in objects(out)[:-1]] == texts
+    assert [event["received"] for event in objects(out)[:-1]] == texts
+    assert [event["sent"] for event in objects(out)[:-1]] == texts
 
 
-def test_exit_is_no_message_in_the_summary(serve):
+def test_exit_is_not_counted_as_a_message_in_the_summary(serve):
     code, out, log = client(serve(), "-J", "-m", "one", "-m", "exit")
     assert (code, log) == (0, "")
     first, last = objects(out)
@@ -240,7 +226,12 @@ def test_in_json_a_reply_that_differs_says_so_and_the_exit_code_does(serve):
     assert done.code == 3
     assert one_complaint(done, "differs", "byte 0")
     *replies, last = objects(done.out)
-    assert [without_time(told) for told in replies] == [reply("12"), reply("ab", "AB"), reply("CD"), reply("ef", "EF")]
+    assert [without_time(event) for event in replies] == [
+        reply("12"),
+        reply("ab", "AB"),
+        reply("CD"),
+        reply("ef", "EF"),
+    ]
     assert last == summary(4, 4, different=2)
 
 
@@ -308,27 +299,27 @@ def test_the_summary_comes_last_when_the_server_is_killed_in_the_middle(killed_b
     assert (without_time(first), last) == (reply("one"), summary(3, 1))
 
 
-def test_a_verbose_pipe_tells_the_connection_and_how_much_came_back(serve):
+def test_a_verbose_pipe_reports_the_connection_and_how_much_came_back(serve):
     done = client(serve(), "-v", data=b"a\nbc")
     assert done[:2] == (0, b"a\nbc")
     assert re.fullmatch(r"connected to 127\.0\.0\.1:\d+ in [\d.]+ ms\n4 bytes came back, as sent\n", done.log)
 
 
 @pytest.mark.parametrize("options", [["-J"], ["-q"], ["-v"], ["-J", "-q", "-v"]], ids="".join)
-def test_where_nothing_listens_the_complaint_is_all_and_the_summary_in_json(nobody, options):
+def test_where_nothing_listens_there_is_one_error_message_and_in_json_a_summary(nobody, options):
     done = client(nobody, "-m", "one", *options)
     assert done.code == 1
     assert one_complaint(done, "nothing listens")
     if "-J" in options:
-        (told,) = objects(done.out)
-        assert told["event"] == "summary" and "nothing listens" in told["error"]
+        (last,) = objects(done.out)
+        assert last["event"] == "summary" and "nothing listens" in last["error"]
     else:
         assert done.out == b""
 
 
 @posix
 @pytest.mark.parametrize("options", [[], ["-J"]], ids=["text", "json"])
-def test_sigint_ends_the_wait_for_a_reply_without_a_word_and_json_with_the_summary(serve, client_process, options):
+def test_sigint_ends_the_wait_for_a_reply_silently_and_json_with_the_summary(serve, client_process, options):
     waiting = threading.Event()
 
     def talk(sock):
@@ -350,7 +341,7 @@ def test_sigint_ends_the_wait_for_a_reply_without_a_word_and_json_with_the_summa
 
 
 @pytest.mark.parametrize(
-    "handler, messages, code, told",
+    "handler, messages, code, printed",
     [
         (echo.EchoRequestHandler, ["ab", "", "cd"], 0, "3 sent, 3 came back, 0 of them different, 0 missing"),
         (echo.EchoRequestHandler, ["ab", "exit"], 0, "1 sent, 1 came back, 0 of them different, 0 missing"),
@@ -359,13 +350,13 @@ def test_sigint_ends_the_wait_for_a_reply_without_a_word_and_json_with_the_summa
         (plain(once), ["one", "two", "six"], 1, "3 sent, 1 came back, 0 of them different, 2 missing"),
     ],
 )
-def test_quietly_only_the_summary_is_told(serve, handler, messages, code, told):
+def test_quiet_prints_only_the_summary(serve, handler, messages, code, printed):
     done = client(serve(type("Handler", (handler,), {})), "-q", *messages_of(*messages))
-    assert done[:2] == (code, f"{told}\n".encode())
+    assert done[:2] == (code, f"{printed}\n".encode())
     assert done.log == "" if code == 0 else one_complaint(done)
 
 
-def test_quietly_in_json_the_summary_alone_is_told(serve):
+def test_quiet_json_is_only_the_summary(serve):
     code, out, log = client(serve(), "-q", "-J", "-m", "one", "-m", "two")
     assert (code, log) == (0, "")
     assert objects(out) == [summary(2, 2)]
@@ -381,13 +372,13 @@ def test_details_go_to_stderr(serve, options):
     if not options:
         assert out == b"one\na\n"
     elif options == ["-J"]:
-        assert [told["event"] for told in objects(out)] == ["reply", "reply", "summary"]
+        assert [event["event"] for event in objects(out)] == ["reply", "reply", "summary"]
     else:
         assert out == b"2 sent, 2 came back, 0 of them different, 0 missing\n"
 
 
 @posix
-def test_a_reader_of_json_that_goes_away_ends_the_client_without_a_word(serve, client_process):
+def test_a_reader_of_json_that_goes_away_ends_the_client_silently(serve, client_process):
     # More than a pipe holds, so that the client still writes when its reader goes.
     process = client_process(serve(), "-J", *messages_of(*["x" * 1000] * 100))
     assert process.popen.stdout.read(1) == b"{"
@@ -397,7 +388,7 @@ def test_a_reader_of_json_that_goes_away_ends_the_client_without_a_word(serve, c
 
 
 @pytest.mark.parametrize("options", [["-J"], ["--json", "-q"], ["-J", "-v", "--framing", "raw"]], ids=" ".join)
-def test_json_needs_something_to_tell(nobody, options):
+def test_json_is_refused_for_a_pipe(nobody, options):
     done = client(nobody, *options, data=b"one\n")  # connecting would fail with another exit code
     assert done[:2] == (2, b"")
     assert one_complaint(done, "--json is for -m, --ping or --bench")
@@ -453,8 +444,8 @@ def test_quiet_and_verbose_change_nothing_of_what_a_pipe_brings_back(serve, fram
 def test_quiet_and_verbose_hide_no_failure_of_a_pipe(serve, option):
     done = client(serve(plain(lambda sock: sock.sendall(read_all(sock)[:-3]))), option, data=b"one\ntwo\n")
     assert done[:2] == (1, b"one\nt")
-    *details, complaint = done.log.splitlines()
-    assert complaint == "echo.client: the server ended the session; 3 bytes did not come back"
+    *details, error = done.log.splitlines()
+    assert error == "echo.client: the server ended the session; 3 bytes did not come back"
     assert len(details) == (option == "-v") and "as sent" not in done.log
 
 
@@ -471,7 +462,7 @@ def pair():
 
 
 def test_no_more_than_a_window_is_on_its_way(pair, tmp_path):
-    # What is on its way is all that the client keeps. This server answers only when it has got more than a window.
+    # The client keeps only what is on its way. This server answers only when it has got more than a window.
     ours, theirs = pair
     most = 0
     window = SmallWindow.window
@@ -484,7 +475,7 @@ def test_no_more_than_a_window_is_on_its_way(pair, tmp_path):
             held += data
             most = max(most, len(held))
             if len(held) > window:
-                theirs.settimeout(0.01)  # here the client waits for a reply; it has this long to show that it does not
+                theirs.settimeout(0.01)  # the client should wait for a reply now; if it sends more, that is seen here
                 try:
                     held += theirs.recv(65536)
                 except socket.timeout:
@@ -547,7 +538,7 @@ def test_a_last_line_needs_no_end(serve, data):
 
 
 @pytest.mark.parametrize("word", [b"exit\n", b" EXIT \r\n", b"Exit"])
-def test_exit_in_a_pipe_ends_the_session_in_peace(serve, word):
+def test_exit_in_a_pipe_ends_the_session_without_an_error(serve, word):
     handler = Recorder.of(echo.EchoRequestHandler)
     assert client(serve(handler), data=b"one\ntwo\n" + word) == (0, b"one\ntwo\n", "")
     assert handler.ended.wait(DEADLINE)
@@ -573,7 +564,7 @@ def test_nothing_goes_out_after_exit_in_a_pipe(serve):
     [(b"", b"more\n"), (b"one\ntwo\n", b"without an end"), (b"one\n", b"\n"), (b"12345\n" * 30_000, b"exit\n")],
     ids=["first", "unended", "empty", "late"],
 )
-def test_input_after_an_exit_is_told_to_be_left_behind(serve, exit_word, word, before, after):
+def test_input_after_an_exit_is_reported_as_not_sent(serve, exit_word, word, before, after):
     handler = type("Handler", (echo.EchoRequestHandler,), {"exit_word": exit_word})
     done = client(serve(handler), data=before + word + after)
     number = before.count(b"\n") + 1
@@ -622,7 +613,7 @@ def test_what_follows_an_exit_may_come_a_moment_later(pair):
 
 @pytest.mark.parametrize("framing", ["raw", "length"])
 @pytest.mark.parametrize("after", [b"", b"more"], ids=["nothing", "more"])
-def test_without_lines_it_is_a_part_of_the_input_that_is_an_exit(serve, framing, after):
+def test_without_line_framing_the_error_names_a_part_of_the_input(serve, framing, after):
     handler = echo_of(framing)
     handler.framing = type(handler.framing)(4)
     done = client(serve(handler), "--framing", framing, "--max-message", "4", data=b"one.exit" + after)
@@ -631,7 +622,7 @@ def test_without_lines_it_is_a_part_of_the_input_that_is_an_exit(serve, framing,
 
 
 @pytest.mark.parametrize("framing", ["line", "raw"])
-def test_exit_in_a_pipe_is_a_peaceful_end_every_time(serve, framing):
+def test_exit_in_a_pipe_ends_without_an_error_every_time(serve, framing):
     # The server's end may come before the sending side of the client has noticed its own.
     server = serve(echo_of(framing))
     for _ in range(20):
@@ -640,7 +631,7 @@ def test_exit_in_a_pipe_is_a_peaceful_end_every_time(serve, framing):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framing", ["line", "raw"])
-def test_exit_in_a_pipe_is_a_peaceful_end_of_each_of_many_processes(serve, client_process, framing):
+def test_exit_in_a_pipe_ends_each_of_many_processes_without_an_error(serve, client_process, framing):
     server = serve(echo_of(framing))
     for _ in range(4):
         batch = [client_process(server, "--framing", framing) for _ in range(10)]
@@ -667,8 +658,8 @@ def test_replies_are_written_while_the_input_is_still_open(serve, client_process
 
 
 @posix
-def test_an_idle_input_is_no_timeout(pair):
-    # The timeout is short only while there is no input, and generous before there is some.
+def test_an_idle_input_does_not_time_out(pair):
+    # The timeout is short only while the input is idle; it is generous before there is input.
     ours, theirs = pair
     source, sink = (open(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb")))
     timeouts = 0
@@ -700,7 +691,7 @@ def test_an_idle_input_is_no_timeout(pair):
     assert (timeouts, b"".join(out)) == (3, b"late\n")
 
 
-def test_of_a_line_over_the_limit_nothing_is_sent(serve):
+def test_nothing_is_sent_of_a_line_over_the_limit(serve):
     handler = Recorder.of(echo.EchoRequestHandler)
     done = client(serve(handler), "--max-message", "10", data=b"short\n" + b"x" * 11 + b"\nnever\n")
     assert done[:2] == (1, b"short\n")
@@ -709,7 +700,7 @@ def test_of_a_line_over_the_limit_nothing_is_sent(serve):
     assert handler.events == ["made", b"short", "lost"]
 
 
-def test_of_an_endless_line_nothing_is_sent(serve):
+def test_nothing_is_sent_of_an_endless_line(serve):
     received = []
     done = client(serve(plain(lambda sock: received.append(read_all(sock)))), data=b"x" * 1_000_000)
     assert done[:2] == (1, b"")
@@ -828,7 +819,7 @@ def test_sigint_ends_the_client_at_once_although_the_server_does_not_read(serve,
     assert process.log == ""
 
 
-# Command lines and addresses that lead nowhere: one line, the right code.
+# Usage errors and addresses where no connection can be made: one line, the right exit code.
 
 
 def test_a_refused_connection_is_one_line(nobody):
@@ -868,7 +859,7 @@ def test_started_through_its_script_it_calls_itself_and_the_server_by_their_name
 
 
 @pytest.mark.parametrize("host", ["a" * 80, "a..b"], ids=["long", "dots"])
-def test_what_cannot_be_a_hosts_name_is_one_line(host):
+def test_an_invalid_host_name_is_one_line(host):
     done = call_client(host, "9", "-m", "x")
     assert done[:2] == (1, b"")
     assert one_complaint(done, repr(host))
@@ -916,7 +907,7 @@ def test_a_host_that_the_system_does_not_know_is_one_line(host):
         (["--max-message", "many"], ["'many' is no size"]),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_one_line(arguments, words):
+def test_a_usage_error_is_one_line(arguments, words):
     done = call_client(*arguments)
     assert done[:2] == (2, b"")
     assert one_complaint(done, *words)
@@ -929,11 +920,11 @@ def test_durations_have_units(nobody, time):
     assert one_complaint(done, "nothing listens")
 
 
-# What the reader of the output, the user and the interpreter may do.
+# A reader that goes away, signals, closed streams, warnings.
 
 
 @posix
-def test_a_reader_that_goes_away_ends_the_client_without_a_word(serve, client_process, tmp_path):
+def test_a_reader_that_goes_away_ends_the_client_silently(serve, client_process, tmp_path):
     with open(tmp_path / "in", "wb+") as source:
         source.write(b"0123456789\n" * 100_000)
         source.seek(0)
@@ -1000,7 +991,7 @@ def test_sigint_ends_a_pipe_without_a_traceback(serve, client_process):
 
 
 @pytest.mark.parametrize("module", ["echo.client", "echo.server"])
-def test_the_version_is_told_without_a_warning(run, module):
+def test_the_version_is_printed_without_a_warning(run, module):
     process = run(module, "--version", python_options=("-W", "error"))
     assert process.finish() == (0, f"{module} {echo.__version__}\n".encode())
     assert process.log == ""
@@ -1012,13 +1003,13 @@ def test_a_whole_session_warns_of_nothing(serve, client_process):
     assert process.log == ""
 
 
-def test_a_line_behind_an_exit_that_is_too_long_is_left_behind_as_well(serve):
+def test_a_line_after_an_exit_that_is_too_long_is_also_reported_as_not_sent(serve):
     done = client(serve(), "--max-message", "10", data=b"one\nexit\n" + b"x" * 36 + b"\n")
     assert done == (1, b"one\n", f"echo.client: line 2 of the input {LEFT_BEHIND}\n")
 
 
 @posix
-def test_whether_there_is_more_is_seen_and_nothing_taken():
+def test_looking_for_more_input_reads_nothing():
     source, sink = os.pipe()
     assert not has_more(source, 0)
     os.write(sink, b"more")
@@ -1030,7 +1021,7 @@ def test_whether_there_is_more_is_seen_and_nothing_taken():
 
 
 @posix
-def test_what_is_typed_ahead_at_a_terminal_is_the_shells():
+def test_input_typed_ahead_at_a_terminal_is_left_to_the_shell():
     master, slave = os.openpty()
     os.write(master, b"ls\n")
     assert not has_more(slave, DEADLINE)

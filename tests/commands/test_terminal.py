@@ -35,7 +35,7 @@ sys.modules["readline"] = None
 del sys.argv[:2]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-"""The same on a Python that was built without readline."""
+"""Like ``OWN_TERMINAL``, on a Python that was built without readline."""
 
 LIMIT = 100
 """Bytes of the longest message in a shared session."""
@@ -73,7 +73,7 @@ class Session:
     """
 
     def __init__(self, stack, starter, kind):
-        self._server = stack.enter_context(echo.Server(("127.0.0.1", 0), self._handler())).start()
+        self._server = stack.enter_context(echo.Server(("127.0.0.1", 0), handler_of(self))).start()
         self.user = Terminal(
             Process,
             "echo.client",
@@ -88,7 +88,7 @@ class Session:
         self.begin()
 
     def begin(self):
-        """Forget what was."""
+        """Forget what the test before has left."""
         self.messages = []
         self.answer = lambda message: message
         self.user.screen, self.user.seen = b"", 0
@@ -97,15 +97,18 @@ class Session:
         """Let the server send a message of its own."""
         session_of(self._server).connection.send(message)
 
-    def _handler(session):  # noqa: N805
-        class Handler(Feed):
-            def message_received(self, message):
-                session.messages.append(message)
-                answer = session.answer(message)
-                if answer is not None:
-                    self.send(answer)
 
-        return Handler
+def handler_of(session):
+    """The handler class of a ``Session``."""
+
+    class Handler(Feed):
+        def message_received(self, message):
+            session.messages.append(message)
+            answer = session.answer(message)
+            if answer is not None:
+                self.send(answer)
+
+    return Handler
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,7 @@ needs_readline = pytest.mark.skipif(readline is None, reason="this Python has no
 
 
 @both
-def test_what_is_typed_comes_back_and_then_the_prompt(conversation, starter):
+def test_each_typed_line_comes_back_and_then_the_prompt(conversation, starter):
     with conversation(starter) as session:
         for line in (b"hello", b"two words", b"hello"):
             session.user.type(line + b"\r")
@@ -230,7 +233,7 @@ def test_typed_letters_of_any_script_pass_and_are_shown_as_they_are(conversation
     assert session.messages == ["naïve Ω 猫".encode()]
 
 
-def test_a_terminal_that_cannot_show_a_letter_shows_it_in_some_way(serve, terminal):
+def test_a_letter_that_the_terminal_cannot_show_is_shown_in_some_way(serve, terminal):
     server = serve(Feed)
     user = terminal(server, PYTHONIOENCODING="ascii")
     user.until(rb"> ")
@@ -311,7 +314,7 @@ def test_a_quiet_session_shows_the_session_and_how_it_went(serve, terminal, star
     assert user.screen == b"> hello\r\nhello\r\n> exit\r\n2 messages sent, 1 received\r\n"
 
 
-# What was typed in earlier sessions.
+# The history: lines of earlier sessions.
 
 
 @pytest.fixture
@@ -355,7 +358,7 @@ DEFAULT_PLACE = (".local", "state", "echo", "history")
 
 
 @needs_history
-def test_what_was_typed_comes_back_with_the_arrow_keys_in_the_next_session(serve, terminal, home):
+def test_typed_lines_come_back_with_the_arrow_keys_in_the_next_session(serve, terminal, home):
     handler = Recorder.of(echo.EchoRequestHandler)
     server = serve(handler)
     special = b' \\ "quoted" $HOME \xc3\xa9 !1 #comment  '
@@ -422,7 +425,7 @@ def test_the_user_may_keep_no_history(home, tmp_path, monkeypatch, where):
 
 
 @needs_history
-def test_history_is_for_its_users_eyes_only(home, tmp_path):
+def test_only_the_user_may_read_the_history(home, tmp_path):
     before = os.umask(0)
     try:
         keep("secret")
@@ -435,7 +438,7 @@ def test_history_is_for_its_users_eyes_only(home, tmp_path):
 
 @needs_history
 @pytest.mark.parametrize("place", ["below a file", "a folder", "a pipe", "nobody's", "text of another kind"])
-def test_a_place_that_cannot_keep_history_is_no_error(home, tmp_path, monkeypatch, place):
+def test_a_path_that_cannot_hold_a_history_is_not_an_error(home, tmp_path, monkeypatch, place):
     path = tmp_path / "place"
     if place == "below a file":
         path.write_text("not a folder")
@@ -454,7 +457,7 @@ def test_a_place_that_cannot_keep_history_is_no_error(home, tmp_path, monkeypatc
 
 @needs_history
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_place_that_is_forbidden_is_no_error(home, tmp_path, monkeypatch):
+def test_a_path_without_permission_is_not_an_error(home, tmp_path, monkeypatch):
     path = tmp_path / "history"
     path.write_bytes(b"not to be read\n")
     path.chmod(0)
@@ -506,12 +509,12 @@ def test_a_thousand_lines_are_kept_and_the_newest_of_all(home, tmp_path, monkeyp
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_messages_of_the_command_line_are_no_history(serve, home, tmp_path):
+def test_messages_of_the_command_line_are_not_kept(serve, home, tmp_path):
     assert on_a_terminal(serve(), "-m", "hello") == (0, b"hello\r\n")
     assert not os.listdir(tmp_path)
 
 
-# What a server may try.
+# Replies that would control the terminal.
 
 
 HOSTILE = b"\x1b[2J\x1b]0;title\x07\xff\xc2\x9b31m\r\x08\x7f\\"
@@ -519,12 +522,12 @@ SHOWN = rb"\x1b[2J\x1b]0;title\x07\xff\u009b31m\r\x08\x7f" + b"\\"
 
 
 def assert_harmless(screen):
-    """The peer's controls did not reach the terminal. The client itself writes CR, LF, and ESC [ K to clear a line."""
+    """No control character of the peer is on the screen. The client's own are CR, LF, and ESC [ K to clear a line."""
     own = screen.replace(b"\r\x1b[K", b"").replace(b"\r\n", b"")
     assert not re.search(rb"[\x00-\x1f\x7f\xff]|\xc2[\x80-\x9f]", own), own
 
 
-def test_controls_in_a_reply_are_shown_and_not_obeyed(conversation):
+def test_control_characters_in_a_reply_are_shown_escaped(conversation):
     with conversation() as session:
         session.answer = lambda message: HOSTILE
         session.user.type(b"x\r")
@@ -532,14 +535,14 @@ def test_controls_in_a_reply_are_shown_and_not_obeyed(conversation):
         assert_harmless(session.user.screen)
 
 
-def test_controls_that_come_at_the_prompt_are_shown_and_not_obeyed(conversation):
+def test_control_characters_that_come_at_the_prompt_are_shown_escaped(conversation):
     with conversation() as session:
         session.say(HOSTILE)
         session.user.until(re.escape(SHOWN) + rb"\r\n> ")
         assert_harmless(session.user.screen)
 
 
-def test_controls_in_a_last_half_message_are_shown_and_not_obeyed(serve, terminal):
+def test_control_characters_in_a_last_half_message_are_shown_escaped(serve, terminal):
     class Half(echo.EchoRequestHandler):
         def message_received(self, message):
             self.connection.write_raw(HOSTILE)
@@ -566,7 +569,7 @@ def on_a_terminal(server, *options):
     return code, shown
 
 
-def test_replies_to_messages_of_the_command_line_are_shown_and_not_obeyed(serve):
+def test_control_characters_in_replies_to_m_are_shown_escaped(serve):
     class Hostile(echo.EchoRequestHandler):
         def message_received(self, message):
             self.send(HOSTILE)
@@ -576,12 +579,12 @@ def test_replies_to_messages_of_the_command_line_are_shown_and_not_obeyed(serve)
     assert_harmless(screen)
 
 
-def test_a_reply_that_is_text_is_shown_as_it_is_with_m(serve):
+def test_a_reply_to_m_that_is_text_is_shown_as_it_is(serve):
     assert on_a_terminal(serve(), "-m", "naïve") == (0, "naïve\r\n".encode())
 
 
 @needs_readline
-def test_what_comes_at_the_prompt_leaves_the_typed_text_alone(conversation):
+def test_a_message_that_comes_at_the_prompt_leaves_the_typed_text_alone(conversation):
     with conversation() as session:
         session.user.type(b"ab")
         session.user.until(rb"ab")
@@ -605,7 +608,7 @@ def test_what_comes_at_the_prompt_leaves_the_typed_text_alone(conversation):
         pytest.param(WITHOUT_READLINE, CTRL_C, id="Ctrl-C-plain"),
     ],
 )
-def test_the_user_leaves_in_peace_and_the_terminal_as_it_was(serve, terminal, home, tmp_path, farewell, starter):
+def test_the_user_leaves_and_the_terminal_is_as_it_was(serve, terminal, home, tmp_path, farewell, starter):
     handler = Recorder.of(echo.EchoRequestHandler)
     user = terminal(serve(handler), starter=starter, **dict(home, TERM="dumb"))
     before = termios.tcgetattr(user.master) if sys.platform.startswith("linux") else None
@@ -623,7 +626,7 @@ def test_the_user_leaves_in_peace_and_the_terminal_as_it_was(serve, terminal, ho
     if before is not None:  # elsewhere a terminal without a user has no settings
         assert termios.tcgetattr(user.master) == before
     if starter == WITHOUT_READLINE:
-        assert not os.listdir(tmp_path)  # there is no history, and no error
+        assert not os.listdir(tmp_path)  # neither a history nor an error
     elif hasattr(readline, "append_history_file"):
         kept = [b"hello", b"exit"] if farewell == b"exit\r" else [b"hello"]
         assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == kept
@@ -660,7 +663,7 @@ def test_no_reply_in_time_brings_the_prompt_back(serve, terminal):
 @pytest.mark.parametrize(
     "starter, option", [(OWN_TERMINAL, "-q"), (WITHOUT_READLINE, "-v")], ids=["readline-q", "plain-v"]
 )
-def test_the_servers_end_is_told_at_the_prompt_at_once(serve, terminal, home, tmp_path, starter, option):
+def test_the_servers_end_is_shown_at_the_prompt_at_once(serve, terminal, home, tmp_path, starter, option):
     server = serve(Feed)
     user = terminal(server, option, starter=starter, **dict(home, TERM="dumb"))
     user.until(rb"> ")
@@ -673,7 +676,7 @@ def test_the_servers_end_is_told_at_the_prompt_at_once(serve, terminal, home, tm
         assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"hello"]
 
 
-def test_a_killed_server_is_told_at_the_prompt_at_once(server_command, terminal):
+def test_the_end_of_a_killed_server_is_shown_at_the_prompt_at_once(server_command, terminal):
     server = server_command()
     user = terminal(server)
     user.until(rb"> ")
@@ -689,7 +692,7 @@ SESSIONS = pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.ma
 
 @SESSIONS
 @both
-def test_the_servers_end_is_told_however_close_to_the_prompt_it_comes(serve, terminal, starter, count):
+def test_the_servers_end_is_shown_however_close_to_the_prompt_it_comes(serve, terminal, starter, count):
     class Gone(echo.EchoRequestHandler):
         def connection_made(self):
             self.close()
@@ -702,7 +705,7 @@ def test_the_servers_end_is_told_however_close_to_the_prompt_it_comes(serve, ter
 
 @SESSIONS
 @both
-def test_the_servers_end_right_after_a_reply_is_told(serve, terminal, starter, count):
+def test_the_servers_end_right_after_a_reply_is_shown(serve, terminal, starter, count):
     class Once(echo.EchoRequestHandler):
         def message_received(self, message):
             self.send(message)

@@ -14,7 +14,7 @@ from . import DEADLINE
 
 
 class Finished(NamedTuple):
-    """What a command has returned and written."""
+    """The exit code of a command, and its output: stdout, and stderr as ``log``."""
 
     code: int
     out: bytes
