@@ -641,7 +641,7 @@ def test_a_parent_whose_stderr_is_stalled_still_replaces_a_worker(changed, dial)
     assert server.popen.wait(DEADLINE) == 0
 
 
-@pytest.mark.parametrize("each", [100, pytest.param(3000, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("each", [100, pytest.param(800, marks=pytest.mark.stress)])
 def test_json_lines_of_several_workers_are_whole_lines(server_command, each):
     """In volume, of every length, through one pipe."""
     server = server_command("--workers", "3", "--log-format", "json", *PATIENT)
