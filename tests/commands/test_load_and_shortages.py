@@ -206,7 +206,8 @@ def test_a_client_that_sends_much_and_never_reads_costs_little_memory_and_no_one
     server.read_log_until("disconnected: slow")
 
 
-def test_a_gigabyte_without_a_line_feed_costs_little_memory(server_command, dial):
+@pytest.mark.parametrize("megabytes", [100, pytest.param(1024, marks=pytest.mark.stress)])
+def test_a_gigabyte_without_a_line_feed_costs_little_memory(server_command, dial, megabytes):
     server = server_command("--no-log-messages", "--max-message", "4M")
     with echo.connect(server.address, timeout=DEADLINE) as other:
         other.echo(b"warm")
@@ -215,9 +216,9 @@ def test_a_gigabyte_without_a_line_feed_costs_little_memory(server_command, dial
         chunk = b"x" * MB
         most = 0
         try:
-            for number in range(1024):
+            for number in range(megabytes):
                 flood.sendall(chunk)
-                if number % 64 == 0:
+                if number % 16 == 0:
                     other.echo(b"meanwhile")
                     most = max(most, rss(server.pid) - before)
         except OSError:

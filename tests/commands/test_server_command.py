@@ -106,7 +106,7 @@ def test_quiet_logs_nothing_while_all_goes_well(quiet):
     assert server.log == ""
 
 
-@pytest.mark.parametrize("framing", ["line", "length", "raw"])
+@pytest.mark.parametrize("framing", [pytest.param("line", marks=pytest.mark.slow), "length", "raw"])
 def test_each_framing_can_be_chosen(server_command, framing):
     server = server_command("--framing", framing, "--max-message", "1k")
     chosen = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[framing]
@@ -391,7 +391,7 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["Upper", "Logged"])
+@pytest.mark.parametrize("name", [pytest.param("Upper", marks=pytest.mark.slow), "Logged"])
 def test_any_handler_of_the_current_folder_serves_with_its_own_framing(server_command, folder, name):
     server = server_command("--handler", f"mine:{name}", cwd=folder)
     with echo.connect(server.address, framing=echo.LengthFraming()) as client:
