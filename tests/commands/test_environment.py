@@ -162,7 +162,7 @@ def test_the_command_reads_its_environment(run, tmp_path):
     environment = {"ECHO_PORT": "0", "ECHO_FRAMING": "length", "ECHO_LOG_FORMAT": "json", "ECHO_DENY": "@deny ::1"}
     server = run("echo.server", "--log-format", "text", env=environment, cwd=str(tmp_path))
     port = server.read_log_until(r"INFO    listening on 127\.0\.0\.1:(\d+)").group(1)
-    with echo.connect(("127.0.0.1", int(port)), framing=echo.LengthFraming()) as client:
+    with echo.connect(("127.0.0.1", int(port)), framing=echo.LengthFraming(), timeout=DEADLINE) as client:
         assert client.echo(b"two\nlines") == b"two\nlines"
     assert server.terminate() == 0
 
@@ -281,9 +281,11 @@ def test_without_a_terminal_nothing_is_coloured_and_there_is_no_prompt(run, serv
     server = server_command(env={"TERM": "xterm-256color"})
     host, port = "127.0.0.1", str(server.address[1])
     text = b"one\n\x1b[31mtwo\n"
-    talking = run("echo.client", host, port, "-v", env={"TERM": "xterm-256color"})
+    talking = run("echo.client", host, port, "-v", "--timeout", "60", env={"TERM": "xterm-256color"})
     assert talking.finish(text) == (0, text)  # the reply as it came, and nothing else: no prompt
-    pinging = run("echo.client", host, port, "--ping", "-c", "1", "--histogram", env={"TERM": "xterm-256color"})
+    pinging = run(
+        "echo.client", host, port, "--ping", "-c", "1", "--histogram", "--timeout", "60", env={"TERM": "xterm-256color"}
+    )
     code, out = pinging.finish()
     assert code == 0
     assert server.terminate() == 0

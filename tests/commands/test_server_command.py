@@ -49,7 +49,7 @@ def changed_command(run, tmp_path):
 
 def test_the_first_line_tells_the_real_port(server):
     assert re.match(r"\S+ \S+ INFO    listening on 127\.0\.0\.1:\d+\n", server.log)
-    with echo.connect(server.address) as client:
+    with echo.connect(server.address, timeout=DEADLINE) as client:
         assert client.echo(b"hello") == b"hello"
 
 
@@ -66,7 +66,7 @@ def test_a_signal_ends_it_with_code_0_and_idle_clients_see_the_end(server_comman
 
 
 def test_messages_are_logged_with_the_clients_address(server):
-    with echo.connect(server.address) as client:
+    with echo.connect(server.address, timeout=DEADLINE) as client:
         client.echo(b"hello")
         peer = "127.0.0.1:%d" % client.connection.socket.getsockname()[1]
     server.read_log_until(f"{peer} disconnected")
@@ -78,7 +78,7 @@ def test_messages_are_logged_with_the_clients_address(server):
 
 def test_messages_can_be_left_out_of_the_log(server_command):
     server = server_command("--no-log-messages")
-    with echo.connect(server.address) as client:
+    with echo.connect(server.address, timeout=DEADLINE) as client:
         client.echo(b"hello")
     server.read_log_until("disconnected")
     assert "hello" not in server.log
@@ -110,7 +110,7 @@ def test_quiet_logs_nothing_while_all_goes_well(quiet):
 def test_each_framing_can_be_chosen(server_command, framing):
     server = server_command("--framing", framing, "--max-message", "1k")
     chosen = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[framing]
-    with echo.connect(server.address, framing=chosen()) as client:
+    with echo.connect(server.address, framing=chosen(), timeout=DEADLINE) as client:
         assert client.echo(b"x" * 1024) == b"x" * 1024
         if framing != "raw":
             client.send(b"x" * 1025)
@@ -394,7 +394,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", [pytest.param("Upper", marks=pytest.mark.slow), "Logged"])
 def test_any_handler_of_the_current_folder_serves_with_its_own_framing(server_command, folder, name):
     server = server_command("--handler", f"mine:{name}", cwd=folder)
-    with echo.connect(server.address, framing=echo.LengthFraming()) as client:
+    with echo.connect(server.address, framing=echo.LengthFraming(), timeout=DEADLINE) as client:
         client.send(b"abc")
         assert client.recv() == b"ABC"
         client.send(b"x" * 1001)
@@ -418,7 +418,7 @@ def test_the_command_line_overrides_the_handlers_own_attributes(server_command, 
 
 def test_mixins_are_put_on_in_their_order(server_command, folder):
     server = server_command("--mixin", "mine:Twice", "--mixin", "mine:Bang", cwd=folder)
-    with echo.connect(server.address) as client:
+    with echo.connect(server.address, timeout=DEADLINE) as client:
         client.send(b"a")
         assert client.recv() == b"aa!"
 
@@ -479,11 +479,11 @@ def test_a_handler_is_searched_for_although_the_current_folder_is_gone(run, tmp_
 
 def test_the_log_as_json_has_an_object_a_line_with_stable_names(server_command):
     server = server_command("--log-format", "json", "--max-message", "10")
-    with echo.connect(server.address) as client:
+    with echo.connect(server.address, timeout=DEADLINE) as client:
         client.echo(b"hello")
         peer = "127.0.0.1:%d" % client.connection.socket.getsockname()[1]
     server.read_log_until('"disconnected"')
-    with echo.connect(server.address) as client:
+    with echo.connect(server.address, timeout=DEADLINE) as client:
         client.send(b"x" * 11)
         with pytest.raises(echo.ConnectionClosed):
             client.recv()
@@ -523,7 +523,7 @@ def test_a_traceback_is_one_json_object_too(server_command, tmp_path):
         "import echo\nclass Fails(echo.MessageRequestHandler):\n    def connection_made(self):\n        1 / 0\n"
     )
     server = server_command("--log-format", "json", "--handler", "failing:Fails", cwd=str(tmp_path))
-    with echo.connect(server.address) as client, pytest.raises(echo.ConnectionClosed):
+    with echo.connect(server.address, timeout=DEADLINE) as client, pytest.raises(echo.ConnectionClosed):
         client.recv()
     server.terminate()
     errors = [record for record in map(json.loads, server.log.splitlines()) if record["level"] == "ERROR"]
