@@ -18,6 +18,7 @@ EACH = pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
 
 def tcp_pair():
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # less than a large probe, whenever it is sent
         near = socket.create_connection(listener.getsockname(), DEADLINE)
         return near, listener.accept()[0]
 

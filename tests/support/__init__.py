@@ -1,7 +1,7 @@
 """What the tests share: a generous deadline, waiting for events, reading sockets, handlers that remember.
 
 The other modules here are about one subject each: ``processes`` (the commands, and other programs), ``terminal``,
-``measuring`` (servers that are not a good echo, and what ``--ping`` and ``--bench`` print), ``certificates``,
+``measuring`` (``--ping`` and ``--bench``), ``simulation`` (the same without processes or waiting), ``certificates``,
 ``commands`` (the server command in this process, or changed), ``networks`` and ``activation``.
 """
 
