@@ -67,7 +67,7 @@ def serve():
 
         def start(handler_class=echo.EchoRequestHandler, cls=echo.Server, **options):
             server = cls(("127.0.0.1", 0), handler_class, **options)
-            stack.callback(server.stop, 1.0)
+            stack.callback(server.stop, DEADLINE)
             return server.start()
 
         yield start

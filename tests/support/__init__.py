@@ -1,8 +1,12 @@
 """What the tests share: a generous deadline, waiting for events, reading sockets, handlers that remember.
 
-The other modules here are about one subject each: ``processes`` (the commands, and other programs), ``terminal``,
-``measuring`` (``--ping`` and ``--bench``), ``simulation`` (the same without processes or waiting), ``certificates``,
-``commands`` (the server command in this process, or changed), ``networks`` and ``activation``.
+The other modules here are about one subject each:
+
+* in this process: ``servers``, ``clients`` (the library), ``commands`` and ``client`` (the two commands), ``usage_errors``,
+  ``proxy_headers``, ``certificates``, ``background`` (a function in a thread), ``simulation`` (``--ping`` and ``--bench``
+  with a made-up network and time);
+* as processes: ``processes`` (the commands, and other programs), ``terminal``, ``measuring``, ``activation``, ``networks``;
+* ``tiers`` chooses which tests run.
 """
 
 import os
