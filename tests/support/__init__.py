@@ -2,10 +2,11 @@
 
 The other modules here are about one subject each:
 
-* in this process: ``servers``, ``clients`` (the library), ``commands`` and ``client`` (the two commands), ``usage_errors``,
-  ``proxy_headers``, ``certificates``, ``background`` (a function in a thread), ``simulation`` (``--ping`` and ``--bench``
-  with a made-up network and time);
-* as processes: ``processes`` (the commands, and other programs), ``terminal``, ``measuring``, ``activation``, ``networks``;
+* in this process: ``servers``, ``clients`` (the library), ``commands`` and ``client`` (the two commands),
+  ``usage_errors``, ``proxy_headers``, ``certificates``, ``background`` (a function in a thread), ``simulation``
+  (``--ping`` and ``--bench`` with a network and time that are made up);
+* as processes: ``processes`` (the commands, and other programs), ``terminal``, ``measuring``, ``activation``,
+  ``networks``;
 * ``tiers`` chooses which tests run.
 """
 
