@@ -31,7 +31,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from echo import arguments  # noqa: E402
+from echo.cli import arguments  # noqa: E402
 from support.activation import copies_of, launcher  # noqa: E402
 from support.certificates import Certificates  # noqa: E402
 

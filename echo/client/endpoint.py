@@ -10,10 +10,10 @@ import socket
 import ssl
 from typing import Any, NamedTuple, Optional
 
-from ..certificates import client_context
 from ..sockets import INET, keep_alive
 from ..text import format_address
-from ..tls import TLSSocket
+from ..transport.certificates import client_context
+from ..transport.tls import TLSSocket
 
 
 class Security(NamedTuple):

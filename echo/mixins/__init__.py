@@ -8,7 +8,7 @@ from plain ``object`` and is listed after the handler would be dropped in silenc
 """
 
 from .faults import FaultMixin
-from .logs import LoggingMixin
+from .logging import LoggingMixin
 from .throttling import ThrottlingMixin
 from .transcript import TranscriptMixin
 

@@ -12,8 +12,8 @@ import time
 from typing import Any, Optional
 
 from ..sockets import set_deadline
-from ..tls import TLSSocket, explain
-from .proxy_protocol import Header, HeaderParser, InvalidHeader
+from ..transport.proxy_protocol import Header, HeaderParser, InvalidHeader
+from ..transport.tls import TLSSocket, explain
 
 
 class Refused(Exception):

@@ -30,15 +30,17 @@ import threading
 import time
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Type, TypeVar
 
+from ..cli.server.balance import Balance
 from ..sockets import INET, LINGER_SILENCE, LINGER_TIMEOUT, keep_alive, linger
 from ..text import format_address, plural
-from ..tls import TLSSocket
-from . import affinity, listeners, threads
+from ..transport import affinity
+from ..transport.tls import TLSSocket
+from . import listening as listeners
+from . import threads
+from .accepting import BackOff, Flag, Run
 from .access import AccessList
 from .admission import Refused, receive_header, shake_hands
-from .balance import Balance
 from .reporting import tell
-from .run import BackOff, Flag, Run
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
 
 MIN_HEADER_TIMEOUT = 3.0

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from echo.server import workers
+from echo.cli.server import workers
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.commands import SLOW_HANDLER, UNREAD, client_that_does_not_read
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from echo import arguments, protocol
+from echo import protocol
+from echo.cli import arguments
 from echo.framing import LengthFraming, LineFraming, RawFraming
 
 

@@ -19,7 +19,7 @@ import threading
 import pytest
 
 import echo
-from echo.client.pipe import CHUNK, Pipe, has_more
+from echo.cli.client.pipe import CHUNK, Pipe, has_more
 from echo.connection import Connection
 from echo.sockets import set_receive_timeout, unread
 from support import DEADLINE, ROOT, Recorder, eventually, plain, read_all, read_exactly, reset
@@ -832,7 +832,7 @@ def test_a_refused_connection_is_one_line(nobody):
 
 SCRIPT = """\
 import sys
-from echo.client.__main__ import main
+from echo.cli.client.command import main
 
 for arguments in (["--version"], ["--help"], ["--json"]):
     try:

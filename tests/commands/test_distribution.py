@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from echo.client.measure.distribution import Distribution
+from echo.measure.distribution import Distribution
 
 PERCENTS = [0.0, 0.1, 12.5, 50.0, 75.0, 90.0, 99.0, 99.9]
 ENOUGH = [(50.0, 2), (75.0, 4), (90.0, 10), (99.0, 100), (99.9, 1000)]

@@ -8,11 +8,11 @@ import subprocess
 import pytest
 
 import echo
-from echo.client.__main__ import main as client_main
-from echo.server import __main__ as command
-from echo.server import workers
-from echo.server.__main__ import main
-from echo.server.options import parser
+from echo.cli.client.command import main as client_main
+from echo.cli.server import command as command
+from echo.cli.server import workers
+from echo.cli.server.command import main
+from echo.cli.server.options import parser
 from support import DEADLINE, read_all, read_exactly, tiers
 from support.commands import call
 from support.processes import processes_of

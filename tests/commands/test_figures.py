@@ -10,9 +10,9 @@ import struct
 
 import pytest
 
-from echo.client.measure.distribution import Distribution
-from echo.client.measure.figures import as_fields, comparison, histogram, percentile_name
-from echo.client.report import Report, microseconds, milliseconds
+from echo.measure.distribution import Distribution
+from echo.measure.figures import as_fields, comparison, histogram, percentile_name
+from echo.measure.report import Report, microseconds, milliseconds
 
 
 def distribution_of(samples):

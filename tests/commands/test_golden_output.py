@@ -14,10 +14,10 @@ import socket
 import pytest
 
 import echo
-from echo.client.__main__ import _parser as client_parser
-from echo.client.__main__ import main as client_main
-from echo.server.__main__ import main as server_main
-from echo.server.options import parser as server_parser
+from echo.cli.client.command import _parser as client_parser
+from echo.cli.client.command import main as client_main
+from echo.cli.server.command import main as server_main
+from echo.cli.server.options import parser as server_parser
 from support import DEADLINE, read_all, reset
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from echo.client.measure.lane import Lane
-from echo.client.measure.probes import FixedFraming, Ledger, Verdict
 from echo.exceptions import ConnectionClosed, IncompleteMessage, MessageTooLong
 from echo.framing import LengthFraming, LineFraming
+from echo.measure.lane import Lane
+from echo.measure.probes import FixedFraming, Ledger, Verdict
 from support import DEADLINE, read_exactly, reset
 
 FRAMINGS = {"line": LineFraming(1 << 20), "length": LengthFraming(1 << 20), "fixed": FixedFraming(64)}

@@ -16,7 +16,7 @@ import time
 import pytest
 
 import echo
-from echo.server import run as run_module
+from echo.server import accepting as run_module
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly, reset
 from support.commands import start_changed
 from support.processes import cpu_seconds, descriptors_of, rss, threads_of

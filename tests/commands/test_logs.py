@@ -13,9 +13,9 @@ import threading
 
 import pytest
 
+from echo.cli.server import logs
+from echo.cli.server.logs import DirectLog, JsonFormatter, TextFormatter
 from echo.mixins.records import emit
-from echo.server import logs
-from echo.server.logs import DirectLog, JsonFormatter, TextFormatter
 from support import DEADLINE, eventually
 
 posix_pipes = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import echo
-from echo.client.measure.probes import Ledger
+from echo.measure.probes import Ledger
 from support import DEADLINE, Recorder, eventually, plain
 from support.measuring import (
     PATIENT,

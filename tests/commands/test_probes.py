@@ -7,8 +7,8 @@ from binascii import crc32
 
 import pytest
 
-from echo.client.measure.probes import MIN_SIZE, FixedFraming, Ledger, Reply, Verdict
 from echo.framing import LineFraming
+from echo.measure.probes import MIN_SIZE, FixedFraming, Ledger, Reply, Verdict
 
 SIZES = [MIN_SIZE, MIN_SIZE + 1, 64, 115, 116, 1000, 65535, 65536]
 

@@ -11,8 +11,8 @@ import threading
 import pytest
 
 import echo
-from echo.server import workers
-from echo.server.__main__ import main
+from echo.cli.server import workers
+from echo.cli.server.command import main
 from support import DEADLINE, read_all, read_exactly
 from support.commands import (
     SLOW_HANDLER,
@@ -264,7 +264,7 @@ def test_a_usage_error_is_one_line_and_code_2(capsys, arguments, words):
 
 SCRIPT = """
 import json, sys
-from echo.server.__main__ import main
+from echo.cli.server.command import main
 
 for arguments in json.loads(sys.argv[1]):
     try:

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import echo
-from echo.client.history import History
+from echo.cli.client.history import History
 from support import DEADLINE, Recorder, eventually
 from support.client import UnixServer, address_options, call_client
 from support.processes import Process

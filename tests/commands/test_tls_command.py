@@ -16,11 +16,11 @@ import ssl
 import pytest
 
 import echo
-from echo.certificates import client_context, server_context
-from echo.client.__main__ import main as client_main
-from echo.server import workers
-from echo.server.__main__ import main as server_main
-from echo.server.logs import JsonFormatter
+from echo.cli.client.command import main as client_main
+from echo.cli.server import workers
+from echo.cli.server.command import main as server_main
+from echo.cli.server.logs import JsonFormatter
+from echo.transport.certificates import client_context, server_context
 from support import DEADLINE, eventually, plain, read_all, read_exactly, reset
 from support.background import Background
 from support.client import address_options, call_client

@@ -12,9 +12,10 @@ import threading
 import pytest
 
 import echo
-from echo.server import affinity, options, workers
-from echo.server.__main__ import main
-from echo.server.balance import Balance
+from echo.cli.server import options, workers
+from echo.cli.server.balance import Balance
+from echo.cli.server.command import main
+from echo.transport import affinity
 from support import DEADLINE, eventually, read_all
 from support.commands import start_changed, when_logged, write_changed_command
 from support.processes import state_of

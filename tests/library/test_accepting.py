@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import echo
-from echo.server.run import SILENCE, BackOff
+from echo.server.accepting import SILENCE, BackOff
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import FailingServer, echoes, ends_in_time
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from echo import tls
 from echo.server import admission
+from echo.transport import tls
 
 BLOCK = b"\r\n\r\n\0\r\nQUIT\n\x21\x00\xff\xff"
 """The beginning of a PROXY header of 65551 bytes."""

@@ -8,8 +8,9 @@ import threading
 import pytest
 
 import echo
-from echo.server import affinity, options
-from echo.server.__main__ import main
+from echo.cli.server import options
+from echo.cli.server.command import main
+from echo.transport import affinity
 from support import DEADLINE, read_exactly
 from support.usage_errors import error_line
 

@@ -16,7 +16,7 @@ import threading
 import pytest
 
 import echo
-from echo.server.__main__ import main
+from echo.cli.server.command import main
 from echo.sockets import undelivered
 from support import DEADLINE, eventually, read_all, read_exactly, reset
 from support.proxy_headers import BLOCK, INVALID, LOCAL, PROXY, block, checked, inet, tlv, unix

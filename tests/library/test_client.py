@@ -8,8 +8,8 @@ import time
 import pytest
 
 import echo
-from echo.client.exchange import Exchange
-from echo.client.report import Report
+from echo.cli.client.exchange import Exchange
+from echo.measure.report import Report
 from echo.sockets import receive_timeout, unread
 from support import DEADLINE, Recorder, eventually, plain, read_exactly
 from support.clients import FRAMINGS, connections, echo_of, patiently

@@ -16,9 +16,9 @@ import threading
 import pytest
 
 import echo
-from echo.client import __main__ as client_program
-from echo.server import __main__ as server_program
-from echo.server import options, workers
+from echo.cli.client import command as client_program
+from echo.cli.server import command as server_program
+from echo.cli.server import options, workers
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.usage_errors import error_line
 
@@ -477,8 +477,8 @@ def test_the_path_stays_when_a_worker_ends_and_goes_with_the_last(unix_command, 
 
 DYING = """
 import os, sys
-from echo.server.__main__ import main
-from echo.server.workers import Workers
+from echo.cli.server.command import main
+from echo.cli.server.workers import Workers
 
 Workers.min_pause = 0.001
 os.register_at_fork(after_in_child=lambda: os._exit(1))
@@ -556,7 +556,7 @@ def test_a_folder_that_is_a_file_ends_the_command_with_one_line_and_code_1(capsy
 
 AS_NOBODY = """\
 import os, sys
-from echo.server.__main__ import main, parser
+from echo.cli.server.command import main, parser
 parser().parse_args([])
 if os.getuid() == 0:  # root may write everywhere
     os.setgroups([])

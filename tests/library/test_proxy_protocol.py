@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from echo.server.proxy_protocol import Header, HeaderParser, InvalidHeader, crc32c
 from echo.text import format_address
+from echo.transport.proxy_protocol import Header, HeaderParser, InvalidHeader, crc32c
 from support.proxy_headers import (
     AUTHORITY,
     BLOCK,

@@ -16,9 +16,9 @@ import threading
 import pytest
 
 import echo
-from echo.certificates import client_context, server_context
 from echo.sockets import LINGER_TIMEOUT, has_input, linger, set_receive_timeout, set_send_timeout
-from echo.tls import TLSSocket, explain
+from echo.transport.certificates import client_context, server_context
+from echo.transport.tls import TLSSocket, explain
 from support import DEADLINE, eventually, read_all, read_exactly, reset
 from support.background import Background
 

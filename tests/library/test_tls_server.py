@@ -18,8 +18,8 @@ import urllib.request
 import pytest
 
 import echo
-from echo.certificates import client_context, server_context
 from echo.sockets import receive_timeout, undelivered
+from echo.transport.certificates import client_context, server_context
 from support import DEADLINE, Recorder, eventually, read_all, read_exactly, reset
 from support.background import Background
 

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from echo.server import systemd
-from echo.server.options import parser as server_parser
+from echo.cli.server import systemd
+from echo.cli.server.options import parser as server_parser
 from support import DEADLINE, ROOT, eventually
 from support.activation import copies_of, launcher
 
@@ -26,7 +26,7 @@ VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 CHILD = """
 import json, os, subprocess, sys
-from echo.server.systemd import listening_socket
+from echo.cli.server.systemd import listening_socket
 
 def inheritable(descriptor):
     try:

@@ -15,10 +15,10 @@ import subprocess
 import pytest
 
 import echo
-from echo.client.__main__ import _DEFAULTS as CLIENT_DEFAULTS
-from echo.client.__main__ import _parser as client_parser
-from echo.client.measure import CLOSED_DEPTH
-from echo.server.options import parser as server_parser
+from echo.cli.client.command import _DEFAULTS as CLIENT_DEFAULTS
+from echo.cli.client.command import _parser as client_parser
+from echo.cli.server.options import parser as server_parser
+from echo.measure import CLOSED_DEPTH
 from echo.server.server import _OPTIONS as OPTIONS
 from support import DEADLINE, ROOT, TESTS, read_all
 

@@ -8,7 +8,7 @@ import threading
 from typing import NamedTuple
 
 import echo
-from echo.client.__main__ import main
+from echo.cli.client.command import main
 
 from . import DEADLINE
 

@@ -26,7 +26,9 @@ def call(main, *arguments):
 
 CHANGED = """
 import functools, logging, os, sys
-from echo.server import __main__ as command, affinity, balance, server, workers
+from echo.cli.server import command as command, balance, workers
+from echo.transport import affinity
+from echo.server import server
 
 {change}
 

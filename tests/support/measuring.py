@@ -17,7 +17,7 @@ import time
 import pytest
 
 import echo
-from echo.client.__main__ import main
+from echo.cli.client.command import main
 
 from . import DEADLINE
 

@@ -4,7 +4,7 @@ import socket
 import struct
 import sys
 
-from echo.server.proxy_protocol import Header
+from echo.transport.proxy_protocol import Header
 
 SIGNATURE = b"\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a"
 LOCAL, PROXY = 0x20, 0x21

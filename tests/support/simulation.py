@@ -17,9 +17,9 @@ import socket
 import threading
 
 from echo import LengthFraming, LineFraming
-from echo.client.measure import Bench, FixedFraming, Ping
-from echo.client.measure.load import TICK, work
-from echo.client.report import Report
+from echo.measure import Bench, FixedFraming, Ping
+from echo.measure.load import TICK, work
+from echo.measure.report import Report
 
 ADDRESS = "192.0.2.1:7"
 

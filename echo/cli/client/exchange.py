@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import Callable, List
 
-from ..exceptions import ConnectionClosed, EchoMismatch, IncompleteMessage
-from ..protocol import is_exit
-from ..text import escape, plural
-from .client import Client
-from .report import Report, microseconds, milliseconds
+from ...client.client import Client
+from ...exceptions import ConnectionClosed, EchoMismatch, IncompleteMessage
+from ...measure.report import Report, microseconds, milliseconds
+from ...protocol import is_exit
+from ...text import escape, plural
 
 
 class Exchange:

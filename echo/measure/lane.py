@@ -9,8 +9,8 @@ import contextlib
 import socket
 from typing import List, Optional
 
-from ...exceptions import ConnectionClosed, IncompleteMessage
-from ...framing import Framing
+from ..exceptions import ConnectionClosed, IncompleteMessage
+from ..framing import Framing
 from .probes import Ledger, Probe, Reply
 
 READ_SIZE = 64 * 1024

@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
-from ..text import plural
+from ...text import plural
 
 CAPACITY = 10_000
 """Records that wait for the writer at most."""

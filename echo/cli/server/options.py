@@ -10,12 +10,14 @@ import os
 import re
 from typing import Any, List
 
-from .. import arguments, protocol
-from ..handlers import MessageRequestHandler
-from ..version import __version__
-from . import affinity, workers
-from .access import expand
-from .server import Server
+from ... import protocol
+from ...handlers import MessageRequestHandler
+from ...server.access import expand
+from ...server.server import Server
+from ...transport import affinity
+from ...version import __version__
+from .. import arguments
+from . import workers
 
 PROG = arguments.program("echo.server")
 

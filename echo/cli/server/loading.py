@@ -12,7 +12,7 @@ import socketserver
 import sys
 from typing import Any, List, Tuple
 
-from ..handlers import MessageRequestHandler
+from ...handlers import MessageRequestHandler
 
 
 def load_handler(spec: str) -> type:

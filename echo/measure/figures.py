@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import Dict, List, Optional
 
-from ...exceptions import EchoMismatch
-from ...text import escape
-from ..report import microseconds, milliseconds
+from ..exceptions import EchoMismatch
+from ..text import escape
 from .distribution import Distribution
+from .report import microseconds, milliseconds
 
 SHOWN_BYTES = 100
 """How much of a message is shown."""

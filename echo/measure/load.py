@@ -19,9 +19,9 @@ import selectors
 import signal
 from typing import Any, Counter, Dict, List, NamedTuple, Optional, Tuple
 
-from ...exceptions import EchoError
-from ...framing import Framing
-from ..endpoint import Endpoint
+from ..client.endpoint import Endpoint
+from ..exceptions import EchoError
+from ..framing import Framing
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .lane import Lane

@@ -13,11 +13,11 @@ import select
 import threading
 from typing import Callable, Deque, Optional
 
-from ..connection import Connection
-from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
-from ..framing import Framing, LineFraming, RawFraming
-from ..protocol import is_exit
-from ..sockets import unread
+from ...connection import Connection
+from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
+from ...framing import Framing, LineFraming, RawFraming
+from ...protocol import is_exit
+from ...sockets import unread
 
 CHUNK = 64 * 1024
 WINDOW = 64 * 1024 * 1024

@@ -12,10 +12,10 @@ import threading
 import time
 from typing import Optional
 
-from ..connection import Connection
-from ..exceptions import EchoError, MessageTimeout, ReceiveTimeout
-from ..protocol import is_exit
-from ..text import escape, plural
+from ...connection import Connection
+from ...exceptions import EchoError, MessageTimeout, ReceiveTimeout
+from ...protocol import is_exit
+from ...text import escape, plural
 from .history import History
 
 try:

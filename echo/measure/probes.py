@@ -19,7 +19,7 @@ import enum
 from binascii import crc32
 from typing import Deque, List, NamedTuple, Optional, Set, Tuple
 
-from ...framing import Decoder, Framing
+from ..framing import Decoder, Framing
 
 MIN_SIZE = 20
 """Bytes that a probe has at least: its number, its tag and its checksum."""

@@ -11,7 +11,7 @@ from typing import Any, Dict, Optional
 
 from ..handlers import MessageRequestHandler
 from ..text import escape, plural
-from ..tls import TLSSocket
+from ..transport.tls import TLSSocket
 from .records import emit
 
 

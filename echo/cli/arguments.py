@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import Any, Mapping, NoReturn, Optional
 
-from .framing import DEFAULT_MAX_MESSAGE, FRAMINGS, Framing
+from ..framing import DEFAULT_MAX_MESSAGE, FRAMINGS, Framing
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}

@@ -25,8 +25,8 @@ import time
 from itertools import starmap
 from typing import Any, Dict, List, Optional
 
-from .sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
-from .text import escape
+from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
+from ..text import escape
 
 _CHUNK = 64 * 1024  # bytes encrypted at a time: what waits for a peer that does not read is bounded
 

@@ -14,16 +14,16 @@ import random
 import signal
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from ...exceptions import ConnectionClosed
-from ...framing import Framing
-from ...text import plural
-from ..endpoint import Endpoint
-from ..report import Report, milliseconds
+from ..client.endpoint import Endpoint
+from ..exceptions import ConnectionClosed
+from ..framing import Framing
+from ..text import plural
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .load import Period, Plan, Slice, run
 from .probes import Verdict
+from .report import Report, milliseconds
 
 PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
 

@@ -19,9 +19,9 @@ import time
 import traceback
 from typing import Any, Callable, NoReturn, Optional
 
-from ..text import plural
+from ...server.reporting import tell
+from ...text import plural
 from .balance import Balance
-from .reporting import tell
 
 MIN_PAUSE = 0.1
 MAX_PAUSE = 10.0

@@ -11,17 +11,17 @@ import random
 import selectors
 from typing import Dict, Iterator, List, Optional
 
-from ...exceptions import EchoError, EchoMismatch
-from ...framing import Framing
-from ...text import plural
-from ...tls import explain
-from ..endpoint import Endpoint
-from ..report import Report, microseconds, milliseconds
+from ..client.endpoint import Endpoint
+from ..exceptions import EchoError, EchoMismatch
+from ..framing import Framing
+from ..text import plural
+from ..transport.tls import explain
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .lane import Lane
 from .probes import Ledger, Reply, Verdict
+from .report import Report, microseconds, milliseconds
 
 PERCENTILES = [50.0, 90.0, 99.0, 99.9]
 

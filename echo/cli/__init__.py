@@ -1,0 +1,1 @@
+"""The two commands: ``echo.server`` and ``echo.client``. Nothing else imports this."""

@@ -1,0 +1,1 @@
+"""``python -m echo.client``: a session at the terminal, messages, pipes."""

@@ -1,0 +1,1 @@
+"""``python -m echo.server``: options, logs, workers, and the service manager."""

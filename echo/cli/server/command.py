@@ -1,0 +1,311 @@
+"""``python -m echo.server``: an echo server with everything the library offers, on the command line.
+
+It parses, wires and gives the exit code; every policy lives in the library. Exit codes: 0 when every session ended
+by itself, 1 when some had to be cut or the port could not be had, 2 for a command line that makes no sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import logging
+import os
+import random
+import signal
+import ssl
+import sys
+import time
+from types import FrameType
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from ... import protocol
+from ...framing import FRAMINGS
+from ...handlers import EchoRequestHandler, MessageRequestHandler
+from ...mixins import LoggingMixin
+from ...server.access import expand
+from ...server.reporting import answer, tell
+from ...server.server import Server
+from ...text import format_address
+from ...transport import affinity
+from ...transport.certificates import server_context
+from .. import arguments
+from . import systemd
+from .loading import combine, load_handler, load_mixin
+from .logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
+from .options import PROG, parser
+from .workers import Workers
+
+SAME_SIGNAL = 0.25
+"""Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
+its group."""
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the server until SIGINT or SIGTERM; return the exit code."""
+    commands = parser()
+    said = commands.parse_args(argv)  # first, so that --help is there to whom the environment's mistakes are told
+    if said.unix is not None and (said.bind, said.port) != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
+        arguments.fail(PROG, "--unix is in place of the port and --bind; give one of them", 2)
+    commands.read_environment(os.environ)
+    options = commands.parse_args(argv)
+    try:
+        server = _server(options)
+    except ValueError as exc:
+        arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
+    except OSError as exc:
+        where = format_address(_address(options))
+        arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options)}", 1)
+    logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
+    return _run_alone(server, options) if options.workers == 1 else _run_workers(server, options)
+
+
+def _by_options(text: str) -> str:
+    """The library says ``cpu_affinity is ...``; here that is ``--cpu-affinity``."""
+    option, _, rest = text.partition(" is ")
+    return f"--{option.replace('_', '-')} is {rest}" if hasattr(Server, option) else text
+
+
+def _run_alone(server: Server, options: argparse.Namespace) -> int:
+    with _logging_to(LogQueue(_log_descriptor(), _formatter(options))):
+        return _serve(server, lambda: _announce(server), _reloader(lambda: _reload(server, options)), _watch_terminal())
+
+
+def _run_workers(server: Server, options: argparse.Namespace) -> int:
+    first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
+
+    reload = _reloader(lambda: _reload(server, options))
+
+    def work(number: int, ready: Callable[[], None]) -> int:
+        server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
+        logging.getLogger().removeHandler(parents_log)
+        os.environ.pop("NOTIFY_SOCKET", None)  # its parent is who tells
+        with _logging_to(LogQueue(_log_descriptor(), _formatter(options), shared=True)):
+            return _serve(server, ready, reload, lambda: False)
+
+    def stop() -> None:
+        systemd.notify(systemd.STOPPING)
+        server.server_close()
+
+    server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
+    parents_log = DirectLog(_log_descriptor(), _formatter(options))
+    with _logging_to(parents_log):
+        processes = Workers(options.workers, work, stop, reload, _watch_terminal())
+        _announce(server)
+        server.balance = processes.balance
+        try:
+            return processes.run()
+        finally:
+            server.server_close()  # if nobody told it to stop: a Unix socket's path must not stay
+
+
+def _log_descriptor() -> int:
+    return sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
+
+
+def _formatter(options: argparse.Namespace) -> logging.Formatter:
+    formatter = JsonFormatter if options.log_format == "json" else TextFormatter
+    return formatter(with_process=options.workers > 1)
+
+
+@contextlib.contextmanager
+def _logging_to(handler: logging.Handler) -> Iterator[None]:
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _announce(server: Server) -> None:
+    address = format_address(server.server_address)
+    how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
+    tell(logging.INFO, "listening", "listening on %s%s", address, how, address=address)
+    systemd.notify(systemd.READY, systemd.status(f"listening on {address}{how}"))
+
+
+def _serve(
+    server: Server, ready: Callable[[], None], reload: Callable[[], None], terminal_is_gone: Callable[[], bool]
+) -> int:
+    """Serve until a signal. ``ready`` is called when signals have their handlers: who is told may stop it at once."""
+    first: Optional[float] = None
+
+    def stop(signum: int, frame: Optional[FrameType]) -> None:
+        nonlocal first
+        now = time.monotonic()
+        begins = first is None
+        if first is None:
+            first = now  # at once: the next signal may come inside this function
+        elif now - first < SAME_SIGNAL:
+            return
+        name = signal.Signals(signum).name
+        what = "stopping" if begins else "stopping now"
+        tell(logging.INFO, "signal", "%s: %s", name, what, signal=name)
+        if begins:
+            systemd.notify(systemd.STOPPING)
+            server.shutdown()
+        else:
+            server.stop(timeout=0)
+
+    def tell_statistics(signum: int, frame: Optional[FrameType]) -> None:
+        stats = server.stats()._asdict()
+        text = ", ".join(f"{name} {_sum(value) if isinstance(value, dict) else value}" for name, value in stats.items())
+        answer("statistics", "statistics: %s", text, **stats)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, tell_statistics)
+
+    def hang_up(signum: int, frame: Optional[FrameType]) -> None:
+        if terminal_is_gone():
+            stop(signum, frame)
+        else:
+            reload()
+
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1)
+        signal.signal(signal.SIGHUP, hang_up)
+    ready()
+    server.serve_forever()
+    return 0 if server.stop() else 1
+
+
+def _sum(counts: Dict[str, int]) -> str:
+    parts = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    return f"{sum(counts.values())} ({parts})" if parts else "0"
+
+
+def _watch_terminal() -> Callable[[], bool]:
+    """What tells whether the terminal that this was started at is gone, since SIGHUP says that, and "reload" too."""
+    had = _has_terminal()
+    return lambda: had and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
+def _reloader(read: Callable[[], None]) -> Callable[[], None]:
+    """Return what SIGHUP calls. It calls ``read``; if it is itself called meanwhile, the call under way calls ``read``
+    again afterwards: otherwise older files would be put in force after newer ones."""
+    asked = done = 0
+    reading = False
+
+    def reload() -> None:
+        nonlocal asked, done, reading
+        asked += 1
+        while not reading and done != asked:
+            reading = True
+            done = asked
+            try:
+                read()
+            finally:
+                reading = False
+
+    return reload
+
+
+def _reload(server: Server, options: argparse.Namespace) -> None:
+    """Read the files again; if one is broken, all stays as it is."""
+    systemd.notify(systemd.reloading())
+    try:
+        context = _context(options)
+        server.set_access(*_networks(options))
+        server.ssl_context = context
+    except ValueError as exc:
+        tell(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
+    else:
+        tell(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again")
+    systemd.notify(systemd.READY)
+
+
+def _context(options: argparse.Namespace) -> Optional[ssl.SSLContext]:
+    if options.tls_cert is not None:
+        return server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
+    if options.tls_key is not None or options.tls_client_ca is not None:
+        raise ValueError("--tls-key and --tls-client-ca are for --tls-cert; give that, too")
+    return None
+
+
+def _networks(options: argparse.Namespace) -> Tuple[List[str], List[str], List[str]]:
+    return expand(options.allow), expand(options.deny, may_be_empty=True), expand(options.proxy_allow_from)
+
+
+def _address(options: argparse.Namespace) -> Any:
+    return (options.bind, options.port) if options.unix is None else arguments.unix_address(options.unix)
+
+
+def _server(options: argparse.Namespace) -> Server:
+    handler = _handler(options)
+    allow, deny, proxies = _networks(options)
+    settings = dict(
+        max_connections=options.max_connections,
+        max_connections_per_host=options.max_per_host,
+        allow=allow,
+        deny=deny,
+        shutdown_timeout=options.shutdown_timeout or 0.0,
+        cpu_affinity=options.cpu_affinity,
+        ssl_context=_context(options),
+        handshake_timeout=options.handshake_timeout,
+        proxy_protocol=options.proxy_protocol,
+        proxy_allow_from=proxies,
+        unix_mode=options.unix_mode,
+    )
+    if options.proxy_allow_from and not options.proxy_protocol:
+        raise ValueError("--proxy-allow-from is for --proxy-protocol; give that, too")
+    if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
+        raise ValueError("--unix-mode is for --unix with a path; nothing else has permissions")
+    if options.unix is not None and not options.proxy_protocol and (allow or deny or options.max_per_host):
+        raise ValueError("--allow, --deny and --max-per-host are about addresses; clients of a --unix socket have none")
+    passed = systemd.listening_socket()
+    if passed is not None:
+        return Server.from_socket(passed, handler, **settings)
+    return Server(_address(options), handler, **settings)
+
+
+def _handler(options: argparse.Namespace) -> type:
+    handler = EchoRequestHandler if options.handler is None else load_handler(options.handler)
+    mixins = [load_mixin(spec) for spec in options.mixin]
+    given = {name: getattr(options, name) for name in _HANDLER_OPTIONS if hasattr(options, name)}
+    if not issubclass(handler, MessageRequestHandler):
+        if given or mixins:
+            raise ValueError(
+                f"{options.handler} handles no messages; framing, message limits and mixins are not for it"
+            )
+        return handler
+    if "framing" in given or "max_message" in given:
+        cls = FRAMINGS[given["framing"]] if "framing" in given else type(handler.framing)
+        try:
+            given["framing"] = cls(given.pop("max_message", handler.framing.max_message))
+        except TypeError:
+            raise ValueError(
+                f"{options.handler} has a framing of its own, whose limit cannot be set from here"
+            ) from None
+    if not options.log_messages:
+        given["message_level"] = None
+    return combine(handler, [LoggingMixin, *mixins], **given)
+
+
+_HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")
+
+
+def _advice(exc: OSError, options: argparse.Namespace) -> str:
+    if options.unix is not None:
+        return "give another path, of 107 bytes at most, in a folder that you may write to"
+    if exc.errno == errno.EADDRINUSE:
+        return "another program has this port; stop it, or choose another port (0 takes any free one)"
+    if exc.errno == errno.EACCES:
+        return "ports below 1024 are for privileged users; choose a higher one"
+    if exc.errno == errno.EINVAL and ":" in options.bind and "%" not in options.bind:
+        return f"a link-local address needs its interface, like {options.bind}%eth0"
+    return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
