@@ -7,7 +7,7 @@ The rules:
 
 * Nothing a client, a handler or the system does ends the accept loop; only a stop does, or the loss of the
   listening socket.
-* A stop belongs to one run of the loop (``Run``). A flag on the server, as the standard library has it, lets
+* A stop belongs to one run of the loop (``Serving``). A flag on the server, as the standard library has it, lets
   a second ``shutdown()`` poison the next ``serve_forever()``, and an early one wait for ever.
 * Who waits, waits only where waiting can end: a session's thread does not wait for sessions, the serving
   thread does not wait for its own loop, a signal handler does not wait for what it interrupted.
@@ -28,7 +28,7 @@ import ssl
 import sys
 import threading
 import time
-from typing import Any, Dict, Iterable, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Iterable, List, Optional, Tuple, Type, TypeVar
 
 from ..cli.server.balance import Balance
 from ..sockets import INET, LINGER_SILENCE, LINGER_TIMEOUT, keep_alive, linger
@@ -37,15 +37,12 @@ from ..transport import affinity
 from ..transport.tls import TLSSocket
 from . import listening as listeners
 from . import threads
-from .accepting import BackOff, Flag, Run
+from .accepting import BackOff, ReentrantEvent, Serving
 from .access import AccessList
 from .admission import Refused, receive_header, shake_hands
-from .reporting import tell
+from .options import check, set_options
+from .reporting import log_event
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
-
-MIN_HEADER_TIMEOUT = 3.0
-"""Seconds that a PROXY header must be waited for at least: its packet may be lost and sent again (specification,
-section 2)."""
 
 CUT_GRACE = 1.0
 """Seconds that sessions which were cut at the deadline have to notice it."""
@@ -146,18 +143,18 @@ class Server(socketserver.ThreadingTCPServer):
         self._lock = threading.RLock()
         self._registry = Registry()
         self._session_threads = threads.Threads()
-        self._run: Optional[Run] = None
+        self._run: Optional[Serving] = None
         self._stop_early = False  # shutdown() came before the first run
         self._served = self._looped = False
         self._thread: Optional[threading.Thread] = None
         self._closer: Optional[int] = None  # the thread that closes
         self._close_after_run = False
-        self._closed = Flag()
+        self._closed = ReentrantEvent()
         self._deadline: Optional[float] = None  # of the drain; set while closing
         self._cut = 0
         self._full = False
         self._failures = BackOff()
-        self._set_options(options)
+        set_options(self, options)
         self.set_access(self.allow, self.deny, self.proxy_allow_from)
         processors = affinity.choose(self.cpu_affinity, 0)  # so that a senseless one is told here
         if not isinstance(self.cpu_affinity, str):
@@ -167,22 +164,6 @@ class Server(socketserver.ThreadingTCPServer):
         self._path: Any = None
         self._inode: Optional[listeners.Inode] = None
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
-
-    def _set_options(self, options: Any) -> None:
-        for name, value in options.items():
-            if name not in _OPTIONS:
-                raise TypeError(f"{type(self).__name__}() has no option {name!r}; it has {', '.join(_OPTIONS)}")
-            setattr(self, name, value)
-        for name in _CHECKED:
-            _check(name, getattr(self, name))
-        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
-            raise TypeError(f"ssl_context is {self.ssl_context!r}; it is an ssl.SSLContext, or None for no TLS")
-        seconds = self.handshake_timeout
-        if self.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
-            raise ValueError(
-                f"handshake_timeout is {seconds!r}; a PROXY header, which may have to be sent again, needs"
-                f" {MIN_HEADER_TIMEOUT:g} s or more"
-            )
 
     @classmethod
     def from_socket(cls: Type[_Self], sock: socket.socket, RequestHandlerClass: Any, **options: Any) -> _Self:  # noqa: N803
@@ -300,13 +281,13 @@ class Server(socketserver.ThreadingTCPServer):
             raise
         return self
 
-    def _begin_run(self) -> Optional[Run]:
+    def _begin_run(self) -> Optional[Serving]:
         with self._lock:
             if self._closer is not None or self._closed.is_set():
                 return None
             if self._run is not None:
                 raise RuntimeError("the server is serving already")
-            self._run = Run(self.socket, shared=self._inherited)
+            self._run = Serving(self.socket, shared=self._inherited)
             self._served = True
             # Asked only now: a signal handler's shutdown() finds either no run, and leaves word, or this one.
             if self._stop_early:
@@ -314,7 +295,7 @@ class Server(socketserver.ThreadingTCPServer):
                 self._run.stop()
             return self._run
 
-    def _end_run(self, run: Run) -> None:
+    def _end_run(self, run: Serving) -> None:
         with self._lock:
             run.close()
             self._run = None
@@ -323,7 +304,7 @@ class Server(socketserver.ThreadingTCPServer):
         if close:
             self.server_close()
 
-    def _serve(self, run: Run, poll_interval: Optional[float] = 0.5) -> None:
+    def _serve(self, run: Serving, poll_interval: Optional[float] = 0.5) -> None:
         try:
             run.enter()
             self._looped = True
@@ -332,7 +313,7 @@ class Server(socketserver.ThreadingTCPServer):
         finally:
             self._end_run(run)
 
-    def _accept_until_stopped(self, run: Run, poll_interval: Optional[float]) -> None:
+    def _accept_until_stopped(self, run: Serving, poll_interval: Optional[float]) -> None:
         # Polling is for those who asked for it by overriding service_actions(); all others sleep (gh-85265).
         polls = getattr(self.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
         while not run.stopping:
@@ -347,9 +328,9 @@ class Server(socketserver.ThreadingTCPServer):
                 try:
                     self.service_actions()
                 except Exception as exc:
-                    tell(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
+                    log_event(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
 
-    def _wait(self, run: Run, deadline: Optional[float]) -> None:
+    def _wait(self, run: Serving, deadline: Optional[float]) -> None:
         """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
         # First the flag, then the look: a session that ends in between sees the flag and wakes us.
         self._full = True
@@ -367,7 +348,7 @@ class Server(socketserver.ThreadingTCPServer):
     def _has_room(self) -> bool:
         return self.max_connections is None or len(self._registry) < self.max_connections
 
-    def _accept(self, run: Run) -> bool:
+    def _accept(self, run: Serving) -> bool:
         """Accept one connection and begin its session; whether to go on accepting."""
         if not self._has_room() or self._failures.resting():
             return False
@@ -378,7 +359,7 @@ class Server(socketserver.ThreadingTCPServer):
         except OSError as exc:
             if not self._is_listening():
                 if not run.stopping:
-                    tell(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
+                    log_event(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
                 run.stop()
                 return False
             self._registry.accept_failed()
@@ -402,7 +383,7 @@ class Server(socketserver.ThreadingTCPServer):
             self.process_request(request, client_address)
         except Refused as exc:
             self._registry.refused(exc.reason)
-            self._tell_refused(client_address, exc)
+            self._log_refused(client_address, exc)
             self._close_quietly(request)
         except threads.NotStarted as exc:
             self._registry.refused("error")
@@ -419,7 +400,7 @@ class Server(socketserver.ThreadingTCPServer):
             if not isinstance(exc, Exception):
                 raise
         if self._failures.succeeded():
-            tell(logging.INFO, "accept-recovered", "accepting connections again")
+            log_event(logging.INFO, "accept-recovered", "accepting connections again")
         return True
 
     def _is_listening(self) -> bool:
@@ -430,7 +411,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _back_off(self, exc: Exception) -> None:
         if self._failures.failed():  # once a burst, however often it fails
-            tell(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
+            log_event(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
 
     # Admission.
 
@@ -464,25 +445,25 @@ class Server(socketserver.ThreadingTCPServer):
         if self.proxy_protocol:
             header = receive_header(request, self.handshake_timeout)
             own = host_of(session.client_address)
-            others = self._registry.introduce(session, "unix" if header.source == "" else header.source)
+            others = self._registry.identify(session, "unix" if header.source == "" else header.source)
             # A client that has no host, by what its proxy says, is a local one of the proxy's, and not of ours.
             self._check_client(request, session.client_address, session.host or own, others)
         if self.ssl_context is not None:
             shake_hands(request, self.ssl_context, self.handshake_timeout)
 
-    def _tell_refused(self, client_address: Any, refused: Refused, via: Optional[str] = None) -> None:
+    def _log_refused(self, client_address: Any, refused: Refused, via: Optional[str] = None) -> None:
         peer = format_address(client_address)
         level = logging.DEBUG if refused.left else logging.INFO
         fields = {"peer": peer, "reason": refused.reason}
         if via is not None:
             fields["via"] = via
-        tell(level, "refused", "%s refused: %s", peer, refused, **fields)
+        log_event(level, "refused", "%s refused: %s", peer, refused, **fields)
 
     def _close_quietly(self, request: socket.socket) -> None:
         try:
             self.shutdown_request(request)
         except Exception as exc:
-            tell(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
+            log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
 
     # Sessions.
 
@@ -518,22 +499,24 @@ class Server(socketserver.ThreadingTCPServer):
             if session.state == "draining":  # not input_ended: the stop wakes this thread before it sets that
                 reason = "drain"
                 peer = format_address(session.client_address)
-                tell(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
+                log_event(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
             else:
                 refusal = exc.reason
-                self._registry.dismiss(session)
-                self._tell_refused(session.client_address, exc, None if session.unnamed else session.via)
+                self._registry.release_host(session)
+                self._log_refused(session.client_address, exc, None if session.unnamed else session.via)
         except Exception as exc:
             if reason is None:
                 refusal = "error"
-                self._registry.dismiss(session)
+                self._registry.release_host(session)
             else:
                 reason = "reset" if _peer_gone(exc, session) else "error"
             self._report(request, session.client_address)
         except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
             reason = "error"
             peer = format_address(session.client_address)
-            tell(logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, type(exc).__name__, peer=peer)
+            log_event(
+                logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, type(exc).__name__, peer=peer
+            )
             raise
         finally:
             self._end_session(session, reason, refusal)
@@ -598,7 +581,7 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             self.handle_error(request, client_address)
         except Exception as exc:
-            tell(logging.ERROR, "error", "exception in handle_error()", exc_info=exc)
+            log_event(logging.ERROR, "error", "exception in handle_error()", exc_info=exc)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled: one record, with the client's address.
@@ -608,9 +591,9 @@ class Server(socketserver.ThreadingTCPServer):
         exc = sys.exc_info()[1]
         peer = format_address(client_address)
         if _peer_gone(exc, self._registry.get(request)):
-            tell(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
+            log_event(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
         else:
-            tell(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=True, peer=peer)
+            log_event(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=True, peer=peer)
 
     # Telling.
 
@@ -648,7 +631,7 @@ class Server(socketserver.ThreadingTCPServer):
         and returns at once, and what it returns means nothing.
         """
         if timeout is not None:
-            _check("shutdown_timeout", timeout)
+            check("shutdown_timeout", timeout)
             with self._lock:
                 self.shutdown_timeout = timeout
                 if self._deadline is not None:
@@ -708,7 +691,7 @@ class Server(socketserver.ThreadingTCPServer):
         if sessions:
             left = "without limit" if timeout is None else f"for {timeout:g} s at most"
             count = plural(len(sessions), "session")
-            tell(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
+            log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
         for session in sessions:
             session.drain()
         self._registry.wait_until_empty(lambda: self._deadline or 0.0)
@@ -719,14 +702,14 @@ class Server(socketserver.ThreadingTCPServer):
             session.abort()
         for session in cut:
             peer = format_address(session.client_address)
-            tell(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
+            log_event(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
         self._cut = len(cut)
         grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
         if self._served:
             drained = len(sessions) - len(cut)
             text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
-            tell(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
+            log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
         self._session_threads.close()
 
     def _accept_waiting(self) -> None:
@@ -735,7 +718,7 @@ class Server(socketserver.ThreadingTCPServer):
         since others may go on coming; and as far as there is room (``max_connections``)."""
         if self._looped and not self._inherited and self._is_listening():
             try:
-                run = Run(self.socket)
+                run = Serving(self.socket)
             except OSError:
                 return  # out of descriptors: nobody could be let in
             try:
@@ -748,42 +731,6 @@ class Server(socketserver.ThreadingTCPServer):
     def _close_at_exit(self, pid: int) -> None:
         if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
             self.server_close()
-
-
-_CHECKED: Dict[str, Tuple[str, Any, float, bool]] = {
-    # option: what it is, the types, the least, whether None switches it off
-    "max_connections": ("a number", int, 1, True),
-    "max_connections_per_host": ("a number", int, 1, True),
-    "shutdown_timeout": ("seconds", (int, float), 0, True),
-    "handshake_timeout": ("seconds", (int, float), 0.001, True),
-    "request_queue_size": ("a number", int, 0, False),
-}
-_OPTIONS = (
-    *_CHECKED,
-    "allow",
-    "deny",
-    "ssl_context",
-    "proxy_protocol",
-    "proxy_allow_from",
-    "dual_stack",
-    "unix_mode",
-    "allow_reuse_address",
-    "allow_reuse_port",
-    "cpu_affinity",
-    "daemon_threads",
-    "timeout",
-)
-
-
-def _check(name: str, value: Any) -> None:
-    what, types, least, may_be_none = _CHECKED[name]
-    if may_be_none and value is None:
-        return
-    rule = f"it is {what}, {least} or more{', or None for no limit' if may_be_none else ''}"
-    if isinstance(value, bool) or not isinstance(value, types):
-        raise TypeError(f"{name} is {value!r}; {rule}")
-    if not least <= value < float("inf"):  # and so is no NaN
-        raise ValueError(f"{name} is {value!r}; {rule}")
 
 
 def _peer_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:

@@ -19,7 +19,7 @@ from echo.cli.client.command import _DEFAULTS as CLIENT_DEFAULTS
 from echo.cli.client.command import _parser as client_parser
 from echo.cli.server.options import parser as server_parser
 from echo.measure import CLOSED_DEPTH
-from echo.server.server import _OPTIONS as OPTIONS
+from echo.server.options import OPTIONS
 from support import DEADLINE, ROOT, TESTS, read_all
 
 TEST_FILES = {os.path.basename(path): path for path in glob.glob(os.path.join(TESTS, "*", "test_*.py"))}
