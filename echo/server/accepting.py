@@ -56,7 +56,7 @@ class BackOff:
         return bool(self.pause) and self._clock() < self.resume_at
 
 
-class Flag:
+class ReentrantEvent:
     """``threading.Event`` with a reentrant lock: a signal handler may wait for what it interrupted a wait for."""
 
     def __init__(self) -> None:
@@ -77,13 +77,13 @@ class Flag:
                 self._changed.wait()
 
 
-class Run:
+class Serving:
     """One period of serving: it sleeps on the listening socket, and is woken through a socket pair."""
 
     def __init__(self, listener: socket.socket, *, shared: bool = False) -> None:
         self.stopping = False
         self.thread_id = threading.get_ident()  # who must not wait for the end: whoever begins it, then who serves
-        self.ended = Flag()
+        self.ended = ReentrantEvent()
         # A socket shared with other processes has a mode that is theirs as well: it is not put back.
         self.listener_timeout = None if shared else listener.gettimeout()
         self._shared = shared

@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional
 
 from ..text import format_address, unmapped
-from .reporting import tell
+from .reporting import log_event
 
 
 class ConnectionInfo(NamedTuple):
@@ -84,7 +84,7 @@ class Session:
     def __init__(self, request: socket.socket, client_address: Any, *, proxied: bool = False) -> None:
         self.request = request
         self.client_address = client_address
-        # Of whoever comes through a proxy it is not known yet, and comes with Registry.introduce.
+        # Of whoever comes through a proxy it is not known yet, and comes with Registry.identify.
         self.host = None if proxied else host_of(client_address)
         self.via = format_address(client_address) if proxied else None
         self.unnamed = proxied
@@ -123,7 +123,9 @@ class Session:
         except OSError:
             pass
         except Exception as exc:  # a handler's own drain(); the deadline ends its session
-            tell(logging.ERROR, "error", "%s: exception in drain()", format_address(self.client_address), exc_info=exc)
+            log_event(
+                logging.ERROR, "error", "%s: exception in drain()", format_address(self.client_address), exc_info=exc
+            )
 
     def abort(self) -> None:
         """End the session now: whoever reads or sends on the socket is woken."""
@@ -242,7 +244,7 @@ class Registry:
         self._hosts[host] = before + 1
         return before
 
-    def introduce(self, session: Session, client_address: Any) -> int:
+    def identify(self, session: Session, client_address: Any) -> int:
         """Say who the client is, which was not known when the session was added; None if the proxy did not tell. Return
         how many sessions that host had before."""
         with self._lock:
@@ -254,7 +256,7 @@ class Registry:
             session.host = host_of(session.client_address)
             return self._count_host(session.host)
 
-    def dismiss(self, session: Session) -> None:
+    def release_host(self, session: Session) -> None:
         """Its host has one less. A refused one's socket stays open for as long as its client likes, within limits:
         that must not keep the next one out."""
         with self._lock:
@@ -268,7 +270,7 @@ class Registry:
     def remove(self, session: Session, reason: Optional[str], refusal: Optional[str] = None) -> None:
         """Forget a session and count its end, or, if it never began, why it was refused."""
         with self._lock:
-            self.dismiss(session)
+            self.release_host(session)
             del self._live[session.request]
             if reason is not None:
                 self._ended[reason] += 1

@@ -14,7 +14,7 @@ import threading
 import pytest
 
 import echo
-from echo.server.accepting import Flag
+from echo.server.accepting import ReentrantEvent
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
 from support.servers import echoes, ends_in_time
 
@@ -284,7 +284,7 @@ def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
 
 def test_a_flag_can_be_waited_for_inside_a_wait_for_it():
     """As a signal handler does that interrupts a wait."""
-    flag = Flag()
+    flag = ReentrantEvent()
 
     def wait_inside():
         with flag._changed:

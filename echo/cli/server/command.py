@@ -24,7 +24,7 @@ from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
 from ...mixins import LoggingMixin
 from ...server.access import expand
-from ...server.reporting import answer, tell
+from ...server.reporting import log_always, log_event
 from ...server.server import Server
 from ...text import format_address
 from ...transport import affinity
@@ -122,7 +122,7 @@ def _logging_to(handler: logging.Handler) -> Iterator[None]:
 def _announce(server: Server) -> None:
     address = format_address(server.server_address)
     how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
-    tell(logging.INFO, "listening", "listening on %s%s", address, how, address=address)
+    log_event(logging.INFO, "listening", "listening on %s%s", address, how, address=address)
     systemd.notify(systemd.READY, systemd.status(f"listening on {address}{how}"))
 
 
@@ -142,22 +142,22 @@ def _serve(
             return
         name = signal.Signals(signum).name
         what = "stopping" if begins else "stopping now"
-        tell(logging.INFO, "signal", "%s: %s", name, what, signal=name)
+        log_event(logging.INFO, "signal", "%s: %s", name, what, signal=name)
         if begins:
             systemd.notify(systemd.STOPPING)
             server.shutdown()
         else:
             server.stop(timeout=0)
 
-    def tell_statistics(signum: int, frame: Optional[FrameType]) -> None:
+    def log_statistics(signum: int, frame: Optional[FrameType]) -> None:
         stats = server.stats()._asdict()
         text = ", ".join(f"{name} {_sum(value) if isinstance(value, dict) else value}" for name, value in stats.items())
-        answer("statistics", "statistics: %s", text, **stats)
+        log_always("statistics", "statistics: %s", text, **stats)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, tell_statistics)
+        signal.signal(signal.SIGUSR1, log_statistics)
 
     def hang_up(signum: int, frame: Optional[FrameType]) -> None:
         if terminal_is_gone():
@@ -219,9 +219,9 @@ def _reload(server: Server, options: argparse.Namespace) -> None:
         server.set_access(*_networks(options))
         server.ssl_context = context
     except ValueError as exc:
-        tell(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
+        log_event(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
     else:
-        tell(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again")
+        log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again")
     systemd.notify(systemd.READY)
 
 

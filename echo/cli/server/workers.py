@@ -19,7 +19,7 @@ import time
 import traceback
 from typing import Any, Callable, NoReturn, Optional
 
-from ...server.reporting import tell
+from ...server.reporting import log_event
 from ...text import plural
 from .balance import Balance
 
@@ -67,8 +67,8 @@ class _Worker:
         self.deaths = 0  # in a row
         self.due_at: Optional[float] = 0.0  # when it is to be started; None while it runs, or is over
 
-    def tell(self, level: int, event: str, text: str, *args: Any, **fields: Any) -> None:
-        tell(level, event, "worker %d" + text, self.number, *args, worker=self.number, **fields)
+    def log_event(self, level: int, event: str, text: str, *args: Any, **fields: Any) -> None:
+        log_event(level, event, "worker %d" + text, self.number, *args, worker=self.number, **fields)
 
 
 class Workers:
@@ -152,7 +152,7 @@ class Workers:
             return
         if not worker.pid:
             self._be(worker)
-        worker.tell(logging.INFO, "worker-started", " is process %d", worker.pid, pid=worker.pid)
+        worker.log_event(logging.INFO, "worker-started", " is process %d", worker.pid, pid=worker.pid)
 
     def _be(self, worker: _Worker) -> NoReturn:
         """The worker's own life, from the fork to its end."""
@@ -197,21 +197,21 @@ class Workers:
         worker.deaths = 1 if now - worker.started_at >= self.settled else worker.deaths + 1
         if self._stopped:
             self._failed = True
-            worker.tell(logging.WARNING, "worker-died", ": %s", how)
+            worker.log_event(logging.WARNING, "worker-died", ": %s", how)
         elif all(each.pid is None and each.deaths >= self.give_up for each in self._workers):
             self._failed = True
             for each in self._workers:
                 each.due_at = None
-            worker.tell(logging.ERROR, "worker-died", ": %s; no worker can live, giving up", how)
+            worker.log_event(logging.ERROR, "worker-died", ": %s; no worker can live, giving up", how)
         else:
             pause = min(self.min_pause * 2 ** (worker.deaths - 1), self.max_pause)
             worker.due_at = now + pause
-            worker.tell(logging.WARNING, "worker-died", ": %s; the next in %g s", how, pause)
+            worker.log_event(logging.WARNING, "worker-died", ": %s; the next in %g s", how, pause)
 
     def _end(self, number: int) -> None:
         count = plural(len([worker for worker in self._workers if worker.pid is not None]), "worker")
         name = signal.Signals(number).name
-        tell(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
+        log_event(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
         if not self._stopped:
             self._stopped = True
             self._stop()
