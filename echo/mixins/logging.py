@@ -97,9 +97,13 @@ class LoggingMixin(MessageRequestHandler):
             text = escape(message, self.shown_bytes)
             line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"
             fields = {"event": event, "peer": self.peer, "session": self.session, "size": size, "text": text}
-            emit(self.log, level, line, fields)
+            self._emit_record(level, line, fields)
 
     def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
         if self.log.isEnabledFor(level):
             fields.update(event=event, peer=self.peer, session=self.session)
-            emit(self.log, level, f"{self.peer} {line}", fields)
+            self._emit_record(level, f"{self.peer} {line}", fields)
+
+    def _emit_record(self, level: int, line: str, fields: Dict[str, Any]) -> None:
+        """Log ``line`` with ``fields`` as the record's attributes. ``log`` is enabled for this level."""
+        emit(self.log, level, line, fields)

@@ -8,15 +8,19 @@ import os
 import random
 import re
 import select
-import sys
+import socket
 import threading
 
 import pytest
 
+import echo
 from echo.cli.server import logs
-from echo.cli.server.logs import DirectLog, JsonFormatter, TextFormatter
+from echo.cli.server.formatters import JsonFormatter, TextFormatter
+from echo.cli.server.logs import DirectLog
+from echo.cli.server.session_log import SessionLogMixin, only_queue
 from echo.mixins.records import emit
-from support import DEADLINE, eventually
+from echo.text import format_address
+from support import DEADLINE, eventually, read_all
 
 posix_pipes = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
 
@@ -198,7 +202,7 @@ def test_a_record_that_does_not_fit_its_format_costs_itself_alone(pipe, logger, 
     assert read_to_end(reader).count("could not be formatted") == 2
 
 
-# Lines that are no records.
+# Lines in place of records, where the command's own queue is the only one to see them.
 
 
 class Listener(logging.Handler):
@@ -217,36 +221,65 @@ def no_record_is_made(monkeypatch, logger):
     monkeypatch.setattr(logger, "handle", handle)
 
 
-def test_a_text_log_that_listens_alone_gets_lines_that_read_as_records_do(pipe, logger, monkeypatch):
+@pytest.fixture
+def hold_session(serve, dial, logger):
+    """``hold_session(mixin)``: a session whose handler has this mixin and logs to ``logger``; return its peer."""
+
+    def hold(mixin):
+        server = serve(type("Handler", (mixin, echo.EchoRequestHandler), {"log": logger}))
+        client = dial(server)
+        client.sendall(b"hello\nand a rest")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"hello\nand a rest"
+        eventually(lambda: not server.connections)
+        return format_address(client.getsockname())
+
+    return hold
+
+
+def test_a_text_queue_gets_lines_that_read_as_those_of_records(pipe, logger, hold_session, monkeypatch):
+    reader, writer = pipe
+    with LogQueue(writer, TextFormatter()) as queue:
+        logger.addHandler(queue)
+        peers = [hold_session(echo.LoggingMixin)]
+        no_record_is_made(monkeypatch, logger)
+        peers.append(hold_session(SessionLogMixin))
+    os.close(writer)
+    sessions = [[], []]
+    for line in read_to_end(reader).splitlines():
+        time_and_level, separator, rest = line.partition(" 127.0.0.1:")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO   ", time_and_level)
+        peer, _, text = (separator.lstrip() + rest).partition(" ")
+        sessions[peers.index(peer)].append(re.sub(r"\d+\.\d{3} s$", "TIME", text))
+    assert sessions[0] == sessions[1]
+    assert sessions[0] == [
+        "connected",
+        "received 5 bytes: hello",
+        "sent 5 bytes: hello",
+        "received 10 bytes without an end: and a rest",
+        "disconnected: eof; 1 in (16 B), 1 out (16 B), TIME",
+    ]
+
+
+def test_a_line_reads_as_a_record_with_the_same_time(pipe, logger, monkeypatch):
     reader, writer = pipe
     monkeypatch.setattr("time.time", lambda: 1763800000.702)
     with LogQueue(writer, TextFormatter()) as queue:
         logger.addHandler(queue)
-        logger.info("hello")
-        logger.warning("no %s, said twice", "record")
-        logger.info("hello")
-        no_record_is_made(monkeypatch, logger)
-        emit(logger, logging.INFO, "hello", {"event": "said"})
-        emit(logger, logging.WARNING, "no %s, said twice", {"event": "said"})
-        emit(logger, logging.INFO, "hello", {"event": "said"})
+        for level, message in ((logging.INFO, "hello"), (logging.WARNING, "not a %s"), (logging.INFO, "hello")):
+            emit(logger, level, message, {})
+            queue.put_line(level, message)
     os.close(writer)
-    lines = read_to_end(reader).replace("no %s,", "no record,").splitlines()
-    if sys.version_info < (3, 13):  # later records ask another clock
-        assert lines[:3] == lines[3:]
-    assert [line[19:] for line in lines[3:]] == [
-        ".702 INFO    hello",
-        ".702 WARNING no record, said twice",
-        ".702 INFO    hello",
-    ]
+    lines = read_to_end(reader).splitlines()
+    assert lines[0::2] == lines[1::2]
+    assert [line[19:] for line in lines[0::2]] == [".702 INFO    hello", ".702 WARNING not a %s", ".702 INFO    hello"]
 
 
-def test_a_text_log_drops_lines_as_it_drops_records(pipe, logger, monkeypatch):
+def test_a_queue_drops_lines_as_it_drops_records(pipe):
     reader, writer = pipe
     with LogQueue(writer, TextFormatter(), capacity=100) as queue:
-        logger.addHandler(queue)
-        no_record_is_made(monkeypatch, logger)
         for _ in range(1000):
-            emit(logger, logging.INFO, "x" * 1000, {})
+            queue.put_line(logging.INFO, "x" * 1000)
         assert queue._records.qsize() <= 100
         dropped = queue._dropped
         assert dropped > 0
@@ -258,51 +291,67 @@ def test_a_text_log_drops_lines_as_it_drops_records(pipe, logger, monkeypatch):
     assert dropped_by(lines)[1] == dropped
 
 
-def test_another_handler_beside_the_text_log_gets_records(pipe, logger):
+@pytest.mark.parametrize("where", ["logger", "parent"])
+def test_a_handler_of_the_programs_own_beside_the_queue_gets_records(pipe, logger, hold_session, where):
     reader, writer = pipe
     listener = Listener()
-    child = logging.Logger("test.child")
-    child.parent = logger
+    logger.parent = logging.Logger("parent")
     with LogQueue(writer, TextFormatter()) as queue:
-        logger.addHandler(queue)
-        emit(child, logging.INFO, "one", {"event": "said"})
-        child.addHandler(listener)
-        emit(child, logging.INFO, "two", {"event": "said"})
+        logger.parent.addHandler(queue)
+        (logger if where == "logger" else logger.parent).addHandler(listener)
+        hold_session(SessionLogMixin)
     os.close(writer)
-    assert [(record.getMessage(), record.event) for record in listener.records] == [("two", "said")]
-    assert [line.split()[-1] for line in read_to_end(reader).splitlines()] == ["one", "two"]
+    events = ["connected", "received", "sent", "received", "disconnected"]
+    assert [record.event for record in listener.records] == events
+    assert [line.split()[4] for line in read_to_end(reader).splitlines()] == [
+        event + ":" * (event == "disconnected") for event in events
+    ]
 
 
-def test_filters_and_levels_see_records(pipe, logger):
-    reader, writer = pipe
-
-    def secret(record):
-        return record.event != "secret"
-
-    with LogQueue(writer, TextFormatter()) as queue:
-        logger.addHandler(queue)
-        for filtered in (logger, queue):
-            filtered.addFilter(secret)
-            emit(logger, logging.INFO, "filtered", {"event": "secret"})
-            emit(logger, logging.INFO, "shown", {"event": "said"})
-            filtered.removeFilter(secret)
-        queue.setLevel("WARNING")
-        emit(logger, logging.INFO, "low", {"event": "said"})
-        queue.setLevel("NOTSET")
-        logger.disabled = True
-        emit(logger, logging.INFO, "off", {"event": "said"})
-    os.close(writer)
-    assert [line.split()[-1] for line in read_to_end(reader).splitlines()] == ["shown", "shown"]
-
-
-def test_a_json_log_gets_the_fields(pipe, logger):
+def test_a_json_log_gets_the_fields(pipe, logger, hold_session):
     reader, writer = pipe
     with LogQueue(writer, JsonFormatter()) as queue:
         logger.addHandler(queue)
-        emit(logger, logging.INFO, "hello", {"event": "said", "size": 5})
+        peer = hold_session(SessionLogMixin)
     os.close(writer)
-    told = json.loads(read_to_end(reader))
-    assert (told["event"], told["size"], told["message"]) == ("said", 5, "hello")
+    received = json.loads(read_to_end(reader).splitlines()[1])
+    assert (received["event"], received["size"], received["peer"]) == ("received", 5, peer)
+    assert received["message"] == f"{peer} received 5 bytes: hello"
+
+
+def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_other_handler_shares(pipe, logger):
+    class Record(logging.LogRecord):
+        pass
+
+    def everything(record):
+        return True
+
+    logger.parent = logging.Logger("parent")
+    with LogQueue(pipe[1], TextFormatter()) as queue:
+        assert only_queue(logger) is None  # there is no handler
+        logger.parent.addHandler(queue)
+        assert only_queue(logger) is queue
+        for filtered in (logger, queue):
+            filtered.addFilter(everything)
+            assert only_queue(logger) is None
+            filtered.removeFilter(everything)
+        queue.setLevel("WARNING")
+        assert only_queue(logger) is None
+        queue.setLevel("NOTSET")
+        logging.setLogRecordFactory(Record)
+        try:
+            assert only_queue(logger) is None
+        finally:
+            logging.setLogRecordFactory(logging.LogRecord)
+        logger.propagate = False
+        assert only_queue(logger) is None
+        logger.propagate = True
+        assert only_queue(logger) is queue
+        queue.setFormatter(JsonFormatter())
+        assert only_queue(logger) is None
+        logger.parent.removeHandler(queue)
+        logger.addHandler(Listener())
+        assert only_queue(logger) is None
 
 
 # Several processes that write to one pipe.

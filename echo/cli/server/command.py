@@ -22,7 +22,6 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from ... import protocol
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
-from ...mixins import LoggingMixin
 from ...server.access import expand
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
@@ -31,9 +30,11 @@ from ...transport import affinity
 from ...transport.certificates import server_context
 from .. import arguments
 from . import systemd
+from .formatters import JsonFormatter, TextFormatter
 from .loading import combine, load_handler, load_mixin
-from .logs import DirectLog, JsonFormatter, LogQueue, TextFormatter
+from .logs import DirectLog, LogQueue
 from .options import PROG, parser
+from .session_log import SessionLogMixin
 from .workers import Workers
 
 SAME_SIGNAL = 0.25
@@ -289,7 +290,7 @@ def _handler(options: argparse.Namespace) -> type:
             ) from None
     if not options.log_messages:
         given["message_level"] = None
-    return combine(handler, [LoggingMixin, *mixins], **given)
+    return combine(handler, [SessionLogMixin, *mixins], **given)
 
 
 _HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")

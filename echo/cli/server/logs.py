@@ -1,17 +1,16 @@
-"""The command line's log: a bounded queue, and a thread that writes it, so that no log reader stalls a client.
+"""Where the command's log goes: a bounded queue and a thread that writes it, so that a slow reader blocks no client.
 
-Whoever logs puts a record into memory and goes on. The writer formats, and writes many lines at once. While
-nobody reads stderr, at most ``CAPACITY`` records wait; later ones are dropped and counted, and the count is told
-when the log flows again. What records tell is their makers' affair.
+A thread that logs puts the record into the queue and goes on. The writing thread formats the records, and writes many
+lines at once. While nobody reads the log, at most ``CAPACITY`` records wait. Further ones are dropped and counted, and
+the log reports their number when it is read again.
 
-The writer uses the bare descriptor. Rejected: ``logging.StreamHandler`` on ``sys.stderr``, whose buffer's lock a
-writer stuck in a full pipe would hold when the interpreter wants to flush it at exit, which is fatal.
+The writing thread uses the bare descriptor. Rejected: ``logging.StreamHandler`` on ``sys.stderr``. A writer that is
+stuck in a full pipe would hold the lock of its buffer, the interpreter flushes that buffer at exit, and not getting
+the lock then is a fatal error.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import os
 import queue
@@ -19,93 +18,35 @@ import select
 import stat
 import threading
 import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Iterator, List, Optional, Tuple, Union
 
 from ...text import plural
+from .formatters import TextFormatter
 
 CAPACITY = 10_000
-"""Records that wait for the writer at most."""
+"""Maximum number of records that wait for the writing thread."""
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that the end of the program waits for the log to be written."""
 
 MAX_FLUSHES = 30
-"""Times that it waits so long while the reader is not the one that is late: the descriptor has room, but the writing
-thread got no turn on a busy machine."""
+"""How often it waits again while the reader is not the cause: the descriptor has room, but the writing thread got no
+turn on a busy machine."""
 
-GATHER = 0.01
-"""Seconds that the writer waits for more records before it writes: woken for each of them, it would take the
+BATCH_DELAY = 0.01
+"""Seconds that the writing thread waits for more records before it writes. Woken for each record, it would take the
 interpreter from the sessions each time."""
 
 _Line = Tuple[float, int, str]  # time, level, text
 
 _TRACEBACKS = logging.Formatter()
 
-_STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", "asctime", "taskName"}
-
-
-class TextFormatter(logging.Formatter):
-    """Lines for people: ``2026-11-22 09:14:39.702 INFO    listening on 127.0.0.1:65432``. Where several processes
-    write, each has its number in them."""
-
-    _moment = (-1, -1)
-    _prefix = ""
-
-    def __init__(self, with_process: bool = False) -> None:
-        super().__init__()
-        self._process = f"[{os.getpid()}] " if with_process else ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = self.line(record.created, record.levelno, record.getMessage())
-        if record.exc_info and not record.exc_text:
-            record.exc_text = self.formatException(record.exc_info)
-        return f"{line}\n{record.exc_text}" if record.exc_text else line
-
-    def line(self, created: float, level: int, message: str) -> str:
-        moment = (int(created * 1000), level)
-        if moment != self._moment:  # under load many share theirs; only the writer's thread comes here
-            self._moment = moment
-            second, millisecond = divmod(moment[0], 1000)
-            text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-            self._prefix = f"{text}.{millisecond:03d} {logging.getLevelName(level):7} {self._process}"
-        return self._prefix + message
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line, for programs.
-
-    Always there: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``event`` and ``message``, the line for people. The
-    others come with the event, under the names that the record has them by (``extra``): ``peer``, ``session``,
-    ``reason``, ``messages_in``, ``bytes_in``, ``duration_s``, ...; and ``exception``, a traceback. Where several
-    processes write, ``process`` is the number of each.
-    """
-
-    def __init__(self, with_process: bool = False) -> None:
-        super().__init__()
-        self._with_process = with_process
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
-        fields: Dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname,
-            "logger": record.name,
-            "event": "log",
-        }
-        fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
-        if self._with_process:
-            fields["process"] = record.process
-        fields["message"] = record.getMessage()
-        if record.exc_info and not record.exc_text:
-            record.exc_text = self.formatException(record.exc_info)
-        if record.exc_text:
-            fields["exception"] = record.exc_text
-        return json.dumps(fields, default=str)
-
 
 class LogQueue(logging.Handler):
-    """A logging handler in front of a thread that writes to a file descriptor; ``close`` ends it. ``shared``: other
-    processes write there, too."""
+    """A logging handler with a thread that writes to a file descriptor. ``close`` ends the thread.
+
+    ``shared`` says that other processes write to the descriptor too.
+    """
 
     def __init__(
         self,
@@ -121,8 +62,7 @@ class LogQueue(logging.Handler):
         self._capacity = capacity
         self._flush_timeout = flush_timeout
         self._records: queue.SimpleQueue[Union[logging.LogRecord, _Line, None]] = queue.SimpleQueue()
-        self.take_line = self._take_line if isinstance(formatter, TextFormatter) else None
-        self._counting = threading.RLock()  # a signal handler logs, too
+        self._counting = threading.RLock()  # reentrant: a signal handler may log while its thread counts
         self._dropped = 0
         self._ending = threading.Event()
         self._shared = shared
@@ -130,7 +70,7 @@ class LogQueue(logging.Handler):
         self._thread.start()
 
     def close(self) -> None:
-        """Write what waits, or as much of it as is read in time."""
+        """Write the records that wait, as far as they are read within ``flush_timeout``."""
         super().close()
         self._ending.set()
         self._records.put(None)
@@ -140,12 +80,12 @@ class LogQueue(logging.Handler):
                 break
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Queue the record; without the handler's lock, since the queue has its own."""
+        """Queue the record. The handler's own lock is not needed, since the queue has one."""
         if self.filters and not self.filter(record):
             return False
         if self._is_full():
             return True
-        # What may change, or must not be kept alive, is settled now.
+        # Format now what may change before the writing thread comes to it, or would keep a frame's objects alive.
         if record.args:
             record.msg, record.args = record.getMessage(), None
         if record.exc_info:
@@ -154,13 +94,18 @@ class LogQueue(logging.Handler):
         self._records.put(record)
         return True
 
-    def _take_line(self, level: int, message: str) -> None:
-        """Queue what would be a record of nothing but this."""
+    @property
+    def takes_lines(self) -> bool:
+        """Whether ``put_line`` is enough: the formatter needs no record."""
+        return isinstance(self.formatter, TextFormatter)
+
+    def put_line(self, level: int, message: str) -> None:
+        """Queue a message in place of a record that has nothing else to show."""
         if not self._is_full():
             self._records.put((time.time(), level, message))
 
     def _is_full(self) -> bool:
-        """Whether what comes now is dropped; it is counted then."""
+        """Whether the next record must be dropped; if so, count it."""
         full = self._records.qsize() >= self._capacity
         if full:
             with self._counting:
@@ -168,11 +113,11 @@ class LogQueue(logging.Handler):
         return full
 
     def _write_all(self) -> None:
-        told = 0
+        reported = 0
         ended = False
         while not ended:
             batch = [self._records.get()]
-            self._ending.wait(GATHER)
+            self._ending.wait(BATCH_DELAY)
             try:
                 while len(batch) < self._capacity:
                     batch.append(self._records.get_nowait())
@@ -181,9 +126,9 @@ class LogQueue(logging.Handler):
             ended = None in batch
             lines = [self._line(record) for record in batch if record is not None]
             dropped = self._dropped
-            if dropped > told:
-                lines.append(self._line(_note(dropped - told)))
-                told = dropped
+            if dropped > reported:
+                lines.append(self._line(_dropped_note(dropped - reported)))
+                reported = dropped
             encoded = [line.encode("utf-8", "backslashreplace") for line in lines]
             for data in _pieces(encoded) if self._shared else [b"".join(encoded)]:
                 self._write(data)
@@ -194,7 +139,7 @@ class LogQueue(logging.Handler):
             return self.formatter.line(*record) + "\n"
         try:
             return self.format(record) + "\n"
-        except Exception as exc:  # a record of somebody else's that does not fit its own format
+        except Exception as exc:  # a record of another library, whose arguments do not fit its format
             return f"a log record could not be formatted: {exc!r}\n"
 
     def _write(self, data: bytes) -> None:
@@ -203,14 +148,17 @@ class LogQueue(logging.Handler):
             while view:
                 try:
                     view = view[os.write(self._descriptor, view) :]
-                except BlockingIOError:  # somebody has made it so
+                except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
                     select.select([], [self._descriptor], [])
         except OSError:
-            pass  # closed, or the disk is full: there is nowhere to tell it
+            pass  # closed, or the disk is full: there is no other place to report it
 
 
 class DirectLog(logging.Handler):
-    """For a process that must have no thread, since it forks: it writes at once, and drops what cannot be."""
+    """A logging handler for a process that must not have a second thread, since it forks.
+
+    It writes at once, and drops a record that cannot be written without waiting.
+    """
 
     def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -218,9 +166,11 @@ class DirectLog(logging.Handler):
         self._descriptor = descriptor
         self._own: Optional[int] = None
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a file never blocks, and its end is for all to share
-                # Another process may fill the pipe between the look and the write: what is opened anew, and so is
-                # ours alone, can be told not to block. (Where it is a socket, the look must do.)
+            # A regular file never blocks, and must not be opened again: all its writers share one position.
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                # Another process may fill the pipe after select() and before the write. A descriptor that is opened
+                # anew can be non-blocking without changing that of the others. A socket cannot be opened so; for it
+                # select() has to do.
                 self._own = self._descriptor = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             pass
@@ -248,7 +198,7 @@ def _has_room(descriptor: int) -> bool:
 
 
 def _pieces(lines: List[bytes]) -> Iterator[bytes]:
-    """Whole lines, as many as a pipe takes without letting another writer in between."""
+    """Group whole lines into pieces that a pipe takes in one go, so that another writer's lines cannot come between."""
     piece = b""
     for line in lines:
         if piece and len(piece) + len(line) > select.PIPE_BUF:
@@ -259,7 +209,7 @@ def _pieces(lines: List[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _note(dropped: int) -> logging.LogRecord:
+def _dropped_note(dropped: int) -> logging.LogRecord:
     text = f"{plural(dropped, 'log record')} dropped: the log was not read"
     record = logging.LogRecord("echo.server", logging.WARNING, "", 0, text, None, None)
     record.event, record.dropped = "dropped", dropped
