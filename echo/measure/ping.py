@@ -15,7 +15,7 @@ from ..client.endpoint import Endpoint
 from ..exceptions import EchoError, EchoMismatch
 from ..framing import Framing
 from ..text import plural
-from ..transport.tls import explain
+from ..transport.tls_messages import explain
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name

@@ -1,1 +1,1 @@
-"""What connections may be wrapped in, and where they run: TLS, the PROXY protocol, processors."""
+"""TLS, the PROXY protocol, and the processors that sessions run on."""

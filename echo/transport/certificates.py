@@ -1,6 +1,7 @@
-"""TLS contexts from PEM files, for both command lines: what each side shows, and whom it believes.
+"""TLS contexts from PEM files, for both command lines: a side's own certificate, and the CAs that it trusts.
 
-It reads files, and knows no socket. Whatever is wrong with a file is a ``ValueError`` of one line that names it.
+It reads files and knows no socket. Any problem with a file is a ``ValueError``, whose message is one line and names the
+file.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from typing import Any, Optional
 
 
 def server_context(certificate: str, key: Optional[str] = None, client_ca: Optional[str] = None) -> ssl.SSLContext:
-    """For a server: its certificate (and what links it to a CA) and key, PEM files; with ``client_ca`` only clients
-    that have a certificate of that CA get in. TLS 1.2 at least. ``ValueError`` tells which file is no good."""
+    """The context of a server, from PEM files. The minimum is TLS 1.2.
+
+    ``certificate`` holds the server's certificate with its intermediate certificates, ``key`` its key (default: in the
+    same file). With ``client_ca``, a client needs a certificate that this CA has issued. ``ValueError`` names a file
+    that cannot be used.
+    """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     _load_chain(context, certificate, key or certificate)
     if client_ca is not None:
@@ -27,8 +32,12 @@ def client_context(
     *,
     verify: bool = True,
 ) -> ssl.SSLContext:
-    """For a client: the server's certificate and host name are verified, by the system's CAs unless a file of
-    ``authorities`` is given; ``certificate`` and ``key`` are the client's own. ``ValueError`` as above."""
+    """The context of a client, from PEM files. The minimum is TLS 1.2.
+
+    The server's certificate and host name are verified with the CAs in ``authorities`` (default: the system's), unless
+    ``verify`` is false. ``certificate`` and ``key`` are the client's own, for a server that asks for them.
+    ``ValueError`` names a file that cannot be used.
+    """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
         context.check_hostname = False
@@ -52,7 +61,7 @@ def _context(protocol: Any) -> ssl.SSLContext:
 def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> None:
     _check_readable(certificate, key)
     try:
-        # Never ask a person for a password: nobody may be there.
+        # Without this, OpenSSL would ask for a password at the terminal, and a service would hang.
         context.load_cert_chain(certificate, key, password=lambda: _no_password(key))
     except ssl.SSLError as exc:
         if exc.reason == "KEY_VALUES_MISMATCH":
@@ -62,7 +71,7 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> None:
                 f"{certificate} holds no certificate with its key, as PEM; name the key's file, too"
             ) from None
         raise ValueError(f"{certificate} and {key} hold no certificate with its key, as PEM") from None
-    except OSError as exc:  # it could be read a moment ago
+    except OSError as exc:  # one of the files has changed after the check
         raise ValueError(f"cannot read {certificate} or {key}: {exc.strerror}") from None
 
 

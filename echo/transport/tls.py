@@ -1,45 +1,45 @@
-"""TLS over a socket: for both sides, after the connection is there and before a message is.
+"""TLS over a connected socket, for server and client.
 
-It knows sockets and ``ssl``; it knows no framing, no policy and no server.
+It knows sockets and ``ssl``. It does not know framing, policies or the server.
 
 The rules:
 
-* ``TLSSocket`` is a plain socket until its ``handshake``, so that whoever has to may read first (a PROXY header), and
-  the handshake is done where its owner chooses: in the session's own thread.
-* One thread may read while others send, as everywhere here. OpenSSL's objects allow one at a time, so they are
-  used under a lock, on memory; what blocks, the socket itself, is used without it. Rejected: ``ssl.SSLSocket``, which
-  up to Python 3.12 has no lock and whose lock in 3.13.6 let a reader block every sender (gh-137583).
-* Whatever has arrived is decrypted at once, so that what can be had without another read is known (``buffered``).
-* The end of output is said (``close_notify``) and is a half-close, as without TLS: OpenSSL goes on reading after it. A
-  peer that just closes, as many do, ends its input too; who must know that all has come uses a framing that tells.
+* ``TLSSocket`` is a plain socket until its ``handshake``. So a PROXY header can be read before it, and the owner
+  chooses where the handshake is done: in the session's own thread.
+* One thread may read while others send, as on a plain socket. An OpenSSL object allows one thread at a time, so it is
+  used under a lock, and only on memory. The calls that block, those of the socket itself, are made without that lock.
+  Rejected: ``ssl.SSLSocket``. It has no lock up to Python 3.12, and in 3.13.6 a reader that held its lock blocked every
+  sender (gh-137583).
+* All bytes that have arrived are decrypted at once, so that ``buffered`` can say how many can be read without waiting.
+* The end of output is announced (``close_notify``) and is a half-close, as without TLS: OpenSSL can still read after
+  it. A peer that closes without ``close_notify``, as many do, ends the input too. A program that must know whether all
+  has arrived needs a framing that shows it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import ssl
 import threading
 import time
-from itertools import starmap
-from typing import Any, Dict, List, Optional
+from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
-from ..text import escape
+from .tls_messages import explain, format_subject
 
-_CHUNK = 64 * 1024  # bytes encrypted at a time: what waits for a peer that does not read is bounded
+_CHUNK = 64 * 1024  # bytes encrypted at a time, which bounds the memory for a peer that does not read
 
-_DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # another thread may read, and the socket's mode is for both
+_DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # for one call: setblocking() would change another thread's reads
 
-_RECORD = 16 * 1024 + 2048 + 5  # bytes of an encrypted record at most (RFC 5246, section 6.2.3)
+_RECORD = 16 * 1024 + 2048 + 5  # maximum size of an encrypted record in bytes (RFC 5246, section 6.2.3)
 
 
 class TLSSocket(socket.socket):
-    """Takes over a connected socket; plain, until ``handshake``.
+    """Takes over a connected socket; speaks TLS from ``handshake`` on.
 
-    What the deadlines of the socket do (``SO_RCVTIMEO``, ``SO_SNDTIMEO``, ``settimeout``) they do here: a read or write
-    that has run into one may be tried again, and loses nothing. A ``send`` that did must be tried with the same bytes.
+    The socket's timeouts (``SO_RCVTIMEO``, ``SO_SNDTIMEO``, ``settimeout``) work as on a plain socket. A read or write
+    that timed out can be tried again and loses nothing; a ``send`` must be tried again with the same bytes.
     """
 
     linger_timeout = LINGER_TIMEOUT
@@ -52,15 +52,15 @@ class TLSSocket(socket.socket):
         self._tls: Optional[ssl.SSLObject] = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._lock = threading.Lock()  # of these three
-        self._output = threading.Lock()  # of the order in which encrypted bytes go out
-        self._unsent = memoryview(b"")  # encrypted, and begun to be sent
-        self._begun = b""  # the caller's bytes that these carry, if it has to try again
-        self._plain = b""  # decrypted, and not asked for yet
+        self._lock = threading.Lock()  # protects these three
+        self._output = threading.Lock()  # keeps the encrypted bytes in order; taken before _lock, never inside it
+        self._unsent = memoryview(b"")  # encrypted, taken from _outgoing, and not sent yet
+        self._begun = b""  # the caller's bytes in _unsent, if its send timed out and has to be tried again
+        self._plain = b""  # decrypted, and not read yet
         self.untouched = True
-        """Nothing has come for the handshake."""
-        self._ended = False
-        self._failure = ""  # what ended the input, behind the bytes in _plain
+        """Whether nothing has been received for the handshake."""
+        self._ended = False  # close_notify has been received
+        self._failure = ""  # the error that ended the input, after the bytes in _plain
 
     def handshake(
         self,
@@ -70,9 +70,10 @@ class TLSSocket(socket.socket):
         server_hostname: Optional[str] = None,
         timeout: Optional[float] = None,
     ) -> None:
-        """Agree with the peer on keys, within ``timeout`` seconds; None waits for ever.
+        """Agree with the peer on keys within ``timeout`` seconds (None: no limit).
 
-        Raises ``ssl.SSLError``, ``TimeoutError``, or ``ConnectionError`` if the peer left: ``explain`` tells which.
+        Raises ``ssl.SSLError``, ``TimeoutError``, or ``ConnectionError`` if the peer has closed the connection.
+        ``tls_messages.explain`` puts each into words.
         """
         tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -87,16 +88,16 @@ class TLSSocket(socket.socket):
                 self.untouched = False
                 self._incoming.write(data)
         except socket.timeout as exc:
-            if exc.errno is not None:  # ETIMEDOUT: the connection itself is lost
+            if exc.errno is not None:  # ETIMEDOUT of the system: the connection itself is lost
                 raise
             raise TimeoutError(f"the handshake was not done after {timeout:g} s") from None
         finally:
             self.settimeout(before)
         self._tls = tls
-        self._decrypt(b"")  # what came together with the end of the handshake
+        self._decrypt(b"")  # data that came together with the end of the handshake
 
     def _advance(self, tls: ssl.SSLObject, deadline: Optional[float]) -> bool:
-        """Do what can be done with what has come, and say it to the peer; whether the handshake is over."""
+        """Take the next steps of the handshake that need no further bytes; return whether it is done."""
         try:
             tls.do_handshake()
             done = True
@@ -104,12 +105,12 @@ class TLSSocket(socket.socket):
             done = False
         except ssl.SSLError:
             with contextlib.suppress(OSError):
-                self._say(deadline)  # the alert
+                self._send_answer(deadline)  # an alert, which names the reason
             raise
-        self._say(deadline)
+        self._send_answer(deadline)
         return done
 
-    def _say(self, deadline: Optional[float]) -> None:
+    def _send_answer(self, deadline: Optional[float]) -> None:
         if self._outgoing.pending:
             set_deadline(self, deadline)
             super().sendall(self._outgoing.read())
@@ -118,7 +119,7 @@ class TLSSocket(socket.socket):
 
     @property
     def buffered(self) -> int:
-        """How many bytes a read would have without a look at the network."""
+        """Number of bytes that can be read without a read from the network."""
         return len(self._plain)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -135,14 +136,14 @@ class TLSSocket(socket.socket):
                 if self.gettimeout():
                     raise socket.timeout("timed out")
                 raise BlockingIOError("a record was not complete in time")
-            # So much that all of it fits into what was asked for, if that is large: whoever waits with select() for
-            # more must not have to look for a rest here.
+            # Read no more than fits into ``size``, if that is large. Otherwise bytes would be left in here, and a
+            # caller that waits with select() for more would not see them.
             data = super().recv(max(size - _RECORD, 4096))
             if not data:
-                return b""  # for now: after the end of its input by shutdown(), a socket may have more the next time
+                return b""  # not kept in _ended: after shutdown(SHUT_RD), bytes in the system can still be read
             self._decrypt(data)
             if deadline is None and not self._plain:
-                # The system's deadline is for each read, and dripping bytes would renew it for ever.
+                # The system's timeout is for each read, and a record that arrives byte by byte would renew it.
                 seconds = receive_timeout(self)
                 deadline = None if seconds is None else time.monotonic() + seconds
         plain = self._plain
@@ -159,8 +160,8 @@ class TLSSocket(socket.socket):
         assert self._tls is not None
         parts: List[bytes] = []
         with self._lock:
-            # In one go: if another thread ended the output while records wait in there, OpenSSL would take them for a
-            # mistake, and read no more.
+            # All records under one lock: if another thread ended the output while some are left in _incoming,
+            # OpenSSL would treat them as an error, and read no more.
             self._incoming.write(data)
             try:
                 while True:
@@ -177,13 +178,13 @@ class TLSSocket(socket.socket):
                 self._failure = explain(exc)
             owes = self._outgoing.pending > 0
         self._plain = b"".join(parts)
-        # The peer has asked for new keys, say, or is to have an alert. Whoever sends at the moment sends that as well,
-        # and must not be waited for: its peer may be waiting for us to read.
+        # Reading may give something to send: an alert, or the answer to a key update. A thread that sends right now
+        # sends that as well. Do not wait for it: its peer may be waiting until we read.
         if owes and self._output.acquire(blocking=False):
             try:
                 self._push()
             except OSError:
-                pass  # it goes out with what is sent next, which meets what is wrong
+                pass  # it goes out with the next send, which reports the error
             finally:
                 self._output.release()
 
@@ -218,11 +219,11 @@ class TLSSocket(socket.socket):
         while view:
             view = view[self.send(view, flags) :]
 
-    def _push(self, flags: int = 0) -> None:
-        """Send what is encrypted, in the order in which it was."""
+    def _push(self) -> None:
+        """Send all encrypted bytes in order. The caller holds ``_output``."""
         while True:
             while self._unsent:
-                self._unsent = self._unsent[super().send(self._unsent, flags) :]
+                self._unsent = self._unsent[super().send(self._unsent) :]
             with self._lock:
                 if not self._outgoing.pending:
                     return
@@ -231,32 +232,41 @@ class TLSSocket(socket.socket):
     # Ends.
 
     def shutdown(self, how: int) -> None:
-        """End the input, or the output, which the peer is told, or both at once, which is abrupt: it is not told.
-        Nor is one that does not read, for ``linger_timeout`` or the socket's ``settimeout``: to end is not to wait."""
+        """End the input (``SHUT_RD``), the output (``SHUT_WR``), or both at once without notice (``SHUT_RDWR``).
+
+        The end of the output is announced to the peer with ``close_notify``, unless the peer does not read for
+        ``linger_timeout`` or the socket's ``settimeout``, whichever is shorter.
+        """
         if self._tls is not None and how == socket.SHUT_WR:
             seconds = min(self.linger_timeout, self.gettimeout() or self.linger_timeout)
             deadline = time.monotonic() + seconds
             if self._output.acquire(timeout=seconds):
                 try:
-                    self._say_goodbye(self._tls, deadline)
+                    self._send_close_notify(self._tls, deadline)
                 finally:
                     self._output.release()
         super().shutdown(how)
 
-    def _say_goodbye(self, tls: ssl.SSLObject, deadline: float) -> None:
+    def _send_close_notify(self, tls: ssl.SSLObject, deadline: float) -> None:
+        """Send ``close_notify``, if there is room for it before the deadline. The caller holds ``_output``."""
         with self._lock:
-            with contextlib.suppress(ssl.SSLError):  # that the peer has not said the same yet
+            with contextlib.suppress(ssl.SSLError):  # the peer has not sent its own yet; it need not
                 tls.unwrap()
-        with contextlib.suppress(OSError):  # it is gone
-            while True:
-                try:
-                    self._push(_DO_NOT_WAIT)
+            self._unsent = memoryview(bytes(self._unsent) + self._outgoing.read())
+        # With a settimeout, CPython itself waits for room before each send, as long as that says and whatever the flags
+        # say. So there the wait for room is done here first, with the deadline. Without one, the flag works, and trying
+        # first is better: the system takes a small message while there is too little room for select() to report.
+        must_wait = bool(self.gettimeout())
+        with contextlib.suppress(OSError):  # the peer is gone
+            while self._unsent:
+                if must_wait and not has_room(self, deadline - time.monotonic()):
                     break
+                try:
+                    self._unsent = self._unsent[super().send(self._unsent, _DO_NOT_WAIT) :]
                 except BlockingIOError:
-                    if not has_room(self, deadline - time.monotonic()):
-                        break
+                    must_wait = True
 
-    # What else a socket can do, as ssl.SSLSocket has it: past the encryption nothing may go.
+    # Other methods of a socket, as ssl.SSLSocket has them: none may bypass the encryption.
 
     def sendfile(self, file: Any, offset: int = 0, count: Optional[int] = None) -> int:
         if self._tls is None:
@@ -276,10 +286,10 @@ class TLSSocket(socket.socket):
 
     dup = recvfrom = recvfrom_into = recvmsg = recvmsg_into = sendto = sendmsg = _refused
 
-    # What was agreed on.
+    # What the handshake agreed on.
 
     def version(self) -> Optional[str]:
-        """``TLSv1.3``, say; None before the handshake."""
+        """The version of TLS, such as ``TLSv1.3``; None before the handshake."""
         return None if self._tls is None else self._tls.version()
 
     def cipher(self) -> Any:
@@ -296,79 +306,11 @@ class TLSSocket(socket.socket):
 
     @property
     def subject(self) -> Optional[str]:
-        """Who the peer is by its verified certificate, as RFC 4514 writes it, ``CN=alice,O=Example``, and safe to show;
-        None without one."""
-        certificate = self.getpeercert()
-        if not certificate:
-            return None
-        names = ["+".join(starmap(_attribute, pairs)) for pairs in reversed(certificate.get("subject", ()))]
-        return escape(",".join(names).encode(), exact=False)
-
-
-def _attribute(name: str, value: str) -> str:
-    # So that no value can look like another attribute (RFC 4514, section 2.4).
-    return f"{_SHORT.get(name, name)}={re.sub(_SPECIAL, _BACKSLASHED, value)}"
-
-
-_SPECIAL = r'^[# ]|[,+"\\<>;]| $'
-_BACKSLASHED = r"\\\g<0>"
+        """The subject of the peer's verified certificate, such as ``CN=alice,O=Example`` (RFC 4514), safe to show; None
+        without a certificate."""
+        return format_subject(self.getpeercert())
 
 
 def _refuse_flags(flags: int) -> None:
     if flags:
         raise ValueError("a TLS socket knows no flags")
-
-
-_SHORT = {  # RFC 4514, section 3
-    "commonName": "CN",
-    "localityName": "L",
-    "stateOrProvinceName": "ST",
-    "organizationName": "O",
-    "organizationalUnitName": "OU",
-    "countryName": "C",
-    "streetAddress": "STREET",
-    "domainComponent": "DC",
-    "userId": "UID",
-}
-
-
-# Words.
-
-
-def explain(exc: BaseException) -> str:
-    """Why a handshake, or what came after it, has failed, in words for people."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {exc.verify_message.rstrip('.')}"
-    if isinstance(exc, ssl.SSLError):
-        reason = str(exc.reason or "")
-        if "ALERT_" in reason:
-            alert = reason.partition("ALERT_")[2].lower().replace("_", " ")
-            return f"the peer says: {_ALERTS.get(alert, alert)}"
-        if reason in _NO_TLS:
-            return "what came is no TLS"
-        return _REASONS.get(reason, reason.lower().replace("_", " ") or str(exc))
-    if isinstance(exc, OSError):
-        return exc.strerror or str(exc)
-    return str(exc)
-
-
-_NO_TLS = {
-    "BAD_RECORD_TYPE",
-    "HTTP_REQUEST",
-    "HTTPS_PROXY_REQUEST",
-    "PACKET_LENGTH_TOO_LONG",
-    "UNKNOWN_PROTOCOL",
-    "WRONG_VERSION_NUMBER",
-}
-_REASONS: Dict[str, str] = {
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it gave no certificate",
-    "UNSUPPORTED_PROTOCOL": "it offers only versions of TLS that are too old",
-    "NO_SHARED_CIPHER": "it offers no cipher that is allowed here",
-    "RECORD_LAYER_FAILURE": "what came is no TLS, or was damaged",  # OpenSSL 3.6 tells no more of either
-}
-_ALERTS: Dict[str, str] = {  # RFC 8446, section 6.2, where the name alone does not say what to do
-    "unknown ca": "unknown CA; the certificate was not issued by one that it trusts",
-    "certificate required": "certificate required; it lets in only who gives one",
-    "handshake failure": "handshake failure; versions, ciphers or certificates do not go together",
-    "protocol version": "protocol version; it speaks no version of TLS that is offered",
-}

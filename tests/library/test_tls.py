@@ -18,7 +18,8 @@ import pytest
 import echo
 from echo.sockets import LINGER_TIMEOUT, has_input, linger, set_receive_timeout, set_send_timeout
 from echo.transport.certificates import client_context, server_context
-from echo.transport.tls import TLSSocket, explain
+from echo.transport.tls import TLSSocket
+from echo.transport.tls_messages import explain
 from support import DEADLINE, eventually, read_all, read_exactly, reset
 from support.background import Background
 
@@ -596,22 +597,41 @@ def test_after_a_send_that_timed_out_other_bytes_are_refused_and_the_same_bytes_
     assert reading.result() == b"x" * sent + b"and others"
 
 
-@pytest.mark.parametrize("limit", ["linger_timeout", "settimeout"])
-def test_a_half_close_does_not_wait_for_a_peer_that_does_not_read(pair, limit):
-    server, client = pair
-    server.linger_timeout = 2 * DEADLINE
-    small_buffers(server, client)
-    set_send_timeout(server, 0.05)  # not settimeout, which gives up while there is some room
+def fill(sender):
+    """Send until the system takes no more for a peer that does not read."""
+    set_send_timeout(sender, 0.05)  # not settimeout, which gives up while there is some room
     with pytest.raises(BlockingIOError):
         while True:
-            server.sendall(b"x" * 65536)
-    set_send_timeout(server, None)
-    if limit == "linger_timeout":
-        server.linger_timeout = 0.05
-    else:
-        server.settimeout(0.05)
+            sender.sendall(b"x" * 65536)
+    set_send_timeout(sender, None)
+
+
+@pytest.mark.parametrize(
+    "linger_timeout, timeout",
+    [(0.05, None), (2 * DEADLINE, 0.05), (0.05, 2 * DEADLINE)],
+    ids=["linger_timeout", "settimeout", "linger_timeout below settimeout"],
+)
+def test_a_half_close_does_not_wait_for_a_peer_that_does_not_read(pair, linger_timeout, timeout):
+    server, client = pair
+    small_buffers(server, client)
+    fill(server)
+    server.linger_timeout = linger_timeout
+    server.settimeout(timeout)
     Background(server.shutdown, socket.SHUT_WR).result()
     client.close()
+
+
+@pytest.mark.parametrize("timeout", [None, DEADLINE], ids=["blocking", "settimeout"])
+def test_a_half_close_waits_for_a_peer_that_reads_late_and_sends_close_notify(memory, timeout):
+    server, peer = memory
+    small_buffers(server, peer.sock)
+    fill(server)
+    server.linger_timeout = DEADLINE
+    server.settimeout(timeout)
+    closing = Background(server.shutdown, socket.SHUT_WR)
+    while peer.read():
+        pass  # the end is close_notify; an end without it is an error
+    closing.result()
 
 
 def test_a_half_close_waits_five_seconds_at_most_unless_told_otherwise(plain):

@@ -28,7 +28,8 @@ from ...framing import Framing, RawFraming
 from ...measure import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, Bench, FixedFraming, Ping, histogram
 from ...measure.report import Report, milliseconds
 from ...text import escape, plural
-from ...transport.tls import TLSSocket, explain
+from ...transport.tls import TLSSocket
+from ...transport.tls_messages import explain
 from ...version import __version__
 from .. import arguments
 from .exchange import Exchange

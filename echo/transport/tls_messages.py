@@ -1,0 +1,84 @@
+"""TLS in words for people: why a handshake failed, and who a certificate is for.
+
+It turns errors and certificates into text. It knows no socket.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from itertools import starmap
+from typing import Any, Dict, Optional
+
+from ..text import escape
+
+
+def explain(exc: BaseException) -> str:
+    """Why a handshake, or a read or write after it, has failed."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {exc.verify_message.rstrip('.')}"
+    if isinstance(exc, ssl.SSLError):
+        reason = str(exc.reason or "")
+        if "ALERT_" in reason:
+            alert = reason.partition("ALERT_")[2].lower().replace("_", " ")
+            return f"the peer says: {_ALERTS.get(alert, alert)}"
+        if reason in _NOT_TLS:
+            return "what came is no TLS"
+        return _REASONS.get(reason, reason.lower().replace("_", " ") or str(exc))
+    if isinstance(exc, OSError):
+        return exc.strerror or str(exc)
+    return str(exc)
+
+
+_NOT_TLS = {
+    "BAD_RECORD_TYPE",
+    "HTTP_REQUEST",
+    "HTTPS_PROXY_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "UNKNOWN_PROTOCOL",
+    "WRONG_VERSION_NUMBER",
+}
+_REASONS: Dict[str, str] = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it gave no certificate",
+    "UNSUPPORTED_PROTOCOL": "it offers only versions of TLS that are too old",
+    "NO_SHARED_CIPHER": "it offers no cipher that is allowed here",
+    "RECORD_LAYER_FAILURE": "what came is no TLS, or was damaged",  # OpenSSL 3.6 does not say which
+}
+_ALERTS: Dict[str, str] = {  # RFC 8446, section 6.2: those whose name alone does not say what to do
+    "unknown ca": "unknown CA; the certificate was not issued by one that it trusts",
+    "certificate required": "certificate required; it lets in only who gives one",
+    "handshake failure": "handshake failure; versions, ciphers or certificates do not go together",
+    "protocol version": "protocol version; it speaks no version of TLS that is offered",
+}
+
+
+def format_subject(certificate: Any) -> Optional[str]:
+    """The subject of a certificate, as ``getpeercert`` returns it, in the form of RFC 4514: ``CN=alice,O=Example``.
+
+    It is safe to show. None if there is no certificate.
+    """
+    if not certificate:
+        return None
+    names = ["+".join(starmap(_attribute, pairs)) for pairs in reversed(certificate.get("subject", ()))]
+    return escape(",".join(names).encode(), exact=False)
+
+
+def _attribute(name: str, value: str) -> str:
+    # Escaped so that no value can look like another attribute (RFC 4514, section 2.4).
+    return f"{_SHORT_NAMES.get(name, name)}={re.sub(_SPECIAL, _ESCAPED, value)}"
+
+
+_SPECIAL = r'^[# ]|[,+"\\<>;]| $'
+_ESCAPED = r"\\\g<0>"
+
+_SHORT_NAMES = {  # RFC 4514, section 3
+    "commonName": "CN",
+    "localityName": "L",
+    "stateOrProvinceName": "ST",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "countryName": "C",
+    "streetAddress": "STREET",
+    "domainComponent": "DC",
+    "userId": "UID",
+}
