@@ -1,22 +1,45 @@
-"""One socket and one framing: messages in, messages out. The server's handlers and the client both sit on it.
+"""One socket and one framing: messages in, messages out. The server's handlers and the client both use it.
 
-It knows how to read, batch, send, and give up in time; it knows no protocol, no policy and no server.
+A connection reads, batches and sends messages, and gives up in time. It knows no protocol, no policy and no server.
 
 The rules:
 
-* One thread, the *owner*, reads (``receive``) and queues (``write``, ``flush``). Any thread may ``send``.
-  The queue belongs to the owner alone and needs no lock; the socket's output does, so that messages of two
-  threads never interleave (bpo-26721, eventlet #295).
-* What is queued goes out in one call before the next read that may block: ten thousand pipelined lines cost
-  a handful of system calls, one interactive line costs one.
-* A deadline loses no byte: what came of a message stays in the decoder, and receiving again goes on
+* One thread, the *owner*, reads (``receive``) and queues (``write``, ``flush``). Any thread may ``send``. The queue
+  belongs to the owner alone and needs no lock. The socket's output has a lock, so that the messages of two threads
+  never mix (bpo-26721, eventlet #295).
+* Queued messages go out in one call before the next read that may block. Ten thousand pipelined lines cost a handful
+  of system calls, one interactive line costs one.
+* A timeout loses no byte: the beginning of a message stays in the decoder, and the next ``receive`` goes on with it
   (bpo-7322).
-* Whatever goes wrong with the socket is raised as one of ``echo.exceptions``, with this connection on it, so that a
-  handler can tell its own connection's failure from one of another connection that it uses.
+* Every failure of the socket is raised as one of ``echo.exceptions`` and carries this connection. With that, a handler
+  distinguishes a failure of its own connection from a failure of another one that it uses.
+
+How a connection ends is one state, ``Connection.state``:
+
+=============  ========================  ===========================  ======================================
+state          entered when              ``receive()``                before the socket is closed
+=============  ========================  ===========================  ======================================
+OPEN           the connection is made    waits for messages           ``linger``
+PEER_ENDED     ``receive`` read the end  returns ``[]``               nothing: no more input can arrive
+INPUT_ENDED    ``end_input`` is called   returns what had arrived,    ``linger`` with a ``delivery_timeout``
+                                         then ``[]``
+ABORTED        ``abort`` is called       raises ``ConnectionClosed``  nothing: the close is a reset
+=============  ========================  ===========================  ======================================
+
+::
+
+    OPEN ──┬── PEER_ENDED ───┬── ABORTED
+           ├── INPUT_ENDED ──┤
+           └─────────────────┘
+
+The state changes only along these lines, and no other event changes it. Sending does not depend on it: a connection can
+send until a ``send`` fails, or until ``finish_output`` or ``abort``.
 """
 
 from __future__ import annotations
 
+import enum
+import functools
 import socket
 import struct
 import threading
@@ -24,37 +47,56 @@ import time
 import weakref
 from typing import Callable, List, Optional, Tuple, Type, TypeVar
 
-from .exceptions import ConnectionClosed, EchoError, MessageTimeout, ReceiveTimeout, SendTimeout
+from .exceptions import ConnectionClosed, EchoError, SendTimeout
 from .framing import Framing
+from .message_clock import MessageClock
 from .sockets import TIMED_OUT, buffered, is_dead, set_receive_timeout, set_send_timeout, unread
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
-"""Bytes asked for in one read. A connection starts with the least, so that ten thousand idle ones are small, and
-asks for four times as much when a read came back full, for a quarter when it came back nearly empty (Netty's
-adaptive receive buffer). No more than that: glibc takes blocks from 128 KiB on from the system each time, and 64 KiB
-lines came back at 12,400 a second with 256 KiB reads and at 30,300 with these."""
+"""The smallest and largest number of bytes asked for in one read. A connection starts with the smallest, so that ten
+thousand idle connections need little memory. It asks for four times as much after a read that came back full, and for a
+quarter after one that came back nearly empty (Netty's adaptive receive buffer). The maximum is below 128 KiB because
+glibc gets blocks of that size from the system each time: 64 KiB lines came back at 12,400 a second with reads of
+256 KiB and at 30,300 with these."""
 
 HIGH_WATER = 64 * 1024
-"""Bytes of queued replies at which they go out although more messages are at hand, so that memory is bounded."""
+"""Bytes of queued messages at which they are sent although more input is at hand, so that memory is bounded."""
 
 _Error = TypeVar("_Error", bound=EchoError)
 
 
+class State(enum.Enum):
+    """How a connection ends; the module's table says what each value means."""
+
+    OPEN = "open"
+    PEER_ENDED = "peer ended"
+    INPUT_ENDED = "input ended"
+    ABORTED = "aborted"
+
+
+OPEN, PEER_ENDED, INPUT_ENDED, ABORTED = State
+
+
 class Connection:
-    """Messages over a connected stream socket, which has to be blocking (``settimeout(None)``).
+    """Messages over a connected stream socket, which must be blocking (``settimeout(None)``).
 
-    ``idle_timeout``: seconds to wait for the first byte of a message (``ReceiveTimeout``).
-    ``message_timeout``: seconds from a message's first byte to its last (``MessageTimeout``).
-    ``send_timeout``: seconds in which the peer takes no byte (``SendTimeout``).
-    Each is None, no deadline, unless given.
+    All timeouts are in seconds; the default, None, means no limit.
 
-    ``messages_in``, ``messages_out``, ``bytes_in`` and ``bytes_out`` count what has passed. ``input_ended``: this side
-    has ended the input; ``peer_ended``: the peer has, and all of it was read; ``aborted``: this side has reset it.
+    ``idle_timeout``: maximum wait for the first byte of a message (``ReceiveTimeout``).
+    ``message_timeout``: maximum time from the first byte of a message to its last (``MessageTimeout``).
+    ``send_timeout``: maximum time in which the peer accepts no byte (``SendTimeout``).
+
+    ``messages_in``, ``messages_out``, ``bytes_in`` and ``bytes_out`` count what was received and sent.
     """
 
     clock = staticmethod(time.monotonic)
-    """Seconds; ``message_timeout`` is measured with it."""
+    """Returns seconds; measures ``message_timeout``."""
+
+    # Two fields, since other threads and signal handlers set them at any moment. If they were one, the owner could
+    # overwrite an abort with PEER_ENDED. If PEER_ENDED and INPUT_ENDED meet, the last one wins; both are true.
+    _end = OPEN
+    _aborted = False
 
     def __init__(
         self,
@@ -67,8 +109,6 @@ class Connection:
     ) -> None:
         self.socket = sock
         self.framing = framing
-        self.idle_timeout = idle_timeout
-        self.message_timeout = message_timeout
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
         self._encode = framing.encode
         self._decoder = framing.decoder()
@@ -78,32 +118,56 @@ class Connection:
         self._queue: List[bytes] = []
         self._queued_bytes = 0
         self._output = threading.Lock()
-        # Set once nothing more may be sent: how much of the last message went out is unknown, or this side is done.
-        # What to raise then, not one exception for all threads, which would collect the tracebacks of all.
+        # Why nothing more may be sent: part of a message may be missing, or this side is done. It is not an exception:
+        # each thread raises its own, since a shared one would collect the tracebacks of all.
         self._broken: Optional[Tuple[Type[EchoError], str]] = None
-        self._deadline: Optional[float] = None  # of the message that has begun
-        self._paused: Optional[float] = None  # since when the owner does something else than wait for its rest
-        self._armed: Optional[float] = None  # what the kernel was told last
-        self.input_ended = False  # by end_input()
-        self.peer_ended = False
-        self.aborted = False
-        self._arm(idle_timeout)
+        set_timeout = functools.partial(set_receive_timeout, sock)
+        self._clock = MessageClock(set_timeout, idle_timeout, message_timeout, self.clock)
         if send_timeout is not None:
             set_send_timeout(sock, send_timeout)
+
+    @property
+    def idle_timeout(self) -> Optional[float]:
+        return self._clock.idle_timeout
+
+    @property
+    def message_timeout(self) -> Optional[float]:
+        return self._clock.message_timeout
+
+    @property
+    def state(self) -> State:
+        """How the connection ends, as far as is known."""
+        return ABORTED if self._aborted else self._end
+
+    @property
+    def peer_ended(self) -> bool:
+        """Whether the peer has ended the input, and all of it was read."""
+        return self._end is PEER_ENDED
+
+    @property
+    def input_ended(self) -> bool:
+        """Whether this side has ended the input."""
+        return self._end is INPUT_ENDED
+
+    @property
+    def aborted(self) -> bool:
+        """Whether this side has reset the connection."""
+        return self._aborted
 
     # Input, by the owner.
 
     def receive(self) -> List[bytes]:
-        """Send what is queued, then wait for input; return the messages that one read completed, in order.
+        """Send queued messages, then wait for input. Return the messages that one read completed, in order.
 
-        An empty list is the end of the input; ``finish_input`` then tells what was left. Raises
-        ``MessageTooLong`` when the messages before it have been returned, ``ReceiveTimeout``,
-        ``MessageTimeout``, ``SendTimeout`` or ``ConnectionClosed``.
+        An empty list means the end of the input; ``finish_input`` then returns the unfinished message. Raises
+        ``ReceiveTimeout``, ``MessageTimeout``, ``SendTimeout`` or ``ConnectionClosed``; ``MessageTooLong`` once the
+        messages before it have been returned.
         """
         if self._queue:
             self.flush()
-        if self._paused is not None:
-            self._go_on(self._paused)
+        clock = self._clock
+        if clock.left is not None:
+            clock.resume()
         decoder = self._decoder
         while True:
             if decoder.error is not None:
@@ -111,32 +175,36 @@ class Connection:
             try:
                 data = self._recv(self._read_size)
             except TIMED_OUT:
-                raise self.failed(self._timed_out()) from None
+                raise self.failed(clock.timed_out()) from None
             except OSError as exc:
                 raise self.failed(ConnectionClosed(f"the connection was lost: {exc}")) from exc
             size = len(data)
             if not size:
                 if self._output.locked() and is_dead(self.socket):
-                    # The system tells of a reset once. Here it told a thread that is sending, which will say so in a
-                    # moment; a socket that is dead keeps no sender waiting.
+                    # The system reports a reset only once. Here a thread that is sending got it, and is about to set
+                    # _broken. Its lock is soon free: a dead socket never blocks a sender.
                     with self._output:
                         pass
                 if self._broken is not None:
-                    raise self._refusal()  # a send failed or we were aborted, and the input ended to say so
-                self.peer_ended = not self.input_ended
+                    raise self._refusal()  # a failed send or an abort has ended the input to wake us
+                if self._end is OPEN:
+                    self._end = PEER_ENDED
                 return []
             self.bytes_in += size
             if not self._shrink_below <= size < self._read_size:
                 self._adapt(size)
             messages = decoder.feed(data)
-            if decoder.pending or self._deadline is not None:
-                self._keep_time(bool(messages))
+            if decoder.pending:
+                if not clock.part_arrived(bool(messages)):
+                    raise self.failed(clock.timed_out())
+            elif clock.left is not None:
+                clock.message_ended()
             if messages:
                 self.messages_in += len(messages)
                 return messages
 
     def finish_input(self) -> bytes:
-        """After the end of the input: the bytes, as they came, of a message that never ended; b"" if none."""
+        """Return the undecoded bytes of the message that the end of the input cut off; b"" if there is none."""
         return self._decoder.finish()
 
     def _adapt(self, size: int) -> None:
@@ -146,58 +214,25 @@ class Connection:
             self._read_size = min(4 * size, MAX_READ)
         self._shrink_below = self._read_size // 16 if self._read_size > MIN_READ else 0
 
-    def _go_on(self, since: float) -> None:
-        # What the owner did in the meantime is no slowness of the peer's.
-        if self._deadline is not None:
-            self._deadline += self.clock() - since
-        self._paused = None
-
-    def _keep_time(self, completed: bool) -> None:
-        # Only a read that ended inside a message, or ended such a message, comes here: the clock costs
-        # nothing where a read is a message.
-        if not self._decoder.pending:
-            self._deadline = None
-            self._arm(self.idle_timeout)
-        elif self.message_timeout is not None:
-            now = self.clock()
-            if completed or self._deadline is None:
-                self._paused = now if completed else None
-                self._deadline = now + self.message_timeout
-                self._arm(self.message_timeout)
-            elif now < self._deadline:
-                self._arm(self._deadline - now)
-            else:
-                raise self.failed(self._timed_out())
-
-    def _timed_out(self) -> EchoError:
-        if self.message_timeout is None or not self._decoder.pending:
-            return ReceiveTimeout(f"nothing arrived for {self.idle_timeout:g} s")
-        self._paused = self.clock()  # whoever receives again has the whole time again
-        self._deadline = self._paused + self.message_timeout
-        self._arm(self.message_timeout)
-        return MessageTimeout(f"a message was not complete after {self.message_timeout:g} s")
-
-    def _arm(self, seconds: Optional[float]) -> None:
-        if seconds != self._armed:
-            set_receive_timeout(self.socket, seconds)
-            self._armed = seconds
-
-    # Output. write() and flush() are the owner's, send() is anyone's.
+    # Output. Only the owner calls write() and flush(), any thread send().
 
     def encode(self, message: bytes) -> bytes:
-        """The bytes that carry a message. ``MessageTooLong`` or ``ValueError`` for one that the framing cannot carry,
-        ``TypeError`` for what is none."""
+        """Return the bytes that carry a message.
+
+        Raises ``MessageTooLong`` or ``ValueError`` if the framing cannot carry it, ``TypeError`` if ``message`` is not
+        bytes.
+        """
         try:
             return self._encode(message)
         except Exception as exc:
             raise _explained(exc, message) from None
 
     def write(self, message: bytes) -> None:
-        """Queue a message. It goes out with the next ``flush`` or ``receive``, or when much is queued.
+        """Queue a message. It is sent by the next ``flush`` or ``receive``, or when ``HIGH_WATER`` bytes are queued.
 
-        Raises what ``encode`` raises and, when much is queued, what ``flush`` raises.
+        Raises the errors of ``encode`` and, if it sends, those of ``flush``.
         """
-        try:  # not by encode(): one call more is 8 % of what a pipelined echo costs
+        try:  # does not call encode(): a call more is 8 % of a pipelined echo
             data = self._encode(message)
         except Exception as exc:
             raise _explained(exc, message) from None
@@ -207,12 +242,12 @@ class Connection:
             self.flush()
 
     def write_raw(self, data: bytes) -> None:
-        """Send what is queued, and then bytes as they are, without framing, which count as no message."""
+        """Send queued messages, then ``data`` as it is, without framing. It does not count as a message."""
         self.flush()
         self.send_raw(data, 0)
 
     def flush(self) -> None:
-        """Send what is queued. Raises ``SendTimeout`` or ``ConnectionClosed``."""
+        """Send queued messages. Raises ``SendTimeout`` or ``ConnectionClosed``."""
         queue = self._queue
         if queue:
             messages = len(queue)
@@ -222,18 +257,18 @@ class Connection:
             self.send_raw(data, messages)
 
     def send(self, message: bytes) -> None:
-        """Send a whole message now, from any thread. Waits while the peer does not read, ``send_timeout`` at most.
+        """Send a whole message now, from any thread. Blocks while the peer does not read, at most ``send_timeout``.
 
-        Raises what ``encode`` raises, before anything is sent; then ``SendTimeout`` or ``ConnectionClosed``.
+        Raises the errors of ``encode``, before anything is sent, and those of ``flush``.
         """
         self.send_raw(self.encode(message), 1)
 
     def send_raw(self, data: bytes, messages: int) -> None:
-        """Send bytes that hold so many encoded messages: now, and from any thread, as ``send`` does."""
+        """Send ``data``, which holds so many encoded messages, as ``send`` does."""
         with self._output:
             if self._broken is not None:
                 raise self._refusal()
-            # Counted before, so that whoever has a reply finds it counted.
+            # Counted before it is sent, so that a client that has a reply finds it in the statistics.
             self.messages_out += messages
             self.bytes_out += len(data)
             try:
@@ -242,7 +277,7 @@ class Connection:
                 self.messages_out -= messages
                 self.bytes_out -= len(data)
                 if self._broken is not None:
-                    pass  # abort() has said why
+                    pass  # abort() has set it
                 elif isinstance(exc, TIMED_OUT):
                     self._broken = SendTimeout, "the peer does not read what is sent to it"
                 else:
@@ -251,14 +286,14 @@ class Connection:
                 raise self._refusal() from exc
 
     def finish_output(self) -> None:
-        """Send what is queued, if the peer can be reached, and refuse whatever other threads want to send later.
+        """Send queued messages if the peer can be reached, and make every later ``send`` raise ``ConnectionClosed``.
 
-        Waits for a message that another thread is sending: closing the socket under its hands could give its
-        descriptor, and the rest of the message, to another connection. Nothing that the peer or the network does is
-        raised.
+        Waits for a message that another thread is sending: if the socket were closed meanwhile, another connection
+        could get its descriptor, and with it the rest of the message. Does not raise ``EchoError``.
         """
         try:
-            self.flush()
+            if self._queue:
+                self.flush()
         except EchoError:
             pass
         finally:
@@ -269,35 +304,34 @@ class Connection:
     # Ends.
 
     def end_output(self) -> None:
-        """Half-close: the peer sees the end of our messages, and can go on sending its own. Raises as ``flush``."""
+        """Half-close: the peer sees the end of our messages, and can go on sending. Raises the errors of ``flush``."""
         self.flush()
         with self._output:
             _shut(self.socket, socket.SHUT_WR)
 
     def end_input(self) -> None:
-        """End the input after what has already reached this host, and wake the owner; from any thread.
+        """End the input after the bytes that have already reached this host, and wake the owner; from any thread.
 
-        On Linux a socket whose reading side was shut down still hands out what had arrived, and what keeps
-        arriving; the count of unread bytes makes an end of that. Systems that drop the unread bytes instead
-        (BSD, macOS) lose those.
+        On Linux a socket whose reading side is shut down still returns what had arrived, and what goes on arriving; the
+        number of unread bytes says where to end. Other systems (BSD, macOS) drop the unread bytes.
         """
-        if self.input_ended:
+        if self.state is not OPEN:
             return
-        self.input_ended = True
+        self._end = INPUT_ENDED
         left = unread(self.socket)
         if left is not None:
             self._recv = _BoundedRead(self.socket, left)
         _shut(self.socket, socket.SHUT_RD)
 
     def abort(self) -> None:
-        """Let the close of the socket be a reset, drop what is queued, and wake the owner; from any thread."""
-        self.aborted = True
+        """Turn the close of the socket into a reset, drop unsent data, and wake the owner; from any thread."""
+        self._aborted = True
         self._broken = ConnectionClosed, "this side has reset the connection"
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
             return  # closed already
-        # A thread that is stuck sending is woken at the price of a FIN before the reset.
+        # Waking a thread that is stuck sending costs a FIN before the reset.
         _shut(self.socket, socket.SHUT_RDWR if self._output.locked() else socket.SHUT_RD)
 
     def _refusal(self) -> EchoError:
@@ -314,9 +348,9 @@ class Connection:
 class _BoundedRead:
     """``socket.recv`` up to a number of bytes, then the end of input.
 
-    If the owner was inside a read while that number was taken, it is too high by what that read returned;
-    harmless, since the reading side is shut and no further read can block. What a socket with TLS has taken from the
-    system already was not counted, and has arrived, too; it comes first.
+    The number is too high if the owner was inside a read while it was taken. That is harmless: the reading side is
+    shut, so that no further read can block. Bytes that a TLS socket had already taken from the system are not in the
+    number; they come first.
     """
 
     def __init__(self, sock: socket.socket, left: int) -> None:
@@ -333,7 +367,7 @@ class _BoundedRead:
 
 
 def _explained(exc: Exception, message: object) -> Exception:
-    """What to raise for ``exc``, which a framing raised for that message."""
+    """Return the exception to raise if encoding ``message`` raised ``exc``: a clear one if it is not bytes."""
     if isinstance(message, (bytes, bytearray)):
         return exc
     return TypeError(f"a message is bytes, not {type(message).__name__}; encode it first")
@@ -343,4 +377,4 @@ def _shut(sock: socket.socket, how: int) -> None:
     try:
         sock.shutdown(how)
     except OSError:
-        pass  # the peer was faster
+        pass  # the peer or another thread was faster

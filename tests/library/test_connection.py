@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from echo.connection import HIGH_WATER, MAX_READ, MIN_READ, Connection
+from echo.connection import ABORTED, HIGH_WATER, INPUT_ENDED, MAX_READ, MIN_READ, OPEN, PEER_ENDED, Connection
 from echo.exceptions import ConnectionClosed, MessageTimeout, MessageTooLong, ReceiveTimeout, SendTimeout
 from echo.framing import LengthFraming, LineFraming, RawFraming
 from echo.sockets import TIMED_OUT, unread
@@ -739,6 +739,68 @@ def test_ending_the_input_wakes_a_blocked_receive(connect):
     assert receiving.result() == []
     assert connection.input_ended
     assert connection.receive() == []
+
+
+def read_the_end(connection, peer):
+    peer.close()
+    assert connection.receive() == []
+
+
+EVENTS = {
+    "end": read_the_end,
+    "end_input": lambda connection, peer: connection.end_input(),
+    "abort": lambda connection, peer: connection.abort(),
+    "end_output": lambda connection, peer: connection.end_output(),
+    "finish_output": lambda connection, peer: connection.finish_output(),
+}
+
+
+@pytest.mark.parametrize(
+    "events, state",
+    [
+        ("", OPEN),
+        ("end_output finish_output", OPEN),
+        ("end", PEER_ENDED),
+        ("end end_input end", PEER_ENDED),
+        ("end_input", INPUT_ENDED),
+        ("end_input end", INPUT_ENDED),
+        ("abort", ABORTED),
+        ("abort end_input", ABORTED),
+        ("end abort", ABORTED),
+        ("end_input abort", ABORTED),
+    ],
+)
+def test_the_state_changes_as_the_table_says(connect, events, state):
+    connection, peer = connect()
+    for event in events.split():
+        EVENTS[event](connection, peer)
+    assert connection.state is state
+    assert connection.aborted == (state is ABORTED)
+    assert connection.peer_ended == (state is PEER_ENDED or events == "end abort")
+    assert connection.input_ended == (state is INPUT_ENDED or events == "end_input abort")
+
+
+def test_an_abort_while_the_owner_reads_the_end_is_kept(sockets):
+    """The owner has looked at the state, and enters the next one after the abort."""
+    sock, peer = sockets()
+
+    class AbortedMeanwhile(Connection):
+        @property
+        def _end(self):
+            if self.aborting:
+                self.aborting = False
+                self.abort()
+            return self.end
+
+        @_end.setter
+        def _end(self, end):
+            self.end = end
+
+    connection = AbortedMeanwhile(sock, LineFraming())
+    connection.end, connection.aborting = OPEN, True
+    peer.close()
+    assert connection.receive() == []
+    assert connection.state is ABORTED
 
 
 def test_ending_the_input_leaves_the_output_open(connect):

@@ -1,0 +1,96 @@
+"""How long a read may wait for a peer: a small clock without a socket, a thread or a byte.
+
+It works like a player's clock in chess: a peer's time for a message runs only while the owner of the connection waits
+for that peer. What the owner does between two reads does not count.
+
+=================  ==========================  ===================  ===========================================
+state              ``left``                    a read may wait      when the time is over
+=================  ==========================  ===================  ===========================================
+between messages   None                        ``idle_timeout``     ``ReceiveTimeout``
+inside a message   seconds; at its first byte  ``left``             ``MessageTimeout``; the message gets its
+                   ``message_timeout``                              whole time again
+=================  ==========================  ===================  ===========================================
+
+Without a ``message_timeout`` the clock stays between messages: each read may wait ``idle_timeout``.
+
+A deadline for each read alone would not do: a peer that sends one byte at a time renews it for ever (bpo-26005).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Optional
+
+from .exceptions import EchoError, MessageTimeout, ReceiveTimeout
+
+
+class MessageClock:
+    """Measure a peer's time, and call ``set_timeout(seconds)`` whenever the next read may wait for another time.
+
+    ``idle_timeout`` and ``message_timeout``: maximum times in seconds; default: None, no limit.
+    ``set_timeout``: gets seconds or None. It is not called at first without an ``idle_timeout``: a new socket has no
+    timeout either.
+    ``clock``: returns seconds; default: ``time.monotonic``.
+
+    A read that is one or more whole messages needs no call: where all are, the clock costs nothing.
+    """
+
+    __slots__ = ("_allowed", "_clock", "_counted", "_set_timeout", "idle_timeout", "left", "message_timeout")
+
+    def __init__(
+        self,
+        set_timeout: Callable[[Optional[float]], None],
+        idle_timeout: Optional[float] = None,
+        message_timeout: Optional[float] = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.idle_timeout = idle_timeout
+        self.message_timeout = message_timeout
+        self.left: Optional[float] = None
+        """Seconds that the peer still has for the message that has begun; None between messages."""
+        self._counted: float  # the moment up to which ``left`` has been counted down
+        self._clock = clock
+        self._set_timeout = set_timeout
+        self._allowed = idle_timeout  # what set_timeout() got last; each call of it is a system call
+        if idle_timeout is not None:
+            set_timeout(idle_timeout)
+
+    def resume(self) -> None:
+        """Let the time run on: the owner waits again for the rest of a message (``left`` is not None)."""
+        self._counted = self._clock()
+
+    def part_arrived(self, begins: bool) -> bool:
+        """A read ended inside a message. Return False if the time of that message is over.
+
+        ``begins``: the same read completed another message, so that this one has begun with it.
+        """
+        if self.message_timeout is None:
+            return True
+        now = self._clock()
+        if begins or self.left is None:
+            self.left = self.message_timeout
+        else:
+            self.left -= now - self._counted
+            if self.left <= 0:
+                return False
+        self._counted = now
+        self._allow(self.left)
+        return True
+
+    def message_ended(self) -> None:
+        """A read ended the message that had begun, and no other has begun."""
+        self.left = None
+        self._allow(self.idle_timeout)
+
+    def timed_out(self) -> EchoError:
+        """Return the error for a read that timed out. A message that has begun gets its whole time again."""
+        if self.left is None:
+            return ReceiveTimeout(f"nothing arrived for {self.idle_timeout:g} s")
+        self.left = self.message_timeout
+        self._allow(self.left)
+        return MessageTimeout(f"a message was not complete after {self.message_timeout:g} s")
+
+    def _allow(self, seconds: Optional[float]) -> None:
+        if seconds != self._allowed:
+            self._set_timeout(seconds)
+            self._allowed = seconds
