@@ -1,63 +1,186 @@
-"""The options of ``Server``: their names, and which values they take."""
+"""The options of ``Server``, each declared once: name, type, default, meaning, and the values that it takes.
+
+They are class attributes, as in ``socketserver``, and keyword arguments. A new one is a line in ``Options``, and a
+line in ``ServerOptions``, which only type checkers and editors read. The command line and README's table refer to
+``OPTIONS``.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, TypedDict, TypeVar, Union, cast
 
 MIN_HEADER_TIMEOUT = 3.0
-"""Seconds that a PROXY header must be waited for at least: its packet may be lost and sent again (specification,
-section 2)."""
+"""Minimum of ``handshake_timeout``, in seconds, with a PROXY header: its packet may be lost and sent again
+(specification, section 2)."""
 
-CHECKED: Dict[str, Tuple[str, Any, float, bool]] = {
-    # option: what it is, the types, the least, whether None switches it off
-    "max_connections": ("a number", int, 1, True),
-    "max_connections_per_host": ("a number", int, 1, True),
-    "shutdown_timeout": ("seconds", (int, float), 0, True),
-    "handshake_timeout": ("seconds", (int, float), 0.001, True),
-    "request_queue_size": ("a number", int, 0, False),
-}
-OPTIONS = (
-    *CHECKED,
-    "allow",
-    "deny",
-    "ssl_context",
-    "proxy_protocol",
-    "proxy_allow_from",
-    "dual_stack",
-    "unix_mode",
-    "allow_reuse_address",
-    "allow_reuse_port",
-    "cpu_affinity",
-    "daemon_threads",
-    "timeout",
-)
+_T = TypeVar("_T")
 
 
-def check(name: str, value: Any) -> None:
-    what, types, least, may_be_none = CHECKED[name]
-    if may_be_none and value is None:
-        return
-    rule = f"it is {what}, {least} or more{', or None for no limit' if may_be_none else ''}"
-    if isinstance(value, bool) or not isinstance(value, types):
-        raise TypeError(f"{name} is {value!r}; {rule}")
-    if not least <= value < float("inf"):  # and so is no NaN
-        raise ValueError(f"{name} is {value!r}; {rule}")
+class Option:
+    """A declared option. Class creation replaces it by its default, so that the attribute is a plain value."""
+
+    name: str
+
+    def __init__(self, default: Any, meaning: str, types: Any, minimum: Optional[float], none: str, shown: str) -> None:
+        self.default = default
+        self.meaning = meaning
+        self.types: Tuple[Type[Any], ...] = types if isinstance(types, tuple) else (types,)
+        """The types that it takes. Empty: whoever uses the value checks it."""
+        self.minimum = minimum
+        self.none = none
+        """What None means; empty: None is not allowed."""
+        self.shown = shown or repr(default)
+        """The default in README, where the value itself depends on the system."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        OPTIONS[name] = self
+        setattr(owner, name, self.default)
+
+    @property
+    def unit(self) -> str:
+        return "seconds" if float in self.types else ""
+
+    def check(self, value: Any) -> None:
+        """Raise ``TypeError`` or ``ValueError``, with the option's name, unless it may have this value."""
+        if not self.types or (value is None and self.none):
+            return
+        if isinstance(value, bool) or not isinstance(value, self.types):
+            raise TypeError(f"{self.name} is {value!r}; {self._rule()}")
+        if self.minimum is not None and not self.minimum <= value < float("inf"):  # false for NaN, too
+            raise ValueError(f"{self.name} is {value!r}; {self._rule()}")
+
+    def _rule(self) -> str:
+        kind = self.types[0]
+        what = self.unit or ("a number" if kind is int else f"an {kind.__module__}.{kind.__name__}")
+        least = "" if self.minimum is None else f", {self.minimum} or more"
+        return f"it is {what}{least}" + (f", or None for {self.none}" if self.none else "")
+
+
+OPTIONS: Dict[str, Option] = {}
+"""The options by name, in the order of their declaration."""
+
+_SECONDS = (int, float)
+
+
+def _option(
+    default: _T, meaning: str, types: Any = (), minimum: Optional[float] = None, *, none: str = "", shown: str = ""
+) -> _T:
+    """Declare an option, as ``dataclasses.field`` declares a field. For type checkers it is its default."""
+    return cast(_T, Option(default, meaning, types, minimum, none, shown))
+
+
+class Options:
+    """What a server can be told. ``Server`` inherits it."""
+
+    max_connections: Optional[int] = _option(
+        1024, "maximum number of sessions at a time; further clients wait in the backlog", int, 1, none="no limit"
+    )
+    max_connections_per_host: Optional[int] = _option(
+        None,
+        "maximum number of sessions at a time from one address; further connections are closed at once",
+        int,
+        1,
+        none="no limit",
+    )
+    shutdown_timeout: Optional[float] = _option(
+        10.0,
+        "total time that a stop gives the sessions to finish; 0 cuts them at once",
+        _SECONDS,
+        0,
+        none="no limit",
+    )
+    allow: Iterable[str] = _option((), "networks that may connect, like 192.0.2.0/24; empty: all")
+    deny: Iterable[str] = _option((), "networks that may not connect; overrides `allow`")
+    ssl_context: Optional[ssl.SSLContext] = _option(
+        None,
+        "the TLS context; another one may be assigned while the server runs, for later connections",
+        ssl.SSLContext,
+        none="no TLS",
+    )
+    handshake_timeout: Optional[float] = _option(
+        10.0,
+        "maximum time for the TLS handshake, and for the PROXY header, which needs 3 s or more",
+        _SECONDS,
+        0.001,
+        none="no limit",
+    )
+    proxy_protocol: bool = _option(
+        # Required, never guessed: a server that accepts a missing header lets clients forge their address.
+        False,
+        "every connection must begin with a PROXY header, version 1 or 2, which names the client",
+    )
+    proxy_allow_from: Iterable[str] = _option(
+        (), "networks that may send a PROXY header; other connections are closed at once; empty: all"
+    )
+    dual_stack: bool = _option(True, "the IPv6 address `::` accepts IPv4 clients, too")
+    unix_mode: Optional[int] = _option(
+        None, "permissions of a Unix socket's path, like 0o660", int, 0, none="the umask's"
+    )
+    cpu_affinity: Union[str, Iterable[int], None] = _option(
+        # The default is none: handlers that release the GIL for long, as in zlib or a database driver, need them all.
+        None,
+        'processors that the server\'s threads run on: `"auto"` for one of them on a build with the GIL, or their'
+        " numbers (see [Speed](#speed))",
+        none="all",
+    )
+    request_queue_size: int = _option(
+        socket.SOMAXCONN,
+        "maximum number of clients that wait to be accepted; the system may allow fewer",
+        int,
+        0,
+        shown="socket.SOMAXCONN",
+    )
+    allow_reuse_address: bool = _option(
+        os.name == "posix",  # on Windows another program could take the port (tornado #551)
+        "a restarted server gets its port at once; not on Windows",
+        shown="True",
+    )
+    allow_reuse_port: bool = _option(False, "other processes may listen on the same port")
+    daemon_threads: bool = _option(
+        True, "sessions do not keep the process alive; a server that `start()` runs drains when the process exits"
+    )
+    timeout: Optional[float] = _option(
+        None, "maximum time that `handle_request()` waits for a client", _SECONDS, 0, none="no limit"
+    )
+
+
+class ServerOptions(TypedDict, total=False):
+    """The keyword arguments of ``Server``, for type checkers: ``**options: Unpack[ServerOptions]``."""
+
+    max_connections: Optional[int]
+    max_connections_per_host: Optional[int]
+    shutdown_timeout: Optional[float]
+    allow: Iterable[str]
+    deny: Iterable[str]
+    ssl_context: Optional[ssl.SSLContext]
+    handshake_timeout: Optional[float]
+    proxy_protocol: bool
+    proxy_allow_from: Iterable[str]
+    dual_stack: bool
+    unix_mode: Optional[int]
+    cpu_affinity: Union[str, Iterable[int], None]
+    request_queue_size: int
+    allow_reuse_address: bool
+    allow_reuse_port: bool
+    daemon_threads: bool
+    timeout: Optional[float]
 
 
 def set_options(server: Any, options: Mapping[str, Any]) -> None:
-    """Set ``options`` as attributes of ``server``, and check those that it has now.
+    """Set ``options`` as attributes of ``server``; check all that it has now, a subclass's among them.
 
-    ``TypeError`` for an unknown option or a value of the wrong type, ``ValueError`` for a senseless value.
+    Raises ``TypeError`` for an unknown option or a value of the wrong type, ``ValueError`` for a wrong value.
     """
     for name, value in options.items():
         if name not in OPTIONS:
             raise TypeError(f"{type(server).__name__}() has no option {name!r}; it has {', '.join(OPTIONS)}")
         setattr(server, name, value)
-    for name in CHECKED:
-        check(name, getattr(server, name))
-    if server.ssl_context is not None and not isinstance(server.ssl_context, ssl.SSLContext):
-        raise TypeError(f"ssl_context is {server.ssl_context!r}; it is an ssl.SSLContext, or None for no TLS")
+    for name, option in OPTIONS.items():
+        option.check(getattr(server, name))
     seconds = server.handshake_timeout
     if server.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
         raise ValueError(

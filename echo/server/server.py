@@ -24,11 +24,10 @@ import os
 import random
 import socket
 import socketserver
-import ssl
 import sys
 import threading
 import time
-from typing import Any, Iterable, List, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Tuple, Type, TypeVar
 
 from ..cli.server.balance import Balance
 from ..sockets import INET, LINGER_SILENCE, LINGER_TIMEOUT, keep_alive, linger
@@ -40,9 +39,14 @@ from . import threads
 from .accepting import BackOff, ReentrantEvent, Serving
 from .access import AccessList
 from .admission import Refused, receive_header, shake_hands
-from .options import check, set_options
+from .options import OPTIONS, Options, set_options
 from .reporting import log_event
 from .sessions import ConnectionInfo, Registry, Session, Statistics, host_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # none of the checkers' packages is needed to run
+
+    from .options import ServerOptions
 
 CUT_GRACE = 1.0
 """Seconds that sessions which were cut at the deadline have to notice it."""
@@ -54,13 +58,13 @@ _ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets
 _Self = TypeVar("_Self", bound="Server")
 
 
-class Server(socketserver.ThreadingTCPServer):
+class Server(Options, socketserver.ThreadingTCPServer):
     """A TCP server with one thread for each client.
 
     ``server_address`` is ``(host, port)``, port 0 for any free one, or a Unix socket's path.
-    ``RequestHandlerClass`` is any ``socketserver`` handler class. The options below are class attributes, as in
-    ``socketserver``, and keyword arguments; an unknown one is a ``TypeError``, a senseless value a ``ValueError``,
-    each naming the option. ``OSError`` if the address cannot be had.
+    ``RequestHandlerClass`` is any ``socketserver`` handler class. The options (``Options``) are class attributes, as
+    in ``socketserver``, and keyword arguments; an unknown one is a ``TypeError``, a wrong value a ``TypeError`` or
+    ``ValueError`` that names the option. ``OSError`` if the address cannot be had.
 
     Use it as ``with Server(...) as server: server.serve_forever()``, or ``server.start()`` to serve in the background
     and ``server.stop()`` to end. All methods may be called in any order and from any thread, a handler's
@@ -70,58 +74,6 @@ class Server(socketserver.ThreadingTCPServer):
     (``RuntimeError``); an exception in ``service_actions()`` does not end the loop; ``shutdown_timeout`` takes the
     place of ``block_on_close``.
     """
-
-    allow_reuse_address = os.name == "posix"
-    """A restart has the port at once. Never on Windows, where others could steal it (tornado #551)."""
-
-    allow_reuse_port = False
-    """Other processes may listen on the same port."""
-
-    request_queue_size = socket.SOMAXCONN
-    """Clients that wait to be accepted, at most; the system cuts it down to what it allows."""
-
-    daemon_threads = True
-    """A stuck handler does not keep the process alive. At its exit a server that ``start()`` serves is drained."""
-
-    max_connections: Optional[int] = 1024
-    """Sessions at a time; further clients wait in the backlog. None: no limit."""
-
-    max_connections_per_host: Optional[int] = None
-    """Sessions at a time from one address; further ones are closed at once. None: no limit."""
-
-    shutdown_timeout: Optional[float] = 10.0
-    """Seconds that ``server_close()`` gives all sessions together; 0 cuts at once, None waits for ever."""
-
-    allow: Iterable[str] = ()
-    """Networks that may connect, as in ``192.0.2.0/24``; empty: all."""
-
-    deny: Iterable[str] = ()
-    """Networks that may not; it wins over ``allow``."""
-
-    ssl_context: Optional[ssl.SSLContext] = None
-    """Speak TLS with every client. Another one may be put in its place while it serves, for the clients to come."""
-
-    handshake_timeout: Optional[float] = 10.0
-    """Seconds for the TLS handshake, and for a PROXY header, in the session's own thread. None: no limit. With
-    ``proxy_protocol`` no less than ``MIN_HEADER_TIMEOUT``."""
-
-    proxy_protocol = False
-    """Every connection begins with a PROXY header, version 1 or 2, that says who the client is. It is required: whoever
-    guesses whether there is one lets clients forge their address (specification, section 2)."""
-
-    proxy_allow_from: Iterable[str] = ()
-    """Networks of the proxies that may say so; empty: all who can connect."""
-
-    dual_stack = True
-    """Whether the IPv6 address ``::`` serves IPv4 clients, too."""
-
-    unix_mode: Optional[int] = None
-    """The permissions of a Unix socket's path, like ``0o660``. None: what the umask leaves."""
-
-    cpu_affinity: affinity.Affinity = None
-    """Processors that the accepting thread and the sessions' keep to while it serves: ``"auto"`` for one of them on a
-    build with the GIL, where that is several times faster, or their numbers. None: no choice, the default, since
-    handlers that leave the GIL for long, as in ``zlib`` or a database driver, want them all."""
 
     server_address: Any
     """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path."""
@@ -138,7 +90,7 @@ class Server(socketserver.ThreadingTCPServer):
         server_address: Any,
         RequestHandlerClass: Any,  # noqa: N803 (socketserver's name)
         bind_and_activate: bool = True,
-        **options: Any,
+        **options: Unpack[ServerOptions],
     ) -> None:
         self._lock = threading.RLock()
         self._registry = Registry()
@@ -166,7 +118,12 @@ class Server(socketserver.ThreadingTCPServer):
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
     @classmethod
-    def from_socket(cls: Type[_Self], sock: socket.socket, RequestHandlerClass: Any, **options: Any) -> _Self:  # noqa: N803
+    def from_socket(
+        cls: Type[_Self],
+        sock: socket.socket,
+        RequestHandlerClass: Any,  # noqa: N803
+        **options: Unpack[ServerOptions],
+    ) -> _Self:
         """Serve on a listening socket made elsewhere: by systemd, a parent process, the server before this one.
 
         It is this server's from now on, and is closed with it; its address, and a Unix socket's path, are left to
@@ -631,7 +588,7 @@ class Server(socketserver.ThreadingTCPServer):
         and returns at once, and what it returns means nothing.
         """
         if timeout is not None:
-            check("shutdown_timeout", timeout)
+            OPTIONS["shutdown_timeout"].check(timeout)
             with self._lock:
                 self.shutdown_timeout = timeout
                 if self._deadline is not None:
