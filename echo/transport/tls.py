@@ -313,4 +313,4 @@ class TLSSocket(socket.socket):
 
 def _refuse_flags(flags: int) -> None:
     if flags:
-        raise ValueError("a TLS socket knows no flags")
+        raise ValueError("a TLS socket does not support flags")

@@ -23,7 +23,7 @@ def explain(exc: BaseException) -> str:
             alert = reason.partition("ALERT_")[2].lower().replace("_", " ")
             return f"the peer says: {_ALERTS.get(alert, alert)}"
         if reason in _NOT_TLS:
-            return "what came is no TLS"
+            return "the data received is not TLS"
         return _REASONS.get(reason, reason.lower().replace("_", " ") or str(exc))
     if isinstance(exc, OSError):
         return exc.strerror or str(exc)
@@ -42,13 +42,13 @@ _REASONS: Dict[str, str] = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it gave no certificate",
     "UNSUPPORTED_PROTOCOL": "it offers only versions of TLS that are too old",
     "NO_SHARED_CIPHER": "it offers no cipher that is allowed here",
-    "RECORD_LAYER_FAILURE": "what came is no TLS, or was damaged",  # OpenSSL 3.6 does not say which
+    "RECORD_LAYER_FAILURE": "the data received is not TLS, or was damaged",  # OpenSSL 3.6 does not say which
 }
 _ALERTS: Dict[str, str] = {  # RFC 8446, section 6.2: those whose name alone does not say what to do
-    "unknown ca": "unknown CA; the certificate was not issued by one that it trusts",
-    "certificate required": "certificate required; it lets in only who gives one",
-    "handshake failure": "handshake failure; versions, ciphers or certificates do not go together",
-    "protocol version": "protocol version; it speaks no version of TLS that is offered",
+    "unknown ca": "unknown CA; it does not trust the issuer of the certificate",
+    "certificate required": "a client certificate is required",
+    "handshake failure": "handshake failure; versions, ciphers or certificates do not match",
+    "protocol version": "protocol version; it supports none of the offered versions of TLS",
 }
 
 

@@ -873,7 +873,7 @@ def test_a_failed_handshake_behind_a_header_is_refused_with_both_addresses(proxi
     sock.close()
     wait_for_ends(server)
     record = record_of(log, "refused")
-    assert record.getMessage() == f"{CLIENT} refused: handshake (what came is no TLS)"
+    assert record.getMessage() == f"{CLIENT} refused: handshake (the data received is not TLS)"
     assert (record.peer, record.via, record.levelname) == (CLIENT, proxy, "INFO")
     assert server.stats().refused == {"handshake": 1}
 

@@ -795,7 +795,7 @@ def test_flags_of_send_and_recv_are_refused(pair):
         lambda: server.send(b"a", socket.MSG_OOB),
         lambda: server.sendall(b"a", socket.MSG_OOB),
     ):
-        with pytest.raises(ValueError, match="a TLS socket knows no flags"):
+        with pytest.raises(ValueError, match="a TLS socket does not support flags"):
             call()
     assert server.recv(10) == b"data"
 
@@ -818,7 +818,7 @@ def failed(plain, server, client, hostname="localhost"):
 def test_both_sides_report_a_certificate_of_an_unknown_ca(plain, contexts, certificates):
     client = client_context(certificates.other_authority.certificate)
     assert failed(plain, contexts[0], client) == [
-        "the peer says: unknown CA; the certificate was not issued by one that it trusts",
+        "the peer says: unknown CA; it does not trust the issuer of the certificate",
         "its certificate is not accepted: unable to get local issuer certificate",
     ]
 
@@ -841,7 +841,11 @@ def test_both_sides_report_a_wrong_host_name(plain, contexts, certificates):
 @pytest.mark.parametrize(
     "name, server_says, client_says",
     [
-        (None, "it gave no certificate", {"TLSv1.2": "handshake failure; ", "TLSv1.3": "certificate required; "}),
+        (
+            None,
+            "it gave no certificate",
+            {"TLSv1.2": "handshake failure; ", "TLSv1.3": "a client certificate is required"},
+        ),
         ("stranger", "its certificate is not accepted: unable to get local issuer certificate", "unknown CA; "),
         ("expired_client", "its certificate is not accepted: certificate has expired", "certificate expired"),
     ],
@@ -867,7 +871,7 @@ def test_both_sides_report_that_they_have_no_version_in_common(plain, certificat
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     assert failed(plain, server, client) == [
         "it offers only versions of TLS that are too old",
-        "the peer says: protocol version; it speaks no version of TLS that is offered",
+        "the peer says: protocol version; it supports none of the offered versions of TLS",
     ]
 
 
@@ -896,7 +900,7 @@ def test_plain_text_is_reported_as_not_tls(plain, contexts, text, server_side):
     options = {} if server_side else {"server_hostname": "localhost"}
     with pytest.raises(ssl.SSLError) as caught:
         ours.handshake(contexts[0 if server_side else 1], server_side=server_side, timeout=DEADLINE, **options)
-    assert re.fullmatch("what came is no TLS(, or was damaged)?", explain(caught.value))
+    assert re.fullmatch("the data received is not TLS(, or was damaged)?", explain(caught.value))
 
 
 def test_errors_of_the_system_keep_their_message():

@@ -498,8 +498,8 @@ def leaves_in_the_middle(sock):
     [
         (says_nothing, 0.1, "the handshake was not done after 0.1 s"),
         (begins, 0.1, "the handshake was not done after 0.1 s"),
-        (speaks_plainly, DEADLINE, "what came is no TLS"),
-        (asks_for_http, DEADLINE, "what came is no TLS"),
+        (speaks_plainly, DEADLINE, "the data received is not TLS"),
+        (asks_for_http, DEADLINE, "the data received is not TLS"),
         (leaves_in_the_middle, DEADLINE, "the peer left in mid-handshake"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
