@@ -1,7 +1,7 @@
-"""What systemd and a service tell each other: here is your listening socket; I am ready, reloading, stopping.
+"""The two protocols between systemd and a service: sockets passed to it, and notifications from it.
 
-It knows the two small protocols, those of sd_listen_fds(3) and sd_notify(3), and no server. Where nobody speaks them,
-outside of systemd or on another system, there is no socket, nobody is told, and nothing fails.
+They are described in sd_listen_fds(3) and sd_notify(3). This module does not know the server. Without systemd there is
+no socket, no notification is sent, and nothing fails.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from typing import Optional
 
 FIRST_DESCRIPTOR = 3
-"""What is passed comes after the standard streams."""
+"""The first descriptor that is passed: the one after the standard streams."""
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
@@ -22,15 +22,15 @@ _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
 def listening_socket(first: int = FIRST_DESCRIPTOR) -> Optional[socket.socket]:
-    """The listening socket that was passed to this process (socket activation), or None. ``first`` is the first of the
-    descriptors that are passed.
+    """Return the listening socket that was passed to this process (socket activation), or None.
 
-    It can be asked once: the variables that tell of it are taken out of the environment, and it is made not
-    inheritable, since it is nobody's but this process's. ``ValueError`` tells what was passed that cannot be served.
+    It works once: it removes the variables from the environment and makes the socket non-inheritable, since both are
+    for this process alone. ``first`` is the first descriptor that is passed. ``ValueError`` says what was passed, if
+    that cannot be served.
     """
     pid, count, *_ = [os.environ.pop(name, "") for name in _VARIABLES]
     if not pid or not count or _number("LISTEN_PID", pid) != os.getpid():
-        return None  # or a parent's, which has left them lying about
+        return None  # the variables are missing, or were meant for a parent of this process
     descriptors = range(first, first + _number("LISTEN_FDS", count))
     for descriptor in descriptors:
         try:
@@ -65,7 +65,7 @@ def _listening(descriptor: int) -> socket.socket:
 
 
 def _unfit(sock: socket.socket) -> Optional[str]:
-    """What it is instead of a stream socket that listens; None if that is what it is."""
+    """Why this socket cannot be served, as a name for what it is; None if it is a listening stream socket."""
     if sock.type == socket.SOCK_DGRAM:
         return "a datagram socket"
     if sock.type != socket.SOCK_STREAM:
@@ -80,14 +80,14 @@ def _unfit(sock: socket.socket) -> Optional[str]:
 
 
 def notify(*assignments: str) -> bool:
-    """Tell systemd, in one message, ``READY``, ``STOPPING``, ``reloading()``, ``status("...")``; whether it was sent.
+    """Send systemd a message: ``READY``, ``STOPPING``, ``reloading()``, ``status("...")``. Return whether it was sent.
 
-    It never raises and never waits: news is worth less than the service. The environment is asked each time and
-    stays as it is, since there is more to tell later; a child that inherits it is not listened to (``NotifyAccess=``).
+    It never raises and never blocks: the service matters more than its notifications. The environment stays as it is,
+    since more messages follow. A child process inherits it, but systemd ignores its messages (``NotifyAccess=``).
     """
     name = os.fsencode(os.environ.get("NOTIFY_SOCKET", ""))
     if name[:1] not in (b"/", b"@") or not hasattr(socket, "AF_UNIX"):
-        return False  # nobody asked; or over vsock, which is for whole machines
+        return False  # not under systemd; or a vsock address, which is for virtual machines
     address = b"\0" + name[1:] if name[:1] == b"@" else name
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -99,11 +99,12 @@ def notify(*assignments: str) -> bool:
 
 
 def reloading() -> str:
-    """A reload begins; ``READY`` tells of its end. The time is for ``Type=notify-reload``, which waits for a reload
-    that has begun after it asked for one."""
+    """The message that a reload begins. ``READY`` reports its end. The time is for ``Type=notify-reload``, where
+    systemd waits for a reload that began after it asked for one."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def status(text: str) -> str:
-    """What ``systemctl status`` shows. A line of its own would be another assignment, and a NUL voids the message."""
+    """The text that ``systemctl status`` shows. A line break in it would begin another assignment, and a NUL would make
+    the whole message invalid, so both become spaces."""
     return "STATUS=" + "".join(character if character.isprintable() else " " for character in text)

@@ -1,11 +1,12 @@
 """Several processes behind one port: for a build with the GIL, where one process keeps one processor busy.
 
-The parent forks them, before there is any thread, and then only watches: it passes signals on, and starts another for
-one that died. All accept from the one listening socket that they inherit, so that what waits in its backlog is
-lost with none of them (with ``SO_REUSEPORT`` each would have a backlog of its own, lost with it).
+The parent forks the workers before it starts any thread. Then it only watches: it passes signals on, and replaces a
+worker that died. All workers accept from one listening socket, which they inherit. So a connection that waits in its
+backlog is not lost when a worker dies. (Rejected: ``SO_REUSEPORT``, where each worker has a backlog of its own, which
+is lost with it.)
 
-The parent's signals are blocked and waited for, one by one: there is no handler, and no moment at which one comes
-amiss. What the processes do, and on which socket, whoever starts them knows.
+The parent blocks its signals and waits for them, one by one. It has no signal handlers, so that no signal can come at
+a wrong moment. This module does not know what the workers do; its caller passes that in.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from .balance import Balance
 
 MIN_PAUSE = 0.1
 MAX_PAUSE = 10.0
-"""Seconds before a worker that died is replaced; each further death of the same one doubles them."""
+"""Seconds before a worker that died is replaced: the first pause and the longest one. Each further death of the same
+worker doubles its pause."""
 
 SETTLED = 10.0
-"""Seconds after which a worker counts as one that can live."""
+"""Seconds after which a worker counts as stable: its next death counts as its first."""
 
 GIVE_UP = 5
-"""Deaths in a row, of each of them, after which it is no use."""
+"""Number of deaths in a row, of each worker, after which the parent gives up."""
 
 SUPPORTED = hasattr(os, "fork")
 
@@ -47,7 +49,7 @@ def _flush() -> None:
         try:
             stream.flush()
         except (AttributeError, OSError, ValueError):
-            pass  # None, or nobody reads it, or closed
+            pass  # it is None, closed, or a pipe that nobody reads
 
 
 def _name(number: int) -> str:
@@ -58,24 +60,28 @@ def _name(number: int) -> str:
 
 
 class _Worker:
-    """One of them, through all its lives."""
+    """One worker, with the processes that it is one after the other."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.pid: Optional[int] = None
         self.started_at = 0.0
         self.deaths = 0  # in a row
-        self.due_at: Optional[float] = 0.0  # when it is to be started; None while it runs, or is over
+        self.due_at: Optional[float] = 0.0  # when to start it; None while it runs, or if it is not to start again
 
     def log_event(self, level: int, event: str, text: str, *args: Any, **fields: Any) -> None:
         log_event(level, event, "worker %d" + text, self.number, *args, worker=self.number, **fields)
 
 
 class Workers:
-    """``count`` processes, each doing ``work(number, ready)``, with a number from 0 on; what that returns is the exit
-    code. It has to call ``ready`` when it can be told to stop, by SIGTERM. ``stop`` is called in the parent when that
-    is told to stop, by SIGINT or SIGTERM, and ``reload`` when SIGHUP comes, which is passed on: who is started later
-    begins with what the parent has; if ``hung_up()``, SIGHUP is another way to tell it to stop."""
+    """``count`` processes, each of which calls ``work(number, ready)`` and exits with the code that this returns.
+
+    Numbers count from 0. ``work`` must call ``ready`` as soon as SIGTERM can stop it.
+
+    The other functions are called in the parent: ``stop`` on SIGINT or SIGTERM; ``reload`` on SIGHUP, which is also
+    passed on to the workers (one that is started later inherits what the parent has read). Where ``hung_up()`` is true,
+    SIGHUP stops it too.
+    """
 
     min_pause = MIN_PAUSE
     max_pause = MAX_PAUSE
@@ -97,18 +103,19 @@ class Workers:
         self._workers = [_Worker(number) for number in range(count)]
         self._stopped = False
         self._failed = False
-        self._leash, self._hand = os.pipe()  # each worker reads its end, which is the parent's
+        # Only the parent has the writing end. A worker that reads sees the end of the pipe when the parent has died.
+        self._lifeline, self._lifeline_end = os.pipe()
         self.balance = Balance(count)
-        # With a handler: one that is ignored, as its default is, or as whoever started us left it, is not waited for.
+        # It needs a handler: sigwait() does not return a signal that is ignored, and SIGCHLD is by default.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._waited = set(_WAITED)
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup(1); it would be waited for all the same
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup(1); a blocked SIGHUP would arrive all the same
             self._waited.remove(signal.SIGHUP)
-        # From the beginning: whoever is told that it listens may stop it at once.
+        # Blocked from now on: a program that learns that the server listens may stop it at once.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)
 
     def run(self) -> int:
-        """Watch over them until all have ended; return the exit code: 0 if each one's was, else 1."""
+        """Start and watch the workers until all have ended. Return the exit code: 0 if each worker's was 0, else 1."""
         try:
             while True:
                 self._start_due()
@@ -116,19 +123,19 @@ class Workers:
                     return 1 if self._failed else 0
                 number = signal.sigwait(self._waited)
                 if number == signal.SIGCHLD:
-                    self._bury()
+                    self._reap()
                 elif number == signal.SIGUSR1:
                     self._signal(number)
                 elif number == signal.SIGHUP and not self._hung_up():
                     self._reload()
                     self._signal(number)
                 elif number != signal.SIGALRM:
-                    self._end(number)
+                    self._stop_all(number)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            os.close(self._leash)
-            os.close(self._hand)
+            os.close(self._lifeline)
+            os.close(self._lifeline_end)
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -143,7 +150,7 @@ class Workers:
         worker.due_at = None
         worker.started_at = time.monotonic()
         self.balance.began(worker.number)
-        _flush()  # else what waits in a buffer is written by each child, too
+        _flush()  # otherwise each child would write what waits in the buffers, too
         try:
             worker.pid = os.fork()
         except OSError as exc:
@@ -151,33 +158,33 @@ class Workers:
             self._died(worker, f"could not be started: {exc.strerror}")
             return
         if not worker.pid:
-            self._be(worker)
+            self._run_worker(worker)
         worker.log_event(logging.INFO, "worker-started", " is process %d", worker.pid, pid=worker.pid)
 
-    def _be(self, worker: _Worker) -> NoReturn:
-        """The worker's own life, from the fork to its end."""
+    def _run_worker(self, worker: _Worker) -> NoReturn:
+        """The worker's process, from the fork to its exit."""
         code = 1
         try:
-            os.close(self._hand)
+            os.close(self._lifeline_end)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.balance.become(worker.number)
-            threading.Thread(target=self._follow_parent, name="echo-parent", daemon=True).start()
+            threading.Thread(target=self._end_with_parent, name="echo-parent", daemon=True).start()
             code = self._work(worker.number, self._ready)
         except BaseException:
             traceback.print_exc()
         finally:
             _flush()
-            os._exit(code)  # what the parent has to do at its exit is not for its children
+            os._exit(code)  # not sys.exit(): the parent's exit functions must not run in its children
 
     def _ready(self) -> None:
-        # SIGINT stays blocked: Ctrl-C reaches all of them, and is the parent's to pass on.
+        # SIGINT stays blocked: Ctrl-C reaches all processes, and the parent passes it on as SIGTERM.
         signal.pthread_sigmask(signal.SIG_SETMASK, {*self._mask, signal.SIGINT})
 
-    def _follow_parent(self) -> None:
-        os.read(self._leash, 1)
-        os.kill(os.getpid(), signal.SIGTERM)  # nobody is left who could tell this process to end
+    def _end_with_parent(self) -> None:
+        os.read(self._lifeline, 1)
+        os.kill(os.getpid(), signal.SIGTERM)  # the parent has died, and nothing else would stop this process
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         for worker in self._workers:
             if worker.pid is None:
                 continue
@@ -208,7 +215,7 @@ class Workers:
             worker.due_at = now + pause
             worker.log_event(logging.WARNING, "worker-died", ": %s; the next in %g s", how, pause)
 
-    def _end(self, number: int) -> None:
+    def _stop_all(self, number: int) -> None:
         count = plural(len([worker for worker in self._workers if worker.pid is not None]), "worker")
         name = signal.Signals(number).name
         log_event(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
@@ -222,4 +229,4 @@ class Workers:
     def _signal(self, number: int) -> None:
         for worker in self._workers:
             if worker.pid is not None:
-                os.kill(worker.pid, number)  # at worst it has died and is not buried yet, and nobody has its number
+                os.kill(worker.pid, number)  # safe: until waitpid(), no other process gets the number of a dead one
