@@ -1,7 +1,7 @@
-"""The handlers: a session as hooks and actions, and the echo protocol as their first use.
+"""The handlers: a session as hooks, steps and actions, and the echo protocol as their first use.
 
-A handler knows its session and nothing of how the server accepts, counts or stops. It runs on ``echo.Server``
-and, less the drain, on any ``socketserver`` server.
+A handler knows its own session. It does not know how the server accepts, counts or stops. It runs on ``echo.Server``
+and on any ``socketserver`` server; only ``echo.Server`` can drain it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import logging
 import socket
 import socketserver
 from threading import get_ident
-from typing import Any, ClassVar, Optional
+from types import FunctionType
+from typing import Any, ClassVar, Optional, Set
 
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, MessageTooLong
@@ -22,6 +23,10 @@ from .text import format_address
 log = logging.getLogger("echo.session")
 
 
+HOOKS = ("connection_made", "message_received", "eof_received", "connection_lost")
+STEPS = ("dispatch_made", "dispatch_message", "dispatch_eof", "dispatch_lost", "send", "stream")
+
+
 class MessageRequestHandler(socketserver.StreamRequestHandler):
     """A session of messages. Subclass it, and write ``message_received``::
 
@@ -31,70 +36,109 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     The life of a session, in the session's own thread:
 
-    1. The server has accepted the client and made this object. ``connection_made()``: nothing has been read.
-    2. ``message_received(message)``, once for each message, in order, one at a time. It may take its time: only
-       its own client waits. Replies are collected and go out together before the next read that may block, when
-       much has been collected, or at ``flush()``.
-    3. ``eof_received(rest)`` if the client has ended its input. It may still be reading: replies arrive.
-    4. ``connection_lost(reason)``, exactly once for each ``connection_made``, even for one that raised. What is sent
-       here still reaches a client that reads.
-    5. The server half-closes, takes in what the client still sends for a moment, and closes.
+    1. The server has accepted the client and made this object. ``connection_made()`` is called; nothing was read yet.
+    2. ``message_received(message)`` is called for each message, in order, one at a time. It may block: only its own
+       client waits. Replies are collected. They go out together before the next read that may block, when many
+       bytes are queued, or at ``flush()``.
+    3. ``eof_received(rest)`` is called if the client has ended its input. The client may still read: send replies.
+    4. ``connection_lost(reason)`` is called exactly once for each ``connection_made``, even for one that raised.
+       Messages sent here still reach a client that reads.
+    5. The server half-closes, discards what the client still sends for a moment, and closes.
+
+    **Hooks and steps.** These four methods are *hooks*. They belong to the handler, and never need ``super()``. A mixin
+    adds a policy to any handler: it overrides the *steps* around the hooks. A step calls ``super()``; the innermost one
+    calls the hook:
+
+    ============================= ==================================
+    step                          the innermost one
+    ============================= ==================================
+    ``dispatch_made()``           calls ``connection_made()``
+    ``dispatch_message(message)`` calls ``message_received(message)``
+    ``dispatch_eof(rest)``        calls ``eof_received(rest)``
+    ``dispatch_lost(reason)``     calls ``connection_lost(reason)``
+    ``send(message)``             queues or sends the message
+    ``stream()``                  returns the socket
+    ============================= ==================================
+
+    The leftmost mixin is the outermost. It is the first to see a message that arrives and one that is sent, and its
+    ``stream()`` lies closest to the connection, farthest from the network. The hooks may stand in the body of the class
+    that lists the mixins, in one of its bases, or in a subclass::
+
+        class KV(echo.LoggingMixin, echo.ThrottlingMixin, echo.MessageRequestHandler):
+            def message_received(self, message): ...
+
+        dispatch_message ---> LoggingMixin ----> ThrottlingMixin --> MessageRequestHandler --> KV.message_received
+                              logs it            waits               calls the hook            calls self.send --+
+                                                                                                                 |
+        the queue <---------- MessageRequestHandler <-- ThrottlingMixin <-- LoggingMixin <-- send <--------------+
+                              queues it                 (no such step)      logs it afterwards
+
+    A step that does not call ``super()`` holds the message back from everything inside it. A ``dispatch_made`` that
+    calls ``close`` instead of ``super()`` rejects a client before the handler sees it: ``connection_lost`` is called
+    only if ``connection_made`` was. A hook that calls ``super()`` reaches the next class's hook, inside all steps.
+
+    A list of bases that hides a mixin raises ``TypeError``: one that derives from plain ``object`` behind the handler
+    class, or one behind a class with the same step and no ``super()`` in it.
 
     **Ends.** ``reason`` is ``exit`` (this side called ``close``), ``eof``, ``incomplete`` (end of input inside a
-    message), ``idle``, ``slow`` (a message that does not end, a client that does not read), ``too-long``, ``drain``
-    (the server stops; what had arrived was answered), ``reset`` (the client is gone, or this side called ``abort``) or
+    message), ``idle``, ``slow`` (a message took too long, or the client does not read), ``too-long``, ``drain`` (the
+    server stops; all received messages were answered), ``reset`` (the client is gone, or this side called ``abort``) or
     ``error``.
 
-    **Exceptions.** One that leaves a hook ends this session and no other, as ``error``; the server logs it once, with
-    the client's address, and lives on. Replies sent before it are delivered. One that leaves ``connection_lost`` is
-    logged as well, and the session keeps its reason. What the client or the network does is no exception to a hook:
-    only ``send`` and ``flush`` raise it, and letting it pass gives the session its reason.
+    **Exceptions.** An exception that leaves a hook or a step ends only this session, as ``error``. The server logs it
+    once, with the client's address. Replies sent before it are delivered. An exception in ``connection_lost`` is logged
+    too, and the session keeps its reason. A failure of the client or the network is raised by ``send`` and ``flush``
+    only; a hook that lets it pass gives the session its reason.
 
     **Threads.** ``send``, ``close`` and ``abort`` may be called from any thread, from ``connection_made`` on. A message
-    sent from another thread goes out whole and at once, without waiting for this session's next read; it may wait for
-    a client that does not read, ``send_timeout`` at most, and raises ``ConnectionClosed`` when the session is over. All
-    else belongs to the session's thread.
+    sent from another thread goes out whole and at once, without waiting for this session's next read. It blocks while
+    the client does not read, for at most ``send_timeout``, and raises ``ConnectionClosed`` when the session is over.
+    All other methods belong to the session's thread.
 
-    **State.** What belongs to the session lives on ``self``, what is shared on ``self.server``, under a lock.
-    ``self.request`` is the socket, as in ``socketserver``; ``self.connection`` is the ``Connection`` over it,
-    ``self.peer`` the client's address as text. There is no ``rfile`` and no ``wfile``: the bytes belong to the
-    connection.
+    **State.** Keep the session's state on ``self``, and shared state on ``self.server``, under a lock. ``self.request``
+    is the socket, as in ``socketserver``; ``self.connection`` is the ``Connection`` over it, ``self.peer`` the client's
+    address as text. There is no ``rfile`` and no ``wfile``: the connection reads and writes all bytes.
     """
 
     framing: Framing = LineFraming()
     """How messages lie in the stream."""
 
     timeout: ClassVar[Optional[float]] = None
-    """Seconds without a byte, between messages, after which a session ends as ``idle``; None: never. Inside a message
-    ``message_timeout`` is in its place, if there is one."""
+    """Seconds without a byte between messages, after which a session ends as ``idle``. None (default): no limit. Inside
+    a message ``message_timeout`` applies instead, unless it is None."""
 
     message_timeout: Optional[float] = 30.0
-    """Seconds from a message's first byte to its last, else the session ends as ``slow``; None: no limit.
-    A deadline for each read is no protection: dripping bytes renew it (bpo-26005)."""
+    """Seconds from a message's first byte to its last, else the session ends as ``slow``. None: no limit.
+    A deadline for each read would not protect: a client that sends single bytes renews it (bpo-26005)."""
 
     send_timeout: Optional[float] = 60.0
-    """Seconds in which the client takes no byte of a reply, then the session ends as ``slow``; None: no limit."""
+    """Seconds in which the client takes no byte of a reply, then the session ends as ``slow``. None: no limit."""
 
     disable_nagle_algorithm = True
-    """No reply waits for the acknowledgement of the one before (40 ms); only TCP has that (gh-128916). On
-    ``echo.Server`` no connection has it, whatever is said here."""
+    """No reply waits for the acknowledgement of the one before (40 ms); only TCP has that (gh-128916). ``echo.Server``
+    ignores this attribute and always disables Nagle's algorithm."""
 
     server: Any
-    """The server; a subclass that knows which may say so, and is checked by that."""
+    """The server. A subclass may annotate it with its own server class, for type checkers."""
 
     connection: Connection
     peer: str
     session: Optional[int] = None
-    """The session's number on its server, from 1 on; None on a server that keeps none."""
+    """The session's number on its server, from 1 on. None on a server that does not number sessions."""
     via: Optional[str] = None
-    """The address of the proxy that the client came through, as text; None on a server without the PROXY protocol."""
+    """The address of the proxy that the client came through, as text. None without the PROXY protocol."""
     unnamed = False
-    """The proxy's header names no client: ``peer`` is the proxy's own address, and this is most likely its health
-    check."""
+    """The PROXY header names no client: ``peer`` is the proxy's own address. Most likely this is its health check."""
     reason = "error"
-    """Why the session ended; right once ``connection_lost`` was called."""
+    """Why the session ended; valid from ``connection_lost`` on."""
 
-    # Hooks, for subclasses. A mixin's calls super().
+    _begun = False  # connection_made was called
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        _check_order(cls)
+
+    # Hooks, for the handler. They need no super().
 
     def connection_made(self) -> None:
         """The session begins."""
@@ -103,10 +147,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         """A message has arrived."""
 
     def eof_received(self, rest: bytes) -> None:
-        """The client has ended its input. ``rest`` is what it sent of a message without its end, as it came.
+        """The client has ended its input. ``rest`` is what came of a message that never ended; usually b"".
 
-        Not called when the server ends the session. By default a ``rest`` is no message and ends the session as
-        ``incomplete``.
+        Not called when the server ends the session. By default, a ``rest`` ends the session as ``incomplete``.
         """
         if rest:
             raise self.connection.failed(IncompleteMessage(rest))
@@ -114,16 +157,36 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def connection_lost(self, reason: str) -> None:
         """The session is over."""
 
+    # Steps, for mixins. They call super(); send() and stream() below are steps, too.
+
+    def dispatch_made(self) -> None:
+        """Begin the session."""
+        self._begun = True
+        self.connection_made()
+
+    def dispatch_message(self, message: bytes) -> None:
+        """Handle a message."""
+        self.message_received(message)
+
+    def dispatch_eof(self, rest: bytes) -> None:
+        """Handle the end of the client's input."""
+        self.eof_received(rest)
+
+    def dispatch_lost(self, reason: str) -> None:
+        """End the session. Called exactly once after each ``dispatch_made``, even after one that raised."""
+        if self._begun:
+            self.connection_lost(reason)
+
     # Actions.
 
     def send(self, message: bytes) -> None:
-        """Send a message; from any thread.
+        """Send a message, from any thread.
 
-        In the session's own thread it is queued, and goes out before the next read that may block. From another
-        thread it goes out at once, whole, and waits while the client does not read (``send_timeout``).
-        Raises ``MessageTooLong`` or ``ValueError`` for what the framing cannot carry (its limit counts for both
-        directions), ``TypeError`` for what is not bytes, ``SendTimeout`` or ``ConnectionClosed`` when the client cannot
-        be reached.
+        In the session's own thread the message is queued, and goes out before the next read that may block. From
+        another thread it goes out whole and at once; the call blocks while the client does not read (``send_timeout``).
+        Raises ``MessageTooLong`` or ``ValueError`` if the framing cannot carry the message (its limit counts for both
+        directions), ``TypeError`` if it is not bytes, ``SendTimeout`` or ``ConnectionClosed`` if the client cannot be
+        reached.
         """
         if get_ident() == self._thread:
             self.connection.write(message)
@@ -131,26 +194,26 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             self.connection.send(message)
 
     def flush(self) -> None:
-        """Let the replies so far go out now: for a hook that sends, works on, and sends again. Own thread only."""
+        """Send the queued replies now: for a hook that sends, works on, and sends again. Session's own thread only."""
         self.connection.flush()
 
     def stream(self) -> Any:
-        """What the connection reads from and writes to: the socket. A mixin may return a wrapper of
+        """Return what the connection reads from and writes to: the socket. A mixin may return a wrapper of
         ``super().stream()`` with the methods of a socket, to see or change the bytes on their way."""
         return self.request
 
     def close(self) -> None:
-        """End the session, from anywhere: what was sent before is delivered, what arrives after is ignored."""
+        """End the session, from any thread. Messages sent before are delivered; input that arrives later is ignored."""
         self._closing = True
         if get_ident() != self._thread:
             self.connection.end_input()
 
     def abort(self) -> None:
-        """End the session now, from anywhere, with a reset: what is on its way is lost, and ``reason`` is ``reset``."""
+        """End the session now, from any thread, with a reset. Data in transit is lost, and ``reason`` is ``reset``."""
         self._closing = True
         self.connection.abort()
 
-    # The session itself: socketserver's three steps.
+    # The session itself: socketserver's three methods.
 
     def setup(self) -> None:
         self._thread = get_ident()
@@ -164,8 +227,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             message_timeout=self.message_timeout,
             send_timeout=self.send_timeout,
         )
-        # echo.Server counts what the connection counts, tells the handler to drain, and lingers before it closes.
-        # Other servers know nothing of that.
+        # echo.Server adds up the connection's counters, drains the handler when it stops, and lingers before it closes.
+        # Other servers do none of that.
         attach = getattr(self.server, "attach", None)
         self.session = None if attach is None else attach(self)
         if self.disable_nagle_algorithm and self.session is None and self.request.family in INET:
@@ -174,11 +237,11 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         reason = "error"
         try:
-            self.connection_made()
+            self.dispatch_made()
             reason = self._converse()
         except EchoError as exc:
             if exc.connection is not self.connection:
-                raise  # another connection's, used in a hook: a mistake of the hook like any other
+                raise  # of another connection, which a hook uses: an error of the hook like any other
             lost = isinstance(exc, ConnectionClosed)
             reason = "drain" if lost and self._draining else exc.reason
             level = logging.WARNING if isinstance(exc, MessageTooLong) else logging.DEBUG
@@ -192,10 +255,14 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             except EchoError:
                 pass  # the session has its reason already
             finally:
-                self.connection_lost(reason)
+                self.dispatch_lost(reason)
 
     def _converse(self) -> str:
         receive = self.connection.receive
+        # Without a step around it, the hook is called directly: one call less for each message. It is looked up each
+        # time, since a handler may replace it on itself, for a protocol with states.
+        step = self.dispatch_message
+        direct = getattr(step, "__func__", None) is MessageRequestHandler.dispatch_message
         while not self._closing:
             messages = receive()
             if not messages:
@@ -203,19 +270,22 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             for message in messages:
                 if self._closing:
                     break
-                self.message_received(message)
+                if direct:
+                    self.message_received(message)
+                else:
+                    step(message)
         if self._closing:
             reason = "reset" if self.connection.aborted else "exit"
         elif self._draining:
             reason = "drain"
         else:
-            self.eof_received(self.connection.finish_input())
+            self.dispatch_eof(self.connection.finish_input())
             reason = "exit" if self._closing else "eof"
         self.connection.flush()
         return reason
 
     def finish(self) -> None:
-        self._thread = 0  # the system may give this thread's identity to another, for which send() is not the owner's
+        self._thread = 0  # the system may reuse this thread's identity, for a thread that does not own the connection
         self.connection.finish_output()
         if self.session is None:  # stock servers shut down and close at once
             if self.connection.aborted:
@@ -224,23 +294,54 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                 linger(self.request)
 
     def drain(self) -> None:
-        """The server stops: answer what has arrived, then end. Called by ``echo.Server``, from its thread."""
+        """The server stops: answer what has arrived, then end. ``echo.Server`` calls this, from its own thread."""
         self._draining = True
         self.connection.end_input()
 
 
-class EchoRequestHandler(MessageRequestHandler):
-    """Every message comes back, until one is ``exit``, in any letter case and with surrounding white space.
+def _check_order(cls: type) -> None:
+    """Raise ``TypeError`` if the order of ``cls``'s bases hides a mixin; it would be ignored without a word.
 
-    ``exit`` is not echoed. The end of input is as good an end, and what came without the end of its message
-    comes back as it came.
+    A class may replace steps of its own bases, as any subclass may. It hides a step of a class that is not its base and
+    was only listed behind it. The language has no way to ask whether a step calls ``super()``, so this looks for the
+    name in its code. A step that is not a plain function passes.
+    """
+    names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
+    for name in HOOKS + STEPS:
+        hider: Optional[type] = None
+        for base in cls.__mro__:
+            method = vars(base).get(name)
+            if method is None or getattr(method, "__isabstractmethod__", False) or vars(base).get("_is_protocol"):
+                continue  # a declaration of what others must have
+            if hider is None:
+                if base is MessageRequestHandler or (name in STEPS and not _uses(method, name, names)):
+                    hider = base
+            elif not issubclass(hider, base):
+                first = next(listed for listed in cls.__bases__ if issubclass(listed, hider))
+                raise TypeError(
+                    f"{cls.__name__}: {base.__name__}.{name}() would never be called, since"
+                    f" {hider.__name__}.{name}() does not call super(); list {base.__name__} before {first.__name__}"
+                )
+
+
+def _uses(method: Any, name: str, names: Set[str]) -> bool:
+    if not isinstance(method, FunctionType) or method.__code__.co_name != name:
+        return True  # made by a decorator, or not in Python
+    return not names.isdisjoint(method.__code__.co_names + method.__code__.co_freevars)
+
+
+class EchoRequestHandler(MessageRequestHandler):
+    """Send every message back, until one is ``exit``, in any letter case and with surrounding white space.
+
+    ``exit`` is not echoed. The end of input ends the session as well. A last message without its end is sent back as it
+    came.
     """
 
     exit_word: Optional[bytes] = EXIT_WORD
-    """The message, in lower case, that ends a session; None switches it off."""
+    """The message, in lower case, that ends a session. None: no message does."""
 
     def message_received(self, message: bytes) -> None:
-        # The length first: it tells all but a few from the word, and costs a tenth of the call.
+        # The length first: it rules out nearly all messages at a tenth of the cost of the call.
         word = self.exit_word
         if word is not None and len(message.strip()) == len(word) and is_exit(message, word):
             self.close()

@@ -1,6 +1,6 @@
-"""``FaultMixin``: a server that misbehaves on purpose, to test clients against.
+"""``FaultMixin``: a server that misbehaves on purpose, to test clients with.
 
-It sees its own session through the hooks, and nothing of the server.
+It knows its own session, and nothing of the server.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from .wrapper import SocketWrapper
 
 
 class FaultMixin(MessageRequestHandler):
-    """Do to what the server sends what bad networks and bad servers do. Everything is off unless set.
+    """Delay, cut, corrupt and reset what the server sends, as bad networks and servers do. By default all is off.
 
-    The same ``seed`` does the same to the same replies of the same session number, so that a run repeats. Listed last,
-    just before the handler, it leaves a ``LoggingMixin`` and a ``TranscriptMixin`` before it unaware.
+    The same ``seed`` has the same effect on the same replies of the same session number, so that a run can be repeated.
+    Mixins to its left do not see the faults.
     """
 
     delay = 0.0
-    """Seconds to wait before each send, at most; each time a random part of it."""
+    """The maximum delay before each send, in seconds; each time a random part of it."""
 
     chunk: Optional[int] = None
-    """Bytes to send at a time, at most, 1 or more; each time a random part of it. None: all at once."""
+    """The maximum of bytes to send at a time, 1 or more; each time a random part of it. None: all at once."""
 
     corrupt_every: Optional[int] = None
-    """Of each so many bytes sent, 1 or more, one random one has a random bit flipped. None: none."""
+    """One random bit is flipped in each block of so many bytes, 1 or more. None: none."""
 
     reset_after: Optional[int] = None
-    """Answer so many messages, then reset the connection. None: never."""
+    """Reset the connection after so many answered messages. None: never."""
 
     seed: Any = 0
-    """What the randomness of all sessions begins with."""
+    """The seed of the random numbers of all sessions."""
 
     def stream(self) -> Any:
         self._wire = _FaultySocket(super().stream(), self)
@@ -44,8 +44,8 @@ class FaultMixin(MessageRequestHandler):
         self._answered = 0
         self._wire.seed(f"{self.seed}/{self.session}")
 
-    def message_received(self, message: bytes) -> None:
-        super().message_received(message)
+    def dispatch_message(self, message: bytes) -> None:
+        super().dispatch_message(message)
         self._answered += 1
         if self._answered == self.reset_after:
             self.flush()
@@ -67,7 +67,7 @@ class _FaultySocket(SocketWrapper):
         self._sent = 0
 
     def seed(self, seed: str) -> None:
-        # A generator for each fault, so that one does not move the others.
+        # A generator for each fault, so that setting one does not change the others.
         self._timing, self._cutting, self._flipping = (random.Random(f"{seed}/{use}") for use in range(3))
         self._run = 0
         if self._every is not None:

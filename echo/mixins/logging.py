@@ -1,6 +1,6 @@
-"""``LoggingMixin``: a session in the log.
+"""``LoggingMixin``: a session in the log; and ``SessionLoggingMixin``, the part of it that logs no messages.
 
-It sees its own session through the hooks, and nothing of the server. Where records go is not known here.
+They know their own session, and nothing of the server. Where records go is not known here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,15 @@ from ..transport.tls import TLSSocket
 from .records import emit
 
 
-class LoggingMixin(MessageRequestHandler):
-    """Log each session's start and end, and each message, with the client's address.
+class SessionLoggingMixin(MessageRequestHandler):
+    """Log each session's start and end, with the client's address.
 
-    What the peer sent is escaped and shortened. Each record carries its figures as attributes too, for formatters
-    other than ours: ``event`` (``connected``, ``received``, ``sent``, ``disconnected``), ``peer`` and ``session``; a
-    message's ``size`` in bytes and ``text``; at the end ``reason``, ``messages_in``, ``messages_out``, ``bytes_in``,
-    ``bytes_out`` and ``duration_s``. Where they are known, the first record has ``via``, the proxy, and ``tls`` and
-    ``subject``, the version and the client's certificate.
+    Each record carries its figures as attributes too, for any formatter: ``event`` (``connected``, ``disconnected``),
+    ``peer`` and ``session``; at the end ``reason``, ``messages_in``, ``messages_out``, ``bytes_in``, ``bytes_out`` and
+    ``duration_s``. Where they are known, the first record has ``via``, the proxy, and ``tls`` and ``subject``, the
+    version and the client's certificate.
 
-    A proxy that connects for itself, to see whether the server lives, is logged at DEBUG as long as it sends nothing.
-
-    Listed first, it logs what the client sees: what a mixin to its right holds back or changes in ``send`` is logged
-    as the handler sent it.
+    A proxy's own connection, such as a health check, is logged at DEBUG as long as it sends nothing.
     """
 
     log = logging.getLogger("echo.session")
@@ -35,18 +31,12 @@ class LoggingMixin(MessageRequestHandler):
     session_level = logging.INFO
     """The level of the records of a session's start and end."""
 
-    message_level: Optional[int] = logging.INFO
-    """The level of the records of messages; None logs none."""
-
-    shown_bytes = 80
-    """How much of a message is shown, in bytes."""
-
     def setup(self) -> None:
         self._began = time.monotonic()
         super().setup()
         self._session_level = logging.DEBUG if self.unnamed else self.session_level
 
-    def connection_made(self) -> None:
+    def dispatch_made(self) -> None:
         fields: Dict[str, Any] = {}
         how = []
         if self.via is not None and not self.unnamed:
@@ -56,24 +46,11 @@ class LoggingMixin(MessageRequestHandler):
             fields.update(tls=self.request.version(), subject=self.request.subject)
             how += [f" {text[:200]}" for text in (self.request.version(), self.request.subject) if text]
         self._log(self._session_level, "connected", "connected" + ",".join(how), **fields)
-        super().connection_made()
+        super().dispatch_made()
 
-    def message_received(self, message: bytes) -> None:
-        self._log_message("received", message)
-        super().message_received(message)
-
-    def send(self, message: bytes) -> None:
-        super().send(message)
-        self._log_message("sent", message)
-
-    def eof_received(self, rest: bytes) -> None:
-        if rest:
-            self._log_message("received", rest, " without an end")
-        super().eof_received(rest)
-
-    def connection_lost(self, reason: str) -> None:
+    def dispatch_lost(self, reason: str) -> None:
         try:
-            super().connection_lost(reason)
+            super().dispatch_lost(reason)
         finally:
             connection = self.connection
             duration = time.monotonic() - self._began
@@ -90,15 +67,6 @@ class LoggingMixin(MessageRequestHandler):
                 duration_s=round(duration, 6),
             )
 
-    def _log_message(self, event: str, message: bytes, how: str = "") -> None:
-        level = self.message_level
-        if level is not None and self.log.isEnabledFor(level):
-            size = len(message)
-            text = escape(message, self.shown_bytes)
-            line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"
-            fields = {"event": event, "peer": self.peer, "session": self.session, "size": size, "text": text}
-            self._emit_record(level, line, fields)
-
     def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
         if self.log.isEnabledFor(level):
             fields.update(event=event, peer=self.peer, session=self.session)
@@ -107,3 +75,62 @@ class LoggingMixin(MessageRequestHandler):
     def _emit_record(self, level: int, line: str, fields: Dict[str, Any]) -> None:
         """Log ``line`` with ``fields`` as the record's attributes. ``log`` is enabled for this level."""
         emit(self.log, level, line, fields)
+
+
+class LoggingMixin(SessionLoggingMixin):
+    """Log each session's start and end, and each message, with the client's address.
+
+    The peer's bytes are escaped and shortened. The records of messages have the attributes ``event`` (``received``,
+    ``sent``), ``peer``, ``session``, ``size`` in bytes and ``text``; the others are ``SessionLoggingMixin``'s.
+
+    Listed first, it logs the session as the client sees it, except for ``send``: a message that a mixin to its right
+    holds back or changes is logged as the handler sent it.
+    """
+
+    message_level: Optional[int] = logging.INFO
+    """The level of the records of messages. None: log none. A session that begins without messages in the log goes past
+    these steps to its end."""
+
+    shown_bytes = 80
+    """The maximum number of a message's bytes that are shown."""
+
+    def dispatch_made(self) -> None:
+        super().dispatch_made()
+        if self.message_level is None:
+            for step in ("dispatch_message", "send"):
+                # The session calls the next step instead. (Inside the step of another mixin this one is still
+                # called, and logs nothing.)
+                if getattr(type(self), step) is getattr(LoggingMixin, step):
+                    vars(self).setdefault(step, getattr(super(), step))
+
+    def finish(self) -> None:
+        super().finish()
+        for step in ("dispatch_message", "send"):
+            vars(self).pop(step, None)  # it refers to self: only the garbage collector would free the session
+
+    # Each step asks for itself whether it logs: a call less where it does not.
+
+    def dispatch_message(self, message: bytes) -> None:
+        level = self.message_level
+        if level is not None and self.log.isEnabledFor(level):
+            self._log_message(level, "received", message)
+        super().dispatch_message(message)
+
+    def send(self, message: bytes) -> None:
+        super().send(message)
+        level = self.message_level
+        if level is not None and self.log.isEnabledFor(level):
+            self._log_message(level, "sent", message)
+
+    def dispatch_eof(self, rest: bytes) -> None:
+        level = self.message_level
+        if rest and level is not None and self.log.isEnabledFor(level):
+            self._log_message(level, "received", rest, " without an end")
+        super().dispatch_eof(rest)
+
+    def _log_message(self, level: int, event: str, message: bytes, how: str = "") -> None:
+        size = len(message)
+        text = escape(message, self.shown_bytes)
+        line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"
+        fields = {"event": event, "peer": self.peer, "session": self.session, "size": size, "text": text}
+        self._emit_record(level, line, fields)

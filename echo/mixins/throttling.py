@@ -1,6 +1,6 @@
-"""``ThrottlingMixin``: how fast a client may talk.
+"""``ThrottlingMixin``: a maximum rate of messages.
 
-It sees its own session through the hooks, and nothing of the server.
+It knows its own session, and nothing of the server.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from ..handlers import MessageRequestHandler
 
 
 class TokenBucket:
-    """``rate`` tokens a second, of which ``burst`` can be saved up. What is taken beyond that is a debt of time.
+    """``rate`` tokens a second, of which at most ``burst`` are saved up. Taking more than that is a debt, paid in time.
 
-    ``ValueError`` for a rate that is not above 0."""
+    Raises ``ValueError`` unless the rate is above 0."""
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         if not rate > 0:
@@ -33,22 +33,22 @@ class TokenBucket:
 
 
 class ThrottlingMixin(MessageRequestHandler):
-    """Handle a client's messages no faster than a rate. Nothing is lost and nothing is refused: the session reads more
-    slowly, the system's buffers fill, and the sender feels it (TCP's own backpressure).
+    """Handle a client's messages no faster than a rate. Nothing is lost and nothing is rejected: the session reads more
+    slowly, the system's buffers fill, and the sender has to wait (TCP's own backpressure).
 
-    The replies so far go out before it waits. A stop of the server lifts the limit, so that the session can answer what
+    The queued replies go out before it waits. A stop of the server lifts the limit, so that the session can answer what
     has arrived before the deadline. Listed before ``LoggingMixin``, a message is logged when its turn has come; after
     it, when it has arrived.
     """
 
     messages_per_second: Optional[float] = None
-    """Messages a second, more than 0; None: no limit."""
+    """Messages a second, more than 0. None (default): no limit."""
 
     bytes_per_second: Optional[float] = None
-    """Bytes of messages a second, more than 0; None: no limit."""
+    """Bytes of messages a second, more than 0. None (default): no limit."""
 
     burst_seconds = 1.0
-    """How many seconds' worth a client that was quiet may send at once."""
+    """A client that was quiet may send at once what it may send in so many seconds."""
 
     def setup(self) -> None:
         now = time.monotonic()
@@ -59,14 +59,16 @@ class ThrottlingMixin(MessageRequestHandler):
         self._lifted = threading.Event()
         super().setup()
 
-    def message_received(self, message: bytes) -> None:
+    def dispatch_message(self, message: bytes) -> None:
         now = time.monotonic()
-        costs = zip(self._buckets, (1, len(message)))
-        pause = max((bucket.take(cost, now) for bucket, cost in costs if bucket is not None), default=0.0)
+        pause = 0.0
+        for bucket, cost in zip(self._buckets, (1, len(message))):
+            if bucket is not None:
+                pause = max(pause, bucket.take(cost, now))
         if pause and not self._lifted.is_set():
             self.flush()
             self._lifted.wait(pause)
-        super().message_received(message)
+        super().dispatch_message(message)
 
     def close(self) -> None:
         self._lifted.set()

@@ -1,6 +1,6 @@
-"""``TranscriptMixin``: every byte of a session in a file, for whoever debugs a protocol.
+"""``TranscriptMixin``: every byte of a session in a file, to debug a protocol.
 
-It sees its own session, and of that no message: bytes as they pass the socket.
+It knows its own session. It sees no messages, but the bytes that pass the socket.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _WIDTH = 16
 
 
 class TranscriptMixin(MessageRequestHandler):
-    """Write what passes, framing and all, to ``transcript_folder``: a file for each session, named after its peer and
-    time, as hexadecimal and text, with direction and time::
+    """Write all bytes, including the framing, to a file for each session in ``transcript_folder``, named after its time
+    and peer. The file shows the bytes as hexadecimal and text, with direction and time::
 
         09:14:40.293 > 00000000  68 65 6c 6c 6f 0d 0a                             hello..
 
-    ``>`` came from the client, ``<`` went to it; the number is the offset in that direction. Listed before
-    ``FaultMixin`` it shows the bytes as the handler meant them, after it as they went out. A folder that cannot be
-    written to ends the session as ``error``.
+    ``>`` marks bytes from the client, ``<`` bytes to it; the number is the offset in that direction. Listed before
+    ``FaultMixin`` it shows the bytes as the handler sent them, after it as they went out. If the folder cannot be
+    written to, the session ends as ``error``.
     """
 
     transcript_folder = "."
-    """Where the files go; made if it is not there."""
+    """The folder of the files; created if it does not exist."""
 
     def stream(self) -> Any:
         stream = super().stream()
@@ -65,7 +65,7 @@ class _Recorder(SocketWrapper):
     def _record(self, direction: str, data: bytes) -> None:
         try:
             self._write(direction, data)
-        except OSError as exc:  # not to be taken for one of the socket's
+        except OSError as exc:  # must not look like an error of the socket
             raise RuntimeError(f"the transcript cannot be written: {exc}") from exc
 
     def _write(self, direction: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A socket seen through: what ``stream()`` of a mixin returns. It changes nothing by itself."""
+"""A wrapper of a socket, for a mixin's ``stream()`` to return. It changes nothing by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class SocketWrapper:
-    """Passes everything on to the socket; subclasses see or change ``recv`` and ``sendall``."""
+    """Pass everything on to the socket; subclasses override ``recv`` and ``sendall`` to see or change the bytes."""
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock

@@ -223,10 +223,10 @@ def no_record_is_made(monkeypatch, logger):
 
 @pytest.fixture
 def hold_session(serve, dial, logger):
-    """``hold_session(mixin)``: a session whose handler has this mixin and logs to ``logger``; return its peer."""
+    """``hold_session(*mixins)``: a session whose handler has these mixins and logs to ``logger``; return its peer."""
 
-    def hold(mixin):
-        server = serve(type("Handler", (mixin, echo.EchoRequestHandler), {"log": logger}))
+    def hold(*mixins):
+        server = serve(type("Handler", (*mixins, echo.EchoRequestHandler), {"log": logger}))
         client = dial(server)
         client.sendall(b"hello\nand a rest")
         client.shutdown(socket.SHUT_WR)
@@ -243,7 +243,7 @@ def test_a_text_queue_gets_lines_that_read_as_those_of_records(pipe, logger, hol
         logger.addHandler(queue)
         peers = [hold_session(echo.LoggingMixin)]
         no_record_is_made(monkeypatch, logger)
-        peers.append(hold_session(SessionLogMixin))
+        peers.append(hold_session(SessionLogMixin, echo.LoggingMixin))
     os.close(writer)
     sessions = [[], []]
     for line in read_to_end(reader).splitlines():
@@ -299,7 +299,7 @@ def test_a_handler_of_the_programs_own_beside_the_queue_gets_records(pipe, logge
     with LogQueue(writer, TextFormatter()) as queue:
         logger.parent.addHandler(queue)
         (logger if where == "logger" else logger.parent).addHandler(listener)
-        hold_session(SessionLogMixin)
+        hold_session(SessionLogMixin, echo.LoggingMixin)
     os.close(writer)
     events = ["connected", "received", "sent", "received", "disconnected"]
     assert [record.event for record in listener.records] == events
@@ -312,7 +312,7 @@ def test_a_json_log_gets_the_fields(pipe, logger, hold_session):
     reader, writer = pipe
     with LogQueue(writer, JsonFormatter()) as queue:
         logger.addHandler(queue)
-        peer = hold_session(SessionLogMixin)
+        peer = hold_session(SessionLogMixin, echo.LoggingMixin)
     os.close(writer)
     received = json.loads(read_to_end(reader).splitlines()[1])
     assert (received["event"], received["size"], received["peer"]) == ("received", 5, peer)

@@ -95,11 +95,22 @@ def test_the_end_counts_replies_before_an_exception(log_of):
 
 def test_the_end_is_logged_although_a_mixin_failed_before_the_beginning(log_of):
     class Failing(echo.MessageRequestHandler):
+        def dispatch_made(self):
+            if self.session == 1:
+                raise ZeroDivisionError
+            super().dispatch_made()
+
+    _, records = log_of(type("Handler", (Failing, Logged), {}), b"")
+    assert [record.event for record in records] == ["disconnected"]
+
+
+def test_the_end_is_logged_although_a_hook_failed_at_the_beginning(log_of):
+    class Failing(echo.MessageRequestHandler):
         def connection_made(self):
             raise ZeroDivisionError
 
     _, records = log_of(type("Handler", (Failing, Logged), {}), b"")
-    assert [record.event for record in records] == ["disconnected"]
+    assert [record.event for record in records] == ["connected", "disconnected"]
 
 
 def test_messages_can_be_left_out(log_of):
@@ -212,7 +223,6 @@ def test_a_stop_lifts_the_limit(serve, dial, how):
 
         def connection_made(self):
             sessions.append(self)
-            super().connection_made()
 
     sessions = []
     server = serve(Throttled, shutdown_timeout=DEADLINE)

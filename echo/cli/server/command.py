@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from ... import protocol
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
+from ...mixins import LoggingMixin
 from ...server.access import expand
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
@@ -290,7 +291,14 @@ def _handler(options: argparse.Namespace) -> type:
             ) from None
     if not options.log_messages:
         given["message_level"] = None
-    return combine(handler, [SessionLogMixin, *mixins], **given)
+    return combine(handler, [*_logging_mixins(options), *mixins], **given)
+
+
+def _logging_mixins(options: argparse.Namespace) -> List[type]:
+    """Only those that the log needs: what is not logged has no code in a session's path."""
+    if options.quiet or options.log_level in ("warning", "error"):
+        return []  # all their records are at INFO or below
+    return [SessionLogMixin, LoggingMixin] if options.log_messages else [SessionLogMixin]
 
 
 _HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")

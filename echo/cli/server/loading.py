@@ -32,9 +32,10 @@ def load_mixin(spec: str) -> type:
 
 
 def combine(handler: type, mixins: List[type], **attributes: Any) -> type:
-    """A class of the mixins, leftmost outermost, and the handler."""
-    wanted = [mixin for mixin in dict.fromkeys(mixins) if not issubclass(handler, mixin)]
-    bases: Tuple[type, ...] = (*wanted, handler)
+    """Return a class of the mixins, leftmost outermost, and the handler. One that is a base of another is left out."""
+    classes = dict.fromkeys([*mixins, handler])
+    wanted = [mixin for mixin in classes if not any(issubclass(cls, mixin) for cls in classes if cls is not mixin)]
+    bases: Tuple[type, ...] = (*(mixin for mixin in wanted if mixin is not handler), handler)
     try:
         return type(handler.__name__, bases, attributes)
     except TypeError as exc:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from typing import Any, Dict, List, Optional
 
-from ...mixins import LoggingMixin
+from ...mixins.logging import SessionLoggingMixin
 from .logs import LogQueue
 
 
-class SessionLogMixin(LoggingMixin):
-    """``LoggingMixin`` for the command: it logs the same.
+class SessionLogMixin(SessionLoggingMixin):
+    """``SessionLoggingMixin`` for the command: it logs the same. Listed before ``LoggingMixin``, it serves that too.
 
     Who sees the records is looked up when a session begins. A handler, a filter or a record factory that a program
     adds later gets the records of the sessions that begin after it.
