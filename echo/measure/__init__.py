@@ -1,13 +1,9 @@
 """Measuring: probes that are recognised when they come back, one after the other (``ping``) or as a load (``bench``).
 
-``probes`` and ``distribution`` know no socket; ``lane`` is one connection of probes; ``load`` keeps many busy;
-``ping`` and ``bench`` plan and tell; ``figures`` is how durations look.
+``probes`` and ``distribution`` know no socket. ``lane`` is one connection that carries probes, ``load`` keeps many of
+them busy. ``ping`` and ``bench`` plan and report. ``figures`` turns durations into text and JSON fields, ``report``
+prints.
+
+Nothing is imported here: the client command needs ``report`` at each start, and ``bench`` needs ``multiprocessing``,
+which takes long to import.
 """
-
-from .bench import CLOSED_DEPTH, OPEN_DEPTH, Bench
-from .distribution import Distribution
-from .figures import histogram
-from .ping import Ping
-from .probes import MIN_SIZE, FixedFraming
-
-__all__ = ["CLOSED_DEPTH", "MIN_SIZE", "OPEN_DEPTH", "Bench", "Distribution", "FixedFraming", "Ping", "histogram"]

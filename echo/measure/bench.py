@@ -22,19 +22,13 @@ from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .load import Period, Plan, Slice, run
-from .probes import Verdict
+from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
 from .report import Report, milliseconds
 
 PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
 
 MAX_WARM_UP = 1.0
 """Seconds before the measured time in which nothing counts; a tenth of the duration if that is less."""
-
-CLOSED_DEPTH = 1
-OPEN_DEPTH = 1000
-"""Probes on their way in one connection at most, unless told otherwise. An open loop wants no limit; it has one so
-that a server which does not answer costs bounded memory."""
-
 
 _DIED = "a process of the load has died"
 

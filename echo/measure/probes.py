@@ -22,7 +22,12 @@ from typing import Deque, List, NamedTuple, Optional, Set, Tuple
 from ..framing import Decoder, Framing
 
 MIN_SIZE = 20
-"""Bytes that a probe has at least: its number, its tag and its checksum."""
+"""Minimum size of a probe in bytes: its number, its tag and its checksum."""
+
+CLOSED_DEPTH = 1
+OPEN_DEPTH = 1000
+"""Default for the maximum number of probes on their way in one connection, in a closed and in an open loop. An open
+loop wants no limit; it has one so that a server which does not answer costs bounded memory."""
 
 _RING = bytes(range(32, 127))
 _CHECKSUM = slice(12, 20)

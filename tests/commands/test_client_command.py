@@ -74,6 +74,14 @@ def silent(sock):
     read_all(sock)
 
 
+def test_a_client_that_does_not_measure_does_not_load_the_parts_that_do():
+    """They need ``multiprocessing``, which takes long to import."""
+    loaded = "import sys, echo.cli.client.command; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", loaded], cwd=ROOT, timeout=DEADLINE, text=True).split()
+    assert "echo.client" in modules
+    assert not {"multiprocessing", "echo.measure.bench", "echo.measure.ping"} & set(modules)
+
+
 # -m: message by message.
 
 

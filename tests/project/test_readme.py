@@ -18,7 +18,7 @@ import echo
 from echo.cli.client.command import _DEFAULTS as CLIENT_DEFAULTS
 from echo.cli.client.command import _parser as client_parser
 from echo.cli.server.options import parser as server_parser
-from echo.measure import CLOSED_DEPTH
+from echo.measure.probes import CLOSED_DEPTH
 from echo.server.options import OPTIONS
 from support import DEADLINE, ROOT, TESTS, read_all
 

@@ -17,8 +17,10 @@ import socket
 import threading
 
 from echo import LengthFraming, LineFraming
-from echo.measure import Bench, FixedFraming, Ping
+from echo.measure.bench import Bench
 from echo.measure.load import TICK, work
+from echo.measure.ping import Ping
+from echo.measure.probes import FixedFraming
 from echo.measure.report import Report
 
 ADDRESS = "192.0.2.1:7"

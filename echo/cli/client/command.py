@@ -25,7 +25,7 @@ from ...client.client import Client
 from ...client.endpoint import Endpoint, Security
 from ...exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
 from ...framing import Framing, RawFraming
-from ...measure import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, Bench, FixedFraming, Ping, histogram
+from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, FixedFraming
 from ...measure.report import Report, milliseconds
 from ...text import escape, plural
 from ...transport.tls import TLSSocket
@@ -117,7 +117,10 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
 def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
     if isinstance(framing, RawFraming):
         framing = FixedFraming(options.size)
+    # Imported only here: with multiprocessing they take 20 of the 75 ms that a client needs to start.
     if options.measure == "ping":
+        from ...measure.ping import Ping
+
         ping = Ping(
             options.endpoint,
             framing,
@@ -133,6 +136,8 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
         code = ping.run()
         rtt = ping.rtt
     else:
+        from ...measure.bench import Bench
+
         bench = Bench(
             options.endpoint,
             framing,
@@ -151,6 +156,8 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             code = bench.run()
         rtt = bench.total.rtt
     if options.histogram:
+        from ...measure.figures import histogram
+
         report.picture(histogram(rtt, sys.stdout.encoding))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])  # the exit code is settled
