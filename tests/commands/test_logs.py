@@ -17,7 +17,7 @@ import echo
 from echo.cli.server import logs
 from echo.cli.server.formatters import JsonFormatter, TextFormatter
 from echo.cli.server.logs import DirectLog
-from echo.cli.server.session_log import SessionLogMixin, only_queue
+from echo.cli.server.queue_logging import QueueLoggingMixin, only_queue
 from echo.mixins.records import emit
 from echo.text import format_address
 from support import DEADLINE, eventually, read_all
@@ -243,7 +243,7 @@ def test_a_text_queue_gets_lines_that_read_as_those_of_records(pipe, logger, hol
         logger.addHandler(queue)
         peers = [hold_session(echo.LoggingMixin)]
         no_record_is_made(monkeypatch, logger)
-        peers.append(hold_session(SessionLogMixin, echo.LoggingMixin))
+        peers.append(hold_session(QueueLoggingMixin, echo.LoggingMixin))
     os.close(writer)
     sessions = [[], []]
     for line in read_to_end(reader).splitlines():
@@ -299,7 +299,7 @@ def test_a_handler_of_the_programs_own_beside_the_queue_gets_records(pipe, logge
     with LogQueue(writer, TextFormatter()) as queue:
         logger.parent.addHandler(queue)
         (logger if where == "logger" else logger.parent).addHandler(listener)
-        hold_session(SessionLogMixin, echo.LoggingMixin)
+        hold_session(QueueLoggingMixin, echo.LoggingMixin)
     os.close(writer)
     events = ["connected", "received", "sent", "received", "disconnected"]
     assert [record.event for record in listener.records] == events
@@ -312,7 +312,7 @@ def test_a_json_log_gets_the_fields(pipe, logger, hold_session):
     reader, writer = pipe
     with LogQueue(writer, JsonFormatter()) as queue:
         logger.addHandler(queue)
-        peer = hold_session(SessionLogMixin, echo.LoggingMixin)
+        peer = hold_session(QueueLoggingMixin, echo.LoggingMixin)
     os.close(writer)
     received = json.loads(read_to_end(reader).splitlines()[1])
     assert (received["event"], received["size"], received["peer"]) == ("received", 5, peer)

@@ -35,7 +35,7 @@ from .formatters import JsonFormatter, TextFormatter
 from .loading import combine, load_handler, load_mixin
 from .logs import DirectLog, LogQueue
 from .options import PROG, parser
-from .session_log import SessionLogMixin
+from .queue_logging import QueueLoggingMixin
 from .workers import Workers
 
 SAME_SIGNAL = 0.25
@@ -298,7 +298,7 @@ def _logging_mixins(options: argparse.Namespace) -> List[type]:
     """Only those that the log needs: what is not logged has no code in a session's path."""
     if options.quiet or options.log_level in ("warning", "error"):
         return []  # all their records are at INFO or below
-    return [SessionLogMixin, LoggingMixin] if options.log_messages else [SessionLogMixin]
+    return [QueueLoggingMixin, LoggingMixin] if options.log_messages else [QueueLoggingMixin]
 
 
 _HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")
