@@ -1,4 +1,4 @@
-"""One run of the accept loop: what it sleeps on and what wakes it; and how long it rests after a failure.
+"""What the accept loop sleeps on and what wakes it, and how long it pauses after a failure.
 
 It knows the listening socket as something to wait for. It accepts nothing, and knows no session.
 """
@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Callable, Optional
+from typing import Callable, Optional, Protocol
 
 MIN_PAUSE = 0.01
 MAX_PAUSE = 1.0
@@ -19,45 +19,62 @@ MAX_PAUSE = 1.0
 fails over 400,000 times a second on a full core (gh-151615)."""
 
 SILENCE = 10.0
-"""Seconds in which failures are told once: on the way back from a shortage some attempts succeed before the last one
+"""Seconds in which failures are logged once: on the way back from a shortage some attempts succeed before the last one
 has failed."""
+
+STEP = 0.5
+"""Seconds after which a wait for an event is begun again."""
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
+class SharedPort(Protocol):
+    """Keeps the sessions even over several processes that listen on the same port."""
+
+    def set(self, sessions: int) -> None:
+        """This process has so many sessions."""
+
+    def is_ahead(self) -> bool:
+        """Whether this process has clearly more sessions than another."""
+
+    def hold_back(self) -> None:
+        """Leave a new client to the other processes while this one is ahead, for a moment at most."""
+
+
 class BackOff:
-    """A pause after each failure in a row, ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``. ``clock`` counts in seconds."""
+    """A pause after each failure in a row, from ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``. ``clock`` counts in
+    seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.pause = 0.0
         self.resume_at = 0.0
-        self._told = False
+        self._logged = False
         self._silent_until = 0.0
 
     def failed(self) -> bool:
-        """Rest from now on; whether that is to be told."""
+        """Pause from now on; return whether to log it."""
         now = self._clock()
-        told = not self._told and now >= self._silent_until
-        if told:
-            self._told = True
+        log = not self._logged and now >= self._silent_until
+        if log:
+            self._logged = True
             self._silent_until = now + SILENCE
         self.pause = min(2 * self.pause, MAX_PAUSE) or MIN_PAUSE
         self.resume_at = now + self.pause
-        return told
+        return log
 
     def succeeded(self) -> bool:
-        """No more rest; whether that is to be told."""
-        told, self._told = self._told, False
+        """End the pause; return whether to log it."""
+        log, self._logged = self._logged, False
         self.pause = self.resume_at = 0.0
-        return told
+        return log
 
     def resting(self) -> bool:
         return bool(self.pause) and self._clock() < self.resume_at
 
 
 class ReentrantEvent:
-    """``threading.Event`` with a reentrant lock: a signal handler may wait for what it interrupted a wait for."""
+    """``threading.Event`` with a reentrant lock: a signal handler may wait for it although it interrupted a wait."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -74,15 +91,19 @@ class ReentrantEvent:
     def wait(self) -> None:
         with self._changed:
             while not self._value:
-                self._changed.wait()
+                # In steps: the handler of a signal that comes just before the wait begins runs only after it.
+                self._changed.wait(STEP)
 
 
 class Serving:
-    """One period of serving: it sleeps on the listening socket, and is woken through a socket pair."""
+    """One period of serving. The loop sleeps on the listening socket, and is woken through a socket pair."""
 
     def __init__(self, listener: socket.socket, *, shared: bool = False) -> None:
         self.stopping = False
-        self.thread_id = threading.get_ident()  # who must not wait for the end: whoever begins it, then who serves
+        self.full = False
+        """There may be no room for another session: the next one that ends has to wake the loop."""
+        self.thread_id = threading.get_ident()
+        """The thread that must not wait for the end: the one that begins it, then the one that serves."""
         self.ended = ReentrantEvent()
         # A socket shared with other processes has a mode that is theirs as well: it is not put back.
         self.listener_timeout = None if shared else listener.gettimeout()
@@ -110,9 +131,8 @@ class Serving:
                 self._listener.settimeout(self.listener_timeout)
 
     def enter(self) -> None:
-        """The calling thread serves. If it is the main thread, a signal rings the bell: one that comes just before
-        the sleep begins is noted and not acted on, and its Python handler would run only after the next client has
-        come."""
+        """Let the calling thread serve. In the main thread, a signal rings the bell: the interpreter only notes one
+        that comes just before the sleep begins, and its Python handler would run after the next client."""
         self.thread_id = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
             with contextlib.suppress(ValueError):  # a subinterpreter, which no signal reaches
@@ -135,7 +155,7 @@ class Serving:
         if listening != self._listening:
             if listening:
                 if self._listener.fileno() == -1:
-                    return  # closed by somebody else; accept() will tell
+                    return  # closed elsewhere; accept() will raise
                 self._selector.register(self._listener, selectors.EVENT_READ)
             else:
                 self._selector.unregister(self._listener)

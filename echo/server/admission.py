@@ -1,24 +1,38 @@
-"""What a connection owes before it is a session: a proxy's header, and the TLS handshake.
+"""Admission: the steps between ``accept`` and the session. Each returns, or raises ``Refused``.
 
-Both are waited for in the connection's own thread, with a deadline: in the accept loop one silent client would hold up
-all (flask #4841, gunicorn #2507). Nothing here counts or closes; who is refused, the server closes.
+In their order, with and without ``proxy_protocol``::
+
+    where                         without                       with
+    at the door                   networks                      networks of the proxies
+    (the accepting thread:        share of one host
+    must not wait)                verify_request
+    ----------------------------------------------------------------------------------
+    in the session's thread                                     PROXY header
+    (with a deadline)                                           networks
+                                                                share of one host
+                                                                verify_request
+                                  TLS handshake, if ssl_context is set
+
+A step that waits for the client must not run at the door: one silent client would block all others (flask #4841,
+gunicorn #2507). The header and the handshake live in ``echo.transport``. They are imported here, in the step that needs
+them, so a server without them loads and runs none of their code.
+
+Nothing here counts or closes. The server closes what is refused.
 """
 
 from __future__ import annotations
 
 import socket
-import ssl
-import time
-from typing import Any, Optional
+from typing import Any, Iterable, Optional
 
-from ..sockets import set_deadline
-from ..transport.proxy_protocol import Header, HeaderParser, InvalidHeader
-from ..transport.tls import TLSSocket, explain
+from ..text import plural
+from .access import AccessList
+from .sessions import Registry, Session, host_of
 
 
 class Refused(Exception):
-    """A connection gets no session. ``reason`` is the statistics' and the log's word for it, ``why`` says more.
-    ``left``: it came, and left without a byte, as health probes do."""
+    """A connection gets no session. ``reason`` is the word for it in statistics and log, ``why`` says more.
+    ``left``: the client connected and left without sending a byte, as health probes do."""
 
     def __init__(self, reason: str, why: str, left: bool = False) -> None:
         super().__init__(f"{reason} ({why})")
@@ -26,34 +40,63 @@ class Refused(Exception):
         self.left = left
 
 
-def receive_header(sock: socket.socket, timeout: Optional[float]) -> Header:
-    """Read a PROXY header, and not a byte of what follows it. ``sock`` is blocking, and is so afterwards."""
-    parser = HeaderParser()
-    deadline = None if timeout is None else time.monotonic() + timeout
-    begun = False
-    try:
-        while parser.header is None:
-            set_deadline(sock, deadline)
-            data = sock.recv(parser.missing)
-            if not data:
-                raise Refused("proxy", "left in mid-header" if begun else "left without a header", left=not begun)
-            begun = True
-            parser.feed(data)
-        sock.settimeout(None)
-    except InvalidHeader as exc:
-        raise Refused("proxy", str(exc)) from None
-    except OSError as exc:
-        if isinstance(exc, socket.timeout) and exc.errno is None:  # else the connection itself is lost (ETIMEDOUT)
-            raise Refused("proxy", f"no whole header after {timeout:g} s") from None
-        raise Refused("proxy", explain(exc), left=not begun) from None
-    return parser.header
+class Admission:
+    """The steps of one server, with the networks that they need. ``server`` has the options."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._clients = self._proxies = AccessList()
+
+    def set_access(self, allow: Iterable[str], deny: Iterable[str], proxies: Optional[Iterable[str]]) -> None:
+        clients = AccessList(allow, deny)
+        if proxies is not None:
+            self._proxies = AccessList(proxies, option="proxy_allow_from")
+        self._clients = clients
+
+    def check_at_door(self, server: Any, request: Any, client_address: Any) -> None:
+        """The steps that do not wait, in the accepting thread."""
+        host = host_of(client_address)
+        if not server.proxy_protocol:
+            self._check_client(server, request, client_address, host, self._registry.from_host(host))
+        elif not self._proxies.permits(host):
+            raise Refused("proxy", "no proxy of ours")
+
+    def check_in_thread(self, server: Any, session: Session) -> None:
+        """The steps that wait for the client, in the session's own thread."""
+        if server.proxy_protocol:
+            from ..transport.proxy_header import receive_header
+
+            header = receive_header(session.request, server.handshake_timeout)
+            own = host_of(session.client_address)
+            others = self._registry.identify(session, "unix" if header.source == "" else header.source)
+            # A client that has no host, by what its proxy says, is local to the proxy, and not to this host.
+            self._check_client(server, session.request, session.client_address, session.host or own, others)
+        if server.ssl_context is not None:
+            from ..transport.handshake import shake_hands
+
+            shake_hands(session.request, server.ssl_context, server.handshake_timeout)
+
+    def _check_client(self, server: Any, request: Any, client_address: Any, host: Optional[str], others: int) -> None:
+        """Networks, share of one host, ``verify_request``. ``others``: the sessions that the host has already."""
+        if not self._clients.permits(host):
+            raise Refused("denied", "not from this address")
+        limit = server.max_connections_per_host
+        if limit is not None and others >= limit:
+            raise Refused("limit", f"{plural(limit, 'session')} from this address")
+        if not server.verify_request(request, client_address):
+            raise Refused("denied", "verify_request")
 
 
-def shake_hands(sock: Any, context: ssl.SSLContext, timeout: Optional[float]) -> None:
-    """Do the server's part of a TLS handshake on an accepted ``TLSSocket``."""
-    if not isinstance(sock, TLSSocket):
-        raise TypeError("with ssl_context, get_request() has to return a TLSSocket, as it does by default")
-    try:
-        sock.handshake(context, server_side=True, timeout=timeout)
-    except OSError as exc:  # ssl.SSLError is one
-        raise Refused("handshake", explain(exc), left=sock.untouched and isinstance(exc, ConnectionError)) from None
+def load_rooms(server: Any) -> None:
+    """Import what the options need now: later there may be no descriptor to open a file with."""
+    if server.proxy_protocol:
+        from ..transport import proxy_header  # noqa: F401
+    if server.ssl_context is not None:
+        from ..transport import handshake  # noqa: F401
+
+
+def with_tls(request: socket.socket) -> socket.socket:
+    """The accepted socket as one that can speak TLS; plain until its handshake."""
+    from ..transport.tls import TLSSocket
+
+    return TLSSocket(request)

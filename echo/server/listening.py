@@ -1,7 +1,7 @@
-"""Listening sockets: which family an address has, and the care that a Unix socket's path needs.
+"""The listening socket: how it is made or taken over, what accepted sockets inherit from it, how it is closed.
 
-A path outlives the server that bound it. A dead server's path is taken over; a live server's path, and a file that
-is no socket, are not (asyncio #425, neovim #37378). Nothing is accepted here, and no server is known.
+A Unix socket's path outlives the server that bound it. A dead server's path is taken over; a live server's path, and a
+file that is not a socket, are not (asyncio #425, neovim #37378). Nothing here knows sessions.
 """
 
 from __future__ import annotations
@@ -9,13 +9,94 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import socketserver
 import stat
 import struct
+import sys
 from typing import Any, Optional, Tuple
+
+from ..sockets import INET, keep_alive
+from .options import Options
 
 _PEER = struct.Struct("@iII")  # struct ucred: pid, uid, gid
 
+_ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets have the listening one's mode
+
 Inode = Tuple[int, int]
+
+
+class ListeningServer(Options, socketserver.ThreadingTCPServer):
+    """The part of ``Server`` that has the listening socket."""
+
+    server_address: Any
+    """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path."""
+    # Any: socketserver's type knows no paths, and checkers would refuse a wider one where it goes to echo.connect().
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any, bind_and_activate: bool = True) -> None:  # noqa: N803
+        self.address_family = family_of(server_address) or self.address_family
+        self._inherited = False  # the listening socket was made elsewhere
+        self._path: Any = None
+        self._inode: Optional[Inode] = None
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+
+    def _take_over(self, sock: socket.socket) -> None:
+        """Serve on ``sock``, which listens already. Its mode becomes non-blocking and stays so."""
+        self.socket.close()
+        self.socket = sock
+        self.address_family = sock.family
+        self._inherited = True
+        sock.setblocking(False)
+        self.server_activate()
+
+    def server_bind(self) -> None:
+        if os.name == "nt":
+            self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
+        if self.address_family not in INET:
+            self.allow_reuse_port = False  # there are no ports
+        if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
+        if self.address_family != getattr(socket, "AF_UNIX", None):
+            self.server_address = with_zone(self.server_address)
+            super().server_bind()
+        else:
+            self._path = absolute(self.server_address)
+            claim_path(self.server_address)
+            super().server_bind()
+            self._inode = inode_of(self._path)
+            self._bound_by = os.getpid()  # a forked worker's end is not the path's
+            if self._inode is not None and self.unix_mode is not None:
+                os.chmod(self._path, self.unix_mode)  # nobody can have connected: it does not listen yet
+
+    def server_activate(self) -> None:
+        # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
+        # small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
+        keep_alive(self.socket)
+        if self.address_family in INET:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self._inherited:  # else its maker has chosen the backlog
+            super().server_activate()
+
+    def get_request(self) -> Tuple[socket.socket, Any]:
+        request, client_address = self.socket.accept()
+        if not _ACCEPTED_BLOCK or request.gettimeout() is not None:  # socket.setdefaulttimeout()
+            request.setblocking(True)
+        if self.address_family == getattr(socket, "AF_UNIX", None):
+            client_address = peer_name(request)
+        return request, client_address
+
+    def _release_path(self) -> None:
+        """Remove a Unix socket's path, while the socket is open."""
+        if self._inode is not None and self._bound_by == os.getpid():
+            release_path(self._path, self._inode)
+
+
+def is_listening(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # closed
+        return False
 
 
 def family_of(address: Any) -> Optional[socket.AddressFamily]:

@@ -57,22 +57,47 @@ class Statistics(NamedTuple):
     """Failed attempts to accept a connection or to start its thread."""
 
 
+class StandIn:
+    """Takes a handler's place in its session until the handler attaches itself; many never do. It counts nothing, and
+    is drained by the end of its input."""
+
+    __slots__ = ("_request", "ended_as", "input_ended")
+
+    messages_in = messages_out = bytes_in = bytes_out = 0
+    peer_ended = aborted = False
+
+    def __init__(self, request: socket.socket) -> None:
+        self._request = request
+        self.input_ended = False
+        self.ended_as: Optional[str] = None
+        """A reason that counts more than how its input ended."""
+
+    @property
+    def connection(self) -> StandIn:
+        return self  # not an attribute: a reference to itself would keep each one until the garbage collector comes
+
+    @property
+    def reason(self) -> str:
+        return self.ended_as or ("drain" if self.input_ended else "exit")
+
+    def drain(self) -> None:
+        self._request.shutdown(socket.SHUT_RD)
+        self.input_ended = True
+
+
 class Session:
     """One accepted connection, from accept to close.
 
-    ``handler`` is the handler that has attached itself (``Server.attach``): it has a ``connection`` that counts, a
-    ``reason``, and ``drain()``. Any other handler is drained by the end of its input.
+    ``handler`` is the handler that has attached itself (``Server.attach``), or a ``StandIn``. It has a ``connection``
+    that counts and knows which side has ended it, a ``reason``, and ``drain()``.
     """
 
     __slots__ = (
         "_lock",
-        "aborted",
         "client_address",
         "handler",
         "host",
-        "input_ended",
         "number",
-        "peer_ended",
         "request",
         "since",
         "state",
@@ -84,21 +109,28 @@ class Session:
     def __init__(self, request: socket.socket, client_address: Any, *, proxied: bool = False) -> None:
         self.request = request
         self.client_address = client_address
-        # Of whoever comes through a proxy it is not known yet, and comes with Registry.identify.
+        # Behind a proxy the client is not known until Registry.identify.
         self.host = None if proxied else host_of(client_address)
         self.via = format_address(client_address) if proxied else None
         self.unnamed = proxied
         self.since = time.time()
         self.state = "open"
-        self.handler: Optional[Any] = None
+        self.handler: Any = StandIn(request)
         self.thread_id: Optional[int] = None
-        self.input_ended = False
-        self.peer_ended = False
-        self.aborted = False
         self.number = 0  # given by the registry
         # Held while another thread acts on the socket, so that it is not closed under that thread's hands and
         # its descriptor given to another connection (gh-116912).
         self._lock = threading.Lock()
+
+    @property
+    def attached(self) -> bool:
+        """Whether the handler reports its end itself."""
+        return not isinstance(self.handler, StandIn)
+
+    def failed(self, exc: BaseException) -> None:
+        """The handler has raised ``exc``."""
+        if not self.attached:
+            self.handler.ended_as = "reset" if isinstance(exc, ConnectionError) else "error"
 
     def drain(self) -> None:
         """Let the session answer what has arrived, and end."""
@@ -115,11 +147,7 @@ class Session:
 
     def _end_input(self) -> None:
         try:
-            if self.handler is not None:
-                self.handler.drain()
-            else:
-                self.request.shutdown(socket.SHUT_RD)
-                self.input_ended = True
+            self.handler.drain()
         except OSError:
             pass
         except Exception as exc:  # a handler's own drain(); the deadline ends its session
@@ -140,20 +168,20 @@ class Session:
         """The handler is done; from here on the socket lingers, and draining would only disturb that."""
         with self._lock:
             self.state = "closing"
-            connection = getattr(self.handler, "connection", None)
-            if connection is not None:
-                self.input_ended = connection.input_ended
-                self.peer_ended = connection.peer_ended
-                self.aborted = connection.aborted
 
     def closed(self) -> None:
         """From here on no other thread touches the socket."""
         with self._lock:
             self.state = "closed"
 
+    def is_only_lingering(self) -> bool:
+        """Whether the handler is done and its replies are delivered as far as this side can tell: the close waits for
+        nothing but the client's own end."""
+        return self.state == "closing" and not self.handler.connection.input_ended
+
     def info(self) -> ConnectionInfo:
         """Take a snapshot."""
-        traffic = getattr(self.handler, "connection", None) or _Traffic()
+        traffic = self.handler.connection
         state = "closing" if self.state == "closed" else self.state  # not forgotten yet
         return ConnectionInfo(
             format_address(self.client_address),
@@ -187,9 +215,14 @@ def host_of(client_address: Any) -> Optional[str]:
 
 
 class Registry:
-    """All sessions of a server, and the sums over those that have ended."""
+    """All sessions of a server, and the sums over those that have ended.
+
+    ``publish``, if it is not None, is called with the number of sessions whenever that has changed: under the lock, so
+    that of two changes the later one is the last that is published.
+    """
 
     def __init__(self) -> None:
+        self.publish: Optional[Callable[[int], None]] = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
         self._live: Dict[Any, Session] = {}
@@ -213,9 +246,9 @@ class Registry:
         except KeyError:
             return None
 
-    def from_host(self, client_address: Any) -> int:
-        """How many sessions this client's host has; none where there are no hosts."""
-        return self._hosts.get(host_of(client_address) or "", 0)
+    def from_host(self, host: Optional[str]) -> int:
+        """How many sessions this host has; 0 for None."""
+        return 0 if host is None else self._hosts.get(host, 0)
 
     def accepted(self) -> None:
         with self._lock:
@@ -235,6 +268,8 @@ class Registry:
             session.number = self._numbers
             self._live[session.request] = session
             self._count_host(session.host)
+            if self.publish is not None:
+                self.publish(len(self._live))
 
     def _count_host(self, host: Optional[str]) -> int:
         """One more session from there; how many there were."""
@@ -245,8 +280,8 @@ class Registry:
         return before
 
     def identify(self, session: Session, client_address: Any) -> int:
-        """Say who the client is, which was not known when the session was added; None if the proxy did not tell. Return
-        how many sessions that host had before."""
+        """Set who the client is, as its proxy says; None: the proxy does not say. Return how many sessions that host
+        had before."""
         with self._lock:
             if client_address is not None:
                 session.unnamed = False
@@ -257,8 +292,8 @@ class Registry:
             return self._count_host(session.host)
 
     def release_host(self, session: Session) -> None:
-        """Its host has one less. A refused one's socket stays open for as long as its client likes, within limits:
-        that must not keep the next one out."""
+        """Release the host's slot now: the socket of a rejected client may stay open for a while, and must not keep the
+        host's next client out."""
         with self._lock:
             host, session.host = session.host, None
             if host is not None and self._live.get(session.request) is session:
@@ -267,20 +302,25 @@ class Registry:
                 else:
                     self._hosts[host] -= 1
 
-    def remove(self, session: Session, reason: Optional[str], refusal: Optional[str] = None) -> None:
-        """Forget a session and count its end, or, if it never began, why it was refused."""
+    def forget(self, session: Session) -> None:
+        """Remove a session that has not begun."""
         with self._lock:
             self.release_host(session)
             del self._live[session.request]
-            if reason is not None:
-                self._ended[reason] += 1
-                connection = getattr(session.handler, "connection", None)
-                if connection is not None:
-                    self._totals.add(connection)
-            if refusal is not None:
-                self._refused[refusal] += 1
+            if self.publish is not None:
+                self.publish(len(self._live))
             if not self._live:
                 self._changed.notify_all()
+
+    def end(self, session: Session, refused: Optional[str]) -> None:
+        """Remove a session, and count how it ended or, if it never began, why it was ``refused``."""
+        with self._lock:
+            if refused is not None:
+                self._refused[refused] += 1
+            else:
+                self._ended[session.handler.reason] += 1
+                self._totals.add(session.handler.connection)
+            self.forget(session)
 
     def sessions(self) -> List[Session]:
         """A snapshot."""
@@ -313,9 +353,7 @@ class Registry:
             totals = _Traffic()
             totals.add(self._totals)
             for session in self._live.values():
-                connection = getattr(session.handler, "connection", None)
-                if connection is not None:
-                    totals.add(connection)
+                totals.add(session.handler.connection)
             return Statistics(
                 self._accepted,
                 len(self._live),

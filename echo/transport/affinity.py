@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
+import random
 import sys
-from typing import FrozenSet, Iterable, Iterator, List, Optional, Union
+from typing import ContextManager, FrozenSet, Iterable, Iterator, List, Optional, Union
 
 Affinity = Union[None, str, Iterable[int]]
 """None: wherever the system puts them. ``"auto"``: on one processor on a build with the GIL, where the system can.
@@ -72,6 +73,17 @@ def share(
         return choose(wanted, turn, available=available, gil=gil)
     processors = sorted(wanted)
     return [processors[turn % len(processors)]]
+
+
+def checked(wanted: Affinity) -> Affinity:
+    """Return ``wanted`` as a value that can be read again and again; raise what ``choose`` raises."""
+    processors = choose(wanted, 0)
+    return wanted if isinstance(wanted, str) else processors
+
+
+def kept_to_some(wanted: Affinity) -> ContextManager[None]:
+    """``kept_to`` what ``choose`` chooses; ``auto`` begins with a processor at random."""
+    return kept_to(choose(wanted, random.randrange(1 << 16)))
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve):
         real_wait(listening, deadline)
 
     server = serve(cls=FailingServer)
-    run = server._run
+    run = server._serving
     real_wait, run.wait = run.wait, wait
     server.faults = [OSError(errno.EMFILE, "full")]
     run.wake()

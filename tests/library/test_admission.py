@@ -8,8 +8,10 @@ import time
 
 import pytest
 
-from echo.server import admission
+from echo.server.admission import Refused
 from echo.transport import tls
+from echo.transport.handshake import shake_hands
+from echo.transport.proxy_header import receive_header
 
 BLOCK = b"\r\n\r\n\0\r\nQUIT\n\x21\x00\xff\xff"
 """The beginning of a PROXY header of 65551 bytes."""
@@ -57,7 +59,7 @@ class Lost(socket.socket):
 def header_over(kind, timeout, **state):
     with kind() as sock:
         vars(sock).update(state, begun=BLOCK)
-        admission.receive_header(sock, timeout)
+        receive_header(sock, timeout)
 
 
 def handshake_over(kind, timeout, **state):
@@ -66,7 +68,7 @@ def handshake_over(kind, timeout, **state):
 
     with socket.socket() as sock, Over(sock) as over:
         vars(over).update(state, begun=HELLO)
-        admission.shake_hands(over, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), timeout)
+        shake_hands(over, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), timeout)
 
 
 both = pytest.mark.parametrize("step", [header_over, handshake_over], ids=["header", "handshake"])
@@ -74,7 +76,7 @@ both = pytest.mark.parametrize("step", [header_over, handshake_over], ids=["head
 
 @both
 def test_dripping_bytes_do_not_outrun_the_deadline(clock, step):
-    with pytest.raises(admission.Refused, match=r"after 0\.3 s"):
+    with pytest.raises(Refused, match=r"after 0\.3 s"):
         step(Dripping, 0.3, clock=clock)
     assert clock.now == pytest.approx(0.3)
 
@@ -82,6 +84,6 @@ def test_dripping_bytes_do_not_outrun_the_deadline(clock, step):
 @both
 @pytest.mark.parametrize("timeout", [None, 0.3])
 def test_a_connection_that_the_system_gives_up_is_not_reported_as_a_timeout(step, timeout):
-    with pytest.raises(admission.Refused) as caught:
+    with pytest.raises(Refused) as caught:
         step(Lost, timeout)
     assert os.strerror(errno.ETIMEDOUT) in str(caught.value)

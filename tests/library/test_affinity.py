@@ -145,7 +145,7 @@ def test_serve_forever_restores_its_threads_processors():
 @needs_two
 def test_serve_forever_restores_its_threads_processors_after_an_interrupt_too():
     class Interrupted(echo.Server):
-        def _accept_until_stopped(self, run, poll_interval):
+        def _accept_clients(self, *arguments):
             seen.append(os.sched_getaffinity(0))
             raise KeyboardInterrupt
 

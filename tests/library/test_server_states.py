@@ -202,7 +202,7 @@ class Model:
             self.run, self.only_one, self.served = call, only_one, True
             self.looped = self.looped or not only_one
             # Until it serves, a shutdown would find no run.
-            eventually(lambda: self.server._run is not None or not call.is_alive())
+            eventually(lambda: self.server._serving is not None or not call.is_alive())
             if only_one and self.backlog:
                 self._accept(self.backlog.pop(0))
                 self._has_ended()
@@ -325,7 +325,7 @@ class Model:
     def check(self):
         server = self.server
         if self.run is None:
-            assert server._run is None
+            assert server._serving is None
         elif isinstance(self.run, Call):
             assert self.run.is_alive()
         eventually(lambda: server.stats().accepted == self.accepted, "a client was not accepted, or a ghost was")

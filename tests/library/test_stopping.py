@@ -132,7 +132,7 @@ def test_handle_request_is_ended_from_another_thread(verb):
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        eventually(lambda: server._run is not None)
+        eventually(lambda: server._serving is not None)
         ends_in_time(getattr(server, verb))
         thread.join(DEADLINE)
         assert not thread.is_alive()
@@ -146,7 +146,7 @@ def test_a_listener_that_is_taken_away_ends_the_loop_and_does_not_spin(how):
     thread.start()
     with socket.create_connection(server.server_address, DEADLINE) as sock:
         assert echoes(sock)
-    run = server._run
+    run = server._serving
     if how == "shutdown":
         server.socket.shutdown(socket.SHUT_RDWR)
     else:
@@ -204,7 +204,7 @@ def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_d
 
     def stop_too(self, *arguments):
         entered.set()
-        eventually(lambda: self._closer is not None)  # the other one is inside its stop, and waits for this thread
+        eventually(lambda: self._stop is not None)  # the other one is inside its stop, and waits for this thread
         self.stop()
         return True
 
@@ -271,7 +271,7 @@ def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
 
     class Looking(echo.Server):
         def service_actions(self):
-            seen.append((signal.set_wakeup_fd(self._run._bell.fileno()), self._run._bell.fileno()))
+            seen.append((signal.set_wakeup_fd(self._serving._bell.fileno()), self._serving._bell.fileno()))
             self.shutdown()
 
     seen = []

@@ -1,0 +1,138 @@
+"""How a server stops: its states, the one ``Stop`` that every caller shares, and the order of locks.
+
+**States.** Two things are known of a server: what it has done (``Past``, which only grows, except that ``start()``
+takes back an early ``shutdown()``), and the ``Stop``, which exists from the first ``stop()`` or ``server_close()`` on
+and is never replaced::
+
+    Past:    NOTHING ---shutdown()---> SHUTDOWN        serve_forever() and handle_request() return at once
+                |  <------start()-------  |
+                |                         |
+                +---- handle_request() ---+---> REQUEST ----- serve_forever(), start() ----> LOOP
+                                                                                              |
+             a stop logs "stopped"  <---- from REQUEST on                                     |
+             a stop accepts the clients that wait in the backlog first  <---------------------+
+
+    Serving: one object for each run of the loop; None between runs. shutdown() ends it, and nothing else.
+
+    Stop:    begun --------> deadline set --------> sessions drained --------> rest cut --------> ended
+             the loop ends   the backlog is let     each ends its input,      the socket         callers wake
+             (shutdown)      in, the listening      answers what has come     is shut down
+                             socket is closed       and closes
+
+    Session: open ---drain()---> draining ---the handler is done---> closing ---the socket is closed---> closed
+                +--------------------the handler is done----------------^
+
+**Who runs the stop.** The first caller creates the ``Stop`` and runs it; all others wait for ``ended``, or bring its
+deadline forward. Never wait for something that may be waiting for you:
+
+* The serving thread would wait for its own loop. It leaves the stop to the end of its run (``Serving``) and returns.
+* A session's thread would wait for its own session. It leaves the stop to the loop too, or, where none runs, to a new
+  thread.
+* A signal handler may have interrupted the thread that runs the stop. It is known by ``thread_id``, and returns.
+
+**Order of locks.** Each thread takes them downwards only, and none is held while a thread waits for another::
+
+    Server._lock              which run, which stop; never held while a session or the loop is waited for
+       Serving._lock          the bell: closing it, ringing it
+       Registry._lock         the live sessions and the sums; the number of sessions is published under it
+       Session._lock          the socket: it is not closed while another thread acts on it
+          Connection._output  one message at a time (a handler's drain() may need it)
+
+The first three are reentrant, since a signal handler may stop the server at any line that holds one. No handler's code
+and no log runs under the first three; a handler's ``drain()`` runs under its session's own.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+from typing import Optional
+
+from ..text import format_address, plural
+from .accepting import ReentrantEvent
+from .reporting import log_event
+from .sessions import Registry
+
+CUT_GRACE = 1.0
+"""Seconds that sessions which were cut at the deadline have to notice it."""
+
+
+class Past(enum.IntEnum):
+    """What a server has done so far."""
+
+    NOTHING = 0
+    SHUTDOWN = 1
+    """``shutdown()`` before any run: the first run ends at once, so that a stop cannot lose against a thread's
+    start."""
+    REQUEST = 2
+    """It has served."""
+    LOOP = 3
+    """It has accepted client after client, so the clients in the backlog count on it."""
+
+
+class Stop:
+    """One stop of a server. Its sessions drain until ``deadline``; the rest are cut, and counted in ``cut``.
+
+    It knows sessions and no listening socket. ``thread_id`` is the thread that runs it; None: the end of the loop does.
+    """
+
+    def __init__(self, registry: Registry, thread_id: int, cut_grace: float = CUT_GRACE) -> None:
+        self.thread_id: Optional[int] = thread_id
+        self.deadline: Optional[float] = None  # of time.monotonic(); None until begin()
+        self.cut = 0
+        self.ended = ReentrantEvent()
+        self._cut_grace = cut_grace
+        self._registry = registry
+        self._timeout: Optional[float] = None
+
+    def begin(self, timeout: Optional[float]) -> None:
+        """From now on all sessions together have ``timeout`` seconds; None: no limit."""
+        self._timeout = timeout
+        self.deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+
+    def hurry(self, timeout: float) -> None:
+        """Bring the deadline forward to ``timeout`` seconds from now."""
+        if self.deadline is not None:  # else the server's shutdown_timeout counts, which is read at begin()
+            self.deadline = min(self.deadline, time.monotonic() + timeout)
+        self._registry.wake()
+
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def delivery_timeout(self) -> Optional[float]:
+        """Seconds for which a closing socket may wait until its client has everything; None before ``begin()``.
+
+        They end after the deadline: a session that is not done by then is cut, and counted, and that ends the wait. If
+        both ended at the same moment, it would be chance whether undelivered replies count as an orderly stop.
+        """
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline + self._cut_grace / 2 - time.monotonic())
+
+    def drain(self, *, log_end: bool) -> None:
+        """Let each session answer what has arrived, and cut those that are not done by the deadline."""
+        sessions = self._registry.sessions()
+        if sessions:
+            left = "without limit" if self._timeout is None else f"for {self._timeout:g} s at most"
+            count = plural(len(sessions), "session")
+            log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
+        for session in sessions:
+            session.drain()
+        self._registry.wait_until_empty(lambda: self.deadline or 0.0)
+        left_over = self._registry.sessions()
+        cut = [session for session in left_over if not session.is_only_lingering()]
+        for session in left_over:
+            session.abort()
+        for session in cut:
+            peer = format_address(session.client_address)
+            log_event(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
+        self.cut = len(cut)
+        grace = time.monotonic() + self._cut_grace
+        self._registry.wait_until_empty(lambda: grace)
+        if log_end:
+            drained = len(sessions) - len(cut)
+            text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
+            log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))

@@ -1,0 +1,36 @@
+"""A proxy's header on an accepted connection, as a step of admission. It runs in the session's own thread, with a
+deadline; ``proxy_protocol`` knows what the bytes mean."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Optional
+
+from ..server.admission import Refused
+from ..sockets import set_deadline
+from .proxy_protocol import Header, HeaderParser, InvalidHeader
+
+
+def receive_header(sock: socket.socket, timeout: Optional[float]) -> Header:
+    """Read a PROXY header, and not a byte of what follows it, within ``timeout`` seconds; None: no limit. ``sock`` is
+    blocking, before and after. Raises ``Refused``."""
+    parser = HeaderParser()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    begun = False
+    try:
+        while parser.header is None:
+            set_deadline(sock, deadline)
+            data = sock.recv(parser.missing)
+            if not data:
+                raise Refused("proxy", "left in mid-header" if begun else "left without a header", left=not begun)
+            begun = True
+            parser.feed(data)
+        sock.settimeout(None)
+    except InvalidHeader as exc:
+        raise Refused("proxy", str(exc)) from None
+    except OSError as exc:
+        if isinstance(exc, socket.timeout) and exc.errno is None:  # else the connection itself is lost (ETIMEDOUT)
+            raise Refused("proxy", f"no whole header after {timeout:g} s") from None
+        raise Refused("proxy", exc.strerror or str(exc), left=not begun) from None
+    return parser.header
