@@ -1,6 +1,6 @@
-"""Single messages, one after the other: each is sent, and its reply shown and compared, before the next one.
+"""Single messages, one after the other: each reply is shown and compared before the next message is sent.
 
-It gets a client and connects none; where what it tells goes, ``report`` knows.
+The client is the caller's; this module does not connect. Its results go to a ``Report``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...text import escape, plural
 
 
 class Exchange:
-    """``messages`` over ``client``; ``show`` takes each reply unless the report is JSON or quiet."""
+    """Sends ``messages`` over ``client``. ``show`` gets each reply, unless the report is JSON or quiet."""
 
     def __init__(self, client: Client, messages: List[bytes], show: Callable[[bytes], None], report: Report) -> None:
         self._client = client
@@ -28,8 +28,8 @@ class Exchange:
         self._mismatches: List[EchoMismatch] = []
 
     def run(self) -> None:
-        """Exchange them all. A service that is no echo may answer what it likes: what differs is raised at the end,
-        as ``EchoMismatch``; what does not come back at all, at once."""
+        """Exchange all messages. Raise ``EchoMismatch`` at the end if a reply differed, since a service that is not an
+        echo may answer anything. Raise ``ConnectionClosed`` or ``ReceiveTimeout`` at once if a reply is missing."""
         try:
             for message in self._messages:
                 if not self._exchange(message):
@@ -40,7 +40,7 @@ class Exchange:
             raise self._mismatches[0]
 
     def _exchange(self, message: bytes) -> bool:
-        """Whether the session goes on."""
+        """Send one message and report its reply; return whether the session goes on."""
         began = time.perf_counter_ns()
         try:
             reply = self._client.echo(message)
@@ -55,7 +55,7 @@ class Exchange:
         took = time.perf_counter_ns() - began
         self._received += 1
         if is_exit(message):
-            self._due += 1  # to this service it is a message like any other
+            self._due += 1  # this service does not know the word, and has sent it back like any message
         if self._report.shows_text:
             self._show(reply)
         self._report.detail(f"{plural(len(reply), 'byte')} back after {milliseconds(took)} ms")

@@ -1,8 +1,8 @@
-"""Standard input to the server, and what comes back to standard output, byte for byte.
+"""Standard input to the server, and the replies to standard output, byte for byte.
 
-One thread sends while the main thread receives and compares: a client that first sends everything and then
-reads would stop for ever once the buffers on the way are full. What is kept is only what is on its way. It gets a
-connection and opens none.
+One thread sends while the main thread receives and compares. A client that sends everything first and reads then would
+block for ever as soon as the buffers on the way are full. Only the bytes on their way are kept in memory. The
+connection is the caller's; this module opens none.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from ...sockets import unread
 
 CHUNK = 64 * 1024
 WINDOW = 64 * 1024 * 1024
-"""Bytes on their way at most; more than what the systems' buffers hold means that nothing comes back."""
+"""Maximum number of bytes on their way. It is more than the systems' buffers hold, so that only a server that sends
+nothing back reaches it."""
 
 PATIENCE = 0.25
-"""Seconds that an input which has not ended is given to go on after an ``exit``: it may come from several programs, of
-which the next one begins as this one ends."""
+"""Seconds to wait for more input after an ``exit``, if the input has not ended. It may come from several programs, each
+of which starts when the one before it ends."""
 
 
 class Pipe:
-    """Streams ``descriptor`` over ``connection``, whose framing is ``wire(framing)``.
+    """Streams ``descriptor`` over ``connection``, whose framing is ``wire(framing)``; ``write`` gets the replies.
 
-    ``write`` takes what comes back. ``run`` raises ``EchoMismatch`` as soon as that differs from what was sent,
-    ``MessageTooLong`` for input that the framing cannot carry, ``ConnectionClosed`` when the server went away
-    before everything was back or there is input after an ``exit``, ``ReceiveTimeout`` when nothing comes back any more.
+    ``run`` raises ``EchoMismatch`` as soon as a reply differs from what was sent, ``MessageTooLong`` for input that the
+    framing cannot carry, ``ConnectionClosed`` if the server left before everything was back or if there is input after
+    an ``exit``, and ``ReceiveTimeout`` if replies are missing and nothing arrives within the connection's timeout.
     """
 
     window = WINDOW
@@ -45,18 +46,18 @@ class Pipe:
         self._descriptor = descriptor
         self._write = write
         self._changed = threading.Condition()
-        self._expected: Deque[bytes] = collections.deque()  # sent and not back yet
-        self._outstanding = 0
-        self._returned = 0
-        self._farewell = b""  # an "exit", which an echo service that does not know the word sends back
-        self._exit_at = ""  # where in the input that is
-        self._goes_on = False  # the input, behind it
+        self._expected: Deque[bytes] = collections.deque()  # sent, and not back yet
+        self._outstanding = 0  # bytes in _expected
+        self._returned = 0  # bytes that are back
+        self._exit_word = b""  # the "exit" that was sent; a server that does not know the word sends it back
+        self._exit_at = ""  # where in the input it was
+        self._goes_on = False  # whether more input was read behind it
         self._error: Optional[EchoError] = None
         self._ended = False
 
     @staticmethod
     def wire(framing: Framing) -> Framing:
-        """The framing of the connection: lines travel as the bytes that they are, with and without their end."""
+        """The framing of the connection: raw for lines, so that a last line without its end is sent as it is."""
         return RawFraming(framing.max_message) if isinstance(framing, LineFraming) else framing
 
     def run(self) -> None:
@@ -66,7 +67,7 @@ class Pipe:
             self._receive()
         except BaseException:
             if self._outstanding:
-                self._connection.abort()  # a gentle close would wait for all that is on its way, and for a stuck feeder
+                self._connection.abort()  # close() would wait for the bytes on their way, and for a blocked sender
             raise
 
     def _receive(self) -> None:
@@ -79,9 +80,9 @@ class Pipe:
                 with self._changed:
                     missing, ended = self._outstanding, self._ended
                 if not missing and ended:
-                    break  # all is back; that the server does not end its side is its affair
+                    break  # everything is back; the server just does not end its side
                 if not missing:
-                    continue  # the input is as idle
+                    continue  # nothing is due, because the input is idle
                 raise ReceiveTimeout(
                     f"nothing came back for {self._connection.idle_timeout:g} s; {missing} bytes are missing"
                 ) from None
@@ -101,10 +102,10 @@ class Pipe:
     def _compare(self, data: bytes) -> None:
         while data:
             with self._changed:
-                if not self._expected and self._farewell:
-                    self._expected.append(self._farewell)
-                    self._outstanding += len(self._farewell)
-                    self._farewell = b""
+                if not self._expected and self._exit_word:
+                    self._expected.append(self._exit_word)
+                    self._outstanding += len(self._exit_word)
+                    self._exit_word = b""
                 sent = self._expected.popleft() if self._expected else b""
                 size = min(len(sent), len(data))
                 if not size or sent[:size] != data[:size]:
@@ -128,7 +129,7 @@ class Pipe:
         try:
             self._connection.end_output()
         except EchoError:
-            pass  # the receiving side has noticed, too
+            pass  # the receiving thread has met the same error
 
     def _feed_all(self) -> None:
         by_lines = isinstance(self._framing, LineFraming)
@@ -145,7 +146,7 @@ class Pipe:
             if stop is not None:
                 self._exit_at = f"line {lines + stop + 1} of the input" if by_lines else "a part of the input"
                 self._goes_on = bool(messages[stop + 1 :] or decoder.pending or decoder.error)
-                self._say_exit(messages[stop] + b"\n" if by_lines else messages[stop])
+                self._send_exit(messages[stop] + b"\n" if by_lines else messages[stop])
                 return
             lines += len(messages)
             if decoder.error is not None:
@@ -154,7 +155,7 @@ class Pipe:
                 raise error
         rest = decoder.finish()
         if is_exit(rest):
-            self._say_exit(rest)
+            self._send_exit(rest)
         else:
             self._send(rest)
 
@@ -167,17 +168,17 @@ class Pipe:
                 self._outstanding += len(data)
             self._connection.send(data)
 
-    def _say_exit(self, data: bytes) -> None:
-        self._farewell = data
-        self._ended = True  # before the server can answer it by its own end
+    def _send_exit(self, data: bytes) -> None:
+        self._exit_word = data
+        self._ended = True  # before the send, since the server answers by ending the session
         self._connection.send(data)
 
 
 def has_more(descriptor: int, seconds: float) -> bool:
-    """Whether there is more input, or will be within so many seconds. It is left where it is: others may read it."""
+    """Whether there is more input, or will be within so many seconds. It is not read: it may be for another program."""
     if os.isatty(descriptor):
-        return False  # what is typed ahead is for the shell
+        return False  # input that was typed ahead is for the shell
     try:
         return bool(select.select([descriptor], [], [], seconds)[0] and unread(descriptor))
-    except OSError:  # Windows asks sockets alone
+    except OSError:  # on Windows, select() works only for sockets
         return False

@@ -1,7 +1,7 @@
-"""The interactive session: a prompt, what the server says, and an end that leaves nothing hanging.
+"""The interactive session: a prompt, and the server's messages above it.
 
-One thread receives and prints; the main thread sits at the prompt. What the peer sends is shown escaped, so that
-no server can drive the terminal. It gets a connection and opens none.
+One thread receives and prints, the main thread is at the prompt. The server's bytes are shown escaped, so that they
+cannot control the terminal. The connection is the caller's; this module opens none.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ else:
 
 PROMPT = "> "
 
-_STEP = 0.2  # seconds; a Ctrl-C that comes in the moment before a wait begins is acted on only after it
+_STEP = 0.2  # maximum time of one wait in seconds: a signal that comes right before a wait takes effect after it
 
 
 class Terminal:
-    """One session at the terminal, over ``connection``. ``timeout``: seconds to wait for a reply before the prompt
-    comes back without it."""
+    """One session at the terminal, over ``connection``.
+
+    ``timeout`` is the maximum time in seconds to wait for a reply before the prompt comes back (None: no limit).
+    """
 
     def __init__(self, connection: Connection, timeout: Optional[float]) -> None:
         self._connection = connection
@@ -50,7 +52,7 @@ class Terminal:
 
     def run(self) -> int:
         """Hold the session; return the exit code: 0 if the user ended it, 1 if the server did."""
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # bytes pass, text or not
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # so that any bytes can be typed
         receiver = threading.Thread(target=self._receive, name="echo-receive", daemon=True)
         receiver.start()
         left = False
@@ -58,7 +60,7 @@ class Terminal:
         try:
             left = self._converse()
         except KeyboardInterrupt:
-            left = not self._ended  # or it was _receive() that called us away from the prompt
+            left = not self._ended  # if the session has ended, the interrupt came from _receive(), not from the user
             print()
         history.save()
         try:
@@ -68,20 +70,20 @@ class Terminal:
         except (KeyboardInterrupt, EchoError):
             pass
         if not left:
-            _forget_typed()
-            _tell("the server has ended the session" if self._error is None else str(self._error))
+            _discard_typed()
+            _print_status("the server has ended the session" if self._error is None else str(self._error))
         sent, received = self._connection.messages_out, self._connection.messages_in
-        _tell(f"{plural(sent, 'message')} sent, {received} received")
+        _print_status(f"{plural(sent, 'message')} sent, {received} received")
         return 0 if left else 1
 
     def _converse(self) -> bool:
-        """Send what is typed, until the user leaves (true) or the server does (false)."""
+        """Send each line, until the user leaves (return true) or the server ends the session (return false)."""
         while True:
             try:
                 with self._changed:
                     if self._ended:
                         return False
-                    self._at_prompt = True  # from here on _receive() may interrupt, before input() begins, too
+                    self._at_prompt = True  # from now on _receive() may interrupt, even before input() begins
                 line = input(PROMPT)
             except EOFError:
                 print()
@@ -90,23 +92,23 @@ class Terminal:
                 self._at_prompt = False
             message = line.encode(sys.stdin.encoding, "surrogateescape")
             if not message and not self._connection.framing.keeps_boundaries:
-                continue  # no bytes are no message there
-            with self._changed:  # else what is just being shown would count as the reply
+                continue  # without boundaries, there is no empty message
+            with self._changed:  # otherwise a message that is being shown right now would count as the reply
                 awaited = self._received + 1
             try:
                 self._connection.send(message)
             except (EchoError, ValueError) as exc:
                 if self._ended or getattr(exc, "connection", None) is self._connection:
                     return False
-                _tell(str(exc))
+                _print_status(str(exc))
                 continue
             if not self._wait_for(awaited):
-                _tell(f"no reply after {self._timeout:g} s")
+                _print_status(f"no reply after {self._timeout:g} s")
             elif self._ended and is_exit(message):
                 return True
 
     def _wait_for(self, awaited: int) -> bool:
-        """Wait for so many replies, or the session's end; false when the time is over."""
+        """Wait until so many messages have been received or the session has ended; return false after the timeout."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         with self._changed:
             while not (self._ended or self._received >= awaited):
@@ -135,8 +137,8 @@ class Terminal:
         with self._changed:
             self._ended = True
             self._changed.notify()
-            # input() is inside a system call; a signal to its very thread is what ends it, unless it comes in the
-            # moment before the call. Hence again.
+            # The main thread may be in a system call of input(). Only a signal to that thread ends the call, and not
+            # if it comes right before the call begins. So it is sent again and again until the prompt is left.
             main = threading.main_thread().ident
             while self._at_prompt and hasattr(signal, "pthread_kill") and main is not None:
                 signal.pthread_kill(main, signal.SIGINT)
@@ -145,7 +147,7 @@ class Terminal:
     def _show(self, message: bytes) -> None:
         text = escape(message, exact=False)
         with self._changed:
-            if self._at_prompt:  # above the prompt, and what is being typed stays
+            if self._at_prompt:  # print above the prompt, and keep what the user has typed so far
                 typed = _line_buffer() if _line_buffer is not None else ""
                 print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)
             else:
@@ -154,8 +156,8 @@ class Terminal:
             self._changed.notify()
 
 
-def _forget_typed() -> None:
-    """What was being typed was for the server; the shell must not run it."""
+def _discard_typed() -> None:
+    """Discard input that was typed for the server, so that the shell does not run it as a command."""
     if termios is not None:
         try:
             termios.tcflush(sys.stdin, termios.TCIFLUSH)
@@ -163,5 +165,5 @@ def _forget_typed() -> None:
             pass
 
 
-def _tell(text: str) -> None:
+def _print_status(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
