@@ -11,9 +11,9 @@ import os
 import re
 import socket
 import sys
-from typing import Any, Mapping, NoReturn, Optional
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
-from ..framing import DEFAULT_MAX_MESSAGE, FRAMINGS, Framing
+from ..framing import FRAMINGS, Framing
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -22,24 +22,133 @@ _SIZE = re.compile(r"(\d+)([kKmMgG]?)", re.ASCII)
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """``argparse`` whose errors are one line. Abbreviated options are refused: a later version may know two."""
+class Row:
+    """One option of a command, declared once: its line in ``--help``, its variable in the environment, its value, its
+    default, and its line in the reference table.
 
-    def __init__(self, *, prog: str, description: str, epilog: Optional[str] = None) -> None:
+    ``names`` is what ``--help`` shows: ``-m, --max-connections N``. Without a value it is a switch, a value like
+    ``text|json`` is a choice, a name without dashes is a positional argument. ``read`` makes a value of the text, or
+    raises ``argparse.ArgumentTypeError``. ``shown`` is the default in words, if it cannot be shown as it is. ``more``
+    is for the reference alone. With ``needs`` it is an error unless one of these is given. ``many``: it may be
+    repeated. ``mode``: it excludes the other modes of its group. ``left_out``: the parsed options lack it unless given.
+    """
+
+    def __init__(
+        self,
+        names: str,
+        meaning: str = "",
+        read: Callable[[str], Any] = str,
+        default: Any = None,
+        *,
+        shown: str = "",
+        more: str = "",
+        needs: Tuple[str, ...] = (),
+        many: bool = False,
+        mode: bool = False,
+        left_out: bool = False,
+    ) -> None:
+        self.names = names
+        words = names.replace(",", "").split()
+        self.flags = [word for word in words if word.startswith("-")]
+        self.value = words[-1] if self.flags and words[-1] not in self.flags else ""
+        self.is_switch = bool(self.flags) and not self.value
+        self.choices = self.value.split("|") if "|" in self.value else []
+        name = self.flags[-1] if self.flags and self.flags[-1].startswith("--") else words[-1]
+        self.dest = name.lstrip("-").lower().replace("-", "_")
+        """The attribute of the parsed options: ``max_connections``; for ``-m TEXT`` it is ``text``."""
+        self.variable = f"ECHO_{self.dest.upper()}"
+        self.meaning, self.read, self.more = meaning, read, more
+        self.needs, self.many, self.mode, self.left_out = needs, many, mode, left_out
+        self.default = False if self.is_switch else [] if many and default is None else default
+        self.shown = shown or self._show(self.default)
+
+    def _show(self, default: Any) -> str:
+        if default is None or default is False or default == []:
+            return ""
+        return f"{default:g} s" if isinstance(default, float) else str(default)
+
+    def add_to(self, group: Any) -> argparse.Action:
+        """Add it to an argparse group."""
+        default = f"(default: {self.shown})" if self.shown else ""
+        settings: Dict[str, Any] = {
+            "default": argparse.SUPPRESS if self.left_out or self.needs else self.default,
+            "help": f"{self.meaning} {default}".strip().replace("%", "%%"),
+        }
+        if self.is_switch:
+            settings["action"] = "store_true"
+        elif self.choices:
+            settings["choices"] = sorted(self.choices)
+        else:
+            settings["type"] = self.read
+        if self.many:
+            settings["action"] = "append"
+        if self.flags:
+            settings["dest"] = self.dest
+        else:
+            settings["nargs"] = "?"
+        if self.value and not self.choices:
+            settings["metavar"] = self.value
+        action: argparse.Action = group.add_argument(*(self.flags or [self.dest]), **settings)
+        return action
+
+    def from_variable(self, text: str) -> Any:
+        """The value of its variable. Raises ``ValueError`` or ``argparse.ArgumentTypeError``."""
+        if self.is_switch:
+            if text not in ("0", "1"):
+                raise ValueError(f"{text!r} is no switch; write 1 for on, 0 for off")
+            return text == "1"
+        if self.many:
+            return [self.read(part) for part in text.split()]
+        if self.choices and text not in self.choices:
+            raise ValueError(f"{text!r} is none of {', '.join(sorted(self.choices))}")
+        return self.read(text)
+
+
+class Group:
+    """Rows that stand together in ``--help``; without a title they are the command's general ones."""
+
+    def __init__(self, title: str, description: str, *rows: Row) -> None:
+        self.title, self.description, self.rows = title, description, rows
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """``argparse`` for rows. Errors are one line. Abbreviated options are refused: a later version may know two."""
+
+    def __init__(
+        self, *, prog: str, description: str, epilog: Optional[str] = None, groups: Sequence[Group] = ()
+    ) -> None:
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
         self.register("action", "append", _Append)
+        self._rows: Dict[str, Tuple[Row, argparse.Action]] = {}
+        for group in groups:
+            part: Any = self.add_argument_group(group.title, group.description or None) if group.title else self
+            modes = part.add_mutually_exclusive_group() if any(row.mode for row in group.rows) else None
+            for row in group.rows:
+                self._rows[row.dest] = row, row.add_to(modes if row.mode else part)
 
     def read_environment(self, environment: Mapping[str, str]) -> None:
         """Take defaults from variables, by one rule: ``--max-connections`` is ``ECHO_MAX_CONNECTIONS``. What is empty
         counts as not there; a switch is 1 or 0; an option that may be repeated has its values with spaces between."""
-        for action in self._actions:
-            name = "ECHO_" + (action.option_strings or [action.dest])[-1].lstrip("-").upper().replace("-", "_")
-            text = environment.get(name, "").strip()
-            if text and action.dest not in ("help", "version"):
+        for row, action in self._rows.values():
+            text = environment.get(row.variable, "").strip()
+            if text:
                 try:
-                    action.default = _value(action, text)
+                    action.default = row.from_variable(text)
                 except (argparse.ArgumentTypeError, ValueError) as exc:
-                    self.error(f"{name}: {exc}")
+                    self.error(f"{row.variable}: {exc}")
+
+    def parse_complete(self, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+        """Parse; refuse options without one that they need; fill in the defaults of those."""
+        options = self.parse_args(argv)
+        rows = [row for row, _ in self._rows.values() if row.needs]
+        for row in rows:
+            if hasattr(options, row.dest) and not any(getattr(options, name, None) for name in row.needs):
+                flags = [self._rows[name][0].flags[-1] for name in row.needs]
+                choice = " or ".join(filter(None, [", ".join(flags[:-1]), flags[-1]]))
+                self.error(f"{row.flags[-1]} is for {choice}")
+        for row in rows:
+            vars(options).setdefault(row.dest, row.default)
+        return options
 
     def error(self, message: str) -> NoReturn:
         fail(self.prog, f"{message}; see --help", 2)
@@ -52,19 +161,6 @@ class _Append(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         had = getattr(namespace, self.dest)
         setattr(namespace, self.dest, [*([] if had is self.default else had), values])
-
-
-def _value(action: argparse.Action, text: str) -> Any:
-    if action.nargs == 0:
-        if text not in ("0", "1"):
-            raise ValueError(f"{text!r} is no switch; write 1 for on, 0 for off")
-        return action.const if text == "1" else action.default
-    convert: Any = action.type or str
-    if isinstance(action.default, list):
-        return [convert(part) for part in text.split()]
-    if action.choices is not None and text not in action.choices:
-        raise ValueError(f"{text!r} is none of {', '.join(map(str, action.choices))}")
-    return convert(text)
 
 
 def program(module: str) -> str:
@@ -92,15 +188,20 @@ def port(text: str) -> int:
     return int(text)
 
 
-def duration(text: str) -> Optional[float]:
-    """Seconds; None for 0, which switches a limit off."""
+def seconds(text: str) -> float:
+    """A duration in seconds."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; write it like 500ms, 30s, 5m or 1.5")
-    seconds = float(match.group(1)) * _UNITS[match.group(2)]
-    if seconds > _LONGEST:
+    number = float(match.group(1)) * _UNITS[match.group(2)]
+    if number > _LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is longer than a year; write 0 for no limit")
-    return seconds or None
+    return number
+
+
+def duration(text: str) -> Optional[float]:
+    """A duration in seconds; None for 0, which switches a limit off."""
+    return seconds(text) or None
 
 
 def size(text: str) -> int:
@@ -132,27 +233,14 @@ def unix_address(text: str) -> str:
     return "\0" + text[1:] if text.startswith("@") else text
 
 
-def add_framing(parser: argparse.ArgumentParser, *, only_if_given: bool = False) -> None:
-    """Add ``--framing`` and ``--max-message``, which both sides of a connection must agree on.
-
-    ``only_if_given``: they have no value unless given, since a handler has a framing of its own.
-    """
-    parser.add_argument(
-        "--framing",
-        choices=sorted(FRAMINGS),
-        default=argparse.SUPPRESS if only_if_given else "line",
-        help="how messages lie in the stream: lines, a 32-bit length before each, or whatever one read returns"
-        " (default: line)",
-    )
-    parser.add_argument(
-        "--max-message",
-        type=size,
-        metavar="BYTES",
-        default=argparse.SUPPRESS if only_if_given else DEFAULT_MAX_MESSAGE,
-        help=f"the longest message there may be (default: {DEFAULT_MAX_MESSAGE})",
-    )
-
-
-def framing(arguments: argparse.Namespace) -> Framing:
-    """The framing that was asked for."""
-    return FRAMINGS[arguments.framing](arguments.max_message)
+def framing_rows(default: Framing, *, left_out: bool = False) -> List[Row]:
+    """``--framing`` and ``--max-message``, which both sides of a connection must agree on."""
+    return [
+        Row(
+            f"--framing {'|'.join(FRAMINGS)}",
+            "how messages lie in the stream: lines, a 32-bit length before each, or whatever one read returns",
+            default=default.name,
+            left_out=left_out,
+        ),
+        Row("--max-message BYTES", "the longest message there may be", size, default.max_message, left_out=left_out),
+    ]

@@ -8,7 +8,9 @@ import pytest
 
 from echo import protocol
 from echo.cli import arguments
-from echo.framing import LengthFraming, LineFraming, RawFraming
+from echo.cli.arguments import Group, Row
+from echo.cli.reference import command_table
+from echo.framing import LineFraming
 
 
 def refusal(read, text):
@@ -95,10 +97,16 @@ def test_what_is_no_count_is_refused_with_what_to_write(text):
 
 @pytest.fixture
 def parser():
-    parser = arguments.ArgumentParser(prog="echo-test", description="a test")
-    parser.add_argument("port", type=arguments.port, nargs="?", default=protocol.DEFAULT_PORT)
-    arguments.add_framing(parser)
-    return parser
+    rows = [
+        Row("port", "where it listens", arguments.port, protocol.DEFAULT_PORT),
+        *arguments.framing_rows(LineFraming()),
+        Row("-m TEXT", "say this", many=True, mode=True),
+        Row("--listen", "say nothing", mode=True),
+        Row("-s, --size BYTES", "how much", arguments.size, 64, needs=("text", "listen")),
+        Row("--depth N", "how deep", arguments.count, shown="1, or 10", needs=("size",), more="or so"),
+        Row("--limit TIME", "how long, in %", arguments.duration, 1.5, left_out=True),
+    ]
+    return arguments.ArgumentParser(prog="echo-test", description="a test", groups=[Group("", "", *rows)])
 
 
 def test_a_wrong_argument_is_one_line_on_stderr_and_exit_code_2(parser, capsys):
@@ -152,23 +160,81 @@ def test_failing_tells_the_exit_code_though_nobody_reads_stderr(monkeypatch):
     assert caught.value.code == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "cls", "limit"),
-    [
-        ([], LineFraming, 65536),
-        (["--framing", "length", "--max-message", "1M"], LengthFraming, 1 << 20),
-        (["--framing", "raw", "--max-message", "10"], RawFraming, 10),
-    ],
-)
-def test_the_framing_is_the_one_that_was_asked_for(parser, options, cls, limit):
-    framing = arguments.framing(parser.parse_args(options))
-    assert type(framing) is cls
-    assert framing.max_message == limit
-
-
 def test_a_framing_that_is_not_known_is_refused_with_those_that_are(parser, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--framing", "morse"])
     err = capsys.readouterr().err
     for name in ("line", "length", "raw"):
         assert name in err
+
+
+# Rows.
+
+
+def help_of(parser, dest):
+    return next(action.help for action in parser._actions if action.dest == dest)
+
+
+def test_a_row_says_its_default_in_the_help_as_it_is_or_in_words(parser):
+    assert help_of(parser, "port") == "where it listens (default: 65432)"
+    assert help_of(parser, "depth") == "how deep (default: 1, or 10)"
+    assert help_of(parser, "limit") == "how long, in %% (default: 1.5 s)"
+    assert help_of(parser, "text") == "say this"
+
+
+def test_options_that_are_not_given_have_their_defaults_but_for_those_that_are_left_out(parser):
+    assert vars(parser.parse_complete([])) == {
+        "port": 65432,
+        "framing": "line",
+        "max_message": 65536,
+        "text": [],
+        "listen": False,
+        "size": 64,
+        "depth": None,
+    }
+    assert parser.parse_complete(["--limit", "0"]).limit is None
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["-s", "1"], "--size is for -m or --listen"),
+        (["--depth", "1"], "--depth is for --size"),
+        (["--listen", "--depth", "1"], "--depth is for --size"),
+        (["-m", "x", "--listen"], "not allowed with argument"),
+    ],
+)
+def test_an_option_without_what_it_needs_or_of_two_modes_is_refused(parser, capsys, argv, words):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_complete(argv)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_option_with_what_it_needs_is_taken(parser):
+    assert parser.parse_complete(["--listen", "-s", "1k", "--depth", "2"]).size == 1024
+    assert parser.parse_complete(["-m", "a", "-m", "b", "-s", "1"]).text == ["a", "b"]
+
+
+def test_every_row_has_a_variable_of_its_long_name(parser):
+    parser.read_environment(
+        {"ECHO_PORT": "1", "ECHO_TEXT": " a  b ", "ECHO_SIZE": "2k", "ECHO_LIMIT": "0", "ECHO_FRAMING": "raw"}
+    )
+    options = parser.parse_complete([])
+    assert (options.port, options.text, options.size, options.limit) == (1, ["a", "b"], 2048, None)
+    assert options.framing == "raw"
+
+
+def test_a_table_has_the_names_the_meaning_and_the_default_of_each_row():
+    rows = [
+        Row("-m, --max-connections N", "at a time, like --depth; see @FILE", arguments.count, 5, more="really"),
+        Row("--framing line|raw", "which", default="line"),
+        Row("-q, --quiet", "say nothing"),
+    ]
+    assert command_table([Group("", "", *rows)]) == [
+        "| option | meaning | default |",
+        "|---|---|---|",
+        "| `-m`, `--max-connections N` | at a time, like `--depth`; see `@FILE`; really | 5 |",
+        "| `--framing line\\|raw` | which | line |",
+        "| `-q`, `--quiet` | say nothing | |",
+    ]

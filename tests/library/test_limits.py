@@ -78,27 +78,3 @@ def test_networks_are_allowed_and_denied_and_deny_wins(serve, dial, allow, deny,
     else:
         assert read_all(client) == b""
         assert server.stats().refused == {"denied": 1}
-
-
-@pytest.mark.parametrize(
-    "option, value, error",
-    [
-        ("max_connections", 0, ValueError),
-        ("max_connections", -1, ValueError),
-        ("max_connections", "many", TypeError),
-        ("max_connections", 1.5, TypeError),
-        ("max_connections_per_host", 0, ValueError),
-        ("shutdown_timeout", -1, ValueError),
-        ("shutdown_timeout", float("nan"), ValueError),
-        ("handshake_timeout", float("inf"), ValueError),
-        ("shutdown_timeout", "soon", TypeError),
-        ("request_queue_size", None, TypeError),
-        ("allow", ["10.0.0.0/99"], ValueError),
-        ("deny", ["example"], ValueError),
-        ("max_conections", 5, TypeError),
-    ],
-)
-def test_a_senseless_option_is_an_error_that_names_it(option, value, error):
-    with pytest.raises(error) as caught:
-        echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, **{option: value})
-    assert option in str(caught.value)

@@ -1,6 +1,5 @@
 """What is written about the project is so."""
 
-import argparse
 import glob
 import http.client
 import os
@@ -15,11 +14,9 @@ import subprocess
 import pytest
 
 import echo
-from echo.cli.client.command import _DEFAULTS as CLIENT_DEFAULTS
-from echo.cli.client.command import _parser as client_parser
-from echo.cli.server.options import parser as server_parser
-from echo.measure.probes import CLOSED_DEPTH
-from echo.server.options import OPTIONS
+from echo.cli.client.command import GROUPS as CLIENT_GROUPS
+from echo.cli.reference import command_table, options_table
+from echo.cli.server.options import GROUPS as SERVER_GROUPS
 from support import DEADLINE, ROOT, TESTS, read_all
 
 TEST_FILES = {os.path.basename(path): path for path in glob.glob(os.path.join(TESTS, "*", "test_*.py"))}
@@ -47,63 +44,31 @@ def test_each_test_file_is_described():
     assert described == set(TEST_FILES)
 
 
-@pytest.mark.parametrize("command, parser", [("server", server_parser), ("client", client_parser)])
-def test_readme_knows_every_option(command, parser):
-    text = read("README.md").partition(f"## The {command} command")[2].partition("\n## ")[0]
-    for action in parser()._actions:
-        for option in action.option_strings or [action.dest]:
-            if option == "--version":
-                assert option in text
-            elif option not in ("-h", "--help"):
-                cells = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
-                assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", cell) for cell in cells), option
-
-
-# What argparse is not told, since a handler's class or a mode of the client has it.
-ELSEWHERE = {
-    "server": {
-        "framing": echo.MessageRequestHandler.framing.name,
-        "max_message": echo.MessageRequestHandler.framing.max_message,
-        "timeout": echo.MessageRequestHandler.timeout,
-        "message_timeout": echo.MessageRequestHandler.message_timeout,
-        "send_timeout": echo.MessageRequestHandler.send_timeout,
-    },
-    "client": {**CLIENT_DEFAULTS, "depth": CLOSED_DEPTH, "count": None, "rate": None, "histogram": False},
+TABLES = {
+    "The server command": command_table(SERVER_GROUPS),
+    "The client command": command_table(CLIENT_GROUPS),
+    "It still is socketserver": options_table(),
 }
 
 
-def meanings(convert, cell):
-    """What the words of a cell mean to an option; several options may share it, ``127.0.0.1 65432``."""
-    for word in re.split("[ ,;]+", cell):
-        try:
-            yield convert(word)
-        except argparse.ArgumentTypeError:
-            pass  # another option's
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_reference_tables_in_readme_say_what_the_rows_say(heading):
+    """``ECHO_UPDATE_GOLDEN=1`` writes them again; then read their diff."""
+    text = read("README.md")
+    begin = text.index("| option | meaning | default |\n", text.index(f"\n## {heading}\n"))
+    end = text.index("\n\n", begin)
+    if os.environ.get("ECHO_UPDATE_GOLDEN") == "1":
+        with open(os.path.join(ROOT, "README.md"), "w", encoding="utf-8") as file:
+            file.write(text[:begin] + "\n".join(TABLES[heading]) + text[end:])
+    else:
+        assert text[begin:end].splitlines() == TABLES[heading]
 
 
-@pytest.mark.parametrize("command, parser", [("server", server_parser), ("client", client_parser)])
-def test_readme_knows_every_default_of_the_commands(command, parser):
-    text = read("README.md").partition(f"## The {command} command")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|.*\| (.*?) ?\|$", text, re.MULTILINE)
-    checked = 0
-    for action in parser()._actions:
-        names = [f"`{name}" for name in action.option_strings or [action.dest]]
-        for cell in [cell for options, cell in rows if re.search(rf"({'|'.join(names)})\b", options)]:
-            default = ELSEWHERE[command].get(action.dest, action.default)
-            if default in (None, [], False) or action.nargs == 0:
-                assert not re.search(r"\d", cell), (names, cell)  # empty, or in words
-            else:
-                assert default in meanings(action.type or str, cell), (names, cell)
-            checked += 1
-    assert checked > 20
-
-
-def test_readme_knows_every_option_of_the_server_and_its_default():
-    section = read("README.md").partition("## It still is socketserver")[2].partition("\n## ")[0]
-    told = {}
-    for names, default in re.findall(r"^\| ((?:`\w+`,? ?)+) \| .* \| `(.*)` \|$", section, re.MULTILINE):
-        told.update(dict.fromkeys(re.findall(r"\w+", names), eval(default, {"socket": socket})))
-    assert told == {name: getattr(echo.Server, name) for name in OPTIONS}
+@pytest.mark.parametrize("command, groups", [("server", SERVER_GROUPS), ("client", CLIENT_GROUPS)])
+def test_the_usage_in_readme_has_every_option(command, groups):
+    usage = read("README.md").partition(f"## The {command} command")[2].split("```")[1]
+    for row in [row for group in groups for row in group.rows]:
+        assert any(re.search(rf"(?<![\w-]){name}(?![\w-])", usage) for name in row.flags or [row.dest]), row.names
 
 
 # README's Python, as it stands there, but on a free port.

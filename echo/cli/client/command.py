@@ -24,7 +24,7 @@ from ... import protocol
 from ...client.client import Client
 from ...client.endpoint import Endpoint, Security
 from ...exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
-from ...framing import Framing, RawFraming
+from ...framing import FRAMINGS, Framing, LineFraming, RawFraming
 from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, FixedFraming
 from ...measure.report import Report, milliseconds
 from ...text import escape, plural
@@ -32,37 +32,25 @@ from ...transport.tls import TLSSocket
 from ...transport.tls_messages import explain
 from ...version import __version__
 from .. import arguments
+from ..arguments import Group, Row
 from .exchange import Exchange
 from .pipe import Pipe
 from .terminal import Terminal
 
 PROG = arguments.program("echo.client")
 
-_DEFAULTS = {"size": 64, "interval": 1.0, "connections": 10, "duration": 10.0}
-_MODES = {
-    # option: the modes that have it
-    "size": ("ping", "bench"),
-    "histogram": ("ping", "bench"),
-    "count": ("ping",),
-    "interval": ("ping",),
-    "connections": ("bench",),
-    "duration": ("bench",),
-    "depth": ("bench",),
-    "rate": ("bench",),
-}
-
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the client; return the exit code."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_complete(argv)
     if not options.port:
         arguments.fail(PROG, "nothing listens on port 0; give the port that the server has told", 2)
     if options.host.isdigit():
         arguments.fail(PROG, f"{options.host!r} is no host; the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
     _check(options)
-    framing = arguments.framing(options)
+    framing = FRAMINGS[options.framing](options.max_message)
     options.endpoint = _endpoint(options)
-    messages = [_message(framing, text) for text in options.message]
+    messages = [_message(framing, text) for text in options.text]
     try:
         return _run(options, framing, messages)
     except KeyboardInterrupt:
@@ -82,11 +70,11 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
-    if None in ([sys.stdout] if messages or options.measure else [sys.stdin, sys.stdout]):
+    if None in ([sys.stdout] if messages or options.ping or options.bench else [sys.stdin, sys.stdout]):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the terminal can show
     report = Report(_print, as_json=options.json, quiet=options.quiet, verbose=options.verbose, stderr=sys.stderr)
-    if options.measure:
+    if options.ping or options.bench:
         return _measure(options, framing, report)
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
     began = time.perf_counter_ns()
@@ -118,7 +106,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
     if isinstance(framing, RawFraming):
         framing = FixedFraming(options.size)
     # Imported only here: with multiprocessing they take 20 of the 75 ms that a client needs to start.
-    if options.measure == "ping":
+    if options.ping:
         from ...measure.ping import Ping
 
         ping = Ping(
@@ -127,7 +115,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             report,
             size=options.size,
             count=options.count,
-            interval=options.interval or 0.0,
+            interval=options.interval,
             timeout=options.timeout,
         )
         _on_signals(ping.stop)
@@ -180,19 +168,10 @@ def _on_signals(stop: Callable[[], None]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse options of another mode than the one that was asked for, and give the rest their defaults."""
-    for name, modes in _MODES.items():
-        given = hasattr(options, name)
-        if given and options.measure not in modes:
-            flags = " or ".join(f"--{mode}" for mode in modes)
-            arguments.fail(PROG, f"--{name} is for {flags}; see --help", 2)
-        if not given:
-            setattr(options, name, _DEFAULTS.get(name))
-    if options.json and not options.message and not options.measure:
-        arguments.fail(PROG, "--json is for -m, --ping or --bench; see --help", 2)
-    if options.measure == "bench" and options.duration is None:
+    """Refuse a measurement that cannot be made."""
+    if options.bench and not options.duration:
         arguments.fail(PROG, "--bench with a duration of 0 measures nothing; give it a second or more", 2)
-    if options.measure and options.framing != "raw" and options.size > options.max_message:
+    if (options.ping or options.bench) and options.framing != "raw" and options.size > options.max_message:
         arguments.fail(
             PROG, f"--size {options.size} is over --max-message {options.max_message}; raise that on both sides", 2
         )
@@ -214,9 +193,6 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
             arguments.fail(PROG, "--unix is in place of host and port; give one of them", 2)
         address = arguments.unix_address(options.unix)
     if not options.tls:
-        for name in ("cacert", "cert", "key", "sni", "insecure"):
-            if getattr(options, name):
-                arguments.fail(PROG, f"--{name} is for --tls; see --help", 2)
         return Endpoint(address)
     security = Security(
         options.sni or options.host, options.cacert, options.cert, options.key, verify=not options.insecure
@@ -308,111 +284,94 @@ def _write(data: bytes) -> None:
         sys.stdout.buffer.flush()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(
+_MEASURING = ("ping", "bench")
+
+GROUPS = [
+    Group(
+        "",
+        "",
+        Row("host", default=protocol.DEFAULT_HOST),
+        Row("port", "", arguments.port, protocol.DEFAULT_PORT),
+        Row("-m TEXT", "send this and print the reply; may be given again", many=True, mode=True),
+        Row("--ping", "send one message a second, and time and check what comes back; Ctrl-C ends it", mode=True),
+        Row(
+            "--bench",
+            "send as much as comes back, or --rate, and tell how much that was and how long it took",
+            mode=True,
+        ),
+        *arguments.framing_rows(LineFraming()),
+        Row("--unix PATH", "connect to a Unix socket; @NAME is an abstract one", arguments.unix),
+        Row(
+            "-w, --timeout TIME",
+            "how long to wait for the connection, and for a reply; 500ms, 30s, 5m, a bare number is seconds,"
+            " 0 waits for ever",
+            arguments.duration,
+            10.0,
+        ),
+        Row("-J, --json", "with -m, --ping, --bench: one JSON object a line", needs=("text", *_MEASURING)),
+        Row("-q, --quiet", "tell only how it went, at the end"),
+        Row("-v, --verbose", "tell details, on stderr"),
+    ),
+    Group(
+        "TLS",
+        "the server's certificate is verified, by the system's CAs",
+        Row("--tls", "speak TLS"),
+        Row("--cacert FILE", "the CAs to verify by instead (PEM)", needs=("tls",)),
+        Row("--cert FILE", "our own certificate, for a server that asks for one (PEM)", needs=("tls",)),
+        Row("--key FILE", "its key", shown="in the same file", needs=("tls",)),
+        Row("--sni NAME", "the name that the server's certificate must have", shown="the host", needs=("tls",)),
+        Row("--insecure", "do not verify: whoever answers is believed", needs=("tls",)),
+    ),
+    Group(
+        "--ping and --bench",
+        "",
+        Row("-s, --size BYTES", f"the length of a message, {MIN_SIZE} at least", _probe_size, 64, needs=_MEASURING),
+        Row("--histogram", "show how the round trips are distributed", needs=_MEASURING),
+        Row("-c, --count N", "--ping: end after so many", arguments.count, shown="never", needs=("ping",)),
+        Row(
+            "-i, --interval TIME",
+            "--ping: from one message to the next; 0 sends each when the one before is back",
+            arguments.seconds,
+            1.0,
+            needs=("ping",),
+        ),
+        Row("-P, --connections N", "--bench: connections at a time", arguments.count, 10, needs=("bench",)),
+        Row(
+            "-d, --duration TIME",
+            "--bench: how long, after a warm-up of a tenth of that, 1 s at most",
+            arguments.duration,
+            10.0,
+            needs=("bench",),
+        ),
+        Row(
+            "--depth N",
+            "--bench: messages on their way at a time in a connection",
+            arguments.count,
+            shown=f"{CLOSED_DEPTH}, {OPEN_DEPTH} with --rate",
+            needs=("bench",),
+        ),
+        Row(
+            "--rate N",
+            "--bench: messages a second, over all connections, however long replies take",
+            arguments.count,
+            shown="as many as come back",
+            needs=("bench",),
+        ),
+    ),
+]
+"""Every option of the command, as --help shows them."""
+
+
+def _parser() -> arguments.ArgumentParser:
+    commands = arguments.ArgumentParser(
         prog=PROG,
         description="Talk to an echo server: at the terminal line by line; with -m message by message; from a pipe all"
         " of standard input. What comes back goes to standard output, and is compared with what was sent. --ping and"
         " --bench measure.",
+        groups=GROUPS,
     )
-    add: Any = parser.add_argument
-    add("host", nargs="?", default=protocol.DEFAULT_HOST, help="(default: %(default)s)")
-    add("port", nargs="?", type=arguments.port, default=protocol.DEFAULT_PORT, help="(default: %(default)s)")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        "-m",
-        dest="message",
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="send this and print the reply; may be given again",
-    )
-    mode.add_argument(
-        "--ping",
-        dest="measure",
-        action="store_const",
-        const="ping",
-        help="send one message a second, and time and check what comes back; Ctrl-C ends it",
-    )
-    mode.add_argument(
-        "--bench",
-        dest="measure",
-        action="store_const",
-        const="bench",
-        help="send as much as comes back, or --rate, and tell how much that was and how long it took",
-    )
-    arguments.add_framing(parser)
-    add("--unix", type=arguments.unix, metavar="PATH", help="connect to a Unix socket; @NAME is an abstract one")
-    add(
-        "-w",
-        "--timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=10.0,
-        help="how long to wait for the connection, and for a reply; 500ms, 30s, 5m, a bare number is seconds,"
-        " 0 waits for ever (default: %(default)g s)",
-    )
-    add("-J", "--json", action="store_true", help="with -m, --ping, --bench: one JSON object a line")
-    add("-q", "--quiet", action="store_true", help="tell only how it went, at the end")
-    add("-v", "--verbose", action="store_true", help="tell details, on stderr")
-    security = parser.add_argument_group("TLS", "the server's certificate is verified, by the system's CAs")
-    add = security.add_argument
-    add("--tls", action="store_true", help="speak TLS")
-    add("--cacert", metavar="FILE", help="the CAs to verify by instead (PEM)")
-    add("--cert", metavar="FILE", help="our own certificate, for a server that asks for one (PEM)")
-    add("--key", metavar="FILE", help="its key (default: in the same file)")
-    add("--sni", metavar="NAME", help="the name that the server's certificate must have (default: the host)")
-    add("--insecure", action="store_true", help="do not verify: whoever answers is believed")
-    measures = parser.add_argument_group("--ping and --bench", argument_default=argparse.SUPPRESS)
-    add = measures.add_argument
-    add(
-        "-s",
-        "--size",
-        type=_probe_size,
-        metavar="BYTES",
-        help=f"the length of a message, {MIN_SIZE} at least (default: {_DEFAULTS['size']})",
-    )
-    add("--histogram", action="store_true", help="show how the round trips are distributed")
-    add("-c", "--count", type=arguments.count, metavar="N", help="--ping: end after so many (default: never)")
-    add(
-        "-i",
-        "--interval",
-        type=arguments.duration,
-        metavar="TIME",
-        help="--ping: from one message to the next; 0 sends each when the one before is back"
-        f" (default: {_DEFAULTS['interval']:g} s)",
-    )
-    add(
-        "-P",
-        "--connections",
-        type=arguments.count,
-        metavar="N",
-        help=f"--bench: connections at a time (default: {_DEFAULTS['connections']})",
-    )
-    add(
-        "-d",
-        "--duration",
-        type=arguments.duration,
-        metavar="TIME",
-        help="--bench: how long, after a warm-up of a tenth of that, 1 s at most"
-        f" (default: {_DEFAULTS['duration']:g} s)",
-    )
-    add(
-        "--depth",
-        type=arguments.count,
-        metavar="N",
-        help=f"--bench: messages on their way at a time in a connection (default: {CLOSED_DEPTH},"
-        f" {OPEN_DEPTH} with --rate)",
-    )
-    add(
-        "--rate",
-        type=arguments.count,
-        metavar="N",
-        help="--bench: messages a second, over all connections, however long replies take (default: as many as come"
-        " back)",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    commands.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return commands
 
 
 if __name__ == "__main__":

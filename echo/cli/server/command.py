@@ -17,13 +17,12 @@ import ssl
 import sys
 import time
 from types import FrameType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from ... import protocol
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
 from ...mixins import LoggingMixin
-from ...server.access import expand
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
 from ...text import format_address
@@ -34,7 +33,7 @@ from . import systemd
 from .formatters import JsonFormatter, TextFormatter
 from .loading import combine, load_handler, load_mixin
 from .logs import DirectLog, LogQueue
-from .options import PROG, parser
+from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
 from .queue_logging import QueueLoggingMixin
 from .workers import Workers
 
@@ -64,8 +63,9 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _by_options(text: str) -> str:
     """The library says ``cpu_affinity is ...``; here that is ``--cpu-affinity``."""
-    option, _, rest = text.partition(" is ")
-    return f"--{option.replace('_', '-')} is {rest}" if hasattr(Server, option) else text
+    name, _, rest = text.partition(" is ")
+    flags = [row.flags[-1] for row in ROWS if isinstance(row, ServerRow) and row.option == name]
+    return f"{flags[0]} is {rest}" if flags else text
 
 
 def _run_alone(server: Server, options: argparse.Namespace) -> int:
@@ -217,9 +217,9 @@ def _reload(server: Server, options: argparse.Namespace) -> None:
     """Read the files again; if one is broken, all stays as it is."""
     systemd.notify(systemd.reloading())
     try:
-        context = _context(options)
-        server.set_access(*_networks(options))
-        server.ssl_context = context
+        again = _server_options(options)
+        server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
+        server.ssl_context = again["ssl_context"]
     except ValueError as exc:
         log_event(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
     else:
@@ -235,8 +235,9 @@ def _context(options: argparse.Namespace) -> Optional[ssl.SSLContext]:
     return None
 
 
-def _networks(options: argparse.Namespace) -> Tuple[List[str], List[str], List[str]]:
-    return expand(options.allow), expand(options.deny, may_be_empty=True), expand(options.proxy_allow_from)
+def _server_options(options: argparse.Namespace) -> Dict[str, Any]:
+    """What the command line makes of the options of ``Server``. It reads files, and SIGHUP calls it again."""
+    return dict(settings(options), ssl_context=_context(options))
 
 
 def _address(options: argparse.Namespace) -> Any:
@@ -245,36 +246,24 @@ def _address(options: argparse.Namespace) -> Any:
 
 def _server(options: argparse.Namespace) -> Server:
     handler = _handler(options)
-    allow, deny, proxies = _networks(options)
-    settings = dict(
-        max_connections=options.max_connections,
-        max_connections_per_host=options.max_per_host,
-        allow=allow,
-        deny=deny,
-        shutdown_timeout=options.shutdown_timeout or 0.0,
-        cpu_affinity=options.cpu_affinity,
-        ssl_context=_context(options),
-        handshake_timeout=options.handshake_timeout,
-        proxy_protocol=options.proxy_protocol,
-        proxy_allow_from=proxies,
-        unix_mode=options.unix_mode,
-    )
+    server_options = _server_options(options)
     if options.proxy_allow_from and not options.proxy_protocol:
         raise ValueError("--proxy-allow-from is for --proxy-protocol; give that, too")
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
         raise ValueError("--unix-mode is for --unix with a path; nothing else has permissions")
-    if options.unix is not None and not options.proxy_protocol and (allow or deny or options.max_per_host):
+    limited = any(server_options[name] for name in ("allow", "deny", "max_connections_per_host"))
+    if options.unix is not None and not options.proxy_protocol and limited:
         raise ValueError("--allow, --deny and --max-per-host are about addresses; clients of a --unix socket have none")
     passed = systemd.listening_socket()
     if passed is not None:
-        return Server.from_socket(passed, handler, **settings)
-    return Server(_address(options), handler, **settings)
+        return Server.from_socket(passed, handler, **server_options)
+    return Server(_address(options), handler, **server_options)
 
 
 def _handler(options: argparse.Namespace) -> type:
     handler = EchoRequestHandler if options.handler is None else load_handler(options.handler)
     mixins = [load_mixin(spec) for spec in options.mixin]
-    given = {name: getattr(options, name) for name in _HANDLER_OPTIONS if hasattr(options, name)}
+    given = handler_attributes(options)
     if not issubclass(handler, MessageRequestHandler):
         if given or mixins:
             raise ValueError(
@@ -289,7 +278,7 @@ def _handler(options: argparse.Namespace) -> type:
             raise ValueError(
                 f"{options.handler} has a framing of its own, whose limit cannot be set from here"
             ) from None
-    if not options.log_messages:
+    if options.no_log_messages:
         given["message_level"] = None
     return combine(handler, [*_logging_mixins(options), *mixins], **given)
 
@@ -298,10 +287,7 @@ def _logging_mixins(options: argparse.Namespace) -> List[type]:
     """Only those that the log needs: what is not logged has no code in a session's path."""
     if options.quiet or options.log_level in ("warning", "error"):
         return []  # all their records are at INFO or below
-    return [QueueLoggingMixin, LoggingMixin] if options.log_messages else [QueueLoggingMixin]
-
-
-_HANDLER_OPTIONS = ("framing", "max_message", "timeout", "message_timeout", "send_timeout")
+    return [QueueLoggingMixin] if options.no_log_messages else [QueueLoggingMixin, LoggingMixin]
 
 
 def _advice(exc: OSError, options: argparse.Namespace) -> str:

@@ -6,17 +6,20 @@ It reads text and checks it. What the options do, ``__main__`` and the library k
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
-from typing import Any, List
+from typing import Any, Callable, Dict, List
 
 from ... import protocol
 from ...handlers import MessageRequestHandler
 from ...server.access import expand
+from ...server.options import OPTIONS
 from ...server.server import Server
 from ...transport import affinity
 from ...version import __version__
 from .. import arguments
+from ..arguments import Group, Row
 from . import workers
 
 PROG = arguments.program("echo.server")
@@ -69,165 +72,205 @@ def _workers(text: str) -> int:
     return count
 
 
+class ServerRow(Row):
+    """An option of ``Server``: its default is that class's, and its meaning the declared one unless text says more.
+
+    ``load`` makes the option of the value that was read; it may read files, and SIGHUP does it again.
+    """
+
+    def __init__(
+        self,
+        option: str,
+        names: str,
+        read: Callable[[str], Any] = str,
+        meaning: str = "",
+        *,
+        load: Callable[[Any], Any] = lambda value: value,
+        **more: Any,
+    ) -> None:
+        more.setdefault("default", getattr(Server, option) or None)
+        super().__init__(names, meaning or OPTIONS[option].meaning, read, **more)
+        self.option, self.load = option, load
+
+
+class HandlerRow(Row):
+    """An attribute of the handler class. Unless given it is left out, since the class has a value of its own."""
+
+    def __init__(self, attribute: str, names: str, read: Callable[[str], Any], meaning: str, **more: Any) -> None:
+        default = getattr(MessageRequestHandler, attribute)
+        super().__init__(names, meaning, read, default, left_out=True, **more)
+        self.attribute = attribute
+
+
+GROUPS = [
+    Group(
+        "",
+        "",
+        Row(
+            "port",
+            "the port to listen on, 0 for any free one",
+            arguments.port,
+            protocol.DEFAULT_PORT,
+            more="the log's first line says which",
+        ),
+        Row(
+            "-b, --bind ADDRESS",
+            "the address to listen on; :: is all of this machine's, IPv6 and IPv4",
+            default=protocol.DEFAULT_HOST,
+        ),
+        Row("--unix PATH", "listen on a Unix socket instead; @NAME is an abstract one", arguments.unix),
+        ServerRow(
+            "unix_mode", "--unix-mode MODE", _mode, "its permissions, in octal, like 660", shown="as the umask says"
+        ),
+        *arguments.framing_rows(MessageRequestHandler.framing, left_out=True),
+        Row(
+            "--handler MODULE:CLASS",
+            "serve with this request handler, from the current folder or an installed module, instead of the echo",
+        ),
+        Row("--mixin MODULE:CLASS", "put this mixin on the handler; the first one given is the outermost", many=True),
+    ),
+    Group(
+        "limits",
+        "durations are like 500ms, 30s, 5m; a bare number is seconds",
+        ServerRow(
+            "max_connections", "-m, --max-connections N", arguments.count, "clients at a time; more wait in the backlog"
+        ),
+        ServerRow(
+            "max_connections_per_host",
+            "--max-per-host N",
+            arguments.count,
+            "clients at a time from one address; more are refused",
+        ),
+        ServerRow(
+            "allow",
+            "--allow CIDR",
+            _networks,
+            "let only these networks in; @FILE names a file of them, which SIGHUP reads again",
+            load=expand,
+            many=True,
+            more="in a file one a line, # for remarks",
+        ),
+        ServerRow(
+            "deny",
+            "--deny CIDR",
+            _networks,
+            "keep these networks out; @FILE as above",
+            load=functools.partial(expand, may_be_empty=True),
+            many=True,
+            more="it wins over --allow",
+        ),
+        HandlerRow(
+            "timeout",
+            "-i, --idle-timeout TIME",
+            arguments.duration,
+            "end a session in which nothing arrives for so long, 0 for never",
+            shown="never",
+        ),
+        HandlerRow(
+            "message_timeout",
+            "--message-timeout TIME",
+            arguments.duration,
+            "from a message's first byte to its last, 0 for no limit",
+        ),
+        HandlerRow(
+            "send_timeout",
+            "--send-timeout TIME",
+            arguments.duration,
+            "end a session whose client takes no byte of a reply for so long, 0 for never",
+        ),
+        ServerRow(
+            "shutdown_timeout",
+            "--shutdown-timeout TIME",
+            arguments.seconds,
+            "what a stop leaves all sessions together",
+            more="0 cuts them at once (and a handler that is stuck has a second to notice)",
+        ),
+    ),
+    Group(
+        "TLS",
+        "SIGHUP reads the files again",
+        Row("--tls-cert FILE", "speak TLS, with this certificate and what links it to its CA (PEM)"),
+        Row("--tls-key FILE", "its key", shown="in the same file"),
+        Row("--tls-client-ca FILE", "let only clients in that have a certificate of this CA (PEM)"),
+        ServerRow(
+            "handshake_timeout",
+            "--handshake-timeout TIME",
+            arguments.duration,
+            "for the TLS handshake, and for a PROXY header; 0 for no limit",
+            more="a PROXY header needs 3 s or more",
+        ),
+    ),
+    Group(
+        "behind a load balancer",
+        "",
+        ServerRow(
+            "proxy_protocol",
+            "--proxy-protocol",
+            meaning="each connection has to begin with a PROXY header, version 1 or 2, that says who the client is",
+        ),
+        ServerRow(
+            "proxy_allow_from",
+            "--proxy-allow-from CIDR",
+            _networks,
+            "only these networks may send one; all others are refused",
+            load=expand,
+            many=True,
+            shown="all may",
+            more="@FILE, too",
+        ),
+    ),
+    Group(
+        "speed",
+        "",
+        Row(
+            "--workers N",
+            "processes that share the port, each with limits of its own; auto is one for each processor, and one"
+            " where there is no GIL",
+            _workers,
+            1,
+        ),
+        ServerRow(
+            "cpu_affinity",
+            "--cpu-affinity LIST",
+            _processors,
+            "processors to keep to, like 0,2-3; auto is one for each process, and no choice where there is no GIL;"
+            " off is no choice",
+            default="auto",  # the echo handler is fastest on one; a program's handlers may need them all
+        ),
+    ),
+    Group(
+        "logs",
+        "written to stderr",
+        Row("--log-level debug|info|warning|error", default="info"),
+        Row("--log-format text|json", "lines for people, or JSON", default="text"),
+        Row("--no-log-messages", "log sessions, but no messages"),
+        Row("-q, --quiet", "log only warnings and errors"),
+    ),
+]
+"""Every option of the command, as --help shows them."""
+
+ROWS = [row for group in GROUPS for row in group.rows]
+
+
 def parser() -> arguments.ArgumentParser:
     """The parser; ``read_environment`` of it adds what containers are told by."""
-    parser = arguments.ArgumentParser(
+    commands = arguments.ArgumentParser(
         prog=PROG,
         description="An echo server: each message comes back, until one is 'exit'.",
         epilog="Each option may be given in the environment as well, where it counts less: ECHO_PORT, ECHO_BIND,"
         " ECHO_MAX_CONNECTIONS, ...; ECHO_QUIET=1; several values of one option with spaces between them.",
+        groups=GROUPS,
     )
-    add: Any = parser.add_argument
-    add(
-        "port",
-        nargs="?",
-        type=arguments.port,
-        default=protocol.DEFAULT_PORT,
-        help="the port to listen on, 0 for any free one (default: %(default)s)",
-    )
-    add(
-        "-b",
-        "--bind",
-        metavar="ADDRESS",
-        default=protocol.DEFAULT_HOST,
-        help="the address to listen on; :: is all of this machine's, IPv6 and IPv4 (default: %(default)s)",
-    )
-    add("--unix", type=arguments.unix, metavar="PATH", help="listen on a Unix socket instead; @NAME is an abstract one")
-    add(
-        "--unix-mode",
-        type=_mode,
-        metavar="MODE",
-        help="its permissions, in octal, like 660 (default: as the umask says)",
-    )
-    arguments.add_framing(parser, only_if_given=True)
-    add(
-        "--handler",
-        metavar="MODULE:CLASS",
-        help="serve with this request handler, from the current folder or an installed module, instead of the echo",
-    )
-    add(
-        "--mixin",
-        metavar="MODULE:CLASS",
-        action="append",
-        default=[],
-        help="put this mixin on the handler; the first one given is the outermost",
-    )
-    limits = parser.add_argument_group("limits", "durations are like 500ms, 30s, 5m; a bare number is seconds")
-    add = limits.add_argument
-    add(
-        "-m",
-        "--max-connections",
-        type=arguments.count,
-        metavar="N",
-        default=Server.max_connections,
-        help="clients at a time; more wait in the backlog (default: %(default)s)",
-    )
-    add(
-        "--max-per-host", type=arguments.count, metavar="N", help="clients at a time from one address; more are refused"
-    )
-    add(
-        "--allow",
-        type=_networks,
-        action="append",
-        metavar="CIDR",
-        default=[],
-        help="let only these networks in; @FILE names a file of them, which SIGHUP reads again",
-    )
-    add(
-        "--deny",
-        type=_networks,
-        action="append",
-        metavar="CIDR",
-        default=[],
-        help="keep these networks out; @FILE as above",
-    )
-    add(
-        "-i",
-        "--idle-timeout",
-        dest="timeout",
-        default=argparse.SUPPRESS,
-        type=arguments.duration,
-        metavar="TIME",
-        help="end a session in which nothing arrives for so long, 0 for never (default: never)",
-    )
-    add(
-        "--message-timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=argparse.SUPPRESS,
-        help="from a message's first byte to its last, 0 for no limit"
-        f" (default: {MessageRequestHandler.message_timeout:g} s)",
-    )
-    add(
-        "--send-timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=argparse.SUPPRESS,
-        help="end a session whose client takes no byte of a reply for so long, 0 for never"
-        f" (default: {MessageRequestHandler.send_timeout:g} s)",
-    )
-    add(
-        "--shutdown-timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=Server.shutdown_timeout,
-        help="what a stop leaves all sessions together (default: %(default)g s)",
-    )
-    security = parser.add_argument_group("TLS", "SIGHUP reads the files again")
-    add = security.add_argument
-    add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate and what links it to its CA (PEM)")
-    add("--tls-key", metavar="FILE", help="its key (default: in the same file)")
-    add("--tls-client-ca", metavar="FILE", help="let only clients in that have a certificate of this CA (PEM)")
-    add(
-        "--handshake-timeout",
-        type=arguments.duration,
-        metavar="TIME",
-        default=Server.handshake_timeout,
-        help="for the TLS handshake, and for a PROXY header; 0 for no limit (default: %(default)g s)",
-    )
-    proxies = parser.add_argument_group("behind a load balancer")
-    add = proxies.add_argument
-    add(
-        "--proxy-protocol",
-        action="store_true",
-        help="each connection has to begin with a PROXY header, version 1 or 2, that says who the client is",
-    )
-    add(
-        "--proxy-allow-from",
-        type=_networks,
-        action="append",
-        metavar="CIDR",
-        default=[],
-        help="only these networks may send one; all others are refused (default: all may)",
-    )
-    speed = parser.add_argument_group("speed")
-    add = speed.add_argument
-    add(
-        "--workers",
-        type=_workers,
-        metavar="N",
-        default=1,
-        help="processes that share the port, each with limits of its own; auto is one for each processor, and one"
-        " where there is no GIL (default: %(default)s)",
-    )
-    add(
-        "--cpu-affinity",
-        type=_processors,
-        metavar="LIST",
-        default="auto",
-        help="processors to keep to, like 0,2-3; auto is one for each process, and no choice where there is no GIL;"
-        " off is no choice (default: %(default)s)",
-    )
-    logs = parser.add_argument_group("logs", "written to stderr")
-    add = logs.add_argument
-    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="(default: %(default)s)")
-    add(
-        "--log-format",
-        choices=["text", "json"],
-        default="text",
-        help="lines for people, or JSON (default: %(default)s)",
-    )
-    add("--no-log-messages", dest="log_messages", action="store_false", help="log sessions, but no messages")
-    add("-q", "--quiet", action="store_true", help="log only warnings and errors")
-    add("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    commands._action_groups[-1].add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return commands
+
+
+def settings(options: argparse.Namespace) -> Dict[str, Any]:
+    """The options of ``Server`` that the command line gives. Raises ``ValueError`` for an unusable file."""
+    return {row.option: row.load(getattr(options, row.dest)) for row in ROWS if isinstance(row, ServerRow)}
+
+
+def handler_attributes(options: argparse.Namespace) -> Dict[str, Any]:
+    """What was given of a handler class's attributes, and of ``framing`` and ``max_message``."""
+    rows = [row for row in ROWS if row.left_out and hasattr(options, row.dest)]
+    return {row.attribute if isinstance(row, HandlerRow) else row.dest: getattr(options, row.dest) for row in rows}
