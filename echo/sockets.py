@@ -1,13 +1,13 @@
-"""What a stream socket needs and the standard library leaves open: deadlines, queues, a gentle end.
+"""Functions on a stream socket that the standard library does not have: timeouts, queue sizes, a graceful close.
 
-Functions on a plain ``socket.socket``, used by the server (for any handler) and by ``Connection``. They know no framing
-and no session.
+The server (for any handler) and ``Connection`` use them on a plain ``socket.socket``. They know no framing and no
+session.
 
-* Deadlines are the kernel's (``SO_RCVTIMEO``, ``SO_SNDTIMEO``) on a blocking socket. Rejected:
-  ``socket.settimeout``, which makes CPython poll before each read and write and cost 35-40 % of the echoes
-  per second under the GIL at 10 to 100 connections.
-* A socket is closed gently. A plain ``close()`` over unread input sends RST, and the peer loses replies that
-  are on their way (128,000 of 300,000 bytes arrived; gunicorn #3590, cherrypy #622).
+* Timeouts are the kernel's (``SO_RCVTIMEO``, ``SO_SNDTIMEO``) on a blocking socket. Rejected: ``socket.settimeout``.
+  With it CPython polls before each read and write, which costs 35 to 40 % of the echoes per second under the GIL with
+  10 to 100 connections.
+* A socket is closed gracefully. A plain ``close()`` with unread input sends RST, and the peer loses replies that are on
+  their way (128,000 of 300,000 bytes arrived; gunicorn #3590, cherrypy #622).
 """
 
 from __future__ import annotations
@@ -22,51 +22,54 @@ import sys
 import time
 from typing import Optional, Union
 
-if sys.platform != "win32":  # which has neither, and no way to ask how much waits in a socket's queues
+if sys.platform != "win32":  # Windows has neither of them, and cannot say how much waits in a socket's queues
     import fcntl
     import termios
 
 INET = (socket.AF_INET, socket.AF_INET6)
-"""The families that speak TCP."""
+"""The address families of TCP."""
 
 LINGER_SILENCE = 1.0
-"""Seconds without a byte from the peer, after our end of output, after which a closing socket is closed."""
+"""Maximum time in seconds that a closing socket waits for the next byte from its peer."""
 
 LINGER_TIMEOUT = 5.0
-"""Seconds that a closing socket is kept open at most for a peer that goes on sending."""
+"""Maximum time in seconds that a closing socket is kept open for a peer that goes on sending."""
+
+_CHUNK = 64 * 1024  # bytes read at a time where they are dropped
 
 _TIMEVAL = struct.Struct("@ll")
 
 KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-"""A peer that has been silent for a minute is asked whether it is there, and is lost when it has not answered for
-another. Linux's own figures, which are from 1989, make two hours and eleven minutes of that."""
+"""After 60 s of silence the system probes the peer every 10 s, and drops the connection after 6 probes without an
+answer. Linux's defaults, from 1989, take two hours and eleven minutes."""
 
 TIMED_OUT = (BlockingIOError,) if os.name == "posix" else (BlockingIOError, TimeoutError)
-"""What a read or write raises when its kernel deadline has passed. (On POSIX, ``TimeoutError`` is ETIMEDOUT:
-the connection itself is lost.)"""
+"""The exceptions of a read or write whose kernel timeout has passed. (On POSIX, ``TimeoutError`` is ETIMEDOUT: the
+connection itself is lost.)"""
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Let the loss of a silent TCP peer be noticed. What a listening socket accepts inherits it."""
+    """Make the system notice the loss of a silent TCP peer. Sockets accepted from ``sock`` inherit this."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sock.family in INET:
         for name, value in KEEP_ALIVE.items():
-            if hasattr(socket, name):  # else the system's own figures
+            if hasattr(socket, name):  # otherwise the system's default stays
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def set_receive_timeout(sock: socket.socket, seconds: Optional[float]) -> None:
-    """Let a blocking read give up after so many seconds without a byte; None waits for ever."""
+    """Make a blocking read fail with ``TIMED_OUT`` after so many seconds without a byte; None: no limit."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
 
 
 def set_send_timeout(sock: socket.socket, seconds: Optional[float]) -> None:
-    """Let a blocking write give up after so many seconds in which the peer took no byte; None waits for ever."""
+    """Make a blocking write fail with ``TIMED_OUT`` after so many seconds in which the peer accepts no byte; None: no
+    limit."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
 
 def receive_timeout(sock: socket.socket) -> Optional[float]:
-    """The seconds after which a read gives up, by ``settimeout`` or ``set_receive_timeout``; None: never."""
+    """Return the timeout of a read in seconds, from ``settimeout`` or ``set_receive_timeout``; None: no limit."""
     seconds = sock.gettimeout()
     if seconds is not None:
         return seconds
@@ -77,17 +80,19 @@ def receive_timeout(sock: socket.socket) -> Optional[float]:
 
 
 def set_deadline(sock: socket.socket, deadline: Optional[float]) -> None:
-    """Let the next call on the socket end by ``deadline`` (of ``time.monotonic()``; None: whenever it does).
-    ``socket.timeout`` if that has passed: who sends a byte a moment must not get on for ever."""
+    """Limit the next call on the socket to ``deadline``, a time of ``time.monotonic()``; None: no limit.
+
+    Raises ``socket.timeout`` if the deadline has passed: a peer that sends a byte now and then must not renew it.
+    """
     left = None if deadline is None else deadline - time.monotonic()
     if left is not None and left <= 0:
         raise socket.timeout("timed out")
     sock.settimeout(left)
 
 
-@functools.lru_cache(maxsize=64)  # every connection has the same few
+@functools.lru_cache(maxsize=64)  # all connections have the same few timeouts
 def _timeval(seconds: Optional[float]) -> bytes:
-    # All zeros means "no deadline" to the kernel, so a positive one never rounds down to that.
+    # Zero means "no timeout" to the kernel, so a positive one must not be rounded down to zero.
     if os.name != "posix":
         return struct.pack("@L", 0 if seconds is None else max(1, round(seconds * 1000)))
     microseconds = 0 if seconds is None else max(1, round(seconds * 1_000_000))
@@ -95,13 +100,15 @@ def _timeval(seconds: Optional[float]) -> bytes:
 
 
 def unread(sock: Union[socket.socket, int]) -> Optional[int]:
-    """How many bytes have reached this host and were not read yet; None where the system does not tell. Of a pipe or a
-    file, too, by its descriptor."""
+    """Return the number of bytes that have reached this host and have not been read; None if the system cannot say.
+
+    ``sock`` may also be the descriptor of a pipe or a file.
+    """
     return _queue_size(sock, "FIONREAD")
 
 
 def undelivered(sock: socket.socket) -> Optional[int]:
-    """How many bytes were sent and not acknowledged by the peer's host; None where the system does not tell."""
+    """Return the number of bytes sent and not acknowledged by the peer's host; None if the system cannot say."""
     return _queue_size(sock, "TIOCOUTQ")
 
 
@@ -110,18 +117,18 @@ def _queue_size(sock: Union[socket.socket, int], request: str) -> Optional[int]:
         return None
     try:
         answer = fcntl.ioctl(sock, getattr(termios, request), bytes(4))
-    except (OSError, ValueError):  # not known for this kind of socket, or closed
+    except (OSError, ValueError):  # not supported by this kind of socket, or closed
         return None
     return int(struct.unpack("@i", answer)[0])
 
 
 def buffered(sock: socket.socket) -> int:
-    """How many bytes a socket has taken from the system and not handed out, as one with TLS does."""
+    """Return the number of bytes that a TLS socket has taken from the system and not returned yet; otherwise 0."""
     return int(getattr(sock, "buffered", 0))
 
 
 def has_input(sock: socket.socket, seconds: float) -> bool:
-    """Wait, so many seconds at most, until a read would not block."""
+    """Wait at most so many seconds for input. Return whether a read would not block."""
     if buffered(sock):
         return True
     with selectors.DefaultSelector() as selector:
@@ -130,48 +137,62 @@ def has_input(sock: socket.socket, seconds: float) -> bool:
 
 
 def has_room(sock: socket.socket, seconds: float) -> bool:
-    """Wait, so many seconds at most, until a write would not block."""
+    """Wait at most so many seconds for room in the send queue. Return whether a write would not block."""
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_WRITE)
         return seconds > 0 and bool(selector.select(seconds))
 
 
-def linger(sock: socket.socket, delivery_timeout: Optional[float] = None, silence: float = LINGER_SILENCE) -> None:
-    """End the output, then read away what the peer still sends, so that closing loses no reply.
+def linger(
+    sock: socket.socket,
+    delivery_timeout: Optional[float] = None,
+    silence: float = LINGER_SILENCE,
+    timeout: float = LINGER_TIMEOUT,
+) -> None:
+    """End the output, then read and drop what the peer still sends, so that the close loses no reply.
 
-    Returns when the peer has ended too, has been silent for ``silence`` seconds or has kept sending for
-    ``LINGER_TIMEOUT``. Never raises; the socket is left for its owner to close, and has a ``settimeout``.
+    Returns when the peer has ended too, has sent nothing for ``silence`` seconds (default: 1), or has gone on sending
+    for ``timeout`` seconds (default: 5). Never raises. The caller closes the socket, which now has a ``settimeout``.
 
-    After ``shutdown(SHUT_RD)``, the only way to wake a thread that reads, Linux answers data that meets our
-    FIN with a reset, which would throw away what is still in our send queue. ``delivery_timeout`` says that
-    this was done, and for how many seconds at most to wait until the peer's host has everything.
+    ``delivery_timeout`` is for a socket after ``shutdown(SHUT_RD)``, the only way to wake a thread that reads. After
+    that, Linux answers data that meets our FIN with a reset, which drops our send queue. So this first waits, at most
+    so many seconds, until the peer's host has everything. Default: None, no wait.
     """
     try:
         if delivery_timeout is not None:
             _await_delivery(sock, time.monotonic() + delivery_timeout)
         sock.settimeout(silence)
         sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + LINGER_TIMEOUT
-        while sock.recv(65536) and time.monotonic() < deadline:
-            pass
+        deadline = time.monotonic() + timeout
+        while sock.recv(_CHUNK):
+            if time.monotonic() >= deadline:
+                # The time may be over because this thread had no processor. So it still reads what has arrived, since
+                # the close would be a reset otherwise. It reads no more than that, and does not wait: a peer that goes
+                # on sending must not keep the socket open. A read of a TLS socket may take less than it is asked for.
+                sock.settimeout(0)
+                for _ in range(0, unread(sock) or 0, _CHUNK // 2):
+                    sock.recv(_CHUNK)
+                return
     except (OSError, ValueError):
-        pass  # timed out, reset, or closed by its handler: nothing is left to protect
+        pass  # timed out, reset, or closed by its handler: there is nothing left to protect
 
 
 def _await_delivery(sock: socket.socket, deadline: float) -> None:
     pause = 0.001
     while undelivered(sock) and time.monotonic() < deadline and not is_dead(sock):
-        # The input has been ended, so that this read never blocks; it keeps the peer's window open.
-        if not sock.recv(65536):
-            time.sleep(pause)  # no system call waits for "all acknowledged"; only a stop comes through here
+        # The input was ended, so that this read never blocks. It keeps the peer's window open.
+        if not sock.recv(_CHUNK):
+            time.sleep(pause)  # no system call waits for "all acknowledged"; only a stop gets here
             pause = min(2 * pause, 0.05)
 
 
 def is_dead(sock: socket.socket) -> bool:
-    """Whether nothing can pass any more, in either direction: it was reset, or both sides have ended. What a reset one
-    had not delivered counts as undelivered for ever."""
+    """Return whether the connection was reset or both sides have ended, so that nothing can pass in either direction.
+
+    ``undelivered`` does not show this: what a reset connection had not delivered counts for ever.
+    """
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()
-    poll.register(sock, 0)  # nothing but hang-up and error
+    poll.register(sock, 0)  # only hang-up and error, which are always reported
     return bool(poll.poll(0))

@@ -1,0 +1,85 @@
+"""Functions on a socket: how it is closed so that the peer loses no reply."""
+
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from echo.sockets import linger, unread
+from support import DEADLINE, eventually, read_all
+
+
+@pytest.fixture
+def sockets():
+    """A socket and its peer, connected over TCP on the loopback, closed after the test."""
+    with contextlib.ExitStack() as stack:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # has room for an upload
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            peer = stack.enter_context(socket.create_connection(listener.getsockname(), DEADLINE))
+            sock = stack.enter_context(listener.accept()[0])
+        yield sock, peer
+
+
+REPLY = b"the reply"
+UPLOAD = b"x" * 150_000
+
+
+def test_a_peer_that_is_still_sending_gets_the_reply(sockets):
+    sock, peer = sockets
+    peer.sendall(UPLOAD)
+    sock.sendall(REPLY)
+
+    def close():
+        linger(sock, silence=DEADLINE, timeout=DEADLINE)
+        sock.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    peer.sendall(UPLOAD)
+    assert read_all(peer) == REPLY
+    peer.sendall(UPLOAD)
+    peer.close()
+    closing.join(DEADLINE)
+    assert not closing.is_alive()
+
+
+def test_what_arrived_before_the_time_was_over_is_read(sockets):
+    """As if the thread had had no processor until then."""
+    sock, peer = sockets
+    peer.sendall(UPLOAD)
+    eventually(lambda: unread(sock) == len(UPLOAD))
+    sock.sendall(REPLY)
+    linger(sock, timeout=0)
+    assert unread(sock) == 0
+    sock.close()
+    assert read_all(peer) == REPLY
+
+
+def test_a_peer_that_goes_on_sending_cannot_keep_the_socket_open(sockets):
+    sock, peer = sockets
+    flooding = threading.Thread(target=flood, args=(peer,))
+    flooding.start()
+    linger(sock, silence=DEADLINE, timeout=0)
+    sock.close()
+    flooding.join(DEADLINE)
+    assert not flooding.is_alive()
+
+
+def flood(peer):
+    with contextlib.suppress(ConnectionError):
+        while True:
+            peer.sendall(UPLOAD)
+
+
+def test_a_peer_that_is_silent_is_not_waited_for_for_ever(sockets):
+    sock, _peer = sockets
+    linger(sock, silence=0.01, timeout=DEADLINE)
+
+
+def test_a_socket_that_its_handler_has_closed_is_no_error(sockets):
+    sock, _peer = sockets
+    sock.close()
+    linger(sock)
