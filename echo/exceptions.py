@@ -1,19 +1,19 @@
-"""What can go wrong, drawn as a tree.
+"""The exceptions of this package, as a tree.
 
 ::
 
     EchoError
-    ├── ProtocolError                 what was read, or is to be sent, breaks the framing
-    │   ├── MessageTooLong            over the framing's limit
+    ├── ProtocolError                 the bytes break the framing
+    │   ├── MessageTooLong            a message is longer than the framing allows
     │   └── IncompleteMessage         the input ended inside a message
-    ├── EchoMismatch                  what came back is not what was sent
-    ├── ConnectionClosed              (also ConnectionError) the peer is gone
-    ├── ReceiveTimeout                (also TimeoutError) nothing came, and no message was under way
+    ├── EchoMismatch                  the reply is not the message that was sent
+    ├── ConnectionClosed              (also ConnectionError) the connection is lost or closed
+    ├── ReceiveTimeout                (also TimeoutError) nothing arrived in time
     ├── MessageTimeout                (also TimeoutError) a message began and did not end in time
-    └── SendTimeout                   (also TimeoutError) the peer does not read what is sent to it
+    └── SendTimeout                   (also TimeoutError) the peer does not read
 
-Every class names the ``reason`` with which a session that meets it ends; the same word stands in
-``connection_lost(reason)``, in the log and in the statistics. Nothing here knows sockets or handlers.
+Each class has a ``reason``: the word for a session that ends with it, in ``connection_lost(reason)``, in the log and in
+the statistics. This module knows no socket and no handler.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from typing import Callable, Optional
 
 
 class EchoError(Exception):
-    """The root: ``except EchoError`` catches whatever this package raises about a connection.
+    """The base class: ``except EchoError`` catches every error that this package raises about a connection.
 
-    ``connection`` is the ``Connection`` that failed, or None. By it a handler tells a failure of its own connection,
-    which ends the session with that ``reason``, from one of another connection that a hook uses, which is an error like
-    any other.
+    ``connection``: the ``Connection`` that failed, or None. A failure of a handler's own connection ends its session
+    with that ``reason``. A failure of another connection that a hook uses is an error like any other.
     """
 
     reason = "error"
-    """The word for the end of a session that meets it."""
+    """The word for a session that ends with this error."""
     _connection: Optional[Callable[[], object]] = None  # a weak reference: a connection may keep its error
 
     @property
@@ -39,14 +38,14 @@ class EchoError(Exception):
 
 
 class ProtocolError(EchoError):
-    """The bytes do not make the messages that the framing promises."""
+    """The bytes received, or a message to be sent, break the framing."""
 
 
 class MessageTooLong(ProtocolError):
     """A message is longer than ``limit`` bytes.
 
-    Raised before such a message is sent, and as soon as it is known of one that arrives: neither a long
-    line nor a large length prefix is waited for or stored (CVE-2013-1752, gh-119451).
+    Raised before such a message is sent. Raised for an arriving message as soon as its size is known: the rest of a
+    long line, or the bytes after a large length prefix, are neither awaited nor stored (CVE-2013-1752, gh-119451).
     """
 
     reason = "too-long"
@@ -57,7 +56,7 @@ class MessageTooLong(ProtocolError):
 
 
 class IncompleteMessage(ProtocolError):
-    """The input ended inside a message. ``rest`` is what had come of it, as it came."""
+    """The input ended inside a message. ``rest``: the undecoded bytes of that message that had arrived."""
 
     reason = "incomplete"
 
@@ -67,33 +66,33 @@ class IncompleteMessage(ProtocolError):
 
 
 class ConnectionClosed(EchoError, ConnectionError):
-    """The connection can carry nothing more: the peer has reset or left it, or this side has closed it."""
+    """The connection cannot be used any more: the peer or the network has ended it, or this side has closed it."""
 
     reason = "reset"
 
 
 class ReceiveTimeout(EchoError, TimeoutError):
-    """Nothing arrived for as long as was allowed. No byte is lost: receiving again goes on."""
+    """Nothing arrived in the allowed time. No byte is lost: call ``receive`` again to go on."""
 
     reason = "idle"
 
 
 class MessageTimeout(EchoError, TimeoutError):
-    """A message was not complete in the time allowed from its first byte to its last."""
+    """A message was not complete in the allowed time, from its first byte to its last. No byte is lost."""
 
     reason = "slow"
 
 
 class SendTimeout(EchoError, TimeoutError):
-    """The peer took no byte for as long as was allowed; how much it has of the last message is unknown."""
+    """The peer accepted no byte in the allowed time. How much it has of the last message is unknown."""
 
     reason = "slow"
 
 
 class EchoMismatch(EchoError):
-    """What came back is not what was sent. ``offset`` is the first byte that differs, counted from 0.
+    """The reply is not the message that was sent. ``offset``: position of the first byte that differs, from 0.
 
-    ``sent`` and ``received`` are the two, or in a long stream the parts of them that begin at byte ``start``.
+    ``sent`` and ``received`` are the two messages or, in a long stream, the parts of it that begin at byte ``start``.
     """
 
     def __init__(self, sent: bytes, received: bytes, start: int = 0) -> None:

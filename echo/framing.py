@@ -1,18 +1,17 @@
-"""How messages lie in a stream of bytes: ``bytes`` in, messages out, and back.
+"""Framings: they turn messages into a stream of bytes, and a stream of bytes into messages.
 
-Nothing here sees a socket, a clock or a thread. A *framing* is an unchanging description that any number
-of connections share; each connection takes its own *decoder* from it.
+This module knows no socket, no clock and no thread. A *framing* is immutable and shared by any number of connections.
+Each connection gets a *decoder* of its own from it.
 
-The rules, for all framings:
+The rules for all framings:
 
-* A decoder looks at every byte once. What belongs to an unfinished message is kept and never scanned
-  again: looking for LF from the start made a line of 1 MB that comes in pieces of 100 bytes 600 times
-  slower.
-* A message is limited, always (``max_message``, 64 KiB unless told otherwise). A length prefix is
-  checked before anything is stored; memory grows with what has arrived, never with what was announced.
-* Messages before a violation are not lost to it: ``feed`` returns them and leaves the violation in
-  ``error``, for its caller to raise when they have been answered. Rejected: raising from ``feed`` at
-  once, which throws away the good messages of the same read.
+* A decoder looks at every byte once. It keeps the bytes of an unfinished message and never scans them again. To search
+  from the start each time made a line of 1 MB in pieces of 100 bytes 600 times slower.
+* Every message has a maximum size (``max_message``, default: 64 KiB). A length prefix is checked before anything is
+  stored. Memory grows with the bytes that have arrived, not with the size that was announced.
+* An error does not lose the messages before it. ``feed`` returns them and keeps the error in ``error``. The caller
+  raises it after those messages have been answered. Rejected: to raise from ``feed`` at once, which loses the good
+  messages of the same read.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from typing import Dict, List, Optional, Type, Union
 from .exceptions import MessageTooLong, ProtocolError
 
 DEFAULT_MAX_MESSAGE = 64 * 1024
-"""Bytes in a message, at most, where nothing else is said."""
+"""The default maximum size of a message, in bytes."""
 
 _PREFIX = struct.Struct("!I")
 
-_LF = 10  # the number, since CPython takes ten times as long to look for b"\n" with "in" (0.36 us against 0.03)
+_LF = 10  # a number: ``b"\n" in data`` takes CPython ten times as long as ``10 in data`` (0.36 us against 0.03)
 
 
 class Decoder:
     """Turns the bytes of one connection into messages.
 
-    ``limit`` is the most bytes that a message may have. ``pending`` holds the bytes, undecoded, of the message that has
-    begun and not ended; it is empty (false) between messages. ``error`` is None, or the violation after which no
-    further message can be had.
+    ``limit``: the maximum size of a message, in bytes.
+    ``pending``: the undecoded bytes of the message that has begun and not ended; empty between messages.
+    ``error``: None, or the ``ProtocolError`` after which no more messages can be decoded.
     """
 
     def __init__(self, limit: int) -> None:
@@ -44,28 +43,28 @@ class Decoder:
         self.error: Optional[ProtocolError] = None
 
     def feed(self, data: bytes) -> List[bytes]:
-        """Take what one read returned, at least one byte; return the messages that it completed, in order."""
+        """Take the bytes of one read, at least one. Return the messages that they complete, in order."""
         raise NotImplementedError
 
     def finish(self) -> bytes:
-        """The input has ended: return the bytes of the message that it ended in, b"" if it ended cleanly."""
+        """Return the undecoded bytes of the message that the end of the input cut off; b"" if there is none."""
         rest = bytes(self.pending)
         self.pending.clear()
         return rest
 
 
 class Framing:
-    """A way to mark off messages, at most ``max_message`` bytes each (default 64 KiB).
+    """A way to mark where a message begins and ends. Subclass it for a framing of your own.
 
-    Raises ``ValueError`` for a limit below one byte. Own framings subclass this: ``encode`` and ``decoder``
-    are all that a connection asks for.
+    ``max_message``: the maximum size of a message, in bytes (default: 64 KiB). Raises ``ValueError`` if it is below 1.
+    A connection uses only ``encode`` and ``decoder``.
     """
 
     name = ""
-    """What the command line calls it."""
+    """The name of this framing on the command line."""
 
     keeps_boundaries = True
-    """Whether each message comes out at the far end as the one that went in."""
+    """Whether the receiver gets the same messages that were sent, and not only the same bytes."""
 
     def __init__(self, max_message: int = DEFAULT_MAX_MESSAGE) -> None:
         if max_message < 1:
@@ -76,19 +75,19 @@ class Framing:
         return f"{type(self).__name__}(max_message={self.max_message})"
 
     def encode(self, message: bytes) -> bytes:
-        """Return the bytes that carry ``message``; ``MessageTooLong`` if it is over the limit."""
+        """Return the bytes that carry ``message``. Raises ``MessageTooLong`` if it is longer than ``max_message``."""
         raise NotImplementedError
 
     def decoder(self) -> Decoder:
-        """Return a new decoder, for one connection."""
+        """Return a new decoder for one connection."""
         raise NotImplementedError
 
 
 class LineFraming(Framing):
-    """A message is what stands before a line feed.
+    """A message is everything before a line feed (LF), including a carriage return.
 
-    The line is split at LF alone and keeps a CR, so that what a telnet user sends comes back byte for byte.
-    ``encode`` refuses a message that holds a line feed (``ValueError``): it would arrive as two.
+    Keeping the carriage return means that a telnet user gets back every byte. ``encode`` raises ``ValueError`` if the
+    message contains a line feed, because it would arrive as two messages.
     """
 
     name = "line"
@@ -110,7 +109,7 @@ class _LineDecoder(Decoder):
             return []
         size = len(data)
         pending = self.pending
-        # One whole line and nothing before it: the ping-pong case, which every interactive service lives on.
+        # A read that is exactly one line, as from an interactive client: no list to split into and no limit to check.
         if not pending and data[-1] == _LF and size <= self.limit:
             line = data[:-1]
             if _LF not in line:
@@ -138,7 +137,7 @@ class _LineDecoder(Decoder):
 
 
 class LengthFraming(Framing):
-    """A message follows its length in bytes, a 32-bit big-endian number. An empty message is a message."""
+    """A message follows its length in bytes, which is a 32-bit big-endian number. A message may be empty."""
 
     name = "length"
 
@@ -154,7 +153,9 @@ class LengthFraming(Framing):
 class _LengthDecoder(Decoder):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
-        self._needed = _PREFIX.size  # bytes that pending must hold before another look at it is worth while
+        self._needed = (
+            _PREFIX.size
+        )  # bytes that pending must hold for the next step: a prefix, or a prefix and its message
 
     def feed(self, data: bytes) -> List[bytes]:
         messages: List[bytes] = []
@@ -188,17 +189,17 @@ class _LengthDecoder(Decoder):
 
 
 class RawFraming(Framing):
-    """A message is what one read returns: what the plainest socket programs do, and RFC 862.
+    """A message is whatever one read returns, as in the simplest socket programs and in RFC 862.
 
-    TCP keeps no boundaries, so a message may arrive in parts or together with its neighbours; only the bytes
-    and their order are certain. ``max_message`` bounds what is handed on at once; nothing is ever too long.
+    TCP keeps no boundaries: a message may arrive in parts or together with others. Only the bytes and their order stay.
+    More bytes than ``max_message`` are split into several messages, so that none is too long.
     """
 
     name = "raw"
     keeps_boundaries = False
 
     def encode(self, message: bytes) -> bytes:
-        return b"" + message  # a TypeError for a str
+        return b"" + message  # raises TypeError for a str
 
     def decoder(self) -> Decoder:
         return _RawDecoder(self.max_message)
@@ -213,4 +214,4 @@ class _RawDecoder(Decoder):
 
 
 FRAMINGS: Dict[str, Type[Framing]] = {cls.name: cls for cls in (LineFraming, LengthFraming, RawFraming)}
-"""The framings by the names that the command lines give them."""
+"""The framings by their names on the command line."""

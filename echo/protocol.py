@@ -1,7 +1,4 @@
-"""What both ends know of the echo protocol: its one word, and where it is to be found.
-
-It knows no framing and no connection.
-"""
+"""The echo protocol: its one word, and the default address of a server. It knows no framing and no connection."""
 
 from __future__ import annotations
 
@@ -15,5 +12,8 @@ EXIT_WORD = b"exit"
 
 
 def is_exit(message: bytes, word: Optional[bytes] = EXIT_WORD) -> bool:
-    """Whether it is that word, in any letter case and with surrounding white space; no message is, if there is none."""
+    """Return whether ``message`` is ``word``, ignoring letter case and surrounding white space.
+
+    ``word`` must be in lower case. If it is None, the result is always False.
+    """
     return message.strip().lower() == word

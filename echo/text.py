@@ -1,8 +1,7 @@
 """Bytes and addresses as text that is safe to show: in a log line, on a terminal, in an error message.
 
-What a peer sent must not be able to forge a log line or drive a terminal (gh-100001): whatever is not
-printable is escaped, the backslash too, so that the text tells exactly which bytes there were. Where it is shown is
-not known here.
+Bytes from a peer must not forge a log line or control a terminal (gh-100001). Everything that is not printable is
+escaped. A backslash is escaped too, so that the text stands for exactly one sequence of bytes.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ import os
 import socket
 from typing import Any, Optional
 
-_BACKSLASH = 92  # a number is looked for ten times as fast as b"\\"
+_BACKSLASH = 92  # a number: ten times as fast to search for as b"\\"
 
 
 def escape(data: bytes, limit: Optional[int] = None, *, exact: bool = True) -> str:
-    """Show ``data`` on one line: UTF-8 where it is printable, ``\\n`` and ``\\xff`` where it is not.
+    """Return ``data`` as one line of text: printable UTF-8 as it is, the rest as ``\\n`` or ``\\xff``.
 
-    With a ``limit``, at most that many bytes are shown, and how many more there are. If it need not be ``exact``, a
-    backslash and a tab stay what they are: as safe on a terminal, and what its user typed.
+    ``limit``: maximum number of bytes to show, followed by the number of bytes left out; default: None, no limit.
+    ``exact``: whether to escape backslashes and tabs too (default: True). Without it they stay as the user typed them,
+    which is just as safe on a terminal.
 
     >>> escape(b"caf\\xc3\\xa9\\x1b[2J\\xff")
     'café\\\\x1b[2J\\\\xff'
@@ -37,42 +37,42 @@ def escape(data: bytes, limit: Optional[int] = None, *, exact: bool = True) -> s
 
 
 def _escape_character(character: str) -> str:
-    # \x80 to \xff stand for bytes that are no UTF-8, so a character of that range needs another form.
+    # \x80 to \xff stand for bytes that are not UTF-8, so the characters of that range need another form.
     if "\x80" <= character <= "\xff":
         return f"\\u{ord(character):04x}"
     return character.encode("unicode_escape").decode("ascii")
 
 
 def format_address(address: Any) -> str:
-    """Name a socket address: ``192.0.2.1:80``, ``[2001:db8::1]:80``, ``[fe80::1%eth0]:80``, a path, or ``unix`` for a
-    nameless peer.
+    """Return a socket address as text: ``192.0.2.1:80``, ``[2001:db8::1]:80``, ``[fe80::1%eth0]:80`` or a path.
 
-    An IPv4 client of a dual-stack socket is shown as the IPv4 client that it is (no ``::ffff:``).
+    A client of a Unix socket that has no name is ``unix``. An IPv4 client of a dual-stack socket is shown as an IPv4
+    client, without ``::ffff:``.
     """
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = unmapped(str(address[0])), address[1]
-        if len(address) == 4 and address[3] and "%" not in host:  # accept() tells the zone as a number alone
+        if len(address) == 4 and address[3] and "%" not in host:  # accept() gives the zone only as a number
             host = f"{host}%{_zone(address[3])}"
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, (str, bytes)) and address:
         path = os.fsencode(address)
-        shown = b"@" + path[1:] if path[:1] == b"\0" else path  # an abstract one, as systemd and socat write it
-        return escape(shown)  # a client chooses its own
+        shown = b"@" + path[1:] if path[:1] == b"\0" else path  # abstract: written as by systemd and socat
+        return escape(shown)  # a client chooses its own path
     return "unix"
 
 
 def unmapped(host: str) -> str:
-    """``192.0.2.1`` for ``::ffff:192.0.2.1``, which is how an IPv6 socket sees an IPv4 client."""
+    """Return ``192.0.2.1`` for ``::ffff:192.0.2.1``, the form in which an IPv6 socket sees an IPv4 client."""
     return host[len("::ffff:") :] if host.startswith("::ffff:") and "." in host else host
 
 
 def _zone(index: int) -> str:
     try:
         return socket.if_indextoname(index)
-    except OSError:  # gone, or another host's
+    except OSError:  # the interface is gone, or the address is from another host
         return str(index)
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 byte``, ``2 bytes``."""
+    """Return a count with its noun: ``1 byte``, ``2 bytes``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,6 +1,6 @@
 """``connect()`` and ``Client``: messages to and from a server, on the framing that its handlers use.
 
-It knows no terminal, and not the echo service's one word: to a client all messages are alike.
+It knows no terminal and not the word that ends a session: to a client all messages are alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..sockets import has_input, linger
 from .endpoint import open_socket
 
-_STEP = 0.05  # seconds; how soon it is noticed that a thread which seemed stuck was merely slow
+_STEP = 0.05  # seconds between two looks at whether the sending thread is stuck or was only slow
 
 
 def connect(
@@ -30,15 +30,18 @@ def connect(
     ssl_context: Optional[ssl.SSLContext] = None,
     server_hostname: Optional[str] = None,
 ) -> Client:
-    """Connect to ``address``, ``(host, port)`` or a Unix socket's path, and return a ``Client``.
+    """Connect to a server and return a ``Client``.
 
-    ``framing`` is ``LineFraming()`` unless given, and must be the server's. ``timeout``, in seconds, bounds the
-    connecting, the handshake, each wait for a message, and each wait for the server to read; None waits for ever.
-    With ``ssl_context`` (``ssl.create_default_context()``, say) the connection speaks TLS, and the server's certificate
-    has to be for ``server_hostname``, which is the host of ``address`` unless given.
-    Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``, ``ssl.SSLError``) when there
-    is no connection to be had, ``UnicodeError`` for what cannot be a host's name, ``ValueError`` for an ``ssl_context``
-    that verifies a name where there is none.
+    ``address``: ``(host, port)`` or the path of a Unix socket; default: ``("127.0.0.1", 65432)``.
+    ``framing``: the framing of the server; default: ``LineFraming()``.
+    ``timeout``: maximum time in seconds to connect, to shake hands, to wait for a message, and to wait until the server
+    reads (default: 10), each for itself; None: no limit.
+    ``ssl_context``: use TLS with this context, for example ``ssl.create_default_context()``; default: None, no TLS.
+    ``server_hostname``: the name that the server's certificate must have; default: the host of ``address``.
+
+    Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``, ``ssl.SSLError``) if it
+    cannot connect, ``UnicodeError`` if the host is not a valid name, and ``ValueError`` if ``ssl_context`` verifies a
+    name and none is known.
     """
     if server_hostname is None and isinstance(address, tuple):
         server_hostname = address[0]
@@ -48,28 +51,30 @@ def connect(
 class Client:
     """Messages over a connected socket. Use it as ``with echo.connect(...) as client``.
 
-    It takes the socket over. ``framing`` and ``timeout`` are as for ``connect``; ``connection`` is the ``Connection``
-    over the socket, which counts what passes. ``send`` may be called from any thread, all else from one at a time.
+    The client owns the socket and closes it. ``framing`` and ``timeout`` are as for ``connect``. ``connection`` is the
+    ``Connection`` over the socket, which counts messages and bytes. Any thread may call ``send``. Call the other
+    methods from one thread at a time.
     """
 
     def __init__(
         self, sock: socket.socket, framing: Optional[Framing] = None, *, timeout: Optional[float] = 10.0
     ) -> None:
-        sock.settimeout(None)  # the deadlines are the connection's
+        sock.settimeout(None)  # the connection sets timeouts of its own
         self.framing = LineFraming() if framing is None else framing
         self.connection = Connection(
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
         )
         self._messages: Deque[bytes] = collections.deque()
-        self._end: Optional[EchoError] = None  # that was met while a message was being sent
+        self._end: Optional[EchoError] = None  # an error that was met while sending, for recv() to raise
         self._closed = False
         self._sender: Optional[_Sender] = None
 
     def send(self, message: bytes) -> None:
-        """Send one message, whole, now.
+        """Send a whole message now.
 
-        Raises ``MessageTooLong`` or ``ValueError`` before anything is sent if the framing cannot carry it,
-        ``SendTimeout`` if the server does not read, ``ConnectionClosed`` if it is gone; ``TypeError`` for a ``str``.
+        Raises ``TypeError`` if ``message`` is not bytes and ``MessageTooLong`` or ``ValueError`` if the framing cannot
+        carry it, before anything is sent. Raises ``SendTimeout`` if the server does not read, and ``ConnectionClosed``
+        if the connection is lost or closed.
         """
         if self._closed:
             raise ConnectionClosed("this client is closed")
@@ -78,9 +83,9 @@ class Client:
     def recv(self) -> bytes:
         """Wait for the next message and return it.
 
-        Raises ``ConnectionClosed`` at the end of the session, ``IncompleteMessage`` if it ended inside a message,
-        ``MessageTooLong`` for one over the framing's limit; ``ReceiveTimeout`` or ``MessageTimeout`` when ``timeout``
-        is over, after which nothing is lost, and ``recv`` goes on.
+        Raises ``ConnectionClosed`` at the end of the session, ``IncompleteMessage`` if it ended inside a message, and
+        ``MessageTooLong`` if a message is longer than the framing allows. Raises ``ReceiveTimeout`` or
+        ``MessageTimeout`` after ``timeout`` seconds; no byte is lost then, and ``recv`` can be called again.
         """
         if not self._messages:
             if self._closed:
@@ -91,7 +96,7 @@ class Client:
         return self._messages.popleft()
 
     def _receive(self) -> List[bytes]:
-        """What one read brings, one message at least; raises what ``recv`` raises."""
+        """Return the messages of one read, at least one. Raises the errors of ``recv``."""
         messages = self.connection.receive()
         if not messages:
             rest = self.connection.finish_input()
@@ -100,21 +105,22 @@ class Client:
         return messages
 
     def echo(self, message: bytes) -> bytes:
-        """Send a message, wait for it to come back, and return it; ``EchoMismatch`` if something else comes back.
+        """Send a message, wait for its echo, and return it. Raises ``EchoMismatch`` if the reply is different.
 
-        Under a framing that keeps no boundaries the reply is put together until it is as long as the message.
+        If the framing keeps no boundaries, replies are joined until they are as long as the message.
         """
         self.send(message)
         return self._await_echo(message)
 
     def echo_many(self, messages: Iterable[bytes], window: int = 100) -> Iterator[bytes]:
-        """Send many messages without waiting for each to come back, and yield them as they do, each compared.
+        """Send many messages without waiting for each echo. Compare the replies and yield them in order.
 
-        ``window``: how many are on their way at a time, at most; it bounds the memory, and ``messages``, which is read
-        in the caller's thread, is at most so far ahead. Sending is done by a thread of its own, so that a server which
-        stops reading until its replies are read never brings both sides to a halt. Raises what ``send``, ``recv`` and
-        ``echo`` raise, and ``ValueError`` for a window below 1. When the iteration ends early, ``recv`` goes on with
-        the replies to what was sent until then.
+        ``window``: maximum number of messages without a reply (default: 100). It limits the memory, and how far ahead
+        ``messages`` is read. ``messages`` is read in the caller's thread.
+
+        A separate thread sends. Otherwise both sides could block for ever, because a server may stop reading until its
+        replies are read. If the iteration ends early, ``recv`` returns the replies to the messages sent until then.
+        Raises the errors of ``echo``, and ``ValueError`` if ``window`` is below 1.
         """
         if window < 1:
             raise ValueError(f"window is {window!r}; at least one message must be on its way")
@@ -125,7 +131,7 @@ class Client:
                 try:
                     sender.put(message)
                 except (ValueError, EchoError) as exc:
-                    refused = exc  # to be raised when the replies to what was sent before it are back
+                    refused = exc  # raised after the replies to the messages before it
                     break
                 awaited.append(message)
                 if len(awaited) == window:
@@ -136,7 +142,7 @@ class Client:
                 raise refused
 
     def _await_echo(self, message: bytes, more: bool = False) -> bytes:
-        """``more``: other replies follow, and may come in the same read."""
+        """``more``: other replies follow, and may arrive in the same read."""
         reply = self.recv() if message or self.framing.keeps_boundaries else b""
         if not self.framing.keeps_boundaries:
             while len(reply) < len(message) and message.startswith(reply):
@@ -144,7 +150,7 @@ class Client:
                     reply += self.recv()
                 except EchoError:
                     if reply:
-                        self._messages.appendleft(reply)  # recv() goes on with it
+                        self._messages.appendleft(reply)  # for the next recv()
                     raise
             if more and len(reply) > len(message):
                 self._messages.appendleft(reply[len(message) :])
@@ -154,7 +160,7 @@ class Client:
         return reply
 
     def __iter__(self) -> Iterator[bytes]:
-        """The messages, until the server ends the session."""
+        """Yield the messages until the server ends the session."""
         while True:
             try:
                 yield self.recv()
@@ -162,26 +168,28 @@ class Client:
                 return
 
     def _take_in(self, seconds: float) -> bool:
-        """Keep for ``recv`` what comes within so many seconds; false if nothing does, or the end."""
+        """Wait at most so many seconds for messages and keep them for ``recv``. Return whether any arrived."""
         if not has_input(self.connection.socket, seconds):
             return False
         try:
             self._messages.extend(self._receive())
         except (ReceiveTimeout, MessageTimeout):
-            return False  # recv() goes on
+            return False  # recv() goes on with the message
         except EchoError as exc:
             self._end = exc
-            self.connection.abort()  # the server is done, and may never read what our thread is stuck with
+            self.connection.abort()  # wake our thread, since this server may never read what it sends
             return False
         return True
 
     def close(self) -> None:
-        """End the session: let the server see the end, take in what it still sends, close. Never raises. A message that
-        another thread is sending is waited for, as long as the server goes on taking it."""
+        """End the session: half-close, read and drop what the server still sends, then close. Never raises.
+
+        Waits for a message that another thread is sending, as long as the server goes on reading it.
+        """
         if not self._closed:
             self._closed = True
             if self._sender is not None:
-                self._sender.stop()  # an echo_many() that was left standing; its thread may be stuck
+                self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
             self.connection.finish_output()
             linger(self.connection.socket)
             self.connection.socket.close()
@@ -194,7 +202,7 @@ class Client:
 
 
 class _Sender:
-    """Sends what it is given in a thread of its own. The end of its block waits until that thread is done."""
+    """Sends messages in a thread of its own. Leaving the ``with`` block waits for that thread."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -214,7 +222,7 @@ class _Sender:
             try:
                 self._client.connection.send_raw(b"".join(data), len(data))
             except EchoError:
-                return  # the receiving thread meets it, too
+                return  # the receiving thread gets the error too
             if len(data) < len(batch):
                 return
 
@@ -227,11 +235,11 @@ class _Sender:
         self.stop(cls is not None)
 
     def stop(self, abandoned: bool = True) -> None:
-        """Return when the thread has ended: after what it was given, or, if ``abandoned``, what it has begun with."""
+        """Wait for the thread: until it has sent everything or, if ``abandoned``, only what it has begun to send."""
         self._client._sender = None
         self._abandoned = abandoned
         self._queue.put(None)
         self._thread.join(_STEP)
-        while self._thread.is_alive():  # the server does not read before its replies are read
+        while self._thread.is_alive():  # it may be stuck until replies are read
             if not self._client._take_in(_STEP):
                 self._thread.join(_STEP)

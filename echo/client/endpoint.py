@@ -1,6 +1,6 @@
-"""Where a client connects, and how: a host and port or a Unix socket's path, with TLS or without.
+"""Where and how a client connects: a host and port or the path of a Unix socket, with or without TLS.
 
-It opens sockets, blocking and ready for messages, and knows nothing of those. It can be sent to another process.
+This module opens blocking sockets and knows no messages. An ``Endpoint`` can be sent to another process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from ..transport.tls import TLSSocket
 
 
 class Security(NamedTuple):
-    """What TLS needs on the client's side: the name that the server's certificate must have, and PEM files (see
-    ``certificates.client_context``)."""
+    """The TLS settings of a client: the name that the server's certificate must have, and PEM files.
+
+    ``certificates.client_context`` explains the files.
+    """
 
     server_hostname: str
     authorities: Optional[str] = None
@@ -27,8 +29,10 @@ class Security(NamedTuple):
     verify: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """Made once in a process: reading the system's CAs takes 40 to 190 ms. ``ValueError`` tells which file is no
-        good."""
+        """Return the context, which is made once in a process: reading the system's CAs takes 40 to 190 ms.
+
+        Raises ``ValueError``, which names the file, if a file is invalid.
+        """
         return _context(self)
 
 
@@ -38,7 +42,7 @@ def _context(security: Security) -> ssl.SSLContext:
 
 
 class Endpoint(NamedTuple):
-    """``address`` is ``(host, port)`` or a path."""
+    """A server. ``address``: ``(host, port)`` or a path; ``security``: the TLS settings; default: None, no TLS."""
 
     address: Any
     security: Optional[Security] = None
@@ -47,13 +51,13 @@ class Endpoint(NamedTuple):
         return format_address(self.address)
 
     def resolve(self) -> None:
-        """Look the host's name up: ``socket.gaierror`` or ``UnicodeError`` if it has no address at all."""
+        """Look up the host. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
         if isinstance(self.address, tuple):
             host, port = self.address
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
     def open(self, timeout: Optional[float]) -> socket.socket:
-        """A connected socket; ``echo.connect`` says what it raises."""
+        """Return a connected socket. ``timeout`` in seconds and the errors are those of ``echo.connect``."""
         if self.security is None:
             return open_socket(self.address, timeout)
         return open_socket(self.address, timeout, self.security.context(), self.security.server_hostname)
@@ -65,19 +69,21 @@ def open_socket(
     ssl_context: Optional[ssl.SSLContext] = None,
     server_hostname: Optional[str] = None,
 ) -> socket.socket:
-    """Connect a blocking socket, to be used without ``settimeout``;
-    ``timeout``, in seconds, bounds the connecting and the handshake."""
+    """Return a connected, blocking socket. Parameters and errors are those of ``echo.connect``.
+
+    With an ``ssl_context`` that verifies names, ``server_hostname`` must be given.
+    """
     try:
         sock = _connected(address, timeout)
     except socket.timeout as exc:
         if isinstance(exc, TimeoutError):
             raise
-        raise TimeoutError(str(exc)) from None  # which it is by itself since Python 3.10
+        raise TimeoutError(str(exc)) from None  # since Python 3.10 it is one already
     try:
         if sock.family in INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            keep_alive(sock)  # there may be no deadline; and at a prompt nobody waits for anything
-        sock.settimeout(None)  # the connection's deadlines are the kernel's
+            keep_alive(sock)  # else a loss could stay unnoticed: without a timeout, or at a prompt
+        sock.settimeout(None)  # Connection sets kernel timeouts
         if ssl_context is not None:
             sock = TLSSocket(sock)
             sock.handshake(ssl_context, server_hostname=server_hostname, timeout=timeout)
@@ -101,6 +107,6 @@ def _connected(address: Any, timeout: Optional[float]) -> socket.socket:
 
 
 def _host_and_port(address: Any) -> Any:
-    """An IPv6 server's address has four parts, the last of them the zone."""
+    """Return ``(host, port)``, with the zone that the address of an IPv6 server has as its fourth part."""
     host, port, *more = address
     return (f"{host}%{more[1]}" if more and more[1] else host), port
