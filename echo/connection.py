@@ -96,7 +96,8 @@ class Connection:
     # Two fields, since other threads and signal handlers set them at any moment. If they were one, the owner could
     # overwrite an abort with PEER_ENDED. If PEER_ENDED and INPUT_ENDED meet, the last one wins; both are true.
     _end = OPEN
-    _aborted = False
+    aborted = False
+    """Whether this side has reset the connection."""
 
     def __init__(
         self,
@@ -132,12 +133,17 @@ class Connection:
 
     @property
     def message_timeout(self) -> Optional[float]:
+        """May be set by the owner; counts from the next part of a message on."""
         return self._clock.message_timeout
+
+    @message_timeout.setter
+    def message_timeout(self, seconds: Optional[float]) -> None:
+        self._clock.message_timeout = seconds
 
     @property
     def state(self) -> State:
-        """How the connection ends, as far as is known."""
-        return ABORTED if self._aborted else self._end
+        """How the connection ends, so far: see the table at the top of this module."""
+        return ABORTED if self.aborted else self._end
 
     @property
     def peer_ended(self) -> bool:
@@ -148,11 +154,6 @@ class Connection:
     def input_ended(self) -> bool:
         """Whether this side has ended the input."""
         return self._end is INPUT_ENDED
-
-    @property
-    def aborted(self) -> bool:
-        """Whether this side has reset the connection."""
-        return self._aborted
 
     # Input, by the owner.
 
@@ -325,7 +326,7 @@ class Connection:
 
     def abort(self) -> None:
         """Turn the close of the socket into a reset, drop unsent data, and wake the owner; from any thread."""
-        self._aborted = True
+        self.aborted = True
         self._broken = ConnectionClosed, "this side has reset the connection"
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,7 +1,7 @@
 """How long a read may wait for a peer: a small clock without a socket, a thread or a byte.
 
 It works like a player's clock in chess: a peer's time for a message runs only while the owner of the connection waits
-for that peer. What the owner does between two reads does not count.
+for that peer. The time that the owner spends between two reads does not count.
 
 =================  ==========================  ===================  ===========================================
 state              ``left``                    a read may wait      when the time is over
