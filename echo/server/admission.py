@@ -22,11 +22,13 @@ Nothing here counts or closes. The server closes what is refused.
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Any, Iterable, Optional
 
-from ..text import plural
+from ..text import format_address, plural
 from .access import AccessList
+from .reporting import log_event
 from .sessions import Registry, Session, host_of
 
 
@@ -85,6 +87,15 @@ class Admission:
             raise Refused("limit", f"{plural(limit, 'session')} from this address")
         if not server.verify_request(request, client_address):
             raise Refused("denied", "verify_request")
+
+
+def log_refused(client_address: Any, refused: Refused, via: Optional[str] = None) -> None:
+    """Log that a client was refused. ``via``: the proxy that named it."""
+    peer = format_address(client_address)
+    fields = {"peer": peer, "reason": refused.reason}
+    if via is not None:
+        fields["via"] = via
+    log_event(logging.DEBUG if refused.left else logging.INFO, "refused", "%s refused: %s", peer, refused, **fields)
 
 
 def load_rooms(server: Any) -> None:

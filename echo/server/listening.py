@@ -13,10 +13,15 @@ import socketserver
 import stat
 import struct
 import sys
-from typing import Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple, Type, TypeVar
 
 from ..sockets import INET, keep_alive
-from .options import Options
+from .options import Options, set_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # none of the checkers' packages is needed to run
+
+    from .options import ServerOptions
 
 _PEER = struct.Struct("@iII")  # struct ucred: pid, uid, gid
 
@@ -24,29 +29,56 @@ _ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets
 
 Inode = Tuple[int, int]
 
+_Self = TypeVar("_Self", bound="ListeningServer")
+
 
 class ListeningServer(Options, socketserver.ThreadingTCPServer):
-    """The part of ``Server`` that has the listening socket."""
+    """The part of ``Server`` that has the options and the listening socket."""
 
     server_address: Any
     """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path."""
     # Any: socketserver's type knows no paths, and checkers would refuse a wider one where it goes to echo.connect().
 
-    def __init__(self, server_address: Any, RequestHandlerClass: Any, bind_and_activate: bool = True) -> None:  # noqa: N803
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Any,  # noqa: N803 (socketserver's name)
+        bind_and_activate: bool = True,
+        **options: Unpack[ServerOptions],
+    ) -> None:
+        set_options(self, options)
+        self._apply_options()
         self.address_family = family_of(server_address) or self.address_family
         self._inherited = False  # the listening socket was made elsewhere
         self._path: Any = None
         self._inode: Optional[Inode] = None
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
-    def _take_over(self, sock: socket.socket) -> None:
-        """Serve on ``sock``, which listens already. Its mode becomes non-blocking and stays so."""
-        self.socket.close()
-        self.socket = sock
-        self.address_family = sock.family
-        self._inherited = True
+    def _apply_options(self) -> None:
+        """Called when the options are set, and nothing is bound yet."""
+
+    @classmethod
+    def from_socket(
+        cls: Type[_Self],
+        sock: socket.socket,
+        RequestHandlerClass: Any,  # noqa: N803
+        **options: Unpack[ServerOptions],
+    ) -> _Self:
+        """Serve on a listening socket made elsewhere: by systemd, a parent process, the server before this one.
+
+        It is this server's from now on, and is closed with it. Its address, and a Unix socket's path, are left to the
+        program that bound it. Its mode becomes non-blocking and stays so, since other processes may share that. Raises
+        ``ValueError`` for a socket that does not listen, and the rest as ``Server`` does.
+        """
+        check_listening(sock)
+        server = cls(sock.getsockname(), RequestHandlerClass, False, **options)
+        server.socket.close()
+        server.socket = sock
+        server.address_family = sock.family
+        server._inherited = True
         sock.setblocking(False)
-        self.server_activate()
+        server.server_activate()
+        return server
 
     def server_bind(self) -> None:
         if os.name == "nt":

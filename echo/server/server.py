@@ -34,17 +34,17 @@ import socketserver
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Optional, Tuple, TypeVar
 
 from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, linger
 from ..text import format_address
 from . import threads
 from .accepting import BackOff, Serving, SharedPort
-from .admission import Admission, Refused, load_rooms, with_tls
-from .listening import ListeningServer, check_listening, is_listening
-from .options import OPTIONS, set_options
+from .admission import Admission, Refused, load_rooms, log_refused, with_tls
+from .listening import ListeningServer, is_listening
+from .options import OPTIONS
 from .reporting import log_event
-from .sessions import ConnectionInfo, Registry, Session, Statistics
+from .sessions import ConnectionInfo, Registry, Session, Statistics, peer_is_gone
 from .stopping import CUT_GRACE, Past, Stop
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ class Server(ListeningServer):
 
     ``server_address`` is ``(host, port)``, port 0 for any free one, or a Unix socket's path.
     ``RequestHandlerClass`` is any ``socketserver`` handler class. The options (``Options``) are class attributes, as
-    in ``socketserver``, and keyword arguments; an unknown one is a ``TypeError``, a wrong value a ``TypeError`` or
-    ``ValueError`` that names the option. ``OSError`` if the address cannot be had.
+    in ``socketserver``, and keyword arguments. Raises ``TypeError`` for an unknown option, ``TypeError`` or
+    ``ValueError`` with the option's name for a wrong value, and ``OSError`` if the address is not available.
 
     Use it as ``with Server(...) as server: server.serve_forever()``, or ``server.start()`` to serve in the background
     and ``server.stop()`` to end. All methods may be called in any order and from any thread, a handler's
     and a signal handler's among them.
 
-    It differs from the standard library's where that cannot be kept: only one thread serves at a time
+    It differs from the standard library's server in three points: only one thread serves at a time
     (``RuntimeError``); an exception in ``service_actions()`` does not end the loop; ``shutdown_timeout`` takes the
     place of ``block_on_close``.
     """
@@ -97,32 +97,15 @@ class Server(ListeningServer):
         self._serving: Optional[Serving] = None
         self._thread: Optional[threading.Thread] = None  # of start()
         self._failures = BackOff()
-        set_options(self, options)
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate, **options)
+
+    def _apply_options(self) -> None:
         self.set_access(self.allow, self.deny, self.proxy_allow_from)
         load_rooms(self)
         if self.cpu_affinity is not None:
             from ..transport import affinity
 
             self.cpu_affinity = affinity.checked(self.cpu_affinity)
-        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
-
-    @classmethod
-    def from_socket(
-        cls: Type[_Self],
-        sock: socket.socket,
-        RequestHandlerClass: Any,  # noqa: N803 (socketserver's name)
-        **options: Unpack[ServerOptions],
-    ) -> _Self:
-        """Serve on a listening socket made elsewhere: by systemd, a parent process, the server before this one.
-
-        It is this server's from now on, and is closed with it. Its address, and a Unix socket's path, are left to the
-        program that bound it. Its mode becomes non-blocking and stays so, since other processes may share that. Raises
-        ``ValueError`` for a socket that does not listen, and the rest as ``Server`` does.
-        """
-        check_listening(sock)
-        server = cls(sock.getsockname(), RequestHandlerClass, False, **options)
-        server._take_over(sock)
-        return server
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = super().get_request()
@@ -269,7 +252,7 @@ class Server(ListeningServer):
         return self.max_connections is None or len(self._registry) < self.max_connections
 
     def _accept(self, serving: Serving) -> bool:
-        """Accept one connection and begin its session; whether to go on accepting."""
+        """Accept one connection and begin its session; return whether to go on accepting."""
         if not self._has_room() or self._failures.resting():
             return False
         try:
@@ -286,8 +269,8 @@ class Server(ListeningServer):
             if exc.errno in _EXHAUSTED:
                 self._back_off(exc)
                 return False
-            # accept(2) reports what befell the connection that it would have returned, and a subclass's
-            # get_request() may fail with its client, in a handshake say: neither must hold up the next.
+            # accept(2) reports errors of the connection that it would have returned, and a subclass's get_request()
+            # may fail with its client, in a handshake for example: neither must delay the next client.
             return True
         except Exception as exc:  # a subclass's get_request()
             self._registry.accept_failed()
@@ -299,7 +282,7 @@ class Server(ListeningServer):
             self.process_request(request, client_address)
         except Refused as exc:
             self._registry.refused(exc.reason)
-            self._log_refused(client_address, exc)
+            log_refused(client_address, exc)
             self._close_quietly(request)
         except threads.NotStarted as exc:
             self._registry.refused("error")
@@ -331,14 +314,6 @@ class Server(ListeningServer):
         """Replace ``allow`` and ``deny``, and ``proxy_allow_from`` if it is given, for the clients to come.
         ``ValueError`` names an invalid network, and nothing changes."""
         self._admission.set_access(allow, deny, proxy_allow_from)
-
-    def _log_refused(self, client_address: Any, refused: Refused, via: Optional[str] = None) -> None:
-        peer = format_address(client_address)
-        level = logging.DEBUG if refused.left else logging.INFO
-        fields = {"peer": peer, "reason": refused.reason}
-        if via is not None:
-            fields["via"] = via
-        log_event(level, "refused", "%s refused: %s", peer, refused, **fields)
 
     def _close_quietly(self, request: socket.socket) -> None:
         try:
@@ -396,7 +371,7 @@ class Server(ListeningServer):
             log_event(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
             return None
         self._registry.release_host(session)
-        self._log_refused(session.client_address, exc, None if session.unnamed else session.via)
+        log_refused(session.client_address, exc, None if session.unnamed else session.via)
         return exc.reason
 
     def _end_session(self, session: Session, refused: Optional[str]) -> None:
@@ -430,11 +405,13 @@ class Server(ListeningServer):
         return LINGER_TIMEOUT if timeout is None else timeout
 
     def attach(self, handler: Any) -> Optional[int]:
-        """Let a handler take part: the server counts what ``handler.connection`` counts (``messages_in``,
-        ``messages_out``, ``bytes_in``, ``bytes_out``), records ``handler.reason`` as its end, and calls
-        ``handler.drain()``, which must not block, when it stops. Sets ``handler.via`` and ``handler.unnamed``, what
-        is known of a proxy. Returns the session's number, from 1 on; None if this server does not
-        track the handler's request.
+        """Let a handler take part in its session.
+
+        The server adds up what ``handler.connection`` counts (``messages_in``, ``messages_out``, ``bytes_in``,
+        ``bytes_out``), counts ``handler.reason`` as the session's end, and calls ``handler.drain()``, which must not
+        block, when it stops. ``aborted``, ``peer_ended`` and ``input_ended`` of the connection decide how the socket is
+        closed. Sets ``handler.via`` and ``handler.unnamed``, which say what is known of a proxy. Returns the session's
+        number, from 1 on; None if this server does not track the handler's request.
         """
         session = self._registry.get(handler.request)
         if session is None:
@@ -452,16 +429,16 @@ class Server(ListeningServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled: one record, with the client's address.
 
-        That a client is gone is no error, and is a DEBUG record without a traceback.
+        A client that is gone is not an error: a DEBUG record without a traceback.
         """
         exc = sys.exc_info()[1]
         peer = format_address(client_address)
-        if _peer_gone(exc, self._registry.get(request)):
+        if peer_is_gone(exc, self._registry.get(request)):
             log_event(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
         else:
             log_event(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=True, peer=peer)
 
-    # Telling.
+    # Statistics.
 
     @property
     def connections(self) -> List[ConnectionInfo]:
@@ -477,8 +454,8 @@ class Server(ListeningServer):
     def shutdown(self) -> None:
         """End ``serve_forever()`` and wait until it has ended; sessions go on.
 
-        Without a run it returns at once. Before the first, it makes that one return at once: a stop must not
-        lose against the start of a thread. From the serving thread itself (a signal handler) it does not wait.
+        Without a run it returns at once. Before the first run, it makes that one return at once: a stop must not
+        lose against the start of a thread. In the serving thread itself (a signal handler) it does not wait.
         """
         with self._lock:
             serving = self._serving
@@ -490,11 +467,11 @@ class Server(ListeningServer):
             serving.ended.wait()
 
     def stop(self, timeout: Optional[float] = None) -> bool:
-        """Stop serving, drain, close; whether every session ended by itself.
+        """Stop serving, drain, close; return whether every session ended by itself.
 
         ``timeout``, in seconds, replaces ``shutdown_timeout``, and brings the deadline of a stop that is under way
-        forward: 0 cuts what is left. Idempotent. From a session's own thread or the serving thread it begins the stop
-        and returns at once, and what it returns means nothing.
+        forward: 0 cuts what is left. Idempotent. In a session's own thread or the serving thread it begins the stop
+        and returns at once, and the value that it returns means nothing.
         """
         if timeout is not None:
             OPTIONS["shutdown_timeout"].check(timeout)
@@ -506,10 +483,10 @@ class Server(ListeningServer):
         return self._stop is None or not self._stop.cut
 
     def server_close(self) -> None:
-        """Stop serving and accepting, drain the sessions to one deadline, cut the rest, and say how many.
+        """Stop serving and accepting, drain the sessions until one deadline, cut the rest, and log how many.
 
-        Idle sessions end at once; a busy one answers what had reached this host. Waits until all that is done,
-        but for calls from a session's own thread or from the serving thread: those begin it and return.
+        Idle sessions end at once; a busy one answers what has reached this host. Waits until all that is done, except
+        in a session's own thread and in the serving thread: there it begins the stop and returns.
         """
         me = threading.get_ident()
         new = Stop(self._registry, me, self._cut_grace)
@@ -580,8 +557,3 @@ class Server(ListeningServer):
     def _close_at_exit(self, pid: int) -> None:
         if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
             self.server_close()
-
-
-def _peer_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:
-    # An attached handler reports its own peer's end by its reason; what it raises is a mistake of its own.
-    return isinstance(exc, ConnectionError) and (session is None or not session.attached)

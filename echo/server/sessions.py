@@ -209,6 +209,12 @@ class _Traffic:
         self.bytes_out += connection.bytes_out
 
 
+def peer_is_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:
+    """Whether an exception of a handler only says that its client is gone."""
+    # An attached handler reports its own peer's end by its reason; an exception is about something else.
+    return isinstance(exc, ConnectionError) and (session is None or not session.attached)
+
+
 def host_of(client_address: Any) -> Optional[str]:
     """The host part of a socket address, of an IPv4 client always as IPv4; None where there is none (Unix sockets)."""
     return unmapped(str(client_address[0])) if isinstance(client_address, tuple) and client_address else None
