@@ -133,6 +133,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     """Why the session ended; valid from ``connection_lost`` on."""
 
     _begun = False  # connection_made was called
+    _closing = False  # close() or abort() was called
+    _draining = False  # drain() was called
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -217,8 +219,6 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def setup(self) -> None:
         self._thread = get_ident()
-        self._closing = False
-        self._draining = False
         self.peer = format_address(self.client_address)
         self.connection = Connection(
             self.stream(),

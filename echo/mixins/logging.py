@@ -37,40 +37,50 @@ class SessionLoggingMixin(MessageRequestHandler):
         self._session_level = logging.DEBUG if self.unnamed else self.session_level
 
     def dispatch_made(self) -> None:
-        fields: Dict[str, Any] = {}
-        how = []
-        if self.via is not None and not self.unnamed:
-            fields["via"] = self.via
-            how.append(f" via {self.via}")
-        if isinstance(self.request, TLSSocket):
-            fields.update(tls=self.request.version(), subject=self.request.subject)
-            how += [f" {text[:200]}" for text in (self.request.version(), self.request.subject) if text]
-        self._log(self._session_level, "connected", "connected" + ",".join(how), **fields)
+        level = self._session_level
+        if self.log.isEnabledFor(level):
+            self._log_begin(level)
         super().dispatch_made()
 
     def dispatch_lost(self, reason: str) -> None:
         try:
             super().dispatch_lost(reason)
         finally:
-            connection = self.connection
-            duration = time.monotonic() - self._began
-            self._log(
-                self.session_level if connection.bytes_in else self._session_level,
-                "disconnected",
-                f"disconnected: {reason}; {connection.messages_in} in ({connection.bytes_in} B),"
-                f" {connection.messages_out} out ({connection.bytes_out} B), {duration:.3f} s",
-                reason=reason,
-                messages_in=connection.messages_in,
-                messages_out=connection.messages_out,
-                bytes_in=connection.bytes_in,
-                bytes_out=connection.bytes_out,
-                duration_s=round(duration, 6),
-            )
+            level = self.session_level if self.connection.bytes_in else self._session_level
+            if self.log.isEnabledFor(level):
+                self._log_end(level, reason)
 
-    def _log(self, level: int, event: str, line: str, **fields: Any) -> None:
-        if self.log.isEnabledFor(level):
-            fields.update(event=event, peer=self.peer, session=self.session)
-            self._emit_record(level, f"{self.peer} {line}", fields)
+    def _log_begin(self, level: int) -> None:
+        fields: Dict[str, Any] = {}
+        details = []
+        if self.via is not None and not self.unnamed:
+            fields["via"] = self.via
+            details.append(f" via {self.via}")
+        if isinstance(self.request, TLSSocket):
+            fields.update(tls=self.request.version(), subject=self.request.subject)
+            details += [f" {text[:200]}" for text in (fields["tls"], fields["subject"]) if text]
+        fields.update(event="connected", peer=self.peer, session=self.session)
+        self._emit_record(level, f"{self.peer} connected{','.join(details)}", fields)
+
+    def _log_end(self, level: int, reason: str) -> None:
+        connection = self.connection
+        duration = time.monotonic() - self._began
+        line = (
+            f"{self.peer} disconnected: {reason}; {connection.messages_in} in ({connection.bytes_in} B),"
+            f" {connection.messages_out} out ({connection.bytes_out} B), {duration:.3f} s"
+        )
+        fields = {
+            "reason": reason,
+            "messages_in": connection.messages_in,
+            "messages_out": connection.messages_out,
+            "bytes_in": connection.bytes_in,
+            "bytes_out": connection.bytes_out,
+            "duration_s": round(duration, 6),
+            "event": "disconnected",
+            "peer": self.peer,
+            "session": self.session,
+        }
+        self._emit_record(level, line, fields)
 
     def _emit_record(self, level: int, line: str, fields: Dict[str, Any]) -> None:
         """Log ``line`` with ``fields`` as the record's attributes. ``log`` is enabled for this level."""
