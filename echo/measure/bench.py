@@ -1,6 +1,7 @@
-"""As many messages as the server takes, or as many as were asked for, from processes of their own; and what they met.
+"""``--bench``: as many messages as the server takes, or at a fixed rate, and a report on them.
 
-It plans, starts the load (``load.py``), adds up and tells. It sends no message itself.
+This module plans the load, starts its processes (``load.py``), adds up their figures and reports them. It sends no
+message itself.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ from .report import Report, milliseconds
 PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
 
 MAX_WARM_UP = 1.0
-"""Seconds before the measured time in which nothing counts; a tenth of the duration if that is less."""
+"""Maximum duration of the warm-up in seconds, in which nothing is counted. Short loads warm up for a tenth of their
+duration."""
 
 _DIED = "a process of the load has died"
 
 
 def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any]]:
-    """Start processes that share the connections of ``plan``; yield each one's pipe and the process."""
-    count = max(1, min(plan.connections, _processors() // 2))  # the other half is the server's
-    context = multiprocessing.get_context("spawn")  # which is the same everywhere
+    """Start processes that share the connections of ``plan``; yield the pipe to each one, and the process."""
+    count = max(1, min(plan.connections, _processors() // 2))  # half of the processors: the server needs the others
+    context = multiprocessing.get_context("spawn")  # the only method that all systems have
     if hasattr(signal, "pthread_sigmask"):
-        multiprocessing.resource_tracker.ensure_running()  # which unblocks both signals when it starts
-    with _signals_blocked():  # as they are for the children: Ctrl-C and timeout(1) signal all, and we act on it
+        multiprocessing.resource_tracker.ensure_running()  # now, since its start unblocks both signals
+    # The children inherit the mask. Ctrl-C and timeout(1) signal all processes, but only this one must act on it.
+    with _signals_blocked():
         for index in range(count):
             lanes = list(range(index, plan.connections, count))
             pipe, theirs = context.Pipe()
@@ -50,10 +53,13 @@ def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any]]:
 
 
 class Bench:
-    """A load on ``endpoint``: ``connections`` for ``duration`` seconds with messages of ``size`` bytes, in a closed
-    loop with ``depth`` on their way in each, or with ``rate`` messages a second over all. ``timeout``: seconds after
-    which a probe is lost, and which connecting may take; None waits for ever. ``framing`` as in ``Ping``.
-    ``start_load`` starts the processes of the load."""
+    """A load on ``endpoint``: ``connections`` that send messages of ``size`` bytes for ``duration`` seconds.
+
+    Without ``rate`` it is a closed loop: each connection has ``depth`` messages on their way. With it, it is an open
+    loop: ``rate`` messages per second over all connections, and at most ``depth`` on their way in each. ``timeout`` is
+    the maximum time in seconds for a reply, after which the probe is lost, and for connecting (None: no limit).
+    ``framing`` is as in ``Ping``. ``start_load`` starts the processes of the load.
+    """
 
     def __init__(
         self,
@@ -94,15 +100,15 @@ class Bench:
         self.total = Slice()
         self._connect_times = Distribution()
         self._period = Period(0, 0, 0)
-        self._told_at = 0
+        self._started_at = 0
         self._processes: List[Any] = []
         self._pipes: List[Any] = []
         self._running = False
 
     def connect(self) -> None:
-        """Start the processes and let them connect. Raises ``OSError`` if there is no connection to be had, and
-        ``UnicodeError`` if the host's name can be none."""
-        self._plan.endpoint.resolve()  # what it raises is raised here, once
+        """Start the processes and let them connect. Raises ``OSError`` if they cannot, and ``UnicodeError`` for an
+        invalid host name."""
+        self._plan.endpoint.resolve()  # an error of that is raised here once, and not by each process
         for pipe, process in self._start_load(self._plan):
             self._pipes.append(pipe)
             self._processes.append(process)
@@ -118,7 +124,7 @@ class Bench:
             self._report.detail(f"a process of the load has {plural(len(answer), 'connection')}")
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """Kill the processes."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -126,17 +132,17 @@ class Bench:
             process.join()
 
     def run(self) -> int:
-        """The load, all of it or until ``stop``; tell how it went, and return the exit code."""
+        """Run the load to its end or until ``stop``, report the summary, and return the exit code."""
         start = SECOND // 50
         begin = start + round(self._warm_up * SECOND)
         self._period = Period(start, begin, begin + round(self._duration * SECOND))
-        self._told_at = self._clock.now()
+        self._started_at = self._clock.now()
         with _signals_blocked():
             for pipe in self._pipes:
-                with contextlib.suppress(BrokenPipeError):  # that process has died; its pipe's end tells
+                with contextlib.suppress(BrokenPipeError):  # that process has died; _gather() sees the end of its pipe
                     pipe.send(self._period)
-            self._running = True  # from here on a signal ends the load, which then tells what there was
-        self._tell_start()
+            self._running = True  # from now on a signal ends the load, and the summary is reported
+        self._report_start()
         ended_at = self._gather()
         self._summarize(max(0, ended_at - begin) / SECOND)
         return self._exit_code()
@@ -150,7 +156,7 @@ class Bench:
                 pipe.send("end")
 
     def _gather(self) -> int:
-        """Add up all slices, and show how it goes; return when it ended."""
+        """Add up all slices and report progress; return the time of the end, in nanoseconds after the start."""
         waiting = list(self._pipes)
         recent, shown_at, ended_at = Slice(), self._period.begin, self._period.begin
         while waiting:
@@ -160,7 +166,7 @@ class Bench:
                     part = pipe.recv()
                 except (EOFError, OSError):
                     self.total.errors[_DIED] += 1
-                    part = self._clock.now() - self._told_at
+                    part = self._clock.now() - self._started_at
                 if isinstance(part, Slice):
                     self.total.merge(part)
                     recent.merge(part)
@@ -169,16 +175,16 @@ class Bench:
                 else:
                     ended_at = max(ended_at, part)
                     waiting.remove(pipe)
-            now = self._clock.now() - self._told_at
+            now = self._clock.now() - self._started_at
             if now - shown_at >= SECOND and now < self._period.end + SECOND // 2:
-                self._tell_progress(recent, now, (now - shown_at) / SECOND)
+                self._report_progress(recent, now, (now - shown_at) / SECOND)
                 recent, shown_at = Slice(), now
         return min(ended_at, self._period.end)
 
-    def _tell_start(self) -> None:
+    def _report_start(self) -> None:
         paced = f"closed loop, depth {self._depth}" if self._rate is None else f"{self._rate} messages/s"
         connections = plural(self._connections, "connection")
-        self._report.tell(
+        self._report.event(
             "start",
             f"BENCH {self._where}: {connections}, {self._size}-byte messages, {paced}, {self._duration:g} s",
             address=self._where,
@@ -190,7 +196,7 @@ class Bench:
             warm_up_s=self._warm_up,
         )
 
-    def _tell_progress(self, recent: Slice, now: int, seconds: float) -> None:
+    def _report_progress(self, recent: Slice, now: int, seconds: float) -> None:
         elapsed = (now - self._period.begin) / SECOND
         rate = recent.received / seconds
         latency = "".join(
@@ -261,7 +267,7 @@ def _table(latencies: Dict[str, Distribution]) -> List[str]:
     """A row for each distribution, a column for each percentile, in milliseconds."""
     titles = {"rtt": "round trip", "raw": "raw"}
     if "raw" in latencies:
-        titles["rtt"] = "corrected"  # by the wait for its turn, which is in the raw one left out
+        titles["rtt"] = "corrected"  # includes the wait to be sent, which the raw round trip leaves out
     names = ["min", *map(percentile_name, PERCENTILES), "max"]
     lines = ["".join([f"{'ms':11}", *(f"{name:>8}" for name in names), f"{'samples':>12}"])]
     for name, times in latencies.items():
@@ -283,7 +289,7 @@ def _processors() -> int:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A signal that comes meanwhile takes effect afterwards. Children inherit the mask, and are never interrupted."""
+    """Block signals; one that comes meanwhile takes effect afterwards. Children inherit the mask for good."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

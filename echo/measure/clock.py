@@ -1,6 +1,6 @@
-"""The time, and waiting for sockets, as ``ping`` and ``load`` need them.
+"""The time, and waiting for sockets, as ``ping`` and ``load`` use them.
 
-They take both from here alone, so that a test can run them against a network and a time that it makes up.
+They take both only from here, so that a test can replace the clock and the network by simulated ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Type
 
 
 class Clock:
-    """The real one: ``now`` in nanoseconds, ``sleep`` in seconds, ``selector`` to wait for sockets with a timeout."""
+    """The system's clock: ``now`` in nanoseconds, ``sleep`` in seconds, ``selector`` to wait for sockets."""
 
     now = staticmethod(time.perf_counter_ns)
     sleep = staticmethod(time.sleep)

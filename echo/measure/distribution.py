@@ -1,6 +1,6 @@
-"""Many durations as one distribution: any number of samples in bounded memory, and two of them can be added up.
+"""A distribution of durations: any number of samples in bounded memory. Distributions can be merged.
 
-It counts nanoseconds and knows nothing of messages, clocks or terminals.
+It counts nanoseconds. It does not know messages, clocks or terminals.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import math
 from typing import Dict, Iterable, List, Optional, Tuple
 
 SECOND = 1_000_000_000
-"""In nanoseconds, the unit of all clocks here."""
+"""One second in nanoseconds, the unit of all times in this package."""
 
 _KEPT_BITS = 11
-"""Leading bits of a value that are kept, the idea of HdrHistogram: a sample is off by less than 0.05 %, and all from a
-microsecond to an hour takes some 33,000 counters at most. Least, greatest and mean are exact."""
+"""Number of leading bits of a sample that are kept, which is the idea of HdrHistogram. A sample is off by less than
+0.05 %, and all durations from a microsecond to an hour need at most some 33,000 counters. Least, greatest and mean are
+exact."""
 
 
 class Distribution:
-    """Samples in nanoseconds. ``count``, ``least`` and ``greatest`` (None without samples) may be read."""
+    """Samples in nanoseconds: their ``count``, ``least`` and ``greatest`` (None without samples), and the methods."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -28,7 +29,7 @@ class Distribution:
         self._counts: Dict[int, int] = {}
 
     def add(self, sample: int) -> None:
-        """Count one sample, 0 or more."""
+        """Add a sample, 0 or more."""
         self.count += 1
         self._total += sample
         self._squares += sample * sample
@@ -42,7 +43,7 @@ class Distribution:
         self._counts[sample] = self._counts.get(sample, 0) + 1
 
     def merge(self, other: Distribution) -> None:
-        """Count all samples of another distribution, too."""
+        """Add all samples of another distribution."""
         self.count += other.count
         self._total += other._total
         self._squares += other._squares
@@ -61,14 +62,13 @@ class Distribution:
         """The standard deviation of all samples, which ping calls ``mdev``; 0 without samples."""
         if not self.count:
             return 0.0
-        # In whole numbers: the squares of long round trips are beyond what a float keeps apart.
+        # In integers: the squares of long round trips are too large for the precision of a float.
         return math.sqrt(max(0, self.count * self._squares - self._total**2)) / self.count
 
     def percentile(self, percent: float) -> Optional[int]:
-        """The sample that so many percent of all do not exceed (nearest rank), to a tenth of a percent.
+        """The percentile by nearest rank. ``percent`` may have one decimal.
 
-        None when there are too few samples for it to mean anything: fewer than it takes for one to lie above,
-        as 1,000 for 99.9.
+        None if there are too few samples for one of them to lie above it: fewer than 1,000 for 99.9, say.
         """
         per_mille = round(percent * 10)
         if self.count * (1000 - per_mille) < 1000:
@@ -81,12 +81,12 @@ class Distribution:
         raise AssertionError("the counts are fewer than the samples")
 
     def percentiles(self, percents: Iterable[float]) -> List[Tuple[float, int]]:
-        """Those of ``percents`` that there are samples enough for, with their values."""
+        """Those of ``percents`` for which there are enough samples, with their values."""
         found = ((percent, self.percentile(percent)) for percent in percents)
         return [(percent, value) for percent, value in found if value is not None]
 
     def between(self, edges: List[int]) -> List[int]:
-        """How many samples lie in each interval from one edge up to, not including, the next."""
+        """The number of samples in each interval between two edges, including the lower one."""
         counts = [0] * (len(edges) - 1)
         place = 0
         for value, count in sorted(self._counts.items()):

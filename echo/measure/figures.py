@@ -1,7 +1,4 @@
-"""Distributions as people and programs read them: percentiles by name, fields for JSON, a histogram.
-
-It turns figures into text and fields, and gathers none.
-"""
+"""Distributions as text and JSON: names of percentiles, fields, a histogram; and wrong replies as text."""
 
 from __future__ import annotations
 
@@ -14,22 +11,22 @@ from .distribution import Distribution
 from .report import microseconds, milliseconds
 
 SHOWN_BYTES = 100
-"""How much of a message is shown."""
+"""Maximum number of bytes of a message that are shown."""
 
 BAR_WIDTH = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _STEPS = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
-"""Where the intervals of a histogram begin, in each power of ten: about equally far apart as ratios."""
+"""Where the intervals of a histogram begin, in each power of ten. Their ratios are about equal."""
 
 
 def percentile_name(percent: float) -> str:
-    """``p50``, ``p99.9``."""
+    """The name of a percentile: ``p50``, ``p99.9``."""
     return f"p{percent:g}"
 
 
 def as_fields(name: str, rtt: Distribution, percents: List[float]) -> Dict[str, object]:
-    """``{name}_min_us``, ``..._avg_us``, ``..._max_us``, ``..._mdev_us``, ``..._p50_us`` and so on, as far as there are
-    samples enough, and ``{name}_samples``."""
+    """The fields for JSON: ``{name}_samples``, ``{name}_min_us``, ``..._avg_us``, ``..._max_us``, ``..._mdev_us``,
+    ``..._p50_us`` and so on, those for which there are enough samples."""
     fields: Dict[str, object] = {f"{name}_samples": rtt.count}
     if rtt.least is not None and rtt.greatest is not None:
         figures = {"min": rtt.least, "avg": rtt.mean, "max": rtt.greatest, "mdev": rtt.deviation}
@@ -40,17 +37,17 @@ def as_fields(name: str, rtt: Distribution, percents: List[float]) -> Dict[str, 
 
 
 def comparison(sent: Optional[bytes], received: bytes) -> List[str]:
-    """What a wrong reply looked like; a damaged one around the first byte that differs from what was sent."""
+    """A wrong reply as text. If ``sent`` is given, both are shown around the first byte that differs."""
     start = 0 if sent is None else max(0, EchoMismatch(sent, received).offset - SHOWN_BYTES // 2)
     rows = [("received", received)] if sent is None else [("sent", sent), ("received", received)]
     return [f"  {name:8} {'... ' if start else ''}{escape(data[start:], SHOWN_BYTES)}" for name, data in rows]
 
 
 def histogram(samples: Distribution, encoding: str) -> str:
-    """A row for each interval of durations between the least and the greatest: its bounds, the samples in it, a bar.
+    """A histogram as text. Each row is an interval: its bounds, its number of samples, and a bar.
 
-    The intervals grow with the durations, so that one picture holds a fast path and a slow one. Bars are block
-    characters where ``encoding`` has them, else number signs. Empty without samples.
+    The intervals grow with the durations, so that short and long ones fit into one histogram. Bars are block characters
+    if ``encoding`` has them, else number signs. Without samples the text is empty.
     """
     if samples.least is None or samples.greatest is None:
         return ""
@@ -71,7 +68,7 @@ def histogram(samples: Distribution, encoding: str) -> str:
 
 
 def _edges(least: int, greatest: int) -> List[int]:
-    """From the last edge that is not above the least sample to the first that is above the greatest."""
+    """The edges of the intervals: from the last one not above ``least`` to the first one above ``greatest``."""
     powers = range(len(str(greatest)) + 1)
     edges = sorted({0, *(step * 10**power // 10 for power in powers for step in _STEPS)})
     first = max(index for index, edge in enumerate(edges) if edge <= least)
@@ -80,7 +77,7 @@ def _edges(least: int, greatest: int) -> List[int]:
 
 
 def _blocks(share: float) -> str:
-    whole, eighths = divmod(math.ceil(share * BAR_WIDTH * 8), 8)  # up, so that a single one is still seen
+    whole, eighths = divmod(math.ceil(share * BAR_WIDTH * 8), 8)  # rounded up, so that a single sample is visible
     return "█" * whole + _EIGHTHS[eighths]
 
 

@@ -1,6 +1,7 @@
-"""One connection that carries probes, and never waits: its owner watches many, or one and a clock.
+"""A lane: one connection that carries probes and never blocks.
 
-Non-blocking, unlike ``Connection``, because a measuring client must send on time although a reply is due.
+It is non-blocking, unlike ``Connection``, since a client that measures must send on time even while replies are due.
+Its owner waits, for many lanes or for one lane and a clock.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ READ_SIZE = 64 * 1024
 
 
 class Lane:
-    """``sock``, connected, is the lane's from now on. ``framing`` marks off the probes that ``ledger`` issues."""
+    """Takes over ``sock``, which is connected, and sends the probes of ``ledger`` in ``framing``."""
 
     def __init__(self, sock: socket.socket, framing: Framing, ledger: Ledger) -> None:
         sock.setblocking(False)
@@ -27,18 +28,18 @@ class Lane:
         self._decoder = framing.decoder()
         self._recv = sock.recv
         self._unsent = bytearray()
-        self._failure: Optional[OSError] = None  # that a send has met, and which no read will see again
+        self._failure: Optional[OSError] = None  # the error of a send, which the system does not report again to a read
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     @property
     def is_behind(self) -> bool:
-        """Whether some of what was sent waits for the peer to read; ``flush`` when the socket can be written."""
+        """Whether sent bytes wait for room in the system. Call ``flush`` when the socket is writable."""
         return bool(self._unsent)
 
     def send(self, due_at: int, now: int) -> Probe:
-        """Send the next probe. If the peer is gone, ``receive`` is what tells."""
+        """Send the next probe. It does not raise if the peer is gone; ``receive`` does."""
         probe = self.ledger.issue(due_at, now)
         data = self._encode(probe.message)
         if self._unsent:
@@ -49,7 +50,7 @@ class Lane:
         return probe
 
     def flush(self) -> None:
-        """Send what has waited."""
+        """Send the bytes that wait."""
         data = bytes(self._unsent)
         self._unsent.clear()
         self._send(data)
@@ -60,7 +61,7 @@ class Lane:
         except BlockingIOError:
             sent = 0
         except BrokenPipeError:
-            return  # the peer is gone; the next read tells how
+            return  # the peer is gone, and the next read gets the error
         except OSError as exc:
             self._failure = exc
             return
@@ -68,7 +69,7 @@ class Lane:
             self._unsent += data[sent:]
 
     def receive(self) -> List[Reply]:
-        """What one read brought. Raises ``ConnectionClosed``, ``IncompleteMessage`` or ``MessageTooLong``."""
+        """Read once; return the replies. Raises ``ConnectionClosed``, ``IncompleteMessage`` or ``MessageTooLong``."""
         decoder = self._decoder
         if decoder.error is not None:
             raise decoder.error
@@ -93,7 +94,7 @@ class Lane:
             if not replies:
                 raise decoder.error
             with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RD)  # it can be read at once, and then the error is told
+                self.socket.shutdown(socket.SHUT_RD)  # readable at once, so that the next call raises the error
         return replies
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
-"""The load itself: one process that keeps its share of the connections busy and counts what comes back.
+"""The load: one process that keeps its share of the connections busy and counts the replies.
 
-``run`` is what each process of a bench does. It knows the plan, its pipe to the bench, and no terminal.
+Each process of a bench calls ``run``. It knows the plan and its pipe to the bench, and prints nothing.
 
-* Closed loop: each connection has ``depth`` probes on their way; a reply sends the next one.
-* Open loop: the probes have a timetable that no slow reply delays, and are timed from when they were due. To time
-  from the send instead leaves out what waited for its turn to be sent (coordinated omission, as Gil Tene named it);
-  both are counted.
-* What is measured is what was due in the measured time; the replies to it are awaited afterwards, so that the slow
-  ones are not left out either.
+* Closed loop: each connection has ``depth`` probes on their way, and each reply sends the next one.
+* Open loop: the probes have a timetable, which slow replies do not delay. A round trip is measured from the time at
+  which the probe was due. Measured from the send, it would leave out the wait to be sent (Gil Tene calls that
+  coordinated omission). Both are counted.
+* The probes that were due in the measured time are counted. Replies to them are awaited afterwards too, so that the
+  slow ones are not left out.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from .lane import Lane
 from .probes import Ledger, Probe, Verdict
 
 EXAMPLES = 3
-"""Wrong replies that each process hands on as they came; of the others it tells how many."""
+"""Maximum number of wrong replies that each process passes on in full. The others are only counted."""
 
 TICK = SECOND // 4
 """Nanoseconds between two reports to the bench."""
 
 SPIN = 2_000_000
-"""Nanoseconds before a probe is due from which the clock is watched instead of slept on: selectors sleep whole
-milliseconds, and what is sent late for that would be counted as the server's slowness."""
+"""Nanoseconds before a probe is due from which the process polls and does not sleep. Selectors sleep for whole
+milliseconds, and a probe that is late because of that would look like a slow server."""
 
 
 class Plan(NamedTuple):
-    """What to do. ``lanes``: the numbers of this process's connections among all ``connections``. ``step``:
-    nanoseconds from one probe to the next in the timetable of all; None is the closed loop. ``timeout`` in
-    nanoseconds; None waits for ever. ``tag``: of the first connection."""
+    """The work of one process.
+
+    ``lanes``: the numbers of its connections among all ``connections``. ``step``: nanoseconds between two probes in the
+    timetable of all connections; None for a closed loop. ``timeout``: in nanoseconds; None for no limit. ``tag``: that
+    of the first connection.
+    """
 
     endpoint: Endpoint
     framing: Framing
@@ -55,8 +58,10 @@ class Plan(NamedTuple):
 
 
 class Period(NamedTuple):
-    """When the work starts, when it begins to count, and when it ends: nanoseconds after it was told so, since not
-    everywhere all processes have one clock."""
+    """When the work starts, when counting begins, and when the work ends.
+
+    All are nanoseconds after the process has received this, since on some systems each process has its own clock.
+    """
 
     start: int
     begin: int
@@ -64,10 +69,13 @@ class Period(NamedTuple):
 
 
 class Slice:
-    """What happened since the last slice. ``received``: right replies in the measured time; ``rtt`` from when a
-    probe was due, ``raw`` from when it was sent; ``wrong`` replies by verdict; ``lost`` probes; ``on_the_way``: probes
-    that an interrupt left there; ``unsent``: probes of the measured time whose turn never came; ``errors``: what
-    happened how often; ``examples`` of wrong replies, each damaged one with what was sent."""
+    """The counts since the last slice.
+
+    ``received``: right replies in the measured time. ``rtt``: round trips from the time at which a probe was due;
+    ``raw``: from its send. ``wrong``: wrong replies by verdict. ``lost``: lost probes. ``on_the_way``: probes that had
+    no reply yet when the load was interrupted. ``unsent``: probes that were due in the measured time and not sent.
+    ``errors``: how often each error happened. ``examples``: wrong replies, a damaged one together with its probe.
+    """
 
     def __init__(self) -> None:
         self.received = self.lost = self.unsent = self.on_the_way = 0
@@ -89,14 +97,17 @@ class Slice:
 
 
 def run(pipe: Any, plan: Plan) -> None:
-    """``work`` as a process of its own, which ignores Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    """Call ``work`` in a process of its own, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where the signal mask is not inherited
     work(pipe, plan)
 
 
 def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
-    """Connect; send the nanoseconds that each connection took, or an ``OSError``; get the ``Period``; send a ``Slice``
-    each ``TICK``, and at last when it ended. Whatever else comes through the pipe ends the work early."""
+    """Do the work of one process, and talk with the bench through ``pipe``.
+
+    Connect, and send the nanoseconds that each connection took, or an ``OSError``. Receive the ``Period``. Send a
+    ``Slice`` each ``TICK``, and finally the time of the end. Any further object that is received ends the work early.
+    """
     load = _ClosedLoop(pipe, plan, clock) if plan.step is None else _OpenLoop(pipe, plan, clock)
     try:
         took = [load.open(number) for number in plan.lanes]
@@ -107,17 +118,17 @@ def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
         pipe.send(took)
         pipe.send(load.work(pipe.recv()))
     except (EOFError, BrokenPipeError):
-        pass  # the bench is gone
+        pass  # the bench has ended
 
 
 class _Load:
-    """What both loops share. ``step`` of the plan decides which one it is."""
+    """The common part of both loops."""
 
     def __init__(self, pipe: Any, plan: Plan, clock: Clock) -> None:
         self._clock = clock
         self._pipe = pipe
         self._plan = plan
-        self._lanes: Dict[Lane, int] = {}  # and their numbers among all connections
+        self._lanes: Dict[Lane, int] = {}  # with their numbers among all connections
         self._selector = clock.selector()
         self._slice = Slice()
         self._end = 0
@@ -135,12 +146,14 @@ class _Load:
         return took
 
     def work(self, period: Period) -> int:
-        """Keep the lanes busy to the end of the period, then wait for what is on its way; return when it ended: with
-        the period, or before it if it was told to or all connections were lost."""
+        """Keep the lanes busy to the end of the period, then wait for the missing replies; return when it ended.
+
+        It ends before the period if it was interrupted or all connections were lost.
+        """
         clock = self._clock.now
-        told_at = clock()
-        start, begin, self._end = (told_at + moment for moment in period)
-        self._clock.sleep((start - told_at) / SECOND)
+        started_at = clock()
+        start, begin, self._end = (started_at + moment for moment in period)
+        self._clock.sleep((start - started_at) / SECOND)
         tick_at = start + TICK
         self._start(start)
         while True:
@@ -169,7 +182,7 @@ class _Load:
             self._slice.on_the_way += len(lane.ledger.outstanding)
             lane.close()
         self._pipe.send(self._slice)
-        return min(self._end, clock()) - told_at
+        return min(self._end, clock()) - started_at
 
     def _receive(self, lane: Lane, now: int, begin: int) -> None:
         for verdict, message, probe, _ in lane.receive():
@@ -227,21 +240,21 @@ class _Load:
         raise NotImplementedError
 
     def _replied(self, lane: Lane, now: int) -> None:
-        """Something was taken off the list of what is on its way."""
+        """A probe of this lane is no longer on its way."""
         raise NotImplementedError
 
     def _send_due(self, now: int) -> None:
-        """Send what is due."""
+        """Send the probes that are due."""
 
     def _pause(self, now: int, tick_at: int) -> int:
-        """Nanoseconds to wait for a reply at most."""
+        """Maximum time in nanoseconds to wait for a reply."""
         return max(0, tick_at - now)
 
     def _count(self, probe: Probe, now: int) -> None:
         self._slice.rtt.add(now - probe.due_at)
 
     def _finish(self, begin: int) -> None:
-        """The measured time, from ``begin`` on, is over."""
+        """The measured time, which began at ``begin``, is over."""
 
 
 class _ClosedLoop(_Load):
@@ -260,9 +273,9 @@ class _OpenLoop(_Load):
         super().__init__(pipe, plan, clock)
         assert plan.step is not None
         self._step = plan.step
-        self._round = plan.step * plan.connections  # nanoseconds from a lane's turn to its next
-        self._turns: List[Tuple[float, int]] = []  # a heap: when it is whose turn, of those whom no reply holds up
-        self._held: Dict[int, float] = {}  # who has as much on its way as it may, and since when its turn is due
+        self._round = plan.step * plan.connections  # nanoseconds between two probes of a lane
+        self._turns: List[Tuple[float, int]] = []  # a heap: when each lane is to send next, without those in _held
+        self._held: Dict[int, float] = {}  # lanes that wait for replies, and since when their next probe is due
         self._by_number: Dict[int, Lane] = {}
 
     def _start(self, start: int) -> None:

@@ -1,7 +1,7 @@
-"""One probe after the other, a line for each, and how it went: ``ping`` over a connection.
+"""``--ping``: one probe after the other over a connection, a line for each, and a summary.
 
-It lasts as long as it is told to. A server that goes away costs the probes that were on their way and those
-that find nobody; each one's turn is another attempt to connect. What a reply is, ``probes`` says.
+If the server goes away, the probes that were on their way are lost. Each further probe is another attempt to connect,
+and is lost if that fails. ``probes`` decides what each reply is.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from .report import Report, microseconds, milliseconds
 PERCENTILES = [50.0, 90.0, 99.0, 99.9]
 
 CONNECT_PAUSE = 0.1
-"""Seconds between two attempts to connect, at least, however short the interval."""
+"""Minimum time in seconds between two attempts to connect, if the interval is shorter."""
 
 
 class Ping:
-    """Pings ``endpoint``, once in ``interval`` seconds (0: each when the one before is back), ``count`` times or until
-    interrupted, with probes of ``size`` bytes. ``framing`` must be the server's; for raw framing it is
-    ``FixedFraming``. ``timeout``: seconds after which a probe is lost, and which connecting may take; None waits for
-    ever. ``rtt`` has the round trips."""
+    """Pings ``endpoint`` with probes of ``size`` bytes, ``count`` times (None: until it is interrupted).
+
+    ``interval`` is the time in seconds between two probes; 0 sends each when the one before is back. ``framing`` must
+    be the server's, and ``FixedFraming`` for raw framing. ``timeout`` is the maximum time in seconds for a reply, after
+    which the probe is lost, and for connecting (None: no limit). ``rtt`` has the round trips.
+    """
 
     def __init__(
         self,
@@ -68,12 +70,12 @@ class Ping:
         self._connect_times = Distribution()
 
     def resolve(self) -> None:
-        """Look the host's name up: ``socket.gaierror`` or ``UnicodeError`` if it has no address at all."""
+        """Look up the host's name. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
         with self._interruptible():
             self._endpoint.resolve()
 
     def stop(self) -> None:
-        """End early, from a signal handler. It interrupts what waits, and no counting or writing."""
+        """End early; for a signal handler. It interrupts only a wait, and never the counting or writing."""
         self._stopped = True
         if self._waiting:
             raise KeyboardInterrupt
@@ -89,7 +91,7 @@ class Ping:
             self._waiting = False
 
     def run(self) -> int:
-        """Ping until all is done, or until KeyboardInterrupt; tell how it went and return the exit code."""
+        """Ping until all is done or it is interrupted, report the summary, and return the exit code."""
         began = self._next_at = self._clock.now()
         try:
             while not self._stopped:
@@ -104,8 +106,8 @@ class Ping:
                 else:
                     break
         except KeyboardInterrupt:
-            pass  # what is on its way is neither back nor lost
-        finally:  # also when what is to be told cannot be written
+            pass  # probes on their way are neither back nor lost
+        finally:  # even if a line could not be written
             waiting = 0
             if self._lane is not None:
                 waiting = len(self._lane.ledger.outstanding)
@@ -134,7 +136,7 @@ class Ping:
             self._sent += 1
         except OSError as exc:
             self._sent += 1
-            self._tell_lost(seq, f"cannot connect: {explain(exc)}")
+            self._report_lost(seq, f"cannot connect: {explain(exc)}")
         # No probe is sent early to make up for one that was late.
         self._next_at = max(self._next_at + pause, self._clock.now())
 
@@ -146,7 +148,7 @@ class Ping:
         self._connect_times.add(took)
         self._lane = Lane(sock, self._framing, Ledger(self._size, random.randrange(0x10000), seq))
         self._selector.register(self._lane, selectors.EVENT_READ)
-        self._report.tell(
+        self._report.event(
             "connected",
             f"ECHO {self._where}: {plural(self._size, 'byte')}, connected in {milliseconds(took)} ms",
             address=self._where,
@@ -161,12 +163,12 @@ class Ping:
         lane.close()
         self._lane = None
         if not lane.ledger.outstanding:
-            self._report.tell("closed", f"{self._where}: {why}", why=why)
+            self._report.event("closed", f"{self._where}: {why}", why=why)
         for probe in lane.ledger.outstanding:
-            self._tell_lost(probe.seq, why)
+            self._report_lost(probe.seq, why)
 
     def _receive(self, lane: Lane, now: int) -> None:
-        """Wait for what comes next: a reply, the next turn, or the end of somebody's patience."""
+        """Wait for the first of these: replies, the time of the next probe, the timeout of a probe."""
         deadlines = [self._next_at] if self._may_send() else []
         if self._patience is not None and lane.ledger.outstanding:
             deadlines.append(lane.ledger.outstanding[0].sent_at + self._patience)
@@ -182,19 +184,19 @@ class Ping:
                 if ready & selectors.EVENT_READ:
                     now = self._clock.now()
                     for reply in lane.receive():
-                        self._tell_reply(reply, now)
+                        self._report_reply(reply, now)
         except EchoError as exc:
             self._close(str(exc))
             return
         if self._patience is not None:
             for probe in lane.ledger.give_up(self._clock.now() - self._patience):
-                self._tell_lost(probe.seq, f"no reply after {self._timeout:g} s")
+                self._report_lost(probe.seq, f"no reply after {self._timeout:g} s")
 
-    def _tell_lost(self, seq: int, why: str) -> None:
+    def _report_lost(self, seq: int, why: str) -> None:
         self._lost += 1
-        self._report.tell("lost", f"{self._where}: seq={seq} lost: {why}", seq=seq, why=why)
+        self._report.event("lost", f"{self._where}: seq={seq} lost: {why}", seq=seq, why=why)
 
-    def _tell_reply(self, reply: Reply, now: int) -> None:
+    def _report_reply(self, reply: Reply, now: int) -> None:
         self._verdicts[reply.verdict] += 1
         text = f"{plural(len(reply.message), 'byte')} from {self._where}:"
         fields: Dict[str, object] = {"bytes": len(reply.message), "verdict": reply.verdict.value}
@@ -215,7 +217,7 @@ class Ping:
             fields["rtt_us"] = microseconds(took)
             if reply.verdict is not Verdict.CORRUPTED:
                 self.rtt.add(took)
-        self._report.tell("reply", text, **fields)
+        self._report.event("reply", text, **fields)
 
     def _summarize(self, waiting: int, took: int) -> None:
         received = self._verdicts[Verdict.RIGHT] + self._verdicts[Verdict.REORDERED]

@@ -1,15 +1,15 @@
-"""Probes: numbered messages with a checksum, and what a reply to one of them is.
+"""Probes: numbered messages with a checksum, and the verdict on each reply.
 
-No socket and no clock is seen here: who sends says when. The layout of a probe, all of it printable so that a
-server's log stays readable::
+This module knows neither sockets nor clocks; the sender passes the times in. The layout of a probe, which is printable
+so that a server's log stays readable::
 
     8 hexadecimal digits    its number
     4 hexadecimal digits    the tag of its connection
     8 hexadecimal digits    CRC-32 of all the rest
     then padding            the ring of printable characters of RFC 864, beginning at another one for each number
 
-The number tells a reply that is late, doubled or out of order; the tag one that belongs to another connection; the
-checksum one that was damaged on the way.
+The number shows a reply that is late, doubled or out of order, the tag one that belongs to another connection, and
+the checksum one that was damaged on the way.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ loop wants no limit; it has one so that a server which does not answer costs bou
 
 _RING = bytes(range(32, 127))
 _CHECKSUM = slice(12, 20)
-_COMPARED = 100  # bytes that tell two probes apart
+_COMPARED = 100  # bytes that are compared: enough to distinguish two probes
 
 
 class Verdict(enum.Enum):
-    """What a reply is."""
+    """The verdict on a reply."""
 
     RIGHT = "right"
     REORDERED = "out of order"  # right, but a later one came first (RFC 4737)
     CORRUPTED = "corrupted"
     DOUBLED = "doubled"
-    LATE = "late"  # given up before it came
+    LATE = "late"  # it arrived after its probe was counted as lost
     FOREIGN = "another connection's"
     UNEXPECTED = "not asked for"
 
@@ -56,7 +56,7 @@ class Probe(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back, what it is, and the probe that it answers, if one was waiting."""
+    """A message that came back, the verdict on it, and the probe that it answers, if there is one."""
 
     verdict: Verdict
     message: bytes
@@ -65,9 +65,9 @@ class Reply(NamedTuple):
 
 
 class Ledger:
-    """The probes of one connection: which are on their way, and what each reply is.
+    """The probes of one connection: those on their way, and the verdict on each reply.
 
-    ``size``: bytes in each, ``MIN_SIZE`` at least. ``tag``: 0 to 65535. ``first``: the first one's number.
+    ``size``: bytes in each probe, at least ``MIN_SIZE``. ``tag``: 0 to 65535. ``first``: the number of the first probe.
     """
 
     def __init__(self, size: int, tag: int, first: int = 1) -> None:
@@ -75,12 +75,12 @@ class Ledger:
         self._size = size
         self._tag = tag
         self._next = first
-        self._highest = -1  # number of those that have come back
+        self._highest = -1  # highest number that has come back
         self._lost: Set[int] = set()
         self._padding = _RING * (size // len(_RING) + 2)
 
     def issue(self, due_at: int, sent_at: int) -> Probe:
-        """The next probe; it counts as sent."""
+        """Return the next probe, and count it as sent."""
         seq = self._next
         self._next += 1
         start = seq % len(_RING)
@@ -91,7 +91,7 @@ class Ledger:
         return probe
 
     def settle(self, message: bytes) -> Reply:
-        """Say what this message is that came back, and take the probe that it answers off the list."""
+        """Return the verdict on a message that came back. The probe that it answers is no longer on its way."""
         outstanding = self.outstanding
         if outstanding and outstanding[0].message == message:
             return self._answered(outstanding.popleft(), message)
@@ -110,7 +110,7 @@ class Ledger:
         return Reply(Verdict.DOUBLED if seq < self._next else Verdict.UNEXPECTED, message, None, seq)
 
     def give_up(self, sent_before: int) -> List[Probe]:
-        """Take off the list, as lost, what was sent before a time."""
+        """Count the probes that were sent before this time as lost, and return them."""
         lost = []
         while self.outstanding and self.outstanding[0].sent_at < sent_before:
             lost.append(self.outstanding.popleft())
@@ -124,13 +124,13 @@ class Ledger:
         return Reply(Verdict.REORDERED, message, probe, probe.seq)
 
     def _damaged(self, message: bytes) -> Reply:
-        # Which one it was is a guess: the number may be what was damaged, but the padding is another for each.
+        # Which probe it answers is a guess, since the number may be damaged. Each probe has another padding.
         if not self.outstanding:
             return Reply(Verdict.UNEXPECTED, message, None)
         probe = min(self.outstanding, key=lambda each: _differences(each.message, message))
         compared = min(len(probe.message), len(message), _COMPARED)
         if 2 * _differences(probe.message, message) > compared:
-            return Reply(Verdict.UNEXPECTED, message, None)  # a greeting, a notice: it looks like none of them
+            return Reply(Verdict.UNEXPECTED, message, None)  # it resembles no probe: a greeting or a notice
         self.outstanding.remove(probe)
         return Reply(Verdict.CORRUPTED, message, probe, probe.seq)
 
@@ -140,10 +140,10 @@ def _differences(message: bytes, other: bytes) -> int:
 
 
 def _identify(message: bytes) -> Tuple[Optional[int], Optional[int]]:
-    """The tag and the number of a probe whose checksum is right, else None and None."""
+    """The tag and the number of a probe; None and None if its checksum is wrong."""
     try:
         head = message[: _CHECKSUM.start]
-        # As text: what reads as the same number, such as upper case, is damage too.
+        # Compared as text: another spelling of the same number, such as upper case, is damage too.
         if message[_CHECKSUM] != b"%08x" % crc32(message[_CHECKSUM.stop :], crc32(head)):
             return None, None
         return int(head[8:], 16), int(head[:8], 16)
@@ -152,8 +152,10 @@ def _identify(message: bytes) -> Tuple[Optional[int], Optional[int]]:
 
 
 class FixedFraming(Framing):
-    """Messages that are all of one length, and nothing between them: how probes travel under raw framing, where
-    only the bytes and their order are certain."""
+    """Messages of one fixed length with nothing between them.
+
+    Probes use it with a server of raw framing, which keeps only the bytes and their order.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

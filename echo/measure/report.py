@@ -1,7 +1,7 @@
-"""What the client tells beside what a server sends: lines for people or JSON, on standard output; the rest on stderr.
+"""The client's own output: results on standard output, as lines for people or as JSON; details and progress on stderr.
 
-Every line is one event with its figures; this room chooses which of the two is written. Progress is drawn on
-stderr, if that is a terminal, in one line that is always the last. What the figures mean is not known here.
+Each line is one event with its figures. Progress is one line on stderr, always the last one, if stderr is a terminal.
+This module does not know what the figures mean.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from typing import Any, Callable, Optional, TextIO
 
 
 class Report:
-    """``write`` takes a whole line. ``as_json``: one object a line in place of text. ``quiet``: the summary alone.
-    ``verbose``: details, too. ``stderr``: where details and progress go; None if there is no such place."""
+    """Prints events. ``write`` gets whole lines, without their end.
+
+    ``as_json``: one object per line instead of text. ``quiet``: only the summary. ``verbose``: details too. ``stderr``
+    gets details and progress; None drops them.
+    """
 
     def __init__(
         self,
@@ -33,35 +36,35 @@ class Report:
 
     @property
     def shows_text(self) -> bool:
-        """Whether what a server sends is to be shown as it is."""
+        """Whether the server's messages are to be shown as they are."""
         return not self._as_json and not self.quiet
 
-    def tell(self, event: str, text: str = "", **fields: Any) -> None:
-        """Something has happened. ``fields`` have their units in their names; without ``text`` it is for JSON alone."""
+    def event(self, event: str, text: str = "", **fields: Any) -> None:
+        """Report an event. The names of ``fields`` contain their units. An event without ``text`` is only for JSON."""
         if not self.quiet:
             self._put(event, text, fields)
 
     def summarize(self, text: str, **fields: Any) -> None:
-        """How it all went, in as many lines as it takes; the last event."""
+        """Report the summary, the last event. Its text may have several lines."""
         self._put("summary", text, fields)
 
     def picture(self, text: str) -> None:
-        """What only a person can read."""
+        """Print text that is only for people."""
         if not self._as_json and text:
             self._write(text)
 
     def detail(self, text: str) -> None:
-        """What only somebody who looks for a cause wants to know."""
-        if self._verbose and self._stderr is not None:  # print() would take stdout instead
+        """Print a detail that helps to find the cause of a problem."""
+        if self._verbose and self._stderr is not None:  # given None, print() would print to stdout
             self._erase()
             print(text, file=self._stderr, flush=True)
 
     def progress(self, text: str, **fields: Any) -> None:
-        """How it goes so far: an event in JSON, else a line at a terminal that the next one replaces."""
+        """Report progress: an event in JSON, or a line at the terminal that the next one replaces."""
         if self._as_json:
-            self.tell("progress", **fields)
+            self.event("progress", **fields)
         elif not self.quiet and self._stderr is not None and self._stderr.isatty():
-            width = _width(self._stderr) - 1  # a full line would wrap, and stay
+            width = _width(self._stderr) - 1  # a line of full width would wrap, and could not be replaced
             print(f"\r\x1b[K{text[:width]}", end="", file=self._stderr, flush=True)
             self._drawn = True
 
@@ -79,18 +82,18 @@ class Report:
 
 
 def milliseconds(ns: float) -> str:
-    """With three digits after the point below one millisecond, fewer above, as ping does it."""
+    """Nanoseconds as text in milliseconds, with three decimals below one millisecond and fewer above, as in ping."""
     ms = ns / 1e6
     return f"{ms:.{3 if ms < 0.9995 else 2 if ms < 9.995 else 1 if ms < 99.95 else 0}f}"
 
 
 def microseconds(ns: float) -> float:
-    """For JSON: to the nanosecond."""
+    """Nanoseconds as microseconds for JSON, exact to the nanosecond."""
     return round(ns / 1e3, 3)
 
 
 def _width(stream: TextIO) -> int:
-    """Columns of the terminal behind the stream; ``shutil`` asks about stdout's."""
+    """Columns of the stream's terminal. (``shutil.get_terminal_size`` is about that of stdout.)"""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):

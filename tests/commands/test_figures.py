@@ -172,8 +172,8 @@ def report_everything(**options):
     written = []
     report = Report(written.append, **options)
     report.progress("half", done=0.5)
-    report.tell("reply", "a reply", seq=1)
-    report.tell("figures", rtt_us=2.5)
+    report.event("reply", "a reply", seq=1)
+    report.event("figures", rtt_us=2.5)
     report.detail("a detail")
     report.summarize("it went\nwell", lost=0)
     report.picture("##")
@@ -224,18 +224,18 @@ def test_progress_at_a_terminal_is_the_last_line_and_replaced_by_what_comes_next
     for text in ("10 %", "20 %"):
         report.progress(text)
     assert screen.lines == ["20 %"]
-    report.tell("reply", "a reply")
+    report.event("reply", "a reply")
     assert screen.lines == ["a reply", ""]
     report.progress("a line that is longer than the terminal is wide " * 2)
     assert screen.lines == [
         "a reply",
         "a line that is longer than the terminal is wide a line that is longer than the ",
     ]
-    report.tell("figures", rtt_us=1)
+    report.event("figures", rtt_us=1)
     report.summarize("the end")
     assert screen.lines == ["a reply", "the end", ""]
     drawn = screen.getvalue()
-    report.tell("reply", "another")
+    report.event("reply", "another")
     assert screen.getvalue() == drawn + "another\n"
 
 

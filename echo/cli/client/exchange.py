@@ -59,7 +59,7 @@ class Exchange:
         if self._report.shows_text:
             self._show(reply)
         self._report.detail(f"{plural(len(reply), 'byte')} back after {milliseconds(took)} ms")
-        self._report.tell(
+        self._report.event(
             "reply",
             sent=escape(message),
             received=escape(reply),
