@@ -286,7 +286,7 @@ class TLSSocket(socket.socket):
 
     dup = recvfrom = recvfrom_into = recvmsg = recvmsg_into = sendto = sendmsg = _refused
 
-    # What the handshake agreed on.
+    # Results of the handshake.
 
     def version(self) -> Optional[str]:
         """The version of TLS, such as ``TLSv1.3``; None before the handshake."""

@@ -35,7 +35,7 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{record.exc_text}" if record.exc_text else line
 
     def line(self, created: float, level: int, message: str) -> str:
-        """The line of a record that has nothing but these."""
+        """The line of a record that has only these."""
         # Under load many lines have the same millisecond and level, so the prefix is kept from one line to the next.
         # That needs no lock: only one thread formats, the one that writes.
         moment = (int(created * 1000), level)

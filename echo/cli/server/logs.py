@@ -70,7 +70,7 @@ class LogQueue(logging.Handler):
         self._thread.start()
 
     def close(self) -> None:
-        """Write the records that wait, as far as they are read within ``flush_timeout``."""
+        """Write the records that wait, and end the thread. Give up if nobody reads for ``flush_timeout`` seconds."""
         super().close()
         self._ending.set()
         self._records.put(None)
