@@ -1,6 +1,6 @@
 """An instrument in a program: a power supply that speaks SCPI, as laboratory devices do, in lines that end with CRLF.
 
-It shows state that belongs to one session (``self``), lines with CRLF, and a log of all that is said:
+It shows state of one session (on ``self``), lines with CRLF, and a log of all messages:
 
     python3 -m examples.crlf_device
     socat - TCP:127.0.0.1:65432,crlf          # then type *IDN?  VOLT 5  MEAS:VOLT?  VOLT 99  SYST:ERR?
@@ -20,7 +20,7 @@ from typing import Callable
 import echo
 
 
-class Device(echo.MessageRequestHandler):
+class Device(echo.LoggingMixin, echo.MessageRequestHandler):  # each line is in the log, in both directions
     def connection_made(self) -> None:
         self.errors: collections.deque[str] = collections.deque()
         self.volts = 0.0
@@ -74,14 +74,10 @@ COMMANDS: dict[str, Callable[..., str]] = {
 }
 
 
-class LoggedDevice(echo.LoggingMixin, Device):
-    """The same, with each line in the log: what whoever writes the device's client wants to see."""
-
-
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
-    with echo.Server(("127.0.0.1", port), LoggedDevice) as server:
+    with echo.Server(("127.0.0.1", port), Device) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: server.shutdown())
         logging.info("listening on %s port %d", *server.server_address)

@@ -180,7 +180,7 @@ def test_the_device_keeps_ten_errors_and_says_that_there_were_more(device):
 
 def test_each_connection_has_a_device_of_its_own_and_the_log_shows_what_is_said(serve, terminal, caplog):
     caplog.set_level(logging.INFO)
-    server = serve(load("crlf_device").LoggedDevice)
+    server = serve(load("crlf_device").Device)
     first, second = terminal(server, "\r\n"), terminal(server, "\r\n")
     first.say("VOLT 7")
     assert first.ask("MEAS:VOLT?") == "+7.000000E+00"
