@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, TypedDict, TypeVar, Union, cast
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, TypedDict, TypeVar, Union, cast
 
 MIN_HEADER_TIMEOUT = 3.0
 """Minimum of ``handshake_timeout``, in seconds, with a PROXY header: its packet may be lost and sent again
@@ -27,7 +27,7 @@ class Option:
     def __init__(self, default: Any, meaning: str, types: Any, minimum: Optional[float], none: str, shown: str) -> None:
         self.default = default
         self.meaning = meaning
-        self.types: Tuple[Type[Any], ...] = types if isinstance(types, tuple) else (types,)
+        self.types: Tuple[Any, ...] = types if isinstance(types, tuple) else (types,)
         """The types that it takes. Empty: whoever uses the value checks it."""
         self.minimum = minimum
         self.none = none
@@ -44,18 +44,18 @@ class Option:
     def unit(self) -> str:
         return "seconds" if float in self.types else ""
 
-    def check(self, value: Any) -> None:
+    def check(self, value: object) -> None:
         """Raise ``TypeError`` or ``ValueError``, with the option's name, unless it may have this value."""
         if not self.types or (value is None and self.none):
             return
         if isinstance(value, bool) or not isinstance(value, self.types):
             raise TypeError(f"{self.name} is {value!r}; {self._rule()}")
-        if self.minimum is not None and not self.minimum <= value < float("inf"):  # false for NaN, too
+        if self.minimum is not None and not self.minimum <= cast(float, value) < float("inf"):  # false for NaN
             raise ValueError(f"{self.name} is {value!r}; {self._rule()}")
 
     def _rule(self) -> str:
-        kind = self.types[0]
-        what = self.unit or ("a number" if kind is int else f"an {kind.__module__}.{kind.__name__}")
+        cls = self.types[0]
+        what = self.unit or ("a number" if cls is int else f"an {cls.__module__}.{cls.__name__}")
         least = "" if self.minimum is None else f", {self.minimum} or more"
         return f"it is {what}{least}" + (f", or None for {self.none}" if self.none else "")
 

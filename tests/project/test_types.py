@@ -113,6 +113,32 @@ WRONG = {
     "an option that connecting lacks": """
         echo.connect(deadline=1.0)  # call-arg
     """,
+    "an option that the server lacks": """
+        echo.Server(("localhost", 0), echo.EchoRequestHandler, max_conections=5)  # call-arg
+    """,
+    "an option in words": """
+        echo.Server(("localhost", 0), echo.EchoRequestHandler, max_connections="5")  # arg-type
+    """,
+    "an option that cannot be None": """
+        echo.Server(("localhost", 0), echo.EchoRequestHandler, request_queue_size=None)  # arg-type
+    """,
+    "an option by position": """
+        echo.Server(("localhost", 0), echo.EchoRequestHandler, True, 5)  # call-arg
+    """,
+    "an option that a server on a given socket lacks": """
+        import socket
+
+        echo.Server.from_socket(socket.socket(), echo.EchoRequestHandler, max_conections=5)  # call-arg
+    """,
+    "an option in words for a server on a given socket": """
+        import socket
+
+        echo.Server.from_socket(socket.socket(), echo.EchoRequestHandler, shutdown_timeout="1s")  # arg-type
+    """,
+    "an option of a subclass in words": """
+        class Room(echo.Server):
+            max_connections = "5"  # assignment
+    """,
     "an attribute that a started server lacks": """
         echo.Server(("localhost", 0), echo.EchoRequestHandler).start().port  # attr-defined
     """,

@@ -7,9 +7,10 @@ import socket
 import ssl
 from typing import Dict, List, Optional
 
-from typing_extensions import assert_type
+from typing_extensions import Unpack, assert_type
 
 import echo
+from echo.server.options import ServerOptions
 
 
 class Room(echo.Server):
@@ -19,6 +20,14 @@ class Room(echo.Server):
 
     def verify_request(self, request: object, client_address: object) -> bool:
         return True
+
+
+class Hall(echo.Server):
+    """A server with an argument of its own."""
+
+    def __init__(self, topic: bytes, **options: Unpack[ServerOptions]) -> None:
+        super().__init__(("127.0.0.1", 0), Member, **options)
+        self.topic = topic
 
 
 class Member(echo.LoggingMixin, echo.MessageRequestHandler):
@@ -65,7 +74,31 @@ def serve(listening: socket.socket, context: ssl.SSLContext) -> None:
         assert_type(room.start(), Room)
         assert_type(room.stop(timeout=0), bool)
     assert_type(Room.from_socket(listening, Member, max_connections_per_host=3), Room)
+    assert_type(echo.Server.max_connections, Optional[int])
+    echo.Server(
+        ("127.0.0.1", 0),
+        Member,
+        True,
+        max_connections=None,
+        max_connections_per_host=10,
+        shutdown_timeout=5,
+        allow=("192.0.2.0/24",),
+        deny=[],
+        ssl_context=context,
+        handshake_timeout=None,
+        proxy_protocol=True,
+        proxy_allow_from={"192.0.2.1"},
+        dual_stack=False,
+        unix_mode=0o660,
+        cpu_affinity=[0, 1],
+        request_queue_size=100,
+        allow_reuse_address=False,
+        allow_reuse_port=True,
+        daemon_threads=False,
+        timeout=0.5,
+    ).server_close()
     assert_type(echo.Server("/run/echo.sock", echo.EchoRequestHandler).start(), echo.Server)
+    Hall(b"weather", max_connections=5, cpu_affinity="auto").server_close()
     room.set_access(allow=(), deny=["192.0.2.1"])
     assert_type(room.connections, List[echo.ConnectionInfo])
     for info in room.connections:
