@@ -151,9 +151,9 @@ class _Load:
         It ends before the period if it was interrupted or all connections were lost.
         """
         clock = self._clock.now
-        started_at = clock()
-        start, begin, self._end = (started_at + moment for moment in period)
-        self._clock.sleep((start - started_at) / SECOND)
+        received_at = clock()
+        start, begin, self._end = (received_at + moment for moment in period)
+        self._clock.sleep((start - received_at) / SECOND)
         tick_at = start + TICK
         self._start(start)
         while True:
@@ -182,7 +182,7 @@ class _Load:
             self._slice.on_the_way += len(lane.ledger.outstanding)
             lane.close()
         self._pipe.send(self._slice)
-        return min(self._end, clock()) - started_at
+        return min(self._end, clock()) - received_at
 
     def _receive(self, lane: Lane, now: int, begin: int) -> None:
         for verdict, message, probe, _ in lane.receive():

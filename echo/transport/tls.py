@@ -253,18 +253,15 @@ class TLSSocket(socket.socket):
             with contextlib.suppress(ssl.SSLError):  # the peer has not sent its own yet; it need not
                 tls.unwrap()
             self._unsent = memoryview(bytes(self._unsent) + self._outgoing.read())
-        # With a settimeout, CPython itself waits for room before each send, as long as that says and whatever the flags
-        # say. So there the wait for room is done here first, with the deadline. Without one, the flag works, and trying
-        # first is better: the system takes a small message while there is too little room for select() to report.
-        must_wait = bool(self.gettimeout())
-        with contextlib.suppress(OSError):  # the peer is gone
-            while self._unsent:
-                if must_wait and not has_room(self, deadline - time.monotonic()):
-                    break
-                try:
+        # The first send is tried at once: the system takes a small message while there is too little room for select()
+        # to report. But with a settimeout, CPython waits for room before each send, as long as that says and whatever
+        # the flags say. If that is too long, the wait is done here first.
+        must_wait = (self.gettimeout() or 0.0) > self.linger_timeout
+        with contextlib.suppress(OSError):  # the peer is gone, or the settimeout is over
+            while self._unsent and (not must_wait or has_room(self, deadline - time.monotonic())):
+                must_wait = True
+                with contextlib.suppress(BlockingIOError):
                     self._unsent = self._unsent[super().send(self._unsent, _DO_NOT_WAIT) :]
-                except BlockingIOError:
-                    must_wait = True
 
     # Other methods of a socket, as ssl.SSLSocket has them: none may bypass the encryption.
 
