@@ -23,7 +23,6 @@ Nothing here counts or closes. The server closes what is refused.
 from __future__ import annotations
 
 import logging
-import socket
 from typing import Any, Iterable, Optional
 
 from ..text import format_address, plural
@@ -104,10 +103,3 @@ def load_rooms(server: Any) -> None:
         from ..transport import proxy_header  # noqa: F401
     if server.ssl_context is not None:
         from ..transport import handshake  # noqa: F401
-
-
-def with_tls(request: socket.socket) -> socket.socket:
-    """The accepted socket as one that can speak TLS; plain until its handshake."""
-    from ..transport.tls import TLSSocket
-
-    return TLSSocket(request)

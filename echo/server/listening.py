@@ -116,6 +116,10 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = peer_name(request)
+        if self.ssl_context is not None:
+            from ..transport.tls import TLSSocket
+
+            request = TLSSocket(request)  # plain until its handshake
         return request, client_address
 
     def _release_path(self) -> None:

@@ -34,13 +34,13 @@ import socketserver
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Optional, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Optional, TypeVar
 
 from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, linger
 from ..text import format_address
 from . import threads
 from .accepting import BackOff, Serving, SharedPort
-from .admission import Admission, Refused, load_rooms, log_refused, with_tls
+from .admission import Admission, Refused, load_rooms, log_refused
 from .listening import ListeningServer, is_listening
 from .options import OPTIONS
 from .reporting import log_event
@@ -106,10 +106,6 @@ class Server(ListeningServer):
             from ..transport import affinity
 
             self.cpu_affinity = affinity.checked(self.cpu_affinity)
-
-    def get_request(self) -> Tuple[socket.socket, Any]:
-        request, client_address = super().get_request()
-        return (request if self.ssl_context is None else with_tls(request)), client_address
 
     # Serving.
 
@@ -378,9 +374,9 @@ class Server(ListeningServer):
         """Close the socket and count the end; ``refused`` says why there was no session, None that there was one."""
         session.closing()
         self._close_quietly(session.request)
-        session.closed()
-        if self._registry.get(session.request) is session:
-            self._registry.end(session, refused)
+        if session.state != "closed":  # a subclass closes in its own way
+            session.closed()
+        self._registry.end(session, refused)
         serving = self._serving
         if serving is not None and serving.full:
             serving.full = False

@@ -319,8 +319,11 @@ class Registry:
                 self._changed.notify_all()
 
     def end(self, session: Session, refused: Optional[str]) -> None:
-        """Remove a session, and count how it ended or, if it never began, why it was ``refused``."""
+        """Remove a session, and count how it ended or, if it never began, why it was ``refused``. Does nothing for a
+        session that is not here: a subclass has its own way to count."""
         with self._lock:
+            if self._live.get(session.request) is not session:
+                return
             if refused is not None:
                 self._refused[refused] += 1
             else:

@@ -10,7 +10,7 @@ import weakref
 import pytest
 
 import echo
-from echo.server.sessions import Session
+from echo.server.sessions import Registry, Session
 from support import DEADLINE, eventually, read_all
 from support.servers import echoes
 
@@ -135,3 +135,18 @@ def test_what_a_session_leaves_needs_no_collector(serve, dial, data):
         eventually(lambda: not any(remain() for remain in remains))
     finally:
         gc.enable()
+
+
+def test_the_number_of_sessions_is_published_whenever_it_has_changed():
+    registry = Registry()
+    published = []
+    registry.publish = published.append
+    with socket.socket() as first, socket.socket() as second, socket.socket() as unknown:
+        sessions = [Session(sock, ("192.0.2.1", 1)) for sock in (first, second, unknown)]
+        registry.add(sessions[0])
+        registry.add(sessions[1])
+        registry.end(sessions[0], None)
+        registry.forget(sessions[1])
+        registry.end(sessions[2], None)
+    assert published == [1, 2, 1, 0]
+    assert registry.statistics().ended == {"exit": 1}

@@ -215,6 +215,64 @@ def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_d
     assert not server._thread.is_alive()
 
 
+class StopsWhenAsked(echo.MessageRequestHandler):
+    def message_received(self, message):
+        try:
+            self.server.stop()
+            self.send(b"done")
+        except RuntimeError:
+            self.send(b"no thread")
+
+
+def no_thread_starts(thread):
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_handler_can_stop_a_serving_server_when_no_thread_can_start(serve, dial, monkeypatch):
+    """The loop, which ends, runs the stop."""
+    server = serve(StopsWhenAsked)
+    client = dial(server)
+    eventually(lambda: server.connections)
+    monkeypatch.setattr(threading.Thread, "start", no_thread_starts)
+    client.sendall(b"\n")
+    assert read_exactly(client, 5) == b"done\n"
+    server._thread.join(DEADLINE)
+    assert not server._thread.is_alive()
+    assert server.socket.fileno() == -1
+
+
+def test_a_stop_that_finds_no_thread_can_be_tried_again(dial, monkeypatch):
+    """A handler cannot run it, and there is no loop."""
+    with echo.Server(("127.0.0.1", 0), StopsWhenAsked) as server:
+        client = dial(server)
+        server.handle_request()
+        with monkeypatch.context() as shortage:
+            shortage.setattr(threading.Thread, "start", no_thread_starts)
+            client.sendall(b"\n")
+            assert read_exactly(client, 10) == b"no thread\n"
+        client.sendall(b"\n")
+        assert read_exactly(client, 5) == b"done\n"
+        ends_in_time(server.stop)
+        assert server.socket.fileno() == -1
+
+
+def test_serve_forever_returns_when_the_stop_that_ended_it_is_over():
+    """So a program that ends after it does not cut the sessions that drain."""
+    reached = []
+
+    class Slow(echo.Server):
+        def _accept_waiting(self, stop):
+            reached.append(stop)
+            super()._accept_waiting(stop)
+
+    server = Slow(("127.0.0.1", 0), echo.EchoRequestHandler)
+    stopper = threading.Thread(target=lambda: (eventually(lambda: server._serving), server.stop()))
+    stopper.start()
+    server.serve_forever()
+    assert [stop.ended.is_set() for stop in reached] == [True]
+    stopper.join(DEADLINE)
+
+
 def test_stopping_from_a_signal_handler_of_the_serving_thread_does_not_deadlock():
     """Row 5."""
     script = """if True:
