@@ -1,6 +1,7 @@
 """``python -m echo.server``: what it logs, when it ends, and with which exit code."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -11,8 +12,11 @@ import threading
 import pytest
 
 import echo
-from echo.cli.server import workers
+from echo.cli.server import command, workers
 from echo.cli.server.command import main
+from echo.cli.server.loading import combine
+from echo.cli.server.options import parser
+from echo.mixins.logging import SessionLoggingMixin
 from support import DEADLINE, read_all, read_exactly
 from support.commands import (
     SLOW_HANDLER,
@@ -421,6 +425,46 @@ def test_mixins_are_put_on_in_their_order(server_command, folder):
     with echo.connect(server.address, timeout=DEADLINE) as client:
         client.send(b"a")
         assert client.recv() == b"aa!"
+
+
+@pytest.mark.parametrize(
+    "arguments, sessions, messages",
+    [
+        ([], True, True),
+        (["--log-level", "debug"], True, True),
+        (["--no-log-messages"], True, False),
+        (["--no-log-messages", "--mixin", "echo:LoggingMixin"], True, True),  # it is told to log none
+        (["--log-level", "warning"], False, False),
+        (["-q"], False, False),
+    ],
+)
+def test_what_is_not_logged_has_no_step_in_a_session(arguments, sessions, messages):
+    handler = command._handler(parser().parse_args(arguments))
+    assert issubclass(handler, SessionLoggingMixin) is sessions
+    assert issubclass(handler, echo.LoggingMixin) is messages
+    if "--no-log-messages" in arguments:
+        assert handler.message_level is None
+
+
+def test_a_mixin_that_another_one_derives_from_is_put_on_once():
+    class Logged(echo.LoggingMixin):
+        pass
+
+    class Handler(Logged, echo.EchoRequestHandler):
+        pass
+
+    assert combine(echo.EchoRequestHandler, [echo.LoggingMixin, Logged]).__bases__ == (Logged, echo.EchoRequestHandler)
+    assert combine(Handler, [echo.LoggingMixin, Logged, echo.FaultMixin]).__bases__ == (echo.FaultMixin, Handler)
+    assert combine(Handler, [Handler]).__bases__ == (Handler,)
+
+
+def test_classes_that_hide_each_other_are_a_usage_error():
+    class Silent(echo.MessageRequestHandler):
+        def send(self, message):
+            pass
+
+    with pytest.raises(ValueError, match=r"do not go together: .*LoggingMixin\.send\(\) would never be called"):
+        combine(echo.EchoRequestHandler, [Silent, echo.LoggingMixin])
 
 
 def test_a_stock_handler_serves_under_the_servers_limits(server_command, folder, dial):
