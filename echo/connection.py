@@ -39,7 +39,6 @@ send until a ``send`` fails, or until ``finish_output`` or ``abort``.
 from __future__ import annotations
 
 import enum
-import functools
 import socket
 import struct
 import threading
@@ -50,7 +49,7 @@ from typing import Callable, List, Optional, Tuple, Type, TypeVar
 from .exceptions import ConnectionClosed, EchoError, SendTimeout
 from .framing import Framing
 from .message_clock import MessageClock
-from .sockets import TIMED_OUT, buffered, is_dead, set_receive_timeout, set_send_timeout, unread
+from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, unread
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
@@ -122,8 +121,7 @@ class Connection:
         # Why nothing more may be sent: part of a message may be missing, or this side is done. It is not an exception:
         # each thread raises its own, since a shared one would collect the tracebacks of all.
         self._broken: Optional[Tuple[Type[EchoError], str]] = None
-        set_timeout = functools.partial(set_receive_timeout, sock)
-        self._clock = MessageClock(set_timeout, idle_timeout, message_timeout, self.clock)
+        self._clock = MessageClock(sock, idle_timeout, message_timeout, self.clock)
         if send_timeout is not None:
             set_send_timeout(sock, send_timeout)
 

@@ -1,4 +1,4 @@
-"""How long a read may wait for a peer: a small clock without a socket, a thread or a byte.
+"""How long a read may wait for a peer: a small clock that sees no thread and no byte.
 
 It works like a player's clock in chess: a peer's time for a message runs only while the owner of the connection waits
 for that peer. The time that the owner spends between two reads does not count.
@@ -18,30 +18,33 @@ A deadline for each read alone would not do: a peer that sends one byte at a tim
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Callable, Optional
 
 from .exceptions import EchoError, MessageTimeout, ReceiveTimeout
+from .sockets import set_receive_timeout
 
 
 class MessageClock:
-    """Measure a peer's time, and call ``set_timeout(seconds)`` whenever the next read may wait for another time.
+    """Measure a peer's time, and set the timeout of the socket whenever the next read may wait for another time.
 
-    ``idle_timeout`` and ``message_timeout``: maximum times in seconds; default: None, no limit.
-    ``set_timeout``: gets seconds or None. It is not called at first without an ``idle_timeout``: a new socket has no
-    timeout either.
+    ``idle_timeout`` and ``message_timeout``: maximum times in seconds; None: no limit.
     ``clock``: returns seconds; default: ``time.monotonic``.
 
     A read that is one or more whole messages needs no call: where all are, the clock costs nothing.
     """
 
-    __slots__ = ("_allowed", "_clock", "_counted", "_set_timeout", "idle_timeout", "left", "message_timeout")
+    __slots__ = ("_allowed", "_clock", "_counted", "_sock", "idle_timeout", "left", "message_timeout")
+
+    set_timeout = staticmethod(set_receive_timeout)
+    """Called with the socket and the new timeout; each call is a system call."""
 
     def __init__(
         self,
-        set_timeout: Callable[[Optional[float]], None],
-        idle_timeout: Optional[float] = None,
-        message_timeout: Optional[float] = None,
+        sock: socket.socket,
+        idle_timeout: Optional[float],
+        message_timeout: Optional[float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.idle_timeout = idle_timeout
@@ -50,10 +53,10 @@ class MessageClock:
         """Seconds that the peer still has for the message that has begun; None between messages."""
         self._counted: float  # the moment up to which ``left`` has been counted down
         self._clock = clock
-        self._set_timeout = set_timeout
-        self._allowed = idle_timeout  # what set_timeout() got last; each call of it is a system call
+        self._sock = sock
+        self._allowed = idle_timeout  # the timeout that the socket has
         if idle_timeout is not None:
-            set_timeout(idle_timeout)
+            self.set_timeout(sock, idle_timeout)
 
     def resume(self) -> None:
         """Let the time run on: the owner waits again for the rest of a message (``left`` is not None)."""
@@ -92,5 +95,5 @@ class MessageClock:
 
     def _allow(self, seconds: Optional[float]) -> None:
         if seconds != self._allowed:
-            self._set_timeout(seconds)
+            self.set_timeout(self._sock, seconds)
             self._allowed = seconds
