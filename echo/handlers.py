@@ -302,9 +302,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 def _check_order(cls: type) -> None:
     """Raise ``TypeError`` if the order of ``cls``'s bases hides a mixin; it would be ignored without a word.
 
-    A class may replace steps of its own bases, as any subclass may. It hides a step of a class that is not its base and
-    was only listed behind it. The language has no way to ask whether a step calls ``super()``, so this looks for the
-    name in its code. A step that is not a plain function passes.
+    A class may replace steps of its own bases, as any subclass may. It hides a mixin that is not its base and was only
+    listed behind it. The language has no way to ask whether a step calls ``super()``, as those of mixins do, so this
+    looks for the name in its code, or that of a class which it may call instead.
     """
     names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
     for name in HOOKS + STEPS:
@@ -313,18 +313,18 @@ def _check_order(cls: type) -> None:
             method = vars(base).get(name)
             if method is None or getattr(method, "__isabstractmethod__", False) or vars(base).get("_is_protocol"):
                 continue  # a declaration of what others must have
-            if hider is None:
-                if base is MessageRequestHandler or (name in STEPS and not _uses(method, name, names)):
-                    hider = base
-            elif not issubclass(hider, base):
-                first = next(listed for listed in cls.__bases__ if issubclass(listed, hider))
+            passes_on = name in HOOKS or _passes_on(method, name, names)  # a hook that does not is a handler's
+            if base is MessageRequestHandler or (hider is None and not passes_on):
+                hider = base
+            elif hider is MessageRequestHandler or (hider is not None and passes_on and not issubclass(hider, base)):
+                place = [listed for listed in cls.__bases__ if issubclass(listed, hider)][-1]
                 raise TypeError(
                     f"{cls.__name__}: {base.__name__}.{name}() would never be called, since"
-                    f" {hider.__name__}.{name}() does not call super(); list {base.__name__} before {first.__name__}"
+                    f" {hider.__name__}.{name}() does not call super(); list {base.__name__} before {place.__name__}"
                 )
 
 
-def _uses(method: Any, name: str, names: Set[str]) -> bool:
+def _passes_on(method: Any, name: str, names: Set[str]) -> bool:
     if not isinstance(method, FunctionType) or method.__code__.co_name != name:
         return True  # made by a decorator, or not in Python
     return not names.isdisjoint(method.__code__.co_names + method.__code__.co_freevars)

@@ -1,7 +1,6 @@
 """``python -m echo.server``: what it logs, when it ends, and with which exit code."""
 
 import json
-import logging
 import os
 import re
 import signal

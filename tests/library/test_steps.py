@@ -243,6 +243,8 @@ def test_a_plain_mixin_listed_behind_the_handler_class_is_an_error(name):
         type("KV", (echo.EchoRequestHandler, mixin), {})
     with pytest.raises(TypeError, match=text):  # a body that would hide it does not hide the mistake
         type("KV", (echo.EchoRequestHandler, mixin), HOOKS)
+    with pytest.raises(TypeError, match=text):
+        type("KV", (echo.LoggingMixin, echo.EchoRequestHandler, mixin), {})
     type("KV", (mixin, echo.EchoRequestHandler), {})
 
 
@@ -255,6 +257,8 @@ def test_a_mixin_listed_behind_a_handler_class_whose_own_step_hides_it_is_an_err
         type("KV", (Shouts, echo.LoggingMixin), {})
     with pytest.raises(TypeError, match=text.replace("Shouts$", "Louder$")):
         type("KV", (type("Louder", (Shouts,), {}), echo.LoggingMixin), {})
+    with pytest.raises(TypeError, match=r"^KV: Plain\.send\(\) .* list Plain before Shouts$"):
+        type("KV", (Shouts, plain(send=Shouts.send)), {})
     type("KV", (echo.LoggingMixin, Shouts), {})
     type("KV", (Shouts, echo.ThrottlingMixin), {})  # which has no such step
 
@@ -302,6 +306,9 @@ RIGHT = {
     ),
     "a step that calls super() further inside": lambda: type("H", (Inner, echo.LoggingMixin), {}),
     "a step that names the next class": lambda: type("H", (Named, echo.LoggingMixin), {}),
+    "two handlers with the same step": lambda: type(
+        "H", (Shouts, type("Other", (echo.MessageRequestHandler,), {"send": Shouts.send})), {}
+    ),
     "two handlers": lambda: type("H", (Hooks, echo.EchoRequestHandler), {}),
 }
 
