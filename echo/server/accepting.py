@@ -1,4 +1,4 @@
-"""What the accept loop sleeps on and what wakes it, and how long it pauses after a failure.
+"""The accept loop's sleep: the listening socket and the bell that end it, and the pause after a failure.
 
 It knows the listening socket as something to wait for. It accepts nothing, and knows no session.
 """
@@ -101,7 +101,7 @@ class Serving:
     def __init__(self, listener: socket.socket, *, shared: bool = False) -> None:
         self.stopping = False
         self.full = False
-        """There may be no room for another session: the next one that ends has to wake the loop."""
+        """The limit of sessions may be reached: the next session that ends has to wake the loop."""
         self.thread_id = threading.get_ident()
         """The thread that must not wait for the end: the one that begins it, then the one that serves."""
         self.ended = ReentrantEvent()

@@ -1,6 +1,6 @@
-"""Who may connect: networks that are allowed and networks that are denied.
+"""Access lists: networks that may connect and networks that may not.
 
-It knows addresses, no sockets.
+It knows addresses, and no sockets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 class AccessList:
     """``deny`` wins; with any ``allow``, all others are refused; with neither, all may connect.
 
-    Networks are written as ``192.0.2.0/24``, ``2001:db8::/32`` or one address; ``ValueError`` tells which is none.
+    Networks are written as ``192.0.2.0/24``, ``2001:db8::/32`` or one address; ``ValueError`` names an invalid one.
     """
 
     def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = (), *, option: str = "allow") -> None:
@@ -22,10 +22,10 @@ class AccessList:
         self._deny = _networks("deny", deny)
 
     def permits(self, host: Optional[str]) -> bool:
-        """Whether a client from this address may connect. One without an address (a Unix socket) is local: it may."""
+        """Whether a client from this address may connect. A client without one (a Unix socket) is local: it may."""
         if host is None or not (self._allow or self._deny):
             return True
-        address = ipaddress.ip_address(host.partition("%")[0])  # fe80::1%eth0: the zone is no part of a network
+        address = ipaddress.ip_address(host.partition("%")[0])  # fe80::1%eth0: the zone is not part of a network
         mapped = getattr(address, "ipv4_mapped", None)
         if mapped is not None:
             address = mapped
@@ -35,9 +35,9 @@ class AccessList:
 
 
 def expand(texts: Iterable[str], *, may_be_empty: bool = False) -> List[str]:
-    """The networks that are named: each as it is, or ``@FILE`` for those in a file, one a line, with ``#`` for remarks.
-    ``ValueError`` tells what is none, or cannot be read; or, unless it ``may_be_empty``, which file is: an empty list
-    of those who may connect means everybody, and not nobody."""
+    """Return the networks that the texts name: a network, or ``@FILE`` for a file with one network a line and ``#`` for
+    comments. Raises ``ValueError`` for an invalid network and a file that cannot be read, and for a file without any
+    network unless it ``may_be_empty``: an empty list of clients that may connect means all clients."""
     networks: List[str] = []
     for text in texts:
         if text.startswith("@"):
@@ -74,7 +74,7 @@ def _networks(option: str, texts: Iterable[str]) -> List[_Network]:
 
 
 def network(text: str) -> _Network:
-    """Read a network; host bits may be set (``192.0.2.7/24``). ``ValueError`` names what is none."""
+    """Read a network; host bits may be set (``192.0.2.7/24``). ``ValueError`` names an invalid one."""
     try:
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:

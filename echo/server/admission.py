@@ -98,7 +98,7 @@ def log_refused(client_address: Any, refused: Refused, via: Optional[str] = None
 
 
 def load_rooms(server: Any) -> None:
-    """Import what the options need now: later there may be no descriptor to open a file with."""
+    """Import what the options need now: later all descriptors may be taken, and no file can be opened."""
     if server.proxy_protocol:
         from ..transport import proxy_header  # noqa: F401
     if server.ssl_context is not None:

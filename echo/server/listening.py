@@ -84,7 +84,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         if os.name == "nt":
             self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
         if self.address_family not in INET:
-            self.allow_reuse_port = False  # there are no ports
+            self.allow_reuse_port = False  # only TCP has ports
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self.address_family == socket.AF_INET6:
@@ -136,7 +136,7 @@ def is_listening(sock: socket.socket) -> bool:
 
 
 def family_of(address: Any) -> Optional[socket.AddressFamily]:
-    """The address family that an address asks for; None if it does not say."""
+    """Return the address family that an address needs; None for any."""
     if isinstance(address, (str, bytes)):
         if not hasattr(socket, "AF_UNIX"):
             raise ValueError("this system has no Unix sockets; an address is (host, port)")
@@ -159,7 +159,7 @@ def check_listening(sock: socket.socket) -> None:
 
 
 def with_zone(address: Any) -> Any:
-    """The address as ``bind`` wants it: of ``("fe80::1%eth0", port)`` it would take the host and drop the zone."""
+    """Return the address as ``bind`` needs it: of ``("fe80::1%eth0", port)`` it would drop the zone."""
     if isinstance(address, tuple) and len(address) == 2 and "%" in str(address[0]):
         found = socket.getaddrinfo(*address, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         return found[0][4]
@@ -167,12 +167,12 @@ def with_zone(address: Any) -> Any:
 
 
 def absolute(path: Any) -> Any:
-    """The path, whatever the current folder will be when the server closes."""
+    """Return the path, independent of the current folder: that may be another one when the server closes."""
     return os.path.abspath(path) if _is_file(path) else path
 
 
 def claim_path(path: Any) -> None:
-    """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` for whatever else is there."""
+    """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` for any other file."""
     if not _is_file(path):
         return
     try:
@@ -194,7 +194,7 @@ def claim_path(path: Any) -> None:
 
 
 def inode_of(path: Any) -> Optional[Inode]:
-    """What tells this file from a later one of the same name; None for an abstract address."""
+    """Return what identifies this file among later ones of the same name; None for an abstract address."""
     if not _is_file(path):
         return None
     status = os.stat(path)
@@ -202,9 +202,9 @@ def inode_of(path: Any) -> Optional[Inode]:
 
 
 def release_path(path: Any, inode: Optional[Inode]) -> None:
-    """Remove the path if it still is the file that was bound, and not another server's that came after.
+    """Remove the path if it still is the file that was bound, and not the file of a later server.
 
-    To be called while the socket is open: once it is closed, its inode's number may be the next server's.
+    Call it while the socket is open: once it is closed, a later server's file may get its inode number.
     """
     try:
         if inode is not None and inode_of(path) == inode:

@@ -1,4 +1,4 @@
-"""What the server says of itself: records of the log ``echo.server``, with their figures as attributes.
+"""The log ``echo.server``: one record for an event, with its figures as attributes.
 
 It decides nothing, and knows no format.
 """
@@ -20,7 +20,7 @@ def log_event(level: int, event: str, text: str, *args: Any, exc_info: Any = Non
 
 
 def log_always(event: str, text: str, *args: Any, **fields: Any) -> None:
-    """The same, at INFO, for what somebody has asked for: it is told whatever the log's level is."""
+    """Log an answer that someone has asked for, at INFO, whatever the level of the log is. Never raises."""
     try:
         log.handle(log.makeRecord(log.name, logging.INFO, "", 0, text, args, None, extra={"event": event, **fields}))
     except Exception:

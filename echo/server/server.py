@@ -18,7 +18,7 @@ The rules:
 * A ``shutdown()`` belongs to one run of the loop (``Serving``). With a flag on the server, as in the standard library,
   a second ``shutdown()`` poisons the next ``serve_forever()``, and an early one waits for ever.
 * The states of a stop, who waits for whom, and the order of locks are in ``stopping``.
-* What an option asks for and most servers do not need (TLS, PROXY, affinity) is imported where the option is read.
+* Code that only some options need (TLS, PROXY, affinity) is imported where the option is read.
 """
 
 from __future__ import annotations
@@ -371,7 +371,7 @@ class Server(ListeningServer):
         return exc.reason
 
     def _end_session(self, session: Session, refused: Optional[str]) -> None:
-        """Close the socket and count the end; ``refused`` says why there was no session, None that there was one."""
+        """Close the socket and count the end. ``refused``: why admission ended it; None: it was a session."""
         session.closing()
         self._close_quietly(session.request)
         if session.state != "closed":  # a subclass closes in its own way
@@ -442,7 +442,7 @@ class Server(ListeningServer):
         return [session.info() for session in self._registry.sessions()]
 
     def stats(self) -> Statistics:
-        """What the server has done since it was made."""
+        """Sums since the server was made."""
         return self._registry.statistics()
 
     # Stopping.
@@ -463,7 +463,7 @@ class Server(ListeningServer):
             serving.ended.wait()
 
     def stop(self, timeout: Optional[float] = None) -> bool:
-        """Stop serving, drain, close; return whether every session ended by itself.
+        """Stop serving, drain, close; return whether all sessions finished in time.
 
         ``timeout``, in seconds, replaces ``shutdown_timeout``, and brings the deadline of a stop that is under way
         forward: 0 cuts what is left. Idempotent. In a session's own thread or the serving thread it begins the stop
@@ -502,7 +502,7 @@ class Server(ListeningServer):
                 self._run_stop_in_thread(stop)
         elif not must_not_wait:
             if stop.thread_id == me:
-                return  # from a signal handler, in the midst of it; or it has ended
+                return  # a signal handler has interrupted the stop; or it has ended
             stop.ended.wait()
         thread = self._thread
         if not must_not_wait and thread is not None and thread.ident not in (None, me):
@@ -531,7 +531,7 @@ class Server(ListeningServer):
             self._session_threads.close()
         finally:
             stop.ended.set()
-            # An exit in the midst of this waits for its end, and holds the lock of atexit meanwhile.
+            # Last: an exit that comes during the stop waits for it, and holds the lock of atexit.
             atexit.unregister(self._close_at_exit)
 
     def _accept_waiting(self, stop: Stop) -> None:

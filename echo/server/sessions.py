@@ -1,4 +1,4 @@
-"""The live sessions: who is connected, what has passed, how each one ended.
+"""The live sessions: the clients that are connected, their traffic, and how each session ended.
 
 The registry knows sockets and addresses, no handler class and no accept loop. It is the one place that counts, and
 the one place that ends a session from outside; both under locks of its own, so that its figures are right on a
@@ -19,12 +19,12 @@ from .reporting import log_event
 
 
 class ConnectionInfo(NamedTuple):
-    """A live connection, as it was at the time of asking. Handlers that do not speak in messages count nothing."""
+    """A live connection at the time of the call. Handlers that do not work in messages count nothing."""
 
     peer: str
     """The client's address as text."""
     client_address: Any
-    """The same as the socket module gives it."""
+    """The client's address as the socket module gives it."""
     since: float
     """When it was accepted, in seconds since the epoch."""
     state: str
@@ -38,7 +38,7 @@ class ConnectionInfo(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What a server has done since it was made."""
+    """Sums since the server was made."""
 
     accepted: int
     """Connections that accept() returned."""
@@ -156,7 +156,7 @@ class Session:
             )
 
     def abort(self) -> None:
-        """End the session now: whoever reads or sends on the socket is woken."""
+        """End the session now. A thread that reads or sends on the socket wakes up."""
         with self._lock:
             if self.state != "closed":
                 try:
@@ -175,8 +175,7 @@ class Session:
             self.state = "closed"
 
     def is_only_lingering(self) -> bool:
-        """Whether the handler is done and its replies are delivered as far as this side can tell: the close waits for
-        nothing but the client's own end."""
+        """Whether the handler is done and its input was not cut off: the close only waits for the client's own end."""
         return self.state == "closing" and not self.handler.connection.input_ended
 
     def info(self) -> ConnectionInfo:
@@ -197,7 +196,7 @@ class Session:
 
 
 class _Traffic:
-    """What connections have counted, added up."""
+    """Sums of what connections have counted."""
 
     def __init__(self) -> None:
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0

@@ -1,26 +1,22 @@
 """How a server stops: its states, the one ``Stop`` that every caller shares, and the order of locks.
 
-**States.** Two things are known of a server: what it has done (``Past``, which only grows, except that ``start()``
-takes back an early ``shutdown()``), and the ``Stop``, which exists from the first ``stop()`` or ``server_close()`` on
-and is never replaced::
+**States.** Two things are known of a server: what it has done so far (``Past``), and its stop (``Stop``), which exists
+from the first ``stop()`` or ``server_close()`` on and is never replaced::
 
-    Past:    NOTHING ---shutdown()---> SHUTDOWN        serve_forever() and handle_request() return at once
-                |  <------start()-------  |
-                |                         |
-                +---- handle_request() ---+---> REQUEST ----- serve_forever(), start() ----> LOOP
-                                                                                              |
-             a stop logs "stopped"  <---- from REQUEST on                                     |
-             a stop accepts the clients that wait in the backlog first  <---------------------+
+    Past       NOTHING --- shutdown() before any run ---> SHUTDOWN     the next run returns at once
+                  |  <-------------- start() --------------- |
+                  +---- handle_request() --------------------+---> REQUEST   a stop logs "stopped"
+                  +---- serve_forever(), start() ------------+---> LOOP      it also accepts the backlog first
 
-    Serving: one object for each run of the loop; None between runs. shutdown() ends it, and nothing else.
+    Stop       begun ------> deadline set -----> sessions drain -------> the rest is cut ----> ended
+               the loop      the backlog is      each ends its input,    its sockets are       all callers
+               ends          accepted, then      answers what has        shut down             wake
+                             nobody any more     come, and closes
 
-    Stop:    begun --------> deadline set --------> sessions drained --------> rest cut --------> ended
-             the loop ends   the backlog is let     each ends its input,      the socket         callers wake
-             (shutdown)      in, the listening      answers what has come     is shut down
-                             socket is closed       and closes
+    Session    open ---- the handler is done ----> closing ---- the socket is closed ----> closed
+                 +-- a stop --> draining ------------^
 
-    Session: open ---drain()---> draining ---the handler is done---> closing ---the socket is closed---> closed
-                +--------------------the handler is done----------------^
+    Serving    one object for each run of the loop, from its begin to its end
 
 **Who runs the stop.** The first caller creates the ``Stop`` and runs it; all others wait for ``ended``, or bring its
 deadline forward. Never wait for something that may be waiting for you:

@@ -1,12 +1,12 @@
-"""A thread for each session, and again for the next: one whose session is over waits a moment for another.
+"""Session threads, which are reused: a thread whose session is over waits a moment for another session.
 
-To start a thread costs more than a short session: handing the connection to one that waits doubled the short
-sessions per second. There are as many threads as there are sessions at a time; none is shared by two of them.
+Starting a thread costs more than a short session: handing the connection to a waiting thread doubled the number of
+short sessions per second. There are as many threads as sessions at a time; two sessions never share one.
 
-What a session left in its thread does not reach the next: each runs in a context of its own (``contextvars``). A
-``threading.local`` does stay, as in any pool, and may hold what is dear to make again.
+Each session runs in a context of its own (``contextvars``). A ``threading.local`` stays for the next session, as in any
+pool, and may hold what is expensive to make.
 
-Tasks are all that is known here, no sockets and no sessions.
+Nothing here knows sockets or sessions, only tasks.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ _Waiting = Tuple["queue.SimpleQueue[Optional[_Task]]", threading.Thread]
 class Threads:
     """The threads of one server.
 
-    No lock: a thread that waits is a queue in ``_idle``, and whoever takes it out of there, to give it a task or to
-    let it leave, is the only one who has. The last that began to wait is the first to work, so that the others may
-    leave.
+    No lock: a waiting thread is a queue in ``_idle``. Taking it out is atomic, so only one caller gets it, to give it a
+    task or to end it. The thread that began to wait last works first, so that the others can time out.
     """
 
     def __init__(self, idle_timeout: float = IDLE_TIMEOUT) -> None:
@@ -60,7 +59,7 @@ class Threads:
             except IndexError:
                 break
             tasks.put(None)
-            thread.join()  # nothing but its last lines is left to it
+            thread.join()  # it has only its last lines left to run
 
     def _work(self, first: List[_Task]) -> None:
         """``first`` is emptied, since a thread keeps its arguments for as long as it lives."""
@@ -69,7 +68,7 @@ class Threads:
         while task is not None:
             function, args = task
             contextvars.Context().run(function, *args)
-            del task, function, args  # whoever waits keeps no session alive
+            del task, function, args  # a waiting thread must not keep a session alive
             waiting = waiting or (queue.SimpleQueue(), threading.current_thread())
             task = self._next(waiting)
 
@@ -82,7 +81,7 @@ class Threads:
             try:
                 self._idle.remove(waiting)
             except ValueError:
-                return tasks.get()  # somebody has just taken it, and is about to put something in
+                return tasks.get()  # run() or close() has just taken it, and puts something in
             return None
 
 

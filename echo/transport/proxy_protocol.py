@@ -11,15 +11,15 @@ The rules:
   read of what comes, whose surplus would have to be handed to everything that reads later.
 * There is a header, or the connection is refused. Rejected: looking whether there is one, which lets any client
   choose the address that it seems to come from; receivers "MUST not try to guess" [2].
-* What cannot be a header is refused at its first wrong byte, since a client that speaks another protocol may send
-  no more; addresses are read when they have arrived whole, as they must be [2.1, 2.2].
+* A wrong byte is refused at once, since a client that speaks another protocol may send no more. Addresses are read when
+  they have arrived whole, as they must be [2.1, 2.2].
 * Version 1: 107 bytes with CRLF, at most. After UNKNOWN anything may stand before CRLF, and is ignored. [2.1]
 * Version 2 may be as long as its length field can say, 16 + 65535 bytes: receivers must always skip so many [2.2],
   and TLVs have no other bound. It costs memory only as it arrives.
 * LOCAL is accepted with its family, its addresses and its TLVs unseen: the receiver "must accept this connection as
   valid" and discards the block [2.2]. So not even a checksum is verified: without a family nobody knows where the TLVs
   begin. For the same reason the block is skipped where the family or the transport is UNSPEC.
-* Datagrams are no business of a TCP server. It does not support these combinations, and then "falls back to the
+* Datagrams do not concern a TCP server. It does not support these combinations, and then "falls back to the
   UNSPEC mode" [2.2]: valid, with no addresses. Their block's form is known, so it is checked. Families, transports
   and commands that are assigned to nobody "must be rejected" [2.2].
 * TLVs are skipped, but none may run past the end; the checksum is verified where there is one, as it must be [2.2.3].
@@ -53,12 +53,14 @@ _CHECKSUM = struct.Struct("!I")
 
 
 class InvalidHeader(ValueError):
-    """This is no PROXY header. Its text is one line for a log: what the peer sent is escaped and shortened."""
+    """Not a PROXY header. Its text is one line for a log: the peer's bytes are escaped and shortened."""
 
 
 class Header(NamedTuple):
-    """What the proxy says. Addresses are as the socket module gives them: ``(host, port)``, ``(host, port, 0, 0)`` for
-    IPv6, and for a Unix socket its path, ``""`` for a nameless one, bytes for one in Linux's abstract namespace."""
+    """A proxy's statement about its client.
+
+    Addresses are as the socket module gives them: ``(host, port)``; ``(host, port, 0, 0)`` for IPv6; for a Unix socket
+    its path, ``""`` without a name, bytes for a name in Linux's abstract namespace."""
 
     version: int
     local: bool
@@ -221,7 +223,7 @@ def _address(packed: bytes, port: int) -> Any:
 def _path(field: bytes) -> Union[str, bytes]:
     if field.startswith(b"\0"):
         return field.rstrip(b"\0") or ""  # how long an abstract name is, the header does not say
-    # As os.fsdecode does on POSIX; elsewhere that raises for bytes that are no UTF-8.
+    # As os.fsdecode does on POSIX; elsewhere that raises for bytes that are not UTF-8.
     return field.partition(b"\0")[0].decode(sys.getfilesystemencoding(), "surrogateescape")
 
 

@@ -1,7 +1,7 @@
-"""How sessions spread over processes that share a port, so that none takes more than its part.
+"""Balance of sessions over processes that share a port, so that each takes its part.
 
-It knows numbers of sessions, in memory that all processes share, and neither sockets nor signals. Without it who wakes
-first takes all: of 12 connections three workers got 8, 3 and none.
+It knows numbers of sessions, in memory that all processes share, and neither sockets nor signals. Without it the worker
+that wakes first takes all clients: of 12 connections three workers got 8, 3 and 0.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ SLACK = 2
 """Sessions that a worker may have more than another before it leaves a client to that one."""
 
 HOLD_BACK = 0.002
-"""Seconds that one who is ahead leaves a new client to the others; then it takes it all the same."""
+"""Seconds for which a worker that is ahead leaves a new client to the others; then it takes the client itself."""
 
 HOLD_STEP = 0.0002
-"""Seconds after which it looks again: short sessions come and go. With a pause of the whole 2 ms two workers took
-2,700 of them a second, with steps 11,100, and 12,200 without any balance."""
+"""Seconds after which it looks again, since short sessions come and go. With a pause of the whole 2 ms two workers took
+2,700 short sessions a second, with steps 11,100, and 12,200 without any balance."""
 
 
 class Balance:
@@ -35,7 +35,7 @@ class Balance:
         self._mine = number
 
     def set(self, sessions: int) -> None:
-        """So many has this worker."""
+        """Publish how many sessions this worker has."""
         self._sessions[self._mine] = sessions
 
     def hold_back(self) -> None:
@@ -45,14 +45,14 @@ class Balance:
             time.sleep(HOLD_STEP)
 
     def is_ahead(self) -> bool:
-        """Whether this one has clearly more than the one that has least."""
+        """Whether this worker has clearly more sessions than the one that has fewest."""
         least = min(self._sessions)
         return self._sessions[self._mine] > least + max(self.slack, least // 8)
 
     def began(self, number: int) -> None:
-        """That worker is new, and has none."""
+        """That worker is new, and has no sessions."""
         self._sessions[number] = 0
 
     def ended(self, number: int) -> None:
-        """Nobody waits for a worker that is dead."""
+        """That worker is dead; the others do not wait for it."""
         self._sessions[number] = 2**31 - 1
