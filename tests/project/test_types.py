@@ -49,6 +49,10 @@ WRONG = {
         class Mixin(echo.LoggingMixin):
             def message_received(self, message: str) -> None: ...  # override
     """,
+    "a step for text": """
+        class Mixin(echo.MessageRequestHandler):
+            def dispatch_message(self, message: str) -> None: ...  # override
+    """,
     "a handler that sends text": """
         class Handler(echo.MessageRequestHandler):
             def connection_made(self) -> None:

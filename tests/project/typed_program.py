@@ -38,11 +38,9 @@ class Member(echo.LoggingMixin, echo.MessageRequestHandler):
     shown_bytes = 20
 
     def connection_made(self) -> None:
-        super().connection_made()
         self.send(self.server.topic)
 
     def message_received(self, message: bytes) -> None:
-        super().message_received(message)
         assert_type(message.upper(), bytes)
         assert_type(self.peer, str)
         assert_type(self.via, Optional[str])
@@ -53,7 +51,32 @@ class Member(echo.LoggingMixin, echo.MessageRequestHandler):
         self.close()
 
     def connection_lost(self, reason: str) -> None:
-        super().connection_lost(reason)
+        assert_type(self.session, Optional[int])
+
+
+class Counted(echo.MessageRequestHandler):
+    """A mixin of one's own."""
+
+    def dispatch_made(self) -> None:
+        self.count = 0
+        super().dispatch_made()
+
+    def dispatch_message(self, message: bytes) -> None:
+        self.count += 1
+        super().dispatch_message(message)
+
+    def dispatch_eof(self, rest: bytes) -> None:
+        super().dispatch_eof(rest)
+
+    def dispatch_lost(self, reason: str) -> None:
+        super().dispatch_lost(reason)
+
+    def send(self, message: bytes) -> None:
+        super().send(message)
+
+
+class CountedMember(Counted, Member):
+    pass
 
 
 class Words(echo.Framing):
