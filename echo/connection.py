@@ -131,7 +131,7 @@ class Connection:
 
     @property
     def message_timeout(self) -> Optional[float]:
-        """May be set by the owner; counts from the next part of a message on."""
+        """The owner may set it: the new value counts from the next part of a message."""
         return self._clock.message_timeout
 
     @message_timeout.setter

@@ -153,9 +153,7 @@ class LengthFraming(Framing):
 class _LengthDecoder(Decoder):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
-        self._needed = (
-            _PREFIX.size
-        )  # bytes that pending must hold for the next step: a prefix, or a prefix and its message
+        self._needed = _PREFIX.size  # bytes that pending must hold before more can be decoded
 
     def feed(self, data: bytes) -> List[bytes]:
         messages: List[bytes] = []

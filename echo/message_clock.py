@@ -32,7 +32,7 @@ class MessageClock:
     ``idle_timeout`` and ``message_timeout``: maximum times in seconds; None: no limit.
     ``clock``: returns seconds; default: ``time.monotonic``.
 
-    A read that is one or more whole messages needs no call: where all are, the clock costs nothing.
+    A read of whole messages needs no call. If all reads are such, the clock costs nothing.
     """
 
     __slots__ = ("_allowed", "_clock", "_counted", "_sock", "idle_timeout", "left", "message_timeout")
