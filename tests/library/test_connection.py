@@ -232,7 +232,7 @@ def test_a_read_that_is_neither_full_nor_nearly_empty_changes_nothing(sockets):
 # Sending.
 
 
-def test_what_is_written_goes_out_in_one_send_with_the_flush(connect):
+def test_a_flush_sends_all_queued_messages_in_one_call(connect):
     connection, peer = connect()
     lines = [b"line %d" % number for number in range(1000)]
     for line in lines:
@@ -248,7 +248,7 @@ def test_what_is_written_goes_out_in_one_send_with_the_flush(connect):
     assert len(connection.socket.sends) == 1
 
 
-def test_what_is_written_goes_out_before_the_next_read(connect):
+def test_queued_messages_are_sent_before_the_next_read(connect):
     connection, peer = connect()
     peer.sendall(b"question\n")
     connection.write(b"one")
@@ -285,7 +285,7 @@ def test_pipelined_lines_cost_a_handful_of_system_calls(connect):
     assert len(connection.socket.calls) < count / 10
 
 
-def test_much_that_is_queued_goes_out_by_itself(connect):
+def test_queued_messages_are_sent_when_there_are_many(connect):
     connection, peer = connect()
     line = b"x" * 1023
     for _ in range(HIGH_WATER // 1024 - 1):
@@ -309,7 +309,7 @@ def test_raw_bytes_are_queued_among_the_messages_without_framing(connect):
     assert read_all(peer) == b"\0\0\0\1araw\0\0\0\1b"
 
 
-def test_a_message_that_cannot_be_framed_is_refused_and_costs_no_other(connect):
+def test_a_message_that_cannot_be_framed_is_an_error_and_loses_no_other(connect):
     connection, peer = connect(LineFraming(5))
     connection.write(b"one")
     for refused, error in ((b"too long", MessageTooLong), (b"a\nb", ValueError)):
@@ -324,7 +324,7 @@ def test_a_message_that_cannot_be_framed_is_refused_and_costs_no_other(connect):
 
 @pytest.mark.parametrize("framing", [LineFraming, LengthFraming, RawFraming])
 @pytest.mark.parametrize("message", ["text", "text over the limit" * 5000, 7, None], ids=["text", "long", "7", "None"])
-def test_what_is_no_bytes_is_refused_by_name_and_costs_no_message(connect, framing, message):
+def test_a_message_that_is_not_bytes_is_a_clear_error_and_loses_no_other(connect, framing, message):
     connection, peer = connect(framing())
     connection.write(b"one")
     for refuse in (connection.write, connection.send):
@@ -679,8 +679,8 @@ def test_a_reset_while_sending_is_connection_closed_and_kept(connect):
         connection.receive()
 
 
-def test_a_reset_that_only_a_sending_thread_was_told_of_is_no_end_of_input(sockets):
-    """The system tells of it once; whoever reads after that reads an end."""
+def test_a_reset_that_only_a_sending_thread_saw_is_not_the_end_of_the_input(sockets):
+    """The system reports a reset once; the next read returns the end of the input."""
     told, read = threading.Event(), threading.Event()
 
     class Told(SpySocket):
