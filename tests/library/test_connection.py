@@ -232,7 +232,7 @@ def test_a_read_that_is_neither_full_nor_nearly_empty_changes_nothing(sockets):
 # Sending.
 
 
-def test_a_flush_sends_all_queued_messages_in_one_call(connect):
+def test_what_is_written_goes_out_in_one_send_with_the_flush(connect):
     connection, peer = connect()
     lines = [b"line %d" % number for number in range(1000)]
     for line in lines:
