@@ -485,36 +485,44 @@ class Server(ListeningServer):
         in a session's own thread and in the serving thread: there it begins the stop and returns.
         """
         me = threading.get_ident()
-        new = Stop(self._registry, me, self._cut_grace)
         in_session = self._registry.serves(me)
-        with self._lock:
-            # setdefault() is atomic. An "if" is not: the handler of a signal that comes after it may begin a stop.
-            stop = vars(self).setdefault("_stop", new)
-            serving = self._serving
-            must_not_wait = in_session or (serving is not None and serving.thread_id == me)
-            if stop is new and must_not_wait and serving is not None:
-                stop.thread_id = None  # the end of the loop runs it
-                serving.stop()
-        if stop is new:
-            if not must_not_wait:
-                self._run_stop(stop)
-            elif serving is None:
-                self._run_stop_in_thread(stop)
-        elif not must_not_wait:
-            if stop.thread_id == me:
-                return  # a signal handler has interrupted the stop; or it has ended
+        new = Stop(self._registry, me, self._cut_grace)
+        # setdefault() is atomic. After an "if", the handler of a signal could begin another stop.
+        stop = vars(self).setdefault("_stop", new)
+        serving = self._serving
+        in_loop = serving is not None and serving.thread_id == me
+        if stop is not new:
+            if in_loop or in_session or stop.thread_id == me:  # the last: a signal handler has interrupted the stop
+                return
             stop.ended.wait()
+        elif in_loop and self._leave_to_loop(stop):
+            return
+        elif in_session:
+            self._run_stop_in_thread(stop)
+            return
+        else:
+            self._run_stop(stop)
         thread = self._thread
-        if not must_not_wait and thread is not None and thread.ident not in (None, me):
+        if thread is not None and thread.ident not in (None, me):
             thread.join()
+
+    def _leave_to_loop(self, stop: Stop) -> bool:
+        """Let the thread that serves run the stop when its loop has ended; return whether one serves."""
+        with self._lock:
+            if self._serving is None:
+                return False
+            stop.thread_id = None
+            self._serving.stop()
+            return True
 
     def _run_stop_in_thread(self, stop: Stop) -> None:
         try:
             threading.Thread(target=self._run_stop, args=(stop,), name="echo-server-close").start()
-        except BaseException:
-            vars(self).pop("_stop")  # so that another thread can stop the server
-            stop.ended.set()
-            raise
+        except (RuntimeError, MemoryError):  # the system has no thread now
+            if not self._leave_to_loop(stop):
+                vars(self).pop("_stop")  # so that another thread can stop the server
+                stop.ended.set()
+                raise
 
     def _run_stop(self, stop: Stop) -> None:
         stop.thread_id = threading.get_ident()
@@ -552,4 +560,6 @@ class Server(ListeningServer):
 
     def _close_at_exit(self, pid: int) -> None:
         if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
+            if self._stop is not None:
+                self._thread = None  # not to be joined: after its stop it may wait for the lock of atexit, held now
             self.server_close()

@@ -22,8 +22,8 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
 deadline forward. Never wait for something that may be waiting for you:
 
 * The serving thread would wait for its own loop. It leaves the stop to the end of its run (``Serving``) and returns.
-* A session's thread would wait for its own session. It leaves the stop to the loop too, or, where none runs, to a new
-  thread.
+* A session's thread would wait for its own session. It leaves the stop to a new thread; if the system has none, to the
+  end of the run.
 * A signal handler may have interrupted the thread that runs the stop. It is known by ``thread_id``, and returns.
 
 **Order of locks.** Each thread takes them downwards only, and none is held while a thread waits for another::
