@@ -1,4 +1,4 @@
-"""A wrapper of a socket, for a mixin's ``stream()`` to return. It changes nothing by itself."""
+"""A wrapper of a socket, for a mixin's ``stream()`` to return. Alone it has no effect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class SocketWrapper:
-    """Pass everything on to the socket; subclasses override ``recv`` and ``sendall`` to see or change the bytes."""
+    """Pass all calls on to the socket. Subclasses override ``recv`` and ``sendall`` to see or change the bytes."""
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
