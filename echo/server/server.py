@@ -203,24 +203,22 @@ class Server(ListeningServer):
         return affinity.kept_to_some(self.cpu_affinity)
 
     def _accept_clients(self, serving: Serving, seconds: Optional[float], once: bool) -> None:
+        """The accept loop, of ``serve_forever()`` and, with ``once``, of ``handle_request()``."""
         # Polling is for subclasses that asked for it by overriding service_actions(); others sleep (gh-85265).
         service_actions = getattr(self.service_actions, "__func__", None)
         polls = not once and service_actions is not socketserver.BaseServer.service_actions
-        limited = seconds is not None and (polls or once)
-        deadline = time.monotonic() + (seconds or 0.0) if limited else None
+        deadline = _after(seconds if polls or once else None)
         while not serving.stopping:
             self._wait(serving, deadline)
             while not serving.stopping and self._accept(serving):
                 if once:
                     return
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
-                if self.balance is not None and self.balance.is_ahead():
+                if _is_over(deadline) or (self.balance is not None and self.balance.is_ahead()):
                     break
             if polls:
                 self._call_service_actions()
-                deadline = time.monotonic() + (seconds or 0.0) if limited else None
-            elif deadline is not None and time.monotonic() >= deadline:
+                deadline = _after(seconds)
+            elif _is_over(deadline):
                 self.handle_timeout()
                 return
 
@@ -563,3 +561,12 @@ class Server(ListeningServer):
             if self._stop is not None:
                 self._thread = None  # not to be joined: after its stop it may wait for the lock of atexit, held now
             self.server_close()
+
+
+def _after(seconds: Optional[float]) -> Optional[float]:
+    """The time so many seconds from now; None, which never comes, for None."""
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _is_over(deadline: Optional[float]) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
