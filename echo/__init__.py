@@ -11,31 +11,27 @@ A server in five lines::
     with echo.Server(("127.0.0.1", 65432), Upper) as server:
         server.serve_forever()
 
-To read the package, begin at the bottom of the map and go up; imports point down only::
+To read the package, begin at the bottom of the map and go up. Imports point down only, and a test holds that::
 
-    client, server     Client, and Server, which runs any socketserver handler; their command lines
-        |    mixins    policies on a handler: logging, throttling, transcripts, faults
-        |    handlers  a session as hooks: MessageRequestHandler, EchoRequestHandler
-        |   /
-    connection         one socket and one framing: receive, send, deadlines
-        |
-    framing            bytes to messages and back; never sees a socket
-        |
-    exceptions         what can go wrong, and the reason it gives a session's end
+    cli           the two commands: python -m echo.server, python -m echo.client
+    measure       what --ping and --bench are made of
+    client        Client, and connect()
+    mixins        steps around a handler's hooks: logging, throttling, transcripts, faults
+    transport     TLS, certificates, the PROXY protocol, processors; loaded when an option asks for them
+    ------------  the spine: it imports nothing above this line
+    server        Server, which runs any socketserver handler
+    handlers      a session as hooks: MessageRequestHandler, EchoRequestHandler
+    connection    one socket and one framing: receive, send, deadlines
+    framing       bytes to messages and back; never sees a socket
+    exceptions    what can go wrong, and the reason it gives a session's end
 
-A first evening: ``framing``, ``connection``, ``handlers``; and ``mixins``, each a room of its own. A second:
-``server/server.py`` from its rules on; ``run`` (what the accept loop sleeps on) and ``sessions`` (who is connected)
-beside it. The rest of ``server`` is one concern a room, each to be read alone: ``access``, ``admission`` and
-``proxy_protocol`` (who may come in), ``listeners`` and ``systemd`` (where it listens), ``threads``, ``affinity``,
-``balance`` and ``workers`` (on what it runs), ``reporting`` (how it tells), ``options``, ``loading`` and ``logs`` (the
-command). Of ``client``, ``client.py`` is the library and ``endpoint`` opens its socket; ``exchange``, ``pipe`` and
-``terminal`` with its ``history`` are the command's three ways to talk, ``report`` is how it tells, and ``measure`` a
-small world of its own: probes that are numbered and checked, for ``--ping`` and ``--bench``.
-
-Beside them, for both sides: ``sockets`` (what a plain socket lacks: deadlines, a gentle close), ``tls`` (a socket that
-speaks it), ``certificates`` (what that needs, from files), ``text`` (peer bytes and addresses as safe text),
-``protocol`` (the word ``exit``, and the default address), ``arguments`` (what both command lines parse alike),
-``version``. ``Server`` imports neither handlers nor framing. (Its command line does.)
+The spine is one evening's reading: ``framing``, ``connection`` (with its ``message_clock``), ``handlers``; then
+``server/server.py`` from its rules on, with ``accepting`` (what the accept loop sleeps on), ``sessions`` (who is
+connected) and ``stopping`` (a drawing of the states, and the order of locks). The server's other modules are one
+concern each: ``options``, ``access`` and ``admission`` (which clients may come in), ``listening``, ``threads``,
+``reporting``. ``sockets`` (deadlines, a gentle close), ``text`` (peer bytes and addresses as safe text) and
+``protocol`` (the word ``exit``, the default address) serve both sides. ``Server`` imports neither handlers nor
+framing.
 """
 
 from .client import Client, connect
