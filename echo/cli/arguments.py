@@ -1,7 +1,7 @@
-"""What both command lines read alike: ports, durations, sizes, framings; and how they refuse what they cannot read.
+"""What both commands share: rows, which declare their options, and the readers of ports, durations, sizes and counts.
 
-An error is one line that says what is wrong and what to do, with exit code 2. What one side alone has, is not known
-here.
+A usage error is one line that says what is wrong and what to do, and exit code 2. Options of one command only are
+declared in that command.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
 from ..framing import FRAMINGS, Framing
+from ..version import __version__
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -57,7 +58,8 @@ class Row:
         self.dest = name.lstrip("-").lower().replace("-", "_")
         """The attribute of the parsed options: ``max_connections``; for ``-m TEXT`` it is ``text``."""
         self.variable = f"ECHO_{self.dest.upper()}"
-        self.meaning, self.read, self.more = meaning, read, more
+        self.meaning = f"{meaning}; may be repeated" if many else meaning
+        self.read, self.more = read, more
         self.needs, self.many, self.mode, self.left_out = needs, many, mode, left_out
         self.default = False if self.is_switch else [] if many and default is None else default
         self.shown = shown or self._show(self.default)
@@ -95,12 +97,12 @@ class Row:
         """The value of its variable. Raises ``ValueError`` or ``argparse.ArgumentTypeError``."""
         if self.is_switch:
             if text not in ("0", "1"):
-                raise ValueError(f"{text!r} is no switch; write 1 for on, 0 for off")
+                raise ValueError(f"invalid switch {text!r}: expected 1 or 0")
             return text == "1"
         if self.many:
             return [self.read(part) for part in text.split()]
         if self.choices and text not in self.choices:
-            raise ValueError(f"{text!r} is none of {', '.join(sorted(self.choices))}")
+            raise ValueError(f"invalid choice {text!r}: expected {', '.join(sorted(self.choices))}")
         return self.read(text)
 
 
@@ -119,6 +121,7 @@ class ArgumentParser(argparse.ArgumentParser):
     ) -> None:
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
         self.register("action", "append", _Append)
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         self._rows: Dict[str, Tuple[Row, argparse.Action]] = {}
         for group in groups:
             part: Any = self.add_argument_group(group.title, group.description or None) if group.title else self
@@ -127,8 +130,8 @@ class ArgumentParser(argparse.ArgumentParser):
                 self._rows[row.dest] = row, row.add_to(modes if row.mode else part)
 
     def read_environment(self, environment: Mapping[str, str]) -> None:
-        """Take defaults from variables, by one rule: ``--max-connections`` is ``ECHO_MAX_CONNECTIONS``. What is empty
-        counts as not there; a switch is 1 or 0; an option that may be repeated has its values with spaces between."""
+        """Take defaults from variables: ``ECHO_MAX_CONNECTIONS`` for ``--max-connections``. An empty variable counts as
+        not set. A switch is 1 or 0. Values of an option that may be repeated are separated by spaces."""
         for row, action in self._rows.values():
             text = environment.get(row.variable, "").strip()
             if text:
@@ -145,7 +148,7 @@ class ArgumentParser(argparse.ArgumentParser):
             if hasattr(options, row.dest) and not any(getattr(options, name, None) for name in row.needs):
                 flags = [self._rows[name][0].flags[-1] for name in row.needs]
                 choice = " or ".join(filter(None, [", ".join(flags[:-1]), flags[-1]]))
-                self.error(f"{row.flags[-1]} is for {choice}")
+                self.error(f"{row.flags[-1]} needs {choice}")
         for row in rows:
             vars(options).setdefault(row.dest, row.default)
         return options
@@ -155,16 +158,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class _Append(argparse.Action):
-    """An option that may be repeated. What is given takes the default's place; ``argparse`` would add to it, so that
-    nobody could take back what the environment says."""
+    """An option that may be repeated. Given values replace the default: ``argparse`` would append to it, and the
+    command line could not override the environment."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        had = getattr(namespace, self.dest)
+        had = getattr(namespace, self.dest, self.default)
         setattr(namespace, self.dest, [*([] if had is self.default else had), values])
 
 
 def program(module: str) -> str:
-    """What a command is called: ``echo-server`` if that is how it was started, else ``echo.server``, its module."""
+    """The name of a command: ``echo-server`` if it was started as that, else its module, ``echo.server``."""
     script = module.replace(".", "-")
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     return script if name in (script, f"{script}.exe", f"{script}-script.py") else module
@@ -177,14 +180,14 @@ def fail(prog: str, message: str, code: int) -> NoReturn:
         if sys.stderr is not None:  # print() would take stdout instead
             print(line, file=sys.stderr, flush=True)
     except OSError:
-        pass  # nobody reads it; the exit code still tells
+        pass  # stderr is closed; the exit code remains
     raise SystemExit(code)
 
 
 def port(text: str) -> int:
     """A TCP port, 0 to 65535."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; a port is a number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"invalid port {text!r}: expected 0 to 65535")
     return int(text)
 
 
@@ -192,10 +195,10 @@ def seconds(text: str) -> float:
     """A duration in seconds."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write it like 500ms, 30s, 5m or 1.5")
+        raise argparse.ArgumentTypeError(f"invalid duration {text!r}: expected 500ms, 30s, 5m or 1.5, for example")
     number = float(match.group(1)) * _UNITS[match.group(2)]
     if number > _LONGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is longer than a year; write 0 for no limit")
+        raise argparse.ArgumentTypeError(f"invalid duration {text!r}: the maximum is a year")
     return number
 
 
@@ -208,14 +211,14 @@ def size(text: str) -> int:
     """Bytes, at least 1."""
     match = _SIZE.fullmatch(text)
     if match is None or not int(match.group(1)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it in bytes, like 65536, 64k or 1M")
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: expected bytes, like 65536, 64k or 1M")
     return int(match.group(1)) * _FACTORS[match.group(2).lower()]
 
 
 def count(text: str) -> int:
     """A number of things, at least 1."""
     if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"invalid number {text!r}: expected a whole number, 1 or more")
     return int(text)
 
 
@@ -224,7 +227,7 @@ def unix(text: str) -> str:
     if not hasattr(socket, "AF_UNIX"):
         raise argparse.ArgumentTypeError("this system has no Unix sockets")
     if text in ("", "@"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no path")
+        raise argparse.ArgumentTypeError(f"invalid path {text!r}: expected a path or @NAME")
     return text
 
 
@@ -234,13 +237,20 @@ def unix_address(text: str) -> str:
 
 
 def framing_rows(default: Framing, *, left_out: bool = False) -> List[Row]:
-    """``--framing`` and ``--max-message``, which both sides of a connection must agree on."""
+    """``--framing`` and ``--max-message``: both sides of a connection must use the same."""
     return [
         Row(
             f"--framing {'|'.join(FRAMINGS)}",
-            "how messages lie in the stream: lines, a 32-bit length before each, or whatever one read returns",
+            "how messages are delimited: by a line feed after each, by a 32-bit length before each, or not (raw)",
+            more="with raw, a message is what one read returns",
             default=default.name,
             left_out=left_out,
         ),
-        Row("--max-message BYTES", "the longest message there may be", size, default.max_message, left_out=left_out),
+        Row(
+            "--max-message BYTES",
+            "maximum length of a message, in bytes, like 65536, 64k or 1M",
+            size,
+            default.max_message,
+            left_out=left_out,
+        ),
     ]

@@ -1,4 +1,4 @@
-"""README's reference tables, made of the rows: for maintainers and for the test that compares them."""
+"""README's reference tables, generated from the rows. ``tests/project/test_readme.py`` compares and updates them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Iterable, List, Sequence, Tuple
 from ..server.options import OPTIONS
 from .arguments import Group, Row
 
-_CODE = re.compile(r"""(?<![\w`-])(--?[a-z][\w-]*|@[A-Z]+|None|\w+\(\)|"\w+"|::|0o\d+|[\d.]+/\d+|0,2-3)(?!\w)""")
-"""What a meaning quotes from a command line or a program."""
+_CODE = re.compile(
+    r"""(?<![\w`-])(--?[a-z][\w-]*|@[A-Z]+|None|\w+\(\)|"\w+"|::|0o\d+|(?:\d+\.){3}\d+(?:/\d+)?"""
+    r"""|0,2-3|\d+(?:ms|[smkM])|(?:auto|off)(?=:))(?!\w)"""
+)
+"""The words of a meaning that are code."""
 
 
 def reference_table(rows: Iterable[Tuple[str, str, str]]) -> List[str]:
@@ -21,7 +24,7 @@ def reference_table(rows: Iterable[Tuple[str, str, str]]) -> List[str]:
 def command_table(groups: Sequence[Group]) -> List[str]:
     """The options of a command."""
     return reference_table(
-        (_names(row), _markup("; ".join(filter(None, [row.meaning, row.more]))), row.shown)
+        (_names(row), _markup("; ".join(filter(None, [row.meaning, row.more]))), _markup(row.shown))
         for group in groups
         for row in group.rows
     )

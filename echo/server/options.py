@@ -57,7 +57,7 @@ class Option:
         cls = self.types[0]
         what = self.unit or ("a number" if cls is int else f"an {cls.__module__}.{cls.__name__}")
         least = "" if self.minimum is None else f", {self.minimum} or more"
-        return f"it is {what}{least}" + (f", or None for {self.none}" if self.none else "")
+        return f"expected {what}{least}" + (f", or None for {self.none}" if self.none else "")
 
 
 OPTIONS: Dict[str, Option] = {}

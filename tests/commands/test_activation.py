@@ -21,7 +21,7 @@ from support.commands import SLOW_HANDLER, UNREAD, client_that_does_not_read
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no Unix, so no service manager that does this")
 
-needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
 
 TELLS = """
 import echo, os

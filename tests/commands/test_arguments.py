@@ -29,7 +29,7 @@ def test_a_port_is_a_number_from_0_to_65535(text, value):
     "text", ["", "65536", "-1", "+1", "1.0", "http", " 80", "80\n", "0x50", "1_000", "\u0663", "\u00b2"]
 )
 def test_what_is_no_port_is_refused_with_the_range(text):
-    assert refusal(arguments.port, text) == f"{text!r} is no port; a port is a number from 0 to 65535"
+    assert refusal(arguments.port, text) == f"invalid port {text!r}: expected 0 to 65535"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,9 @@ def test_a_duration_of_zero_switches_a_limit_off(text):
     "text", ["", "s", ".", "-1", "+1", "1 s", "1d", "1S", "1e3", "inf", "nan", "1,5", "1s\n", "1m30s"]
 )
 def test_what_is_no_duration_is_refused_with_examples(text):
-    assert refusal(arguments.duration, text) == f"{text!r} is no duration; write it like 500ms, 30s, 5m or 1.5"
+    assert (
+        refusal(arguments.duration, text) == f"invalid duration {text!r}: expected 500ms, 30s, 5m or 1.5, for example"
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_a_size_is_a_number_of_bytes_and_k_m_g_are_powers_of_1024(text, value):
 
 @pytest.mark.parametrize("text", ["", "0", "0k", "00", "k", "-1", "+1", "1.5k", "64kb", "64 k", "1T", "1k\n", "0x10"])
 def test_what_is_no_size_is_refused_with_examples(text):
-    assert refusal(arguments.size, text) == f"{text!r} is no size; write it in bytes, like 65536, 64k or 1M"
+    assert refusal(arguments.size, text) == f"invalid size {text!r}: expected bytes, like 65536, 64k or 1M"
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("007", 7), ("1000000", 1_000_000)])
@@ -92,7 +94,7 @@ def test_a_count_is_a_whole_number_from_1_on(text, value):
 
 @pytest.mark.parametrize("text", ["", "0", "000", "-1", "+1", "1.0", "1k", "many", " 1", "1\n", "\u0663", "\u00b2"])
 def test_what_is_no_count_is_refused_with_what_to_write(text):
-    assert refusal(arguments.count, text) == f"{text!r} is no count; write a whole number from 1 on"
+    assert refusal(arguments.count, text) == f"invalid number {text!r}: expected a whole number, 1 or more"
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ def test_a_wrong_argument_is_one_line_on_stderr_and_exit_code_2(parser, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("echo-test: ")
-    assert "'70000' is no port; a port is a number from 0 to 65535" in err
+    assert "invalid port '70000': expected 0 to 65535" in err
     assert err.endswith("; see --help\n")
     assert err.count("\n") == 1
 
@@ -179,7 +181,7 @@ def test_a_row_says_its_default_in_the_help_as_it_is_or_in_words(parser):
     assert help_of(parser, "port") == "where it listens (default: 65432)"
     assert help_of(parser, "depth") == "how deep (default: 1, or 10)"
     assert help_of(parser, "limit") == "how long, in %% (default: 1.5 s)"
-    assert help_of(parser, "text") == "say this"
+    assert help_of(parser, "text") == "say this; may be repeated"
 
 
 def test_options_that_are_not_given_have_their_defaults_but_for_those_that_are_left_out(parser):
@@ -198,9 +200,9 @@ def test_options_that_are_not_given_have_their_defaults_but_for_those_that_are_l
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["-s", "1"], "--size is for -m or --listen"),
-        (["--depth", "1"], "--depth is for --size"),
-        (["--listen", "--depth", "1"], "--depth is for --size"),
+        (["-s", "1"], "--size needs -m or --listen"),
+        (["--depth", "1"], "--depth needs --size"),
+        (["--listen", "--depth", "1"], "--depth needs --size"),
         (["-m", "x", "--listen"], "not allowed with argument"),
     ],
 )

@@ -19,7 +19,7 @@ from support.processes import processes_of
 from support.usage_errors import error_line
 
 on_posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
 COUNTS = ["1", pytest.param("2", marks=needs_fork)]
 
 
@@ -429,7 +429,7 @@ def test_if_one_of_two_files_is_broken_neither_counts(server_command, tmp_path):
     assert serves(server.address)
 
 
-@pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
 def test_a_worker_that_replaces_another_begins_with_the_lists_in_force(server_command, tmp_path):
     (tmp_path / "deny").write_text("")
     server = server_command("--deny", "@deny", "--workers", "2", cwd=str(tmp_path))

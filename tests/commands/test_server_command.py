@@ -30,7 +30,7 @@ from support.usage_errors import error_line
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
-needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
 
 needs_sigusr1 = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 here")
 
@@ -234,25 +234,27 @@ def test_a_usage_error_ends_the_process_with_one_line_and_code_2(run):
     server = run("echo.server", "none")
     assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1
-    assert server.log.startswith("echo.server: argument port: 'none'") and server.log.endswith("; see --help\n")
+    assert server.log.startswith("echo.server: argument port: invalid port 'none'") and server.log.endswith(
+        "; see --help\n"
+    )
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["none"], "'none' is no port"),
-        (["65536"], "'65536' is no port"),
+        (["none"], "invalid port 'none'"),
+        (["65536"], "invalid port '65536'"),
         (["-1"], "-1"),
         (["--framing", "morse"], "morse"),
-        (["--max-message", "0"], "'0' is no size"),
+        (["--max-message", "0"], "invalid size '0'"),
         (["-m", "-5"], "-5"),
-        (["-m", "0"], "'0' is no count"),
-        (["--max-per-host", "some"], "'some' is no count"),
+        (["-m", "0"], "invalid number '0'"),
+        (["--max-per-host", "some"], "invalid number 'some'"),
         (["--allow", "10.0.0.0/99"], "'10.0.0.0/99' is no network"),
         (["--deny", "example"], "'example' is no network"),
-        (["-i", "soon"], "'soon' is no duration"),
+        (["-i", "soon"], "invalid duration 'soon'"),
         (["--message-timeout", "-3"], "-3"),
-        (["--shutdown-timeout", "1 day"], "'1 day' is no duration"),
+        (["--shutdown-timeout", "1 day"], "invalid duration '1 day'"),
         (["--verbose"], "--verbose"),
         (["--log-level", "loud"], "loud"),
         (["1", "2"], "2"),
@@ -296,7 +298,7 @@ def test_started_through_its_script_it_calls_itself_by_that_name(run, tmp_path):
     errors = server.log.splitlines()
     assert len(errors) == 3
     assert re.fullmatch(r"echo-server: unrecognized arguments: --nonsense; see --help", errors[0])
-    assert re.fullmatch(r"echo-server: 'mine' names no class; .*; see --help", errors[1])
+    assert re.fullmatch(r"echo-server: invalid class 'mine': expected MODULE:CLASS, .*; see --help", errors[1])
     assert re.fullmatch(r"echo-server: cannot listen on 203\.0\.113\.7:0: .*", errors[2])
 
 
@@ -318,7 +320,7 @@ def test_an_address_that_is_not_ours_gets_one_line_and_code_1(capsys, address):
 def test_a_port_in_use_gets_one_line_and_code_1(capsys, server, options):
     code, line = error_line(capsys, main, str(server.address[1]), *options)
     assert code == 1
-    assert "another program has this port" in line
+    assert "another program uses this port" in line
 
 
 @pytest.mark.parametrize("module", ["echo.server", "echo.client"])
@@ -462,7 +464,9 @@ def test_classes_that_hide_each_other_are_a_usage_error():
         def send(self, message):
             pass
 
-    with pytest.raises(ValueError, match=r"do not go together: .*LoggingMixin\.send\(\) would never be called"):
+    with pytest.raises(
+        ValueError, match=r"cannot combine these classes: .*LoggingMixin\.send\(\) would never be called"
+    ):
         combine(echo.EchoRequestHandler, [Silent, echo.LoggingMixin])
 
 
@@ -479,16 +483,16 @@ def test_a_stock_handler_serves_under_the_servers_limits(server_command, folder,
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--handler", "mine"], "'mine' names no class; write MODULE:CLASS"),
-        (["--handler", "absent:X"], "there is no module 'absent'"),
+        (["--handler", "mine"], "invalid class 'mine': expected MODULE:CLASS"),
+        (["--handler", "absent:X"], "no module 'absent'"),
         (["--handler", "mine:Absent"], "the module mine has no 'Absent'"),
-        (["--handler", "mine:NoHandler"], "mine:NoHandler is no request handler"),
-        (["--handler", "mine:function"], "mine:function is no request handler"),
+        (["--handler", "mine:NoHandler"], "mine:NoHandler is not a request handler"),
+        (["--handler", "mine:function"], "mine:function is not a request handler"),
         (["--handler", "broken:X"], "importing broken failed: ZeroDivisionError"),
         (["--handler", "lacking:X"], "importing lacking failed: No module named 'something_that_is_not_there'"),
         (["--handler", "quitting:X"], "importing quitting failed: SystemExit: no"),
-        (["--mixin", "mine:Stock"], "mine:Stock is no mixin"),
-        (["--handler", "mine:Stock", "--framing", "raw"], "mine:Stock handles no messages"),
+        (["--mixin", "mine:Stock"], "mine:Stock is not a mixin"),
+        (["--handler", "mine:Stock", "--framing", "raw"], "mine:Stock is not a MessageRequestHandler"),
     ],
 )
 def test_a_handler_that_cannot_be_loaded_gets_one_line_that_says_why_and_code_2(
@@ -514,7 +518,7 @@ def test_a_handler_is_searched_for_although_the_current_folder_is_gone(run, tmp_
     )
     assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1
-    assert "there is no module 'nothere'" in server.log
+    assert "no module 'nothere'" in server.log
 
 
 # A log for programs.

@@ -315,20 +315,20 @@ def check_rejection(server, log, outcome, client_says, server_says):
 def test_a_client_that_trusts_another_ca_reports_that(secure, client, certificates, log):
     server = secure()
     outcome = client(server, "-m", "hello", cacert=certificates.other_authority.certificate)
-    check_rejection(server, log, outcome, f"no TLS with localhost:PORT: {NO_ISSUER}; {FROM_NOBODY}", UNKNOWN_CA)
+    check_rejection(server, log, outcome, f"TLS with localhost:PORT failed: {NO_ISSUER}; {FROM_NOBODY}", UNKNOWN_CA)
 
 
 def test_without_cacert_a_client_trusts_the_cas_of_the_system(secure, client, log):
     server = secure()
     outcome = client(server, "-m", "hello", cacert=None)
-    check_rejection(server, log, outcome, f"no TLS with localhost:PORT: {NO_ISSUER}; {FROM_NOBODY}", UNKNOWN_CA)
+    check_rejection(server, log, outcome, f"TLS with localhost:PORT failed: {NO_ISSUER}; {FROM_NOBODY}", UNKNOWN_CA)
 
 
 def test_a_client_reports_an_expired_certificate(secure, client, certificates, log):
     server = secure(pair=certificates.expired)
     words = (
-        "no TLS with localhost:PORT: its certificate is not accepted: certificate has expired;"
-        " whoever runs the server has to renew it"
+        "TLS with localhost:PORT failed: its certificate is not accepted: certificate has expired;"
+        " the server's owner has to renew it"
     )
     check_rejection(server, log, client(server, "-m", "hello"), words, "the peer says: certificate expired")
 
@@ -336,8 +336,8 @@ def test_a_client_reports_an_expired_certificate(secure, client, certificates, l
 def test_a_client_reports_a_wrong_host_name(secure, client, certificates, log):
     server = secure(pair=certificates.misnamed)
     words = (
-        "no TLS with localhost:PORT: its certificate is not accepted: Hostname mismatch, certificate is not valid for"
-        " 'localhost'; give the name that stands in it as --sni"
+        "TLS with localhost:PORT failed: its certificate is not accepted: Hostname mismatch, certificate is not"
+        " valid for 'localhost'; give the name in it as --sni"
     )
     check_rejection(server, log, client(server, "-m", "hello"), words, "the peer says: bad certificate")
 
@@ -494,8 +494,8 @@ def test_a_client_reports_a_server_without_tls(serve, client):
     code, out, log = client(serve(Greets), "-m", "hello")
     assert (code, out) == (1, b"")
     assert re.fullmatch(
-        r"echo\.client: no TLS with localhost:\d+: the data received is not TLS;"
-        r" check that the server speaks it, and what it asks for\n",
+        r"echo\.client: TLS with localhost:\d+ failed: the data received is not TLS;"
+        r" check that the server uses TLS, and what it requires\n",
         log,
     )
 
@@ -524,15 +524,15 @@ def filled(text, paths):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ("--tls-key KEY", "--tls-key and --tls-client-ca are for --tls-cert; give that, too"),
-        ("--tls-client-ca CA", "--tls-key and --tls-client-ca are for --tls-cert; give that, too"),
+        ("--tls-key KEY", "--tls-key needs --tls-cert"),
+        ("--tls-client-ca CA", "--tls-client-ca needs --tls-cert"),
         ("--tls-cert MISSING", "cannot read MISSING: No such file or directory"),
         ("--tls-cert CERT", "CERT holds no certificate with its key, as PEM; name the key's file, too"),
         ("--tls-cert NO-PEM --tls-key KEY", "NO-PEM and KEY hold no certificate with its key, as PEM"),
         ("--tls-cert CERT --tls-key OTHER", "the key in OTHER is not that of the certificate in CERT"),
         ("--tls-cert CERT --tls-key LOCKED", "the key in LOCKED needs a password; give one without"),
         ("--tls-cert CERT --tls-key KEY --tls-client-ca NO-PEM", "NO-PEM holds no certificate, as PEM"),
-        ("--tls-cert CERT --tls-key KEY --handshake-timeout soon", "'soon' is no duration"),
+        ("--tls-cert CERT --tls-key KEY --handshake-timeout soon", "invalid duration 'soon'"),
     ],
 )
 def test_invalid_tls_options_of_the_server_are_a_usage_error(capsys, paths, options, words):
@@ -551,14 +551,14 @@ def test_the_password_of_a_key_is_never_read_from_standard_input(run, paths):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ("--cacert CA", "--cacert is for --tls"),
-        ("--cert CERT", "--cert is for --tls"),
-        ("--key KEY", "--key is for --tls"),
-        ("--sni localhost", "--sni is for --tls"),
-        ("--insecure", "--insecure is for --tls"),
-        ("--tls --insecure --cacert CA", "--insecure verifies nothing, and --cacert is to verify by; give one of them"),
+        ("--cacert CA", "--cacert needs --tls"),
+        ("--cert CERT", "--cert needs --tls"),
+        ("--key KEY", "--key needs --cert"),
+        ("--sni localhost", "--sni needs --tls"),
+        ("--insecure", "--insecure needs --tls"),
+        ("--tls --insecure --cacert CA", "--insecure and --cacert exclude each other; give one of them"),
         ("--tls --unix MISSING", "--tls over --unix needs --sni"),
-        ("--tls --key KEY", "--key is the key of a --cert; give that, too"),
+        ("--tls --key KEY", "--key needs --cert"),
         ("--tls --cacert MISSING", "cannot read MISSING: No such file or directory"),
         ("--tls --cacert NO-PEM", "NO-PEM holds no certificate, as PEM"),
         ("--tls --cert CERT --key OTHER", "the key in OTHER is not that of the certificate in CERT"),
@@ -705,7 +705,7 @@ def test_sighup_without_tls_reads_the_networks_again(server_command, dial, tmp_p
 
 # Several processes.
 
-needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
 
 
 @pytest.fixture

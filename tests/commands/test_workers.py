@@ -21,7 +21,7 @@ from support.commands import start_changed, when_logged, write_changed_command
 from support.processes import state_of
 from support.usage_errors import error_line
 
-pytestmark = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+pytestmark = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc to look in")
 
@@ -264,7 +264,7 @@ def test_where_there_is_no_fork_several_workers_are_refused_in_one_line(run, fol
     server = run("forkless", "0", "--workers", "2", cwd=str(folder))
     assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1
-    assert "this system cannot fork" in server.log
+    assert "this system has no fork()" in server.log
 
 
 def test_the_limits_are_each_workers_own(start, dial):

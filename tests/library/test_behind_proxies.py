@@ -966,7 +966,7 @@ def test_the_command_refuses_proxies_outside_the_networks_of_the_option(server_c
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--proxy-allow-from", "127.0.0.1"], "--proxy-allow-from is for --proxy-protocol; give that, too"),
+        (["--proxy-allow-from", "127.0.0.1"], "--proxy-allow-from needs --proxy-protocol"),
         (["--proxy-protocol", "--proxy-allow-from", "127.0.0.256"], "'127.0.0.256' is no network"),
         (["--proxy-protocol", "--proxy-allow-from", "@/nowhere/at/all"], "cannot read /nowhere/at/all"),
         (["--proxy-protocol", "--handshake-timeout", "2s"], "needs 3 s or more"),

@@ -34,7 +34,7 @@ def has_ipv6():
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
 needs_unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
-needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system cannot fork")
+needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux does it")
 on_posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -123,7 +123,7 @@ def test_the_dual_stack_can_be_switched_off(dial):
             try:
                 return echo.Server(("::", other.getsockname()[1]), echo.EchoRequestHandler, dual_stack=False)
             except OSError:
-                return None  # another program has this port on IPv6
+                return None  # another program uses this port on IPv6
 
         server = stack.enter_context(eventually(beside_a_socket_that_does_not_listen)).start()
         port = server.server_address[1]
@@ -306,17 +306,17 @@ def test_a_unix_socket_has_its_mode_before_a_client_can_connect(path, monkeypatc
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--unix-mode", "660"], "--unix-mode is for --unix"),
-        (["--unix", "s", "--unix-mode", "rw"], "'rw' are no permissions"),
-        (["--unix", "s", "--unix-mode", "668"], "'668' are no permissions"),
-        (["--unix", "s", "--unix-mode", "66"], "'66' are no permissions"),
-        (["--unix", "@s", "--unix-mode", "660"], "--unix-mode is for --unix with a path"),
+        (["--unix-mode", "660"], "--unix-mode needs --unix"),
+        (["--unix", "s", "--unix-mode", "rw"], "invalid permissions 'rw'"),
+        (["--unix", "s", "--unix-mode", "668"], "invalid permissions '668'"),
+        (["--unix", "s", "--unix-mode", "66"], "invalid permissions '66'"),
+        (["--unix", "@s", "--unix-mode", "660"], "--unix-mode needs --unix with a path"),
         (["--unix", "s", "--allow", "192.0.2.0/24"], "clients of a --unix socket have none"),
         (["--unix", "s", "--deny", "192.0.2.0/24"], "clients of a --unix socket have none"),
         (["--unix", "s", "--max-per-host", "1"], "clients of a --unix socket have none"),
-        (["--unix", "s", "7000"], "--unix is in place of the port and --bind"),
-        (["--unix", "s", "-b", "0.0.0.0"], "--unix is in place of the port and --bind"),
-        (["--unix", ""], "'' is no path"),
+        (["--unix", "s", "7000"], "--unix excludes the port and --bind"),
+        (["--unix", "s", "-b", "0.0.0.0"], "--unix excludes the port and --bind"),
+        (["--unix", ""], "invalid path ''"),
     ],
 )
 def test_options_that_do_not_fit_a_unix_socket_end_the_command_with_one_line_and_code_2(
@@ -333,7 +333,7 @@ def test_options_that_do_not_fit_a_unix_socket_end_the_command_with_one_line_and
 @pytest.mark.parametrize("where", [["192.0.2.1"], ["127.0.0.1", "7000"]])
 def test_the_client_takes_a_unix_socket_or_a_host_but_not_both(capsys, path, where):
     code, line = error_line(capsys, client_program.main, "--unix", path, *where, "-m", "hello")
-    assert (code, line) == (2, "echo.client: --unix is in place of host and port; give one of them")
+    assert (code, line) == (2, "echo.client: --unix excludes host and port; give one of them")
 
 
 @needs_unix

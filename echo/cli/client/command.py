@@ -1,8 +1,9 @@
 """``python -m echo.client``: a session at the terminal, single messages, a pipe, a ping, or a load.
 
-It parses, wires and gives the exit code. Results go to stdout, everything else to stderr. Exit codes: 0 all came
-back, 1 no connection, replies missing or input behind an ``exit``, 2 a command line that makes no sense, 3 what came
-back differs from what was sent, 130 interrupted (``--ping`` and ``--bench`` then tell what they know, and how it was).
+This module declares the options, connects the parts and returns the exit code. Results go to stdout, all else to
+stderr. Exit codes: 0 all replies came back; 1 no connection, missing replies, or input after an ``exit``; 2 a usage
+error; 3 a reply differs from what was sent; 130 interrupted (``--ping`` and ``--bench`` print their summary then, and
+return the code that it stands for). A new option is a row in ``GROUPS``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from ...measure.report import Report, milliseconds
 from ...text import escape, plural
 from ...transport.tls import TLSSocket
 from ...transport.tls_messages import explain
-from ...version import __version__
 from .. import arguments
 from ..arguments import Group, Row
 from .exchange import Exchange
@@ -44,9 +44,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the client; return the exit code."""
     options = _parser().parse_complete(argv)
     if not options.port:
-        arguments.fail(PROG, "nothing listens on port 0; give the port that the server has told", 2)
+        arguments.fail(PROG, "invalid port 0: give the port that the server logs", 2)
     if options.host.isdigit():
-        arguments.fail(PROG, f"{options.host!r} is no host; the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
+        arguments.fail(PROG, f"invalid host {options.host!r}: the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
     _check(options)
     framing = FRAMINGS[options.framing](options.max_message)
     options.endpoint = _endpoint(options)
@@ -168,9 +168,9 @@ def _on_signals(stop: Callable[[], None]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse a measurement that cannot be made."""
+    """Reject options that make a measurement impossible."""
     if options.bench and not options.duration:
-        arguments.fail(PROG, "--bench with a duration of 0 measures nothing; give it a second or more", 2)
+        arguments.fail(PROG, "invalid --duration 0: --bench needs a second or more", 2)
     if (options.ping or options.bench) and options.framing != "raw" and options.size > options.max_message:
         arguments.fail(
             PROG, f"--size {options.size} is over --max-message {options.max_message}; raise that on both sides", 2
@@ -181,7 +181,7 @@ def _probe_size(text: str) -> int:
     size = arguments.size(text)
     if size < MIN_SIZE:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is too small: a message carries its number and a checksum, {MIN_SIZE} bytes"
+            f"invalid size {text!r}: the minimum is {MIN_SIZE} bytes, for a number and a checksum"
         )
     return size
 
@@ -190,7 +190,7 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     address: Any = (options.host, options.port)
     if options.unix is not None:
         if address != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
-            arguments.fail(PROG, "--unix is in place of host and port; give one of them", 2)
+            arguments.fail(PROG, "--unix excludes host and port; give one of them", 2)
         address = arguments.unix_address(options.unix)
     if not options.tls:
         return Endpoint(address)
@@ -198,11 +198,9 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
         options.sni or options.host, options.cacert, options.cert, options.key, verify=not options.insecure
     )
     if options.insecure and options.cacert:
-        arguments.fail(PROG, "--insecure verifies nothing, and --cacert is to verify by; give one of them", 2)
+        arguments.fail(PROG, "--insecure and --cacert exclude each other; give one of them", 2)
     if options.unix is not None and not (options.sni or options.insecure):
         arguments.fail(PROG, "--tls over --unix needs --sni, the name that the server's certificate must have", 2)
-    if options.key and not options.cert:
-        arguments.fail(PROG, "--key is the key of a --cert; give that, too", 2)
     try:
         security.context()
     except ValueError as exc:
@@ -213,9 +211,9 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
 _UNKNOWN_CA = "give the CA that issued it as --cacert"
 _CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
     9: "it is not valid yet; check this machine's clock",
-    10: "whoever runs the server has to renew it",
-    62: "give the name that stands in it as --sni",
-    64: "give the name that stands in it as --sni",
+    10: "the server's owner has to renew it",
+    62: "give the name in it as --sni",
+    64: "give the name in it as --sni",
 }
 
 
@@ -229,11 +227,11 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     except socket.gaierror as exc:
         why = f"cannot find the host {options.host!r}: {exc.strerror}; check its name"
     except UnicodeError:
-        why = f"{options.host!r} is no host name; check it"
+        why = f"invalid host name {options.host!r}: check it"
     except ssl.SSLCertVerificationError as exc:
-        why = f"no TLS with {where}: {explain(exc)}; {_CERTIFICATE_ADVICE.get(exc.verify_code, _UNKNOWN_CA)}"
+        why = f"TLS with {where} failed: {explain(exc)}; {_CERTIFICATE_ADVICE.get(exc.verify_code, _UNKNOWN_CA)}"
     except ssl.SSLError as exc:
-        why = f"no TLS with {where}: {explain(exc)}; check that the server speaks it, and what it asks for"
+        why = f"TLS with {where} failed: {explain(exc)}; check that the server uses TLS, and what it requires"
     except (ConnectionRefusedError, FileNotFoundError):
         command = "echo-server" if PROG == "echo-client" else "python3 -m echo.server"
         if options.unix is not None:
@@ -246,7 +244,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         if exc.errno == errno.EMFILE:
             advice = "raise the limit (ulimit -n), or ask for fewer connections"
         elif exc.errno is None and "handshake" in str(exc):
-            advice = "it may speak no TLS; try without --tls"
+            advice = "the server may not use TLS; try without --tls"
         elif options.unix is not None:
             advice = "check the path, and who may use it"
         elif exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
@@ -290,64 +288,74 @@ GROUPS = [
     Group(
         "",
         "",
-        Row("host", default=protocol.DEFAULT_HOST),
-        Row("port", "", arguments.port, protocol.DEFAULT_PORT),
-        Row("-m TEXT", "send this and print the reply; may be given again", many=True, mode=True),
-        Row("--ping", "send one message a second, and time and check what comes back; Ctrl-C ends it", mode=True),
-        Row(
-            "--bench",
-            "send as much as comes back, or --rate, and tell how much that was and how long it took",
-            mode=True,
-        ),
+        Row("host", "host name or address of the server", default=protocol.DEFAULT_HOST),
+        Row("port", "port of the server", arguments.port, protocol.DEFAULT_PORT),
+        Row("-m TEXT", "send this message and print its reply", many=True, mode=True),
+        Row("--ping", "send one message a second, time and check each reply; Ctrl-C ends it", mode=True),
+        Row("--bench", "put a load on the server, and print throughput and round-trip times", mode=True),
         *arguments.framing_rows(LineFraming()),
-        Row("--unix PATH", "connect to a Unix socket; @NAME is an abstract one", arguments.unix),
+        Row("--unix PATH", "connect to a Unix socket instead; @NAME for an abstract one", arguments.unix),
         Row(
             "-w, --timeout TIME",
-            "how long to wait for the connection, and for a reply; 500ms, 30s, 5m, a bare number is seconds,"
-            " 0 waits for ever",
+            "maximum time to connect, and to wait for a reply, like 500ms, 30s or 5m; a bare number is seconds; 0: no"
+            " limit",
             arguments.duration,
             10.0,
         ),
-        Row("-J, --json", "with -m, --ping, --bench: one JSON object a line", needs=("text", *_MEASURING)),
-        Row("-q, --quiet", "tell only how it went, at the end"),
-        Row("-v, --verbose", "tell details, on stderr"),
+        Row(
+            "-J, --json",
+            "with -m, --ping or --bench: print one JSON object a line",
+            more="the last one is the summary",
+            needs=("text", *_MEASURING),
+        ),
+        Row("-q, --quiet", "print only the summary", more="a pipe still writes the replies"),
+        Row(
+            "-v, --verbose",
+            "print details on stderr",
+            more="the time to connect, the TLS version and each reply of -m; with --ping and --bench, wrong replies",
+        ),
     ),
     Group(
         "TLS",
-        "the server's certificate is verified, by the system's CAs",
-        Row("--tls", "speak TLS"),
-        Row("--cacert FILE", "the CAs to verify by instead (PEM)", needs=("tls",)),
-        Row("--cert FILE", "our own certificate, for a server that asks for one (PEM)", needs=("tls",)),
-        Row("--key FILE", "its key", shown="in the same file", needs=("tls",)),
-        Row("--sni NAME", "the name that the server's certificate must have", shown="the host", needs=("tls",)),
-        Row("--insecure", "do not verify: whoever answers is believed", needs=("tls",)),
+        "the server's certificate is verified with the system's CAs",
+        Row("--tls", "use TLS"),
+        Row(
+            "--cacert FILE",
+            "CA certificates to verify the server's certificate with (PEM)",
+            shown="the system's",
+            needs=("tls",),
+        ),
+        Row("--cert FILE", "client certificate, for a server that requires one (PEM)", needs=("tls",)),
+        Row("--key FILE", "the client certificate's private key (PEM)", shown="in the same file", needs=("cert",)),
+        Row("--sni NAME", "name that the server's certificate must have", shown="the host", needs=("tls",)),
+        Row("--insecure", "do not verify the server's certificate", needs=("tls",)),
     ),
     Group(
         "--ping and --bench",
         "",
-        Row("-s, --size BYTES", f"the length of a message, {MIN_SIZE} at least", _probe_size, 64, needs=_MEASURING),
-        Row("--histogram", "show how the round trips are distributed", needs=_MEASURING),
-        Row("-c, --count N", "--ping: end after so many", arguments.count, shown="never", needs=("ping",)),
+        Row("-s, --size BYTES", f"length of a message; minimum: {MIN_SIZE}", _probe_size, 64, needs=_MEASURING),
+        Row("--histogram", "show the distribution of the round-trip times", needs=_MEASURING),
+        Row("-c, --count N", "--ping: number of messages", arguments.count, shown="no limit", needs=("ping",)),
         Row(
             "-i, --interval TIME",
-            "--ping: from one message to the next; 0 sends each when the one before is back",
+            "--ping: time from one message to the next; 0 sends each as soon as the one before is back",
             arguments.seconds,
             1.0,
             needs=("ping",),
         ),
-        Row("-P, --connections N", "--bench: connections at a time", arguments.count, 10, needs=("bench",)),
+        Row("-P, --connections N", "--bench: number of connections", arguments.count, 10, needs=("bench",)),
         Row(
             "-d, --duration TIME",
-            "--bench: how long, after a warm-up of a tenth of that, 1 s at most",
+            "--bench: time to measure, after a warm-up of a tenth of it, maximum 1 s",
             arguments.duration,
             10.0,
             needs=("bench",),
         ),
         Row(
             "--depth N",
-            "--bench: messages on their way at a time in a connection",
+            "--bench: number of messages in flight in each connection",
             arguments.count,
-            shown=f"{CLOSED_DEPTH}, {OPEN_DEPTH} with --rate",
+            shown=f"{CLOSED_DEPTH}; {OPEN_DEPTH} with --rate",
             needs=("bench",),
         ),
         Row(
@@ -363,15 +371,13 @@ GROUPS = [
 
 
 def _parser() -> arguments.ArgumentParser:
-    commands = arguments.ArgumentParser(
+    return arguments.ArgumentParser(
         prog=PROG,
-        description="Talk to an echo server: at the terminal line by line; with -m message by message; from a pipe all"
-        " of standard input. What comes back goes to standard output, and is compared with what was sent. --ping and"
+        description="Talk to an echo server: line by line at a terminal, message by message with -m, or with all of"
+        " standard input from a pipe. Replies go to standard output, and are compared with what was sent. --ping and"
         " --bench measure.",
         groups=GROUPS,
     )
-    commands.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return commands
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ its group."""
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
     commands = parser()
-    said = commands.parse_args(argv)  # first, so that --help is there to whom the environment's mistakes are told
+    said = commands.parse_args(argv)  # first: --help works with an invalid environment
     if said.unix is not None and (said.bind, said.port) != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
-        arguments.fail(PROG, "--unix is in place of the port and --bind; give one of them", 2)
+        arguments.fail(PROG, "--unix excludes the port and --bind; give one of them", 2)
     commands.read_environment(os.environ)
-    options = commands.parse_args(argv)
+    options = commands.parse_complete(argv)
     try:
         server = _server(options)
     except ValueError as exc:
@@ -230,13 +230,11 @@ def _reload(server: Server, options: argparse.Namespace) -> None:
 def _context(options: argparse.Namespace) -> Optional[ssl.SSLContext]:
     if options.tls_cert is not None:
         return server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
-    if options.tls_key is not None or options.tls_client_ca is not None:
-        raise ValueError("--tls-key and --tls-client-ca are for --tls-cert; give that, too")
     return None
 
 
 def _server_options(options: argparse.Namespace) -> Dict[str, Any]:
-    """What the command line makes of the options of ``Server``. It reads files, and SIGHUP calls it again."""
+    """The options of ``Server``. It reads files, and SIGHUP calls it again."""
     return dict(settings(options), ssl_context=_context(options))
 
 
@@ -247,13 +245,11 @@ def _address(options: argparse.Namespace) -> Any:
 def _server(options: argparse.Namespace) -> Server:
     handler = _handler(options)
     server_options = _server_options(options)
-    if options.proxy_allow_from and not options.proxy_protocol:
-        raise ValueError("--proxy-allow-from is for --proxy-protocol; give that, too")
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
-        raise ValueError("--unix-mode is for --unix with a path; nothing else has permissions")
+        raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
     limited = any(server_options[name] for name in ("allow", "deny", "max_connections_per_host"))
     if options.unix is not None and not options.proxy_protocol and limited:
-        raise ValueError("--allow, --deny and --max-per-host are about addresses; clients of a --unix socket have none")
+        raise ValueError("--allow, --deny and --max-per-host need addresses; clients of a --unix socket have none")
     passed = systemd.listening_socket()
     if passed is not None:
         return Server.from_socket(passed, handler, **server_options)
@@ -267,7 +263,7 @@ def _handler(options: argparse.Namespace) -> type:
     if not issubclass(handler, MessageRequestHandler):
         if given or mixins:
             raise ValueError(
-                f"{options.handler} handles no messages; framing, message limits and mixins are not for it"
+                f"{options.handler} is not a MessageRequestHandler; framing, message limits and mixins need one"
             )
         return handler
     if "framing" in given or "max_message" in given:
@@ -275,9 +271,7 @@ def _handler(options: argparse.Namespace) -> type:
         try:
             given["framing"] = cls(given.pop("max_message", handler.framing.max_message))
         except TypeError:
-            raise ValueError(
-                f"{options.handler} has a framing of its own, whose limit cannot be set from here"
-            ) from None
+            raise ValueError(f"{options.handler} has its own framing; --max-message cannot change its limit") from None
     if options.no_log_messages:
         given["message_level"] = None
     return combine(handler, [*_logging_mixins(options), *mixins], **given)
@@ -294,9 +288,9 @@ def _advice(exc: OSError, options: argparse.Namespace) -> str:
     if options.unix is not None:
         return "give another path, of 107 bytes at most, in a folder that you may write to"
     if exc.errno == errno.EADDRINUSE:
-        return "another program has this port; stop it, or choose another port (0 takes any free one)"
+        return "another program uses this port; stop it, or choose another port (0 takes any free one)"
     if exc.errno == errno.EACCES:
-        return "ports below 1024 are for privileged users; choose a higher one"
+        return "ports below 1024 need privileges; choose a higher one"
     if exc.errno == errno.EINVAL and ":" in options.bind and "%" not in options.bind:
         return f"a link-local address needs its interface, like {options.bind}%eth0"
     return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"

@@ -1,6 +1,6 @@
-"""Handlers and mixins by name, as the command line gives them: ``MODULE:CLASS``.
+"""Handlers and mixins by their name on the command line, ``MODULE:CLASS``.
 
-Every way in which that can fail is a ``ValueError`` whose one line says which. It knows classes, and no server.
+Every failure is a ``ValueError`` with one line that gives the reason.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from ...handlers import MessageRequestHandler
 
 
 def load_handler(spec: str) -> type:
-    """The class that ``MODULE:CLASS`` names, from the current folder or an installed module."""
+    """Return the handler class ``MODULE:CLASS``, from the current folder or an installed module."""
     cls = _load(spec)
     if not (isinstance(cls, type) and issubclass(cls, socketserver.BaseRequestHandler)):
-        raise ValueError(f"{spec} is no request handler; derive it from echo.MessageRequestHandler")
+        raise ValueError(f"{spec} is not a request handler; derive it from echo.MessageRequestHandler")
     return cls
 
 
 def load_mixin(spec: str) -> type:
-    """The same for a mixin."""
+    """Return the mixin ``MODULE:CLASS``, as ``load_handler`` does."""
     cls = _load(spec)
     if not (isinstance(cls, type) and issubclass(cls, MessageRequestHandler)):
-        raise ValueError(f"{spec} is no mixin; derive it from echo.MessageRequestHandler")
+        raise ValueError(f"{spec} is not a mixin; derive it from echo.MessageRequestHandler")
     return cls
 
 
@@ -39,7 +39,7 @@ def combine(handler: type, mixins: List[type], **attributes: Any) -> type:
     try:
         return type(handler.__name__, bases, attributes)
     except TypeError as exc:
-        raise ValueError(f"these classes do not go together: {_one_line(exc)}") from None
+        raise ValueError(f"cannot combine these classes: {_one_line(exc)}") from None
 
 
 def _one_line(exc: BaseException) -> str:
@@ -49,7 +49,7 @@ def _one_line(exc: BaseException) -> str:
 def _load(spec: str) -> Any:
     module_name, colon, class_name = spec.partition(":")
     if not (module_name and colon and class_name):
-        raise ValueError(f"{spec!r} names no class; write MODULE:CLASS, as in chat:ChatHandler")
+        raise ValueError(f"invalid class {spec!r}: expected MODULE:CLASS, like chat:ChatHandler")
     with contextlib.suppress(OSError):  # the current folder is gone
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.insert(0, os.getcwd())
@@ -58,7 +58,7 @@ def _load(spec: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
             raise ValueError(f"importing {module_name} failed: {exc}") from None
-        raise ValueError(f"there is no module {exc.name!r} in the current folder, nor an installed one") from None
+        raise ValueError(f"no module {exc.name!r}, neither in the current folder nor installed") from None
     except (Exception, SystemExit) as exc:
         raise ValueError(f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}") from None
     for part in class_name.split("."):

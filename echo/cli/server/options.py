@@ -1,6 +1,7 @@
-"""The server's command line as ``argparse`` knows it: what may be said, and what each word means.
+"""The server command's options, as rows.
 
-It reads text and checks it. What the options do, ``__main__`` and the library know.
+A new option is a row in ``GROUPS``: a ``ServerRow`` sets an option of ``Server``, a ``HandlerRow`` an attribute of the
+handler class, and any other ``Row`` is for ``command``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from ...server.access import expand
 from ...server.options import OPTIONS
 from ...server.server import Server
 from ...transport import affinity
-from ...version import __version__
 from .. import arguments
 from ..arguments import Group, Row
 from . import workers
@@ -35,7 +35,7 @@ def _networks(text: str) -> str:
 
 def _mode(text: str) -> int:
     if re.fullmatch("[0-7]{3,4}", text, re.ASCII) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} are no permissions; write them in octal, like 660")
+        raise argparse.ArgumentTypeError(f"invalid permissions {text!r}: expected octal digits, like 660")
     return int(text, 8)
 
 
@@ -47,16 +47,18 @@ def _processors(text: str) -> affinity.Affinity:
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part, re.ASCII)
         if match is None:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of processors; write it like 0,2-3, or auto, or off")
+            raise argparse.ArgumentTypeError(
+                f"invalid processors {text!r}: expected a list like 0,2-3, or auto, or off"
+            )
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))
         if last < first:
-            raise argparse.ArgumentTypeError(f"{part!r} runs backwards; write it {last}-{first}")
+            raise argparse.ArgumentTypeError(f"invalid range {part!r}: expected {last}-{first}")
         numbers += range(first, last + 1)
     return numbers
 
 
 def auto_workers(processors: int, useful: bool) -> int:
-    """``auto``: a worker for each processor; one where several are not ``useful``: without the GIL, or without fork."""
+    """``auto``: one worker for each processor; one in all where several are not ``useful``: without the GIL or fork."""
     return processors if useful else 1
 
 
@@ -66,16 +68,18 @@ def _workers(text: str) -> int:
     try:
         count = arguments.count(text)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number from 1 on, or auto") from None
+        raise argparse.ArgumentTypeError(
+            f"invalid number {text!r}: expected a whole number, 1 or more, or auto"
+        ) from None
     if count > 1 and not workers.SUPPORTED:
-        raise argparse.ArgumentTypeError("this system cannot fork; start several servers on several ports")
+        raise argparse.ArgumentTypeError("this system has no fork(); start several servers on several ports")
     return count
 
 
 class ServerRow(Row):
-    """An option of ``Server``: its default is that class's, and its meaning the declared one unless text says more.
+    """An option of ``Server``. Unless given here, its meaning, its default and the name of that are the declared ones.
 
-    ``load`` makes the option of the value that was read; it may read files, and SIGHUP does it again.
+    ``load`` turns the parsed value into the option's. It may read files, and SIGHUP calls it again.
     """
 
     def __init__(
@@ -88,13 +92,17 @@ class ServerRow(Row):
         load: Callable[[Any], Any] = lambda value: value,
         **more: Any,
     ) -> None:
+        declared = OPTIONS[option]
         more.setdefault("default", getattr(Server, option) or None)
-        super().__init__(names, meaning or OPTIONS[option].meaning, read, **more)
+        more.setdefault("shown", "" if more["default"] else declared.none)
+        if not meaning:
+            meaning = declared.meaning + (f"; 0: {declared.none}" if read is arguments.duration else "")
+        super().__init__(names, meaning, read, **more)
         self.option, self.load = option, load
 
 
 class HandlerRow(Row):
-    """An attribute of the handler class. Unless given it is left out, since the class has a value of its own."""
+    """An attribute of the handler class. It is left out unless given, since the class has a value of its own."""
 
     def __init__(self, attribute: str, names: str, read: Callable[[str], Any], meaning: str, **more: Any) -> None:
         default = getattr(MessageRequestHandler, attribute)
@@ -108,115 +116,107 @@ GROUPS = [
         "",
         Row(
             "port",
-            "the port to listen on, 0 for any free one",
+            "port to listen on; 0: any free port",
             arguments.port,
             protocol.DEFAULT_PORT,
-            more="the log's first line says which",
+            more="the first line of the log shows it",
         ),
         Row(
             "-b, --bind ADDRESS",
-            "the address to listen on; :: is all of this machine's, IPv6 and IPv4",
+            "address to listen on; :: for all IPv6 and IPv4 addresses of this machine",
             default=protocol.DEFAULT_HOST,
+            more="0.0.0.0 for all its IPv4 addresses",
         ),
-        Row("--unix PATH", "listen on a Unix socket instead; @NAME is an abstract one", arguments.unix),
-        ServerRow(
-            "unix_mode", "--unix-mode MODE", _mode, "its permissions, in octal, like 660", shown="as the umask says"
-        ),
+        Row("--unix PATH", "listen on a Unix socket instead; @NAME for an abstract one", arguments.unix),
+        ServerRow("unix_mode", "--unix-mode MODE", _mode, "permissions of the Unix socket's path, in octal, like 660"),
         *arguments.framing_rows(MessageRequestHandler.framing, left_out=True),
         Row(
             "--handler MODULE:CLASS",
-            "serve with this request handler, from the current folder or an installed module, instead of the echo",
+            "request handler to serve with, from the current folder or an installed module",
+            shown="the echo",
         ),
-        Row("--mixin MODULE:CLASS", "put this mixin on the handler; the first one given is the outermost", many=True),
+        Row("--mixin MODULE:CLASS", "mixin to add to the handler; the first one given is the outermost", many=True),
     ),
     Group(
         "limits",
-        "durations are like 500ms, 30s, 5m; a bare number is seconds",
-        ServerRow(
-            "max_connections", "-m, --max-connections N", arguments.count, "clients at a time; more wait in the backlog"
-        ),
-        ServerRow(
-            "max_connections_per_host",
-            "--max-per-host N",
-            arguments.count,
-            "clients at a time from one address; more are refused",
-        ),
+        "durations are written 500ms, 30s or 5m; a bare number is seconds",
+        ServerRow("max_connections", "-m, --max-connections N", arguments.count),
+        ServerRow("max_connections_per_host", "--max-per-host N", arguments.count),
         ServerRow(
             "allow",
             "--allow CIDR",
             _networks,
-            "let only these networks in; @FILE names a file of them, which SIGHUP reads again",
+            "network that may connect; @FILE for a file with one network a line, which SIGHUP reads again",
             load=expand,
             many=True,
-            more="in a file one a line, # for remarks",
+            shown="all",
+            more="comments begin with #",
         ),
         ServerRow(
             "deny",
             "--deny CIDR",
             _networks,
-            "keep these networks out; @FILE as above",
+            "network that may not connect; overrides --allow; @FILE as above",
             load=functools.partial(expand, may_be_empty=True),
             many=True,
-            more="it wins over --allow",
+            shown="none",
         ),
         HandlerRow(
             "timeout",
             "-i, --idle-timeout TIME",
             arguments.duration,
-            "end a session in which nothing arrives for so long, 0 for never",
-            shown="never",
+            "maximum time without input between messages; 0: no limit",
+            shown="no limit",
         ),
         HandlerRow(
             "message_timeout",
             "--message-timeout TIME",
             arguments.duration,
-            "from a message's first byte to its last, 0 for no limit",
+            "maximum time from a message's first byte to its last; 0: no limit",
         ),
         HandlerRow(
             "send_timeout",
             "--send-timeout TIME",
             arguments.duration,
-            "end a session whose client takes no byte of a reply for so long, 0 for never",
+            "maximum time in which a client takes no byte of its replies; 0: no limit",
         ),
         ServerRow(
             "shutdown_timeout",
             "--shutdown-timeout TIME",
             arguments.seconds,
-            "what a stop leaves all sessions together",
-            more="0 cuts them at once (and a handler that is stuck has a second to notice)",
+            more="a handler that hangs has one more second to notice",
         ),
     ),
     Group(
         "TLS",
         "SIGHUP reads the files again",
-        Row("--tls-cert FILE", "speak TLS, with this certificate and what links it to its CA (PEM)"),
-        Row("--tls-key FILE", "its key", shown="in the same file"),
-        Row("--tls-client-ca FILE", "let only clients in that have a certificate of this CA (PEM)"),
-        ServerRow(
-            "handshake_timeout",
-            "--handshake-timeout TIME",
-            arguments.duration,
-            "for the TLS handshake, and for a PROXY header; 0 for no limit",
-            more="a PROXY header needs 3 s or more",
+        Row(
+            "--tls-cert FILE",
+            "serve TLS with this certificate and its intermediate certificates (PEM)",
+            shown=OPTIONS["ssl_context"].none,
         ),
+        Row("--tls-key FILE", "the certificate's private key (PEM)", shown="in the same file", needs=("tls_cert",)),
+        Row(
+            "--tls-client-ca FILE",
+            "require a client certificate of this CA (PEM)",
+            shown="not required",
+            needs=("tls_cert",),
+        ),
+        ServerRow("handshake_timeout", "--handshake-timeout TIME", arguments.duration),
     ),
     Group(
         "behind a load balancer",
         "",
-        ServerRow(
-            "proxy_protocol",
-            "--proxy-protocol",
-            meaning="each connection has to begin with a PROXY header, version 1 or 2, that says who the client is",
-        ),
+        ServerRow("proxy_protocol", "--proxy-protocol"),
         ServerRow(
             "proxy_allow_from",
             "--proxy-allow-from CIDR",
             _networks,
-            "only these networks may send one; all others are refused",
+            "network that may send a PROXY header; other connections are closed at once; @FILE as above",
             load=expand,
             many=True,
-            shown="all may",
-            more="@FILE, too",
+            shown="all",
+            needs=("proxy_protocol",),
         ),
     ),
     Group(
@@ -224,8 +224,8 @@ GROUPS = [
         "",
         Row(
             "--workers N",
-            "processes that share the port, each with limits of its own; auto is one for each processor, and one"
-            " where there is no GIL",
+            "number of processes that share the port, each with its own limits; auto: one for each processor, but only"
+            " one without the GIL",
             _workers,
             1,
         ),
@@ -233,17 +233,17 @@ GROUPS = [
             "cpu_affinity",
             "--cpu-affinity LIST",
             _processors,
-            "processors to keep to, like 0,2-3; auto is one for each process, and no choice where there is no GIL;"
-            " off is no choice",
+            "processors to run on, like 0,2-3; auto: one for each process, or no pinning without the GIL; off: no"
+            " pinning",
             default="auto",  # the echo handler is fastest on one; a program's handlers may need them all
         ),
     ),
     Group(
         "logs",
         "written to stderr",
-        Row("--log-level debug|info|warning|error", default="info"),
-        Row("--log-format text|json", "lines for people, or JSON", default="text"),
-        Row("--no-log-messages", "log sessions, but no messages"),
+        Row("--log-level debug|info|warning|error", "minimum level of a log record", default="info"),
+        Row("--log-format text|json", "lines for people, or one JSON object a line", default="text"),
+        Row("--no-log-messages", "log sessions, but not their messages"),
         Row("-q, --quiet", "log only warnings and errors"),
     ),
 ]
@@ -253,24 +253,23 @@ ROWS = [row for group in GROUPS for row in group.rows]
 
 
 def parser() -> arguments.ArgumentParser:
-    """The parser; ``read_environment`` of it adds what containers are told by."""
-    commands = arguments.ArgumentParser(
+    """The parser. Its ``read_environment`` takes defaults from variables."""
+    return arguments.ArgumentParser(
         prog=PROG,
-        description="An echo server: each message comes back, until one is 'exit'.",
-        epilog="Each option may be given in the environment as well, where it counts less: ECHO_PORT, ECHO_BIND,"
-        " ECHO_MAX_CONNECTIONS, ...; ECHO_QUIET=1; several values of one option with spaces between them.",
+        description="An echo server: it sends each message back, until a message is 'exit'.",
+        epilog="Each option may be set in the environment, too, and the command line overrides it: ECHO_PORT,"
+        " ECHO_BIND, ECHO_MAX_CONNECTIONS, ..., ECHO_QUIET=1. Spaces separate the values of an option that may be"
+        " repeated.",
         groups=GROUPS,
     )
-    commands._action_groups[-1].add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return commands
 
 
 def settings(options: argparse.Namespace) -> Dict[str, Any]:
-    """The options of ``Server`` that the command line gives. Raises ``ValueError`` for an unusable file."""
+    """The parsed options of ``Server``. Raises ``ValueError`` for an unusable file."""
     return {row.option: row.load(getattr(options, row.dest)) for row in ROWS if isinstance(row, ServerRow)}
 
 
 def handler_attributes(options: argparse.Namespace) -> Dict[str, Any]:
-    """What was given of a handler class's attributes, and of ``framing`` and ``max_message``."""
+    """The attributes of the handler class that were given, and ``framing`` and ``max_message``."""
     rows = [row for row in ROWS if row.left_out and hasattr(options, row.dest)]
     return {row.attribute if isinstance(row, HandlerRow) else row.dest: getattr(options, row.dest) for row in rows}
