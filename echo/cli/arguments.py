@@ -24,14 +24,17 @@ _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
 class Row:
-    """One option of a command, declared once: its line in ``--help``, its variable in the environment, its value, its
-    default, and its line in the reference table.
+    """One option of a command. From it come its line in ``--help``, its variable in the environment, its value, its
+    default, and its line in README's table.
 
-    ``names`` is what ``--help`` shows: ``-m, --max-connections N``. Without a value it is a switch, a value like
-    ``text|json`` is a choice, a name without dashes is a positional argument. ``read`` makes a value of the text, or
-    raises ``argparse.ArgumentTypeError``. ``shown`` is the default in words, if it cannot be shown as it is. ``more``
-    is for the reference alone. With ``needs`` it is an error unless one of these is given. ``many``: it may be
-    repeated. ``mode``: it excludes the other modes of its group. ``left_out``: the parsed options lack it unless given.
+    * ``names``, as ``--help`` shows them: ``-m, --max-connections N``. ``--quiet``, without a value, is a switch;
+      ``--log-format text|json`` is a choice; ``port``, without dashes, is a positional argument.
+    * ``read`` turns the text into the value, or raises ``argparse.ArgumentTypeError``.
+    * ``shown``: the default in words, where ``default`` itself says too little.
+    * ``more``: what only README's table adds to the meaning.
+    * ``needs``: options of which at least one must be given, too.
+    * ``many``: it may be repeated. ``mode``: it excludes the other modes of its group.
+    * ``left_out``: unless given, the parsed options do not have it.
     """
 
     def __init__(
@@ -62,15 +65,12 @@ class Row:
         self.read, self.more = read, more
         self.needs, self.many, self.mode, self.left_out = needs, many, mode, left_out
         self.default = False if self.is_switch else [] if many and default is None else default
-        self.shown = shown or self._show(self.default)
-
-    def _show(self, default: Any) -> str:
-        if default is None or default is False or default == []:
-            return ""
-        return f"{default:g} s" if isinstance(default, float) else str(default)
+        if not shown and default is not None and default is not False:
+            shown = f"{default:g} s" if isinstance(default, float) else str(default)
+        self.shown = shown
 
     def add_to(self, group: Any) -> argparse.Action:
-        """Add it to an argparse group."""
+        """Add the option to a parser or to a group of one."""
         default = f"(default: {self.shown})" if self.shown else ""
         settings: Dict[str, Any] = {
             "default": argparse.SUPPRESS if self.left_out or self.needs else self.default,
@@ -94,7 +94,7 @@ class Row:
         return action
 
     def from_variable(self, text: str) -> Any:
-        """The value of its variable. Raises ``ValueError`` or ``argparse.ArgumentTypeError``."""
+        """Return the value that its variable gives. Raises ``ValueError`` or ``argparse.ArgumentTypeError``."""
         if self.is_switch:
             if text not in ("0", "1"):
                 raise ValueError(f"invalid switch {text!r}: expected 1 or 0")
@@ -107,7 +107,7 @@ class Row:
 
 
 class Group:
-    """Rows that stand together in ``--help``; without a title they are the command's general ones."""
+    """Rows under one heading of ``--help``; without a title, the command's general ones."""
 
     def __init__(self, title: str, description: str, *rows: Row) -> None:
         self.title, self.description, self.rows = title, description, rows
@@ -141,7 +141,7 @@ class ArgumentParser(argparse.ArgumentParser):
                     self.error(f"{row.variable}: {exc}")
 
     def parse_complete(self, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-        """Parse; refuse options without one that they need; fill in the defaults of those."""
+        """Parse, and reject an option without one that it needs."""
         options = self.parse_args(argv)
         rows = [row for row, _ in self._rows.values() if row.needs]
         for row in rows:

@@ -28,12 +28,12 @@ class Option:
         self.default = default
         self.meaning = meaning
         self.types: Tuple[Any, ...] = types if isinstance(types, tuple) else (types,)
-        """The types that it takes. Empty: whoever uses the value checks it."""
+        """The types that it takes. Empty: the code that uses the value checks it."""
         self.minimum = minimum
         self.none = none
         """What None means; empty: None is not allowed."""
         self.shown = shown or repr(default)
-        """The default in README, where the value itself depends on the system."""
+        """The default as README shows it; given where the value depends on the system."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Option:
         return "seconds" if float in self.types else ""
 
     def check(self, value: object) -> None:
-        """Raise ``TypeError`` or ``ValueError``, with the option's name, unless it may have this value."""
+        """Raise ``TypeError`` or ``ValueError``, with the option's name, for a wrong value."""
         if not self.types or (value is None and self.none):
             return
         if isinstance(value, bool) or not isinstance(value, self.types):
@@ -69,12 +69,12 @@ _SECONDS = (int, float)
 def _option(
     default: _T, meaning: str, types: Any = (), minimum: Optional[float] = None, *, none: str = "", shown: str = ""
 ) -> _T:
-    """Declare an option, as ``dataclasses.field`` declares a field. For type checkers it is its default."""
+    """Declare an option, as ``dataclasses.field`` declares a field. Type checkers see its default."""
     return cast(_T, Option(default, meaning, types, minimum, none, shown))
 
 
 class Options:
-    """What a server can be told. ``Server`` inherits it."""
+    """The options of a server, with their defaults. ``Server`` inherits them."""
 
     max_connections: Optional[int] = _option(
         1024, "maximum number of sessions at a time; further clients wait in the backlog", int, 1, none="no limit"

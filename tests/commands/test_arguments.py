@@ -28,7 +28,7 @@ def test_a_port_is_a_number_from_0_to_65535(text, value):
 @pytest.mark.parametrize(
     "text", ["", "65536", "-1", "+1", "1.0", "http", " 80", "80\n", "0x50", "1_000", "\u0663", "\u00b2"]
 )
-def test_what_is_no_port_is_refused_with_the_range(text):
+def test_an_invalid_port_is_refused_with_the_range(text):
     assert refusal(arguments.port, text) == f"invalid port {text!r}: expected 0 to 65535"
 
 
@@ -59,7 +59,7 @@ def test_a_duration_of_zero_switches_a_limit_off(text):
 @pytest.mark.parametrize(
     "text", ["", "s", ".", "-1", "+1", "1 s", "1d", "1S", "1e3", "inf", "nan", "1,5", "1s\n", "1m30s"]
 )
-def test_what_is_no_duration_is_refused_with_examples(text):
+def test_an_invalid_duration_is_refused_with_examples(text):
     assert (
         refusal(arguments.duration, text) == f"invalid duration {text!r}: expected 500ms, 30s, 5m or 1.5, for example"
     )
@@ -83,7 +83,7 @@ def test_a_size_is_a_number_of_bytes_and_k_m_g_are_powers_of_1024(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "0", "0k", "00", "k", "-1", "+1", "1.5k", "64kb", "64 k", "1T", "1k\n", "0x10"])
-def test_what_is_no_size_is_refused_with_examples(text):
+def test_an_invalid_size_is_refused_with_examples(text):
     assert refusal(arguments.size, text) == f"invalid size {text!r}: expected bytes, like 65536, 64k or 1M"
 
 
@@ -93,7 +93,7 @@ def test_a_count_is_a_whole_number_from_1_on(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "0", "000", "-1", "+1", "1.0", "1k", "many", " 1", "1\n", "\u0663", "\u00b2"])
-def test_what_is_no_count_is_refused_with_what_to_write(text):
+def test_an_invalid_count_is_refused_with_what_to_write(text):
     assert refusal(arguments.count, text) == f"invalid number {text!r}: expected a whole number, 1 or more"
 
 
