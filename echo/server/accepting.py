@@ -36,6 +36,7 @@ class SharedPort(Protocol):
 
     def is_ahead(self) -> bool:
         """Whether this process has clearly more sessions than another."""
+        ...
 
     def hold_back(self) -> None:
         """Leave a new client to the other processes while this one is ahead, for a moment at most."""

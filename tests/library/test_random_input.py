@@ -380,6 +380,7 @@ def test_noise_ends_no_server_with_tls_and_its_statistics_add_up(serve_echo, tri
     address = server.server_address
     with echo.connect(address, timeout=DEADLINE, ssl_context=contexts[1], server_hostname="localhost") as client:
         assert client.echo(b"still here") == b"still here"
+    eventually(lambda: not server.connections)  # a stop would end those that are still there as "drain"
     assert server.stop()
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     stats = server.stats()
