@@ -11,27 +11,27 @@ A server in five lines::
     with echo.Server(("127.0.0.1", 65432), Upper) as server:
         server.serve_forever()
 
-To read the package, begin at the bottom of the map and go up. Imports point down only, and a test holds that::
+The map of the package. Imports point down only, and a test holds that::
 
     cli           the two commands: python -m echo.server, python -m echo.client
     measure       what --ping and --bench are made of
     client        Client, and connect()
     mixins        steps around a handler's hooks: logging, throttling, transcripts, faults
     transport     TLS, certificates, the PROXY protocol, processors; loaded when an option asks for them
-    ------------  the spine: it imports nothing above this line
+    ------------  the spine: it loads nothing above this line, unless an option asks for it
     server        Server, which runs any socketserver handler
     handlers      a session as hooks: MessageRequestHandler, EchoRequestHandler
     connection    one socket and one framing: receive, send, deadlines
     framing       bytes to messages and back; never sees a socket
     exceptions    what can go wrong, and the reason it gives a session's end
 
-The spine is one evening's reading: ``framing``, ``connection`` (with its ``message_clock``), ``handlers``; then
-``server/server.py`` from its rules on, with ``accepting`` (what the accept loop sleeps on), ``sessions`` (who is
-connected) and ``stopping`` (a drawing of the states, and the order of locks). The server's other modules are one
-concern each: ``options``, ``access`` and ``admission`` (which clients may come in), ``listening``, ``threads``,
-``reporting``. ``sockets`` (deadlines, a gentle close), ``text`` (peer bytes and addresses as safe text) and
-``protocol`` (the word ``exit``, the default address) serve both sides. ``Server`` imports neither handlers nor
-framing.
+The spine is one evening's reading, in this order: ``exceptions``, ``framing``, ``connection`` (with its
+``message_clock``), ``handlers``. Then the server: ``sessions`` (the live connections), ``admission`` (which clients may
+come in), ``accepting`` (what the accept loop sleeps on), ``stopping`` (a drawing of the states, and the order of
+locks), and last ``server/server.py``, which begins with the life of a connection. ``options``, ``access``,
+``listening`` (which sets the options and makes the socket), ``threads`` and ``reporting`` are one concern each.
+``sockets`` (deadlines, a gentle close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word
+``exit``, the default address) serve both sides. ``Server`` imports neither handlers nor framing.
 """
 
 from .client import Client, connect

@@ -32,7 +32,8 @@ ABORTED        ``abort`` is called       raises ``ConnectionClosed``  nothing: t
            ├── INPUT_ENDED ──┤
            └─────────────────┘
 
-The state changes only along these lines, and no other event changes it. Sending does not depend on it: a connection can
+The state changes only along these lines. (When PEER_ENDED and INPUT_ENDED come at the same moment, the last one wins:
+both are true.) Sending does not depend on it: a connection can
 send until a ``send`` fails, or until ``finish_output`` or ``abort``.
 """
 
@@ -131,12 +132,12 @@ class Connection:
 
     @property
     def message_timeout(self) -> Optional[float]:
-        """The owner may set it: the new value counts from the next part of a message."""
+        """The owner may set it. A message that has begun gets the whole new time."""
         return self._clock.message_timeout
 
     @message_timeout.setter
     def message_timeout(self, seconds: Optional[float]) -> None:
-        self._clock.message_timeout = seconds
+        self._clock.change_message_timeout(seconds)
 
     @property
     def state(self) -> State:

@@ -35,6 +35,10 @@ class Decoder:
     ``limit``: the maximum size of a message, in bytes.
     ``pending``: the undecoded bytes of the message that has begun and not ended; empty between messages.
     ``error``: None, or the ``ProtocolError`` after which no more messages can be decoded.
+
+    One of your own keeps three rules. ``pending`` is empty exactly between messages: ``message_timeout`` depends on it.
+    Invalid bytes set ``error`` to a ``ProtocolError`` (or ``MessageTooLong``) and empty ``pending``. The messages
+    before them are still returned, and from then on ``feed`` returns ``[]``.
     """
 
     def __init__(self, limit: int) -> None:
@@ -61,7 +65,7 @@ class Framing:
     """
 
     name = ""
-    """The name of this framing on the command line."""
+    """Its name in ``FRAMINGS``, which the command line offers; "" for one of your own, which a handler class brings."""
 
     keeps_boundaries = True
     """Whether the receiver gets the same messages that were sent, and not only the same bytes."""

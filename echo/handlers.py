@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any, ClassVar, Optional, Set
 
 from .connection import Connection
-from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, MessageTooLong
+from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, ProtocolError
 from .framing import Framing, LineFraming
 from .protocol import EXIT_WORD, is_exit
 from .sockets import INET, linger
@@ -77,13 +77,18 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     calls ``close`` instead of ``super()`` rejects a client before the handler sees it: ``connection_lost`` is called
     only if ``connection_made`` was. A hook that calls ``super()`` reaches the next class's hook, inside all steps.
 
+    A mixin may also extend ``setup``, ``finish``, ``close``, ``abort`` and ``drain``, with ``super()``. The server may
+    call ``drain`` from its own thread as soon as ``super().setup()`` has attached the session: make what ``drain`` uses
+    in ``setup``, before that call.
+
     A list of bases that hides a mixin raises ``TypeError``: one that derives from plain ``object`` behind the handler
     class, or one behind a class with the same step and no ``super()`` in it.
 
     **Ends.** ``reason`` is ``exit`` (this side called ``close``), ``eof``, ``incomplete`` (end of input inside a
     message), ``idle``, ``slow`` (a message took too long, or the client does not read), ``too-long``, ``drain`` (the
     server stops; all received messages were answered), ``reset`` (the client is gone, or this side called ``abort``) or
-    ``error``.
+    ``error`` (a hook raised, or the input breaks a framing of your own; the log has it). For a reason of your own,
+    ``raise self.connection.failed(Quota("..."))``, with ``class Quota(echo.EchoError): reason = "quota"``.
 
     **Exceptions.** An exception that leaves a hook or a step ends only this session, as ``error``. The server logs it
     once, with the client's address. Replies sent before it are delivered. An exception in ``connection_lost`` is logged
@@ -93,7 +98,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     **Threads.** ``send``, ``close`` and ``abort`` may be called from any thread, from ``connection_made`` on. A message
     sent from another thread goes out whole and at once, without waiting for this session's next read. It blocks while
     the client does not read, for at most ``send_timeout``, and raises ``ConnectionClosed`` when the session is over.
-    All other methods belong to the session's thread.
+    All other methods belong to the session's thread, except ``drain``.
 
     **State.** Keep the session's state on ``self``, and shared state on ``self.server``, under a lock. ``self.request``
     is the socket, as in ``socketserver``; ``self.connection`` is the ``Connection`` over it, ``self.peer`` the client's
@@ -244,7 +249,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                 raise  # of another connection, which a hook uses: an error of the hook like any other
             lost = isinstance(exc, ConnectionClosed)
             reason = "drain" if lost and self._draining else exc.reason
-            level = logging.WARNING if isinstance(exc, MessageTooLong) else logging.DEBUG
+            broken = isinstance(exc, ProtocolError) and not isinstance(exc, IncompleteMessage)
+            level = logging.WARNING if broken else logging.DEBUG
             fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": reason}
             log.log(level, "%s %s: %s", self.peer, reason, str(exc), extra=fields)
             exc.with_traceback(None)  # the decoder keeps the error, whose traceback would keep this session

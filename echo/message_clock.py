@@ -85,6 +85,13 @@ class MessageClock:
         self.left = None
         self._allow(self.idle_timeout)
 
+    def change_message_timeout(self, seconds: Optional[float]) -> None:
+        """Change ``message_timeout``. A message that has begun gets the whole new time; None leaves it no limit."""
+        self.message_timeout = seconds
+        if self.left is not None:
+            self.left = seconds
+            self._allow(self.idle_timeout if seconds is None else seconds)
+
     def timed_out(self) -> EchoError:
         """Return the error for a read that timed out. A message that has begun gets its whole time again."""
         if self.left is None:

@@ -17,7 +17,7 @@ A step that waits for the client must not run at the door: one silent client wou
 gunicorn #2507). The header and the handshake live in ``echo.transport``. They are imported here, in the step that needs
 them, so a server without them loads and runs none of their code.
 
-Nothing here counts or closes. The server closes what is refused.
+Nothing here counts or closes: the registry counts, and the server closes what is refused.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class Admission:
             shake_hands(session.request, server.ssl_context, server.handshake_timeout)
 
     def _check_client(self, server: Any, request: Any, client_address: Any, host: Optional[str], others: int) -> None:
-        """Networks, share of one host, ``verify_request``. ``others``: the sessions that the host has already."""
+        """Networks, share of one host, ``verify_request``. ``others``: the sessions that the host had before this one.
+
+        Runs in the accepting thread; behind a proxy in the session's thread, so what it keeps needs a lock.
+        """
         if not self._clients.permits(host):
             raise Refused("denied", "not from this address")
         limit = server.max_connections_per_host

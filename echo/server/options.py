@@ -1,7 +1,8 @@
 """The options of ``Server``, each declared once: name, type, default, meaning, and the values that it takes.
 
 They are class attributes, as in ``socketserver``, and keyword arguments. A new one is a line in ``Options``, and a
-line in ``ServerOptions``, which only type checkers and editors read. The command line and README's table refer to
+line at the same place in ``ServerOptions``, which only type checkers and editors read (a test compares them). The
+command line and README's table refer to
 ``OPTIONS``.
 """
 

@@ -1,6 +1,7 @@
 """The live sessions: the clients that are connected, their traffic, and how each session ended.
 
-The registry knows sockets and addresses, no handler class and no accept loop. It is the one place that counts, and
+A ``Session`` begins when the connection is accepted; the handler's session begins later, after admission. The registry
+knows sockets and addresses, no handler class and no accept loop. It is the one place that counts, and
 the one place that ends a session from outside; both under locks of its own, so that its figures are right on a
 build without the GIL too (gh-128277, gh-153935).
 """

@@ -218,6 +218,32 @@ def test_a_message_over_the_limit_ends_its_session_alone_and_what_came_before_is
     assert read_exactly(other, 11) == b"still here\n"
 
 
+def test_input_that_breaks_a_framing_of_ones_own_is_logged_once_and_ends_the_session_as_error(serve, dial, caplog):
+    class Digits(echo.LineFraming):
+        def decoder(self):
+            decoder = super().decoder()
+            feed = decoder.feed
+
+            def feed_digits(data):
+                messages = feed(data)
+                if not all(message.isdigit() for message in messages):
+                    decoder.error = echo.ProtocolError("not a number")
+                    return [message for message in messages if message.isdigit()]
+                return messages
+
+            decoder.feed = feed_digits
+            return decoder
+
+    handler = Recorder.of(type("Numbers", (echo.EchoRequestHandler,), {"framing": Digits()}))
+    with caplog.at_level(logging.WARNING, "echo.session"):
+        assert talk(dial(serve(handler)), b"1\n2\nthree\n") == b"1\n2\n"
+        assert handler.ended.wait(DEADLINE)
+    assert handler.reasons == ["error"]
+    (record,) = caplog.records
+    assert (record.event, record.reason, record.levelname) == ("failed", "error", "WARNING")
+    assert "not a number" in record.getMessage()
+
+
 def test_an_idle_session_ends_as_idle(serve_later, dial):
     class Idle(echo.EchoRequestHandler):
         timeout = 0.05

@@ -1,4 +1,4 @@
-"""Limits: sessions at a time, sessions of one host, networks that may connect; and what an option may be."""
+"""Limits: sessions at a time, sessions of one host, networks that may connect."""
 
 import socket
 import threading

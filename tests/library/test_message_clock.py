@@ -125,3 +125,30 @@ def test_after_a_timeout_inside_a_message_it_has_its_whole_time_again():
     peer.resume(at=100)
     assert peer.part(at=109)
     assert not peer.part(at=110)
+
+
+@pytest.mark.parametrize("new, text", [(3, "after 3 s"), (30, "after 30 s")])
+def test_a_new_message_timeout_is_for_the_message_that_has_begun_too(new, text):
+    peer = Peer()
+    peer.part(at=0)
+    peer.part(at=8)
+    peer.clock.change_message_timeout(new)
+    assert peer.allowed[-1] == peer.clock.left == new
+    assert text in str(peer.clock.timed_out())
+
+
+def test_a_message_that_has_begun_has_no_limit_any_more_when_the_timeout_is_taken_away():
+    peer = Peer(idle_timeout=5)
+    peer.part(at=0)
+    peer.clock.change_message_timeout(None)
+    assert peer.part(at=1_000_000)
+    assert peer.allowed == [5, 10, 5]
+    assert isinstance(peer.clock.timed_out(), ReceiveTimeout)
+
+
+def test_between_messages_a_new_message_timeout_changes_nothing_yet():
+    peer = Peer(idle_timeout=5)
+    peer.clock.change_message_timeout(3)
+    assert (peer.clock.left, peer.allowed) == (None, [5])
+    peer.part(at=0)
+    assert peer.allowed == [5, 3]

@@ -87,6 +87,12 @@ def test_imports_point_from_the_commands_to_the_rooms_to_the_spine(graph):
     assert not [f"{name} imports {other}" for name, other in edges if rank(other) > rank(name)]
 
 
+def test_the_server_knows_no_handler_and_no_framing(graph):
+    """Any ``socketserver`` handler runs on it; ours attach themselves."""
+    server = {name for name in graph if name.startswith("echo.server")}
+    assert {other for name in server for other in graph[name]} - server == {"echo.sockets", "echo.text"}
+
+
 def test_no_module_imports_itself_by_way_of_others(graph):
     done = set()
 
