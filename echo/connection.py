@@ -128,7 +128,12 @@ class Connection:
 
     @property
     def idle_timeout(self) -> Optional[float]:
+        """The owner may set it, for the reads that follow."""
         return self._clock.idle_timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, seconds: Optional[float]) -> None:
+        self._clock.change_idle_timeout(seconds)
 
     @property
     def message_timeout(self) -> Optional[float]:

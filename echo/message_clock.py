@@ -85,6 +85,12 @@ class MessageClock:
         self.left = None
         self._allow(self.idle_timeout)
 
+    def change_idle_timeout(self, seconds: Optional[float]) -> None:
+        """Change ``idle_timeout``, from the next read on."""
+        self.idle_timeout = seconds
+        if self.left is None:
+            self._allow(seconds)
+
     def change_message_timeout(self, seconds: Optional[float]) -> None:
         """Change ``message_timeout``. A message that has begun gets the whole new time; None leaves it no limit."""
         self.message_timeout = seconds

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 MIN_PAUSE = 0.01
 MAX_PAUSE = 1.0
@@ -74,6 +74,11 @@ class BackOff:
         return bool(self.pause) and self._clock() < self.resume_at
 
 
+def is_held(lock: Any) -> bool:
+    """Whether the calling thread holds this ``threading.RLock``."""
+    return bool(lock._is_owned())  # threading.Condition asks the same way
+
+
 class ReentrantEvent:
     """``threading.Event`` with a reentrant lock: a signal handler may wait for it although it interrupted a wait."""
 
@@ -123,7 +128,8 @@ class Serving:
     def close(self) -> None:
         with self._lock:
             if self._previous_wakeup is not None:
-                signal.set_wakeup_fd(self._previous_wakeup)
+                with contextlib.suppress(OSError, ValueError):  # its owner has closed it
+                    signal.set_wakeup_fd(self._previous_wakeup)
                 self._previous_wakeup = None
             self._selector.close()
             self._alarm.close()
@@ -150,6 +156,10 @@ class Serving:
                 self._bell.send(b"\0")
             except OSError:
                 pass  # full: it wakes up already; closed: it has ended
+
+    def is_locked_here(self) -> bool:
+        """Whether the calling thread holds the lock of this object."""
+        return is_held(self._lock)
 
     def wait(self, listening: bool, deadline: Optional[float]) -> None:
         """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected."""

@@ -100,7 +100,7 @@ def log_refused(client_address: Any, refused: Refused, via: Optional[str] = None
     log_event(logging.DEBUG if refused.left else logging.INFO, "refused", "%s refused: %s", peer, refused, **fields)
 
 
-def load_rooms(server: Any) -> None:
+def import_what_options_need(server: Any) -> None:
     """Import what the options need now: later all descriptors may be taken, and no file can be opened."""
     if server.proxy_protocol:
         from ..transport import proxy_header  # noqa: F401

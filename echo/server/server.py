@@ -39,8 +39,8 @@ from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Optional,
 from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, linger
 from ..text import format_address
 from . import threads
-from .accepting import BackOff, Serving, SharedPort
-from .admission import Admission, Refused, load_rooms, log_refused
+from .accepting import BackOff, Serving, SharedPort, is_held
+from .admission import Admission, Refused, import_what_options_need, log_refused
 from .listening import ListeningServer, is_listening
 from .options import OPTIONS
 from .reporting import log_event
@@ -79,7 +79,7 @@ class Server(ListeningServer):
 
     _cut_grace = CUT_GRACE
     _linger_silence = LINGER_SILENCE
-    _stop: Optional[Stop] = None
+    _stop_under_way: Optional[Stop] = None
     """The one stop of this server, from its beginning on."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Server(ListeningServer):
 
     def _apply_options(self) -> None:
         self.set_access(self.allow, self.deny, self.proxy_allow_from)
-        load_rooms(self)
+        import_what_options_need(self)
         if self.cpu_affinity is not None:
             from ..transport import affinity
 
@@ -110,7 +110,8 @@ class Server(ListeningServer):
     # Serving.
 
     def serve_forever(self, poll_interval: Optional[float] = 0.5) -> None:
-        """Accept connections until ``shutdown()``, ``stop()`` or ``server_close()``; then return.
+        """Accept connections until ``shutdown()``, ``stop()`` or ``server_close()``; then return. The last two drain
+        the sessions first, so that a program does not end in the middle of that.
 
         Sleeps while there is nothing to do. ``poll_interval``, in seconds, matters only to a subclass with
         ``service_actions()``, which is called that often. Returns at once if ``shutdown()`` came first or the
@@ -132,14 +133,15 @@ class Server(ListeningServer):
         """Serve in a background thread; return the server. Does nothing if it is serving already; ``RuntimeError`` if
         it is closed."""
         with self._lock:
-            if self._stop is not None:
+            if self._stop_under_way is not None:
                 raise RuntimeError("the server is closed; make a new one")
             if self._serving is not None:
                 return self
             if self._past is Past.SHUTDOWN:
                 self._past = Past.NOTHING
             serving = self._begin_serving()
-            assert serving is not None
+            if serving is None:  # a stop() has begun since the look above; it takes no lock
+                raise RuntimeError("the server is closed; make a new one")
             self._thread = threading.Thread(target=self._serve, args=(serving,), name="echo-server", daemon=True)
         # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
         try:
@@ -154,13 +156,18 @@ class Server(ListeningServer):
 
     def _begin_serving(self) -> Optional[Serving]:
         with self._lock:
-            if self._stop is not None:
+            if self._stop_under_way is not None:
                 return None
             if self._serving is not None:
                 raise RuntimeError("the server is serving already")
-            self._serving = Serving(self.socket, shared=self._inherited)
+            try:
+                self._serving = Serving(self.socket, shared=self._inherited)
+            except OSError:
+                if self._stop_under_way is not None:  # a signal handler has stopped the server meanwhile
+                    return None
+                raise
             # Only now: the shutdown() of a signal handler either found no Serving, and is in _past, or found this one.
-            if self._past is Past.SHUTDOWN:
+            if self._past is Past.SHUTDOWN or self._stop_under_way is not None:
                 self._serving.stop()
             self._past = max(self._past, Past.REQUEST)
             return self._serving
@@ -169,7 +176,7 @@ class Server(ListeningServer):
         with self._lock:
             serving.close()
             self._serving = None
-            stop = self._stop
+            stop = self._stop_under_way
             left_to_us = stop is not None and stop.thread_id is None
             if stop is not None and left_to_us:
                 stop.thread_id = threading.get_ident()
@@ -395,7 +402,7 @@ class Server(ListeningServer):
         super().shutdown_request(request)
 
     def _delivery_timeout(self) -> float:
-        timeout = None if self._stop is None else self._stop.delivery_timeout()
+        timeout = None if self._stop_under_way is None else self._stop_under_way.delivery_timeout()
         return LINGER_TIMEOUT if timeout is None else timeout
 
     def attach(self, handler: Any) -> Optional[int]:
@@ -457,8 +464,15 @@ class Server(ListeningServer):
                 self._past = max(self._past, Past.SHUTDOWN)
                 return
             serving.stop()
-        if serving.thread_id != threading.get_ident():
+        if serving.thread_id != threading.get_ident() and not self._holds_lock():
             serving.ended.wait()
+
+    def _holds_lock(self) -> bool:
+        """Whether the calling thread holds a lock that others need to end: a signal handler has interrupted a method
+        that holds it, and must not wait for them."""
+        serving = self._serving
+        in_loop = serving is not None and serving.is_locked_here()
+        return in_loop or is_held(self._lock) or self._registry.is_locked_here()
 
     def stop(self, timeout: Optional[float] = None) -> bool:
         """Stop serving, drain, close; return whether all sessions finished in time.
@@ -470,11 +484,14 @@ class Server(ListeningServer):
         if timeout is not None:
             OPTIONS["shutdown_timeout"].check(timeout)
             with self._lock:
-                self.shutdown_timeout = timeout
-                if self._stop is not None:
-                    self._stop.hurry(timeout)
+                if self._stop_under_way is None or self.shutdown_timeout is None:
+                    self.shutdown_timeout = timeout
+                else:
+                    self.shutdown_timeout = min(timeout, self.shutdown_timeout)
+                if self._stop_under_way is not None:
+                    self._stop_under_way.hurry(timeout)
         self.server_close()
-        return self._stop is None or not self._stop.cut
+        return self._stop_under_way is not None and self._stop_under_way.cut == 0
 
     def server_close(self) -> None:
         """Stop serving and accepting, drain the sessions until one deadline, cut the rest, and log how many.
@@ -483,19 +500,22 @@ class Server(ListeningServer):
         in a session's own thread and in the serving thread: there it begins the stop and returns.
         """
         me = threading.get_ident()
-        in_session = self._registry.serves(me)
+        must_not_wait = self._registry.serves(me) or self._holds_lock()
         new = Stop(self._registry, me, self._cut_grace)
         # setdefault() is atomic. After an "if", the handler of a signal could begin another stop.
-        stop = vars(self).setdefault("_stop", new)
+        stop = vars(self).setdefault("_stop_under_way", new)
         serving = self._serving
         in_loop = serving is not None and serving.thread_id == me
         if stop is not new:
-            if in_loop or in_session or stop.thread_id == me:  # the last: a signal handler has interrupted the stop
+            if in_loop or must_not_wait or stop.thread_id == me:  # the last: a signal handler has interrupted the stop
                 return
             stop.ended.wait()
+            if self._stop_under_way is not stop:  # its thread did not start
+                self.server_close()
+                return
         elif in_loop and self._leave_to_loop(stop):
             return
-        elif in_session:
+        elif must_not_wait:
             self._run_stop_in_thread(stop)
             return
         else:
@@ -514,11 +534,12 @@ class Server(ListeningServer):
             return True
 
     def _run_stop_in_thread(self, stop: Stop) -> None:
+        stop.thread_id = 0  # not this thread's: its next call may have to wait
         try:
             threading.Thread(target=self._run_stop, args=(stop,), name="echo-server-close").start()
         except (RuntimeError, MemoryError):  # the system has no thread now
             if not self._leave_to_loop(stop):
-                vars(self).pop("_stop")  # so that another thread can stop the server
+                vars(self).pop("_stop_under_way")  # so that another thread can stop the server
                 stop.ended.set()
                 raise
 
@@ -529,6 +550,9 @@ class Server(ListeningServer):
             with self._lock:
                 timeout = self.shutdown_timeout
                 stop.begin(timeout)
+                hurried = self.shutdown_timeout
+                if hurried is not None and hurried != timeout:  # by a signal handler, before begin() had its effect
+                    stop.hurry(hurried)
             self._release_path()
             if timeout != 0:
                 self._accept_waiting(stop)
@@ -558,7 +582,7 @@ class Server(ListeningServer):
 
     def _close_at_exit(self, pid: int) -> None:
         if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
-            if self._stop is not None:
+            if self._stop_under_way is not None:
                 self._thread = None  # not to be joined: after its stop it may wait for the lock of atexit, held now
             self.server_close()
 

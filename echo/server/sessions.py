@@ -16,6 +16,7 @@ import time
 from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional
 
 from ..text import format_address, unmapped
+from .accepting import is_held
 from .reporting import log_event
 
 
@@ -339,6 +340,10 @@ class Registry:
     def serves(self, thread_id: int) -> bool:
         """Whether this thread is one of the sessions'."""
         return any(session.thread_id == thread_id for session in self.sessions())
+
+    def is_locked_here(self) -> bool:
+        """Whether the calling thread holds the registry's lock."""
+        return is_held(self._lock)
 
     def wait_until_empty(self, deadline: Callable[[], float]) -> None:
         """Wait for the last session to end, until ``deadline()`` (of ``time.monotonic()``), which may come forward:

@@ -25,11 +25,13 @@ deadline forward. Never wait for something that may be waiting for you:
 * A session's thread would wait for its own session. It leaves the stop to a new thread; if the system has none, to the
   end of the run.
 * A signal handler may have interrupted the thread that runs the stop. It is known by ``thread_id``, and returns.
+* A signal handler may have interrupted a method that holds one of the first three locks below. Other threads need that
+  lock to end, so the handler leaves the stop to a new thread, and returns.
 
 **Order of locks.** Each thread takes them downwards only, and none is held while a thread waits for another::
 
     Server._lock              which run, which stop; never held while a session or the loop is waited for
-       Serving._lock          the bell: closing it, ringing it
+       Serving._lock          the socket pair that wakes the loop
        Registry._lock         the live sessions and the sums; the number of sessions is published under it
        Session._lock          the socket: it is not closed while another thread acts on it
           Connection._output  one message at a time (a handler's drain() may need it)
@@ -77,7 +79,7 @@ class Stop:
     def __init__(self, registry: Registry, thread_id: int, cut_grace: float = CUT_GRACE) -> None:
         self.thread_id: Optional[int] = thread_id
         self.deadline: Optional[float] = None  # of time.monotonic(); None until begin()
-        self.cut = 0
+        self.cut: Optional[int] = None  # until the sessions have drained
         self.ended = ReentrantEvent()
         self._cut_grace = cut_grace
         self._registry = registry

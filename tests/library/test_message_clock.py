@@ -146,6 +146,15 @@ def test_a_message_that_has_begun_has_no_limit_any_more_when_the_timeout_is_take
     assert isinstance(peer.clock.timed_out(), ReceiveTimeout)
 
 
+def test_a_new_idle_timeout_is_for_the_next_read_between_messages():
+    peer = Peer(idle_timeout=5)
+    peer.clock.change_idle_timeout(7)
+    peer.part(at=0)
+    peer.clock.change_idle_timeout(9)
+    peer.clock.message_ended()
+    assert peer.allowed == [5, 7, 10, 9]
+
+
 def test_between_messages_a_new_message_timeout_changes_nothing_yet():
     peer = Peer(idle_timeout=5)
     peer.clock.change_message_timeout(3)

@@ -15,6 +15,7 @@ import pytest
 
 import echo
 from echo.server.accepting import ReentrantEvent
+from echo.server.stopping import Stop
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
 from support.servers import echoes, ends_in_time
 
@@ -204,7 +205,8 @@ def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_d
 
     def stop_too(self, *arguments):
         entered.set()
-        eventually(lambda: self._stop is not None)  # the other one is inside its stop, and waits for this thread
+        # The other one is inside its stop, and waits for this thread.
+        eventually(lambda: self._stop_under_way is not None)
         self.stop()
         return True
 
@@ -213,6 +215,134 @@ def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_d
     assert entered.wait(DEADLINE)
     ends_in_time(server.stop)
     assert not server._thread.is_alive()
+
+
+LOCKS = {
+    "the server's": lambda server: server._lock,
+    "the run's": lambda server: server._serving._lock,
+    "the registry's": lambda server: server._registry._lock,
+}
+
+
+@pytest.mark.parametrize("method", ["shutdown", "stop", "server_close"])
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_signal_handler_may_stop_a_server_whose_locks_it_has_interrupted(serve, dial, lock, method):
+    """Row 5. A method of the server, like ``stats()`` or ``stop()``, holds the lock while the handler runs."""
+    server = serve()
+    client = dial(server)
+    assert echoes(client)
+
+    def stop_inside():
+        with LOCKS[lock](server):
+            dial(server)  # the loop may have to wait for the lock
+            getattr(server, method)()
+
+    ends_in_time(stop_inside)
+    if method != "shutdown":
+        assert read_all(client) == b""  # the stop is under way
+    ends_in_time(server.stop)
+    assert server.stop() is True
+    assert server.socket.fileno() == -1
+
+
+def test_a_start_that_a_stop_overtakes_is_refused():
+    class Overtaken(echo.Server):
+        def _begin_serving(self):
+            stops.append(threading.Thread(target=self.stop))
+            stops[0].start()
+            eventually(lambda: self._stop_under_way is not None)
+            return super()._begin_serving()
+
+    stops = []
+    with pytest.raises(RuntimeError, match="the server is closed"):
+        Overtaken(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+    ends_in_time(stops[0].join)
+
+
+def test_a_run_that_begins_while_a_signal_handler_stops_the_server_does_not_serve(monkeypatch):
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    socketpair = socket.socketpair
+    begun = []
+
+    def stopped_meanwhile(*arguments):
+        if not begun:
+            begun.append(server)
+            server.stop()
+        return socketpair(*arguments)
+
+    monkeypatch.setattr(socket, "socketpair", stopped_meanwhile)
+    server.serve_forever()
+    assert begun and server.socket.fileno() == -1
+
+
+def test_a_stop_that_an_exception_interrupts_does_not_report_that_all_is_done(serve):
+    server = serve()
+
+    def interrupted(deadline):
+        raise KeyboardInterrupt
+
+    server._registry.wait_until_empty = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        server.stop()
+    assert server.stop() is False
+
+
+class Stuck(echo.MessageRequestHandler):
+    """Sends a word, and stays in its hook until its client is gone."""
+
+    def message_received(self, message):
+        self.send(b"stuck")
+        self.flush()
+        while self.request.recv(1000):
+            pass
+        self.server.freed.wait(10 * DEADLINE)
+
+
+def stuck_client(server, dial):
+    server.freed = threading.Event()
+    client = dial(server)
+    client.sendall(b"\n")
+    assert read_exactly(client, 6) == b"stuck\n"
+    return client
+
+
+def test_a_second_signals_stop_in_the_moment_in_which_the_first_sets_its_deadline_counts(serve, dial, monkeypatch):
+    server = serve(Stuck, shutdown_timeout=10 * DEADLINE)
+    stuck_client(server, dial)
+    begin = Stop.begin
+
+    def interrupted(stop, timeout):
+        server.stop(timeout=0)  # the handler of a signal
+        begin(stop, timeout)
+
+    monkeypatch.setattr(Stop, "begin", interrupted)
+    server._cut_grace = 0.01
+    ends_in_time(lambda: server.stop())
+    assert server.stop() is False
+    server.freed.set()
+
+
+def test_a_later_stop_never_gives_the_sessions_more_time(dial):
+    class Busy(echo.Server):
+        go_on = threading.Event()
+        _cut_grace = 0.01
+
+        def service_actions(self):
+            self.go_on.wait(DEADLINE)
+
+    server = Busy(("127.0.0.1", 0), Stuck).start()
+    stuck_client(server, dial)
+    first = threading.Thread(target=server.stop, args=(0.01,))
+    first.start()
+    eventually(lambda: server._stop_under_way is not None)  # it waits for the loop, and has no deadline yet
+    second = threading.Thread(target=server.stop, args=(10 * DEADLINE,))
+    second.start()
+    eventually(lambda: second.is_alive())
+    server.go_on.set()
+    ends_in_time(first.join)
+    ends_in_time(second.join)
+    assert server.stop() is False
+    server.freed.set()
 
 
 class StopsWhenAsked(echo.MessageRequestHandler):

@@ -31,6 +31,7 @@ class Terminal:
 
     def __init__(self, run, *arguments, starter=OWN_TERMINAL, **environment):
         self.master, slave = pty.openpty()
+        self.settings = termios.tcgetattr(slave)  # before the process can change them
         try:
             self.process = run(
                 *arguments,
