@@ -1,4 +1,4 @@
-"""``python -m echo`` is no program; it names the two that are."""
+"""``python -m echo`` names the two commands, and ends with code 2."""
 
 from .cli.arguments import fail
 

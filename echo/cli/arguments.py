@@ -1,4 +1,4 @@
-"""What both commands share: rows, which declare their options, and the readers of ports, durations, sizes and counts.
+"""Shared by both commands: rows, which declare options, and the readers of ports, durations, sizes and counts.
 
 A usage error is one line that says what is wrong and what to do, and exit code 2. Options of one command only are
 declared in that command.

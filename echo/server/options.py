@@ -32,7 +32,7 @@ class Option:
         """The types that it takes. Empty: the code that uses the value checks it."""
         self.minimum = minimum
         self.none = none
-        """What None means; empty: None is not allowed."""
+        """The meaning of None; empty: None is not allowed."""
         self.shown = shown or repr(default)
         """The default as README shows it; given where the value depends on the system."""
 

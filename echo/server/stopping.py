@@ -18,8 +18,8 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
 
     Serving    one object for each run of the loop, from its begin to its end
 
-**Who runs the stop.** The first caller creates the ``Stop`` and runs it; all others wait for ``ended``, or bring its
-deadline forward. Never wait for something that may be waiting for you:
+**The thread that runs the stop.** The first caller creates the ``Stop`` and runs it; all others wait for ``ended``, or
+bring its deadline forward. Never wait for something that may be waiting for you:
 
 * The serving thread would wait for its own loop. It leaves the stop to the end of its run (``Serving``) and returns.
 * A session's thread would wait for its own session. It leaves the stop to a new thread; if the system has none, to the
@@ -58,7 +58,7 @@ CUT_GRACE = 1.0
 
 
 class Past(enum.IntEnum):
-    """What a server has done so far."""
+    """The most that a server has done so far."""
 
     NOTHING = 0
     SHUTDOWN = 1

@@ -118,7 +118,7 @@ class HeaderParser:
             return 0
         missing = 1 if line.endswith(b"\r") else 2
         if shortest:
-            # What each word lacks of the shortest there is; one that has not begun lacks its space, too.
+            # How many bytes each word lacks of the shortest one; a word that has not begun lacks its space, too.
             lengths = [len(word) for word in text[11:].split(b" ")] + [-1] * len(shortest)
             missing += sum(max(0, least - length) for least, length in zip(shortest, lengths))
         missing = max(missing, _MIN_LINE - len(line))

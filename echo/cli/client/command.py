@@ -65,7 +65,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         # Standard output cannot be written. Nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(exc, BrokenPipeError):
-            return 1  # whoever read it has had enough
+            return 1  # the reader has closed its end
         arguments.fail(PROG, f"cannot write standard output: {exc.strerror}", 1)
 
 
@@ -219,7 +219,7 @@ _CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
 
 @contextlib.contextmanager
 def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
-    """What keeps a connection from being made ends the program, in one line, and is the summary in JSON."""
+    """If no connection can be made, end the program with one line; in JSON that line is in the summary."""
     where = str(options.endpoint)
     why: Optional[str] = None
     try:

@@ -1,7 +1,7 @@
 """``python -m echo.server``: an echo server with everything the library offers, on the command line.
 
-It parses, wires and gives the exit code; every policy lives in the library. Exit codes: 0 when every session ended
-by itself, 1 when some had to be cut or the port could not be had, 2 for a command line that makes no sense.
+It parses, wires and returns the exit code; every policy lives in the library. Exit codes: 0 if all sessions ended
+before the deadline, 1 if some had to be cut or the address is not available, 2 for a usage error.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _run_workers(server: Server, options: argparse.Namespace) -> int:
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
         logging.getLogger().removeHandler(parents_log)
-        os.environ.pop("NOTIFY_SOCKET", None)  # its parent is who tells
+        os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
         with _logging_to(LogQueue(_log_descriptor(), _formatter(options), shared=True)):
             return _serve(server, ready, reload, lambda: False)
 
@@ -98,7 +98,7 @@ def _run_workers(server: Server, options: argparse.Namespace) -> int:
         try:
             return processes.run()
         finally:
-            server.server_close()  # if nobody told it to stop: a Unix socket's path must not stay
+            server.server_close()  # if it ended without a stop: a Unix socket's path must not stay
 
 
 def _log_descriptor() -> int:
@@ -131,7 +131,7 @@ def _announce(server: Server) -> None:
 def _serve(
     server: Server, ready: Callable[[], None], reload: Callable[[], None], terminal_is_gone: Callable[[], bool]
 ) -> int:
-    """Serve until a signal. ``ready`` is called when signals have their handlers: who is told may stop it at once."""
+    """Serve until a signal. ``ready`` is called once signals have their handlers: a stop may follow at once."""
     first: Optional[float] = None
 
     def stop(signum: int, frame: Optional[FrameType]) -> None:
@@ -180,7 +180,7 @@ def _sum(counts: Dict[str, int]) -> str:
 
 
 def _watch_terminal() -> Callable[[], bool]:
-    """What tells whether the terminal that this was started at is gone, since SIGHUP says that, and "reload" too."""
+    """Return a function that says whether the terminal of this process is gone. SIGHUP means that, or reload."""
     had = _has_terminal()
     return lambda: had and not _has_terminal()
 
