@@ -284,6 +284,26 @@ def test_ten_thousand_short_sessions_leave_nothing_behind(count):
             process.kill()
 
 
+INTERVAL = """
+import sys
+import echo
+
+class Interval(echo.MessageRequestHandler):
+    def message_received(self, message):
+        self.send(b"%g" % sys.getswitchinterval())
+"""
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [("1024", b"0.005"), ("2000", b"0.1"), ("100000", b"0.5")])
+def test_thousands_of_waiting_threads_do_not_take_all_processors(server_command, tmp_path, limit, seconds):
+    """Each looks for the interpreter so often; 10,000 that did it every 5 ms left no time for anybody else."""
+    (tmp_path / "interval.py").write_text(INTERVAL)
+    server = server_command("--handler", "interval:Interval", "-m", limit, cwd=tmp_path)
+    with echo.connect(server.address, timeout=DEADLINE) as client:
+        client.send(b"?")
+        assert client.recv() == seconds
+
+
 def close_at_their_end(clients):
     """Close each client when it sees the server's end, which waits for that: of thousands that all waited for a second,
     each would then wait for the interpreter."""
