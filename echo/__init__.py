@@ -26,12 +26,13 @@ The map of the package. Imports point down only, and a test holds that::
     exceptions    what can go wrong, and the reason it gives a session's end
 
 The spine is one evening's reading, in this order: ``exceptions``, ``framing``, ``connection`` (with its
-``message_clock``), ``handlers``. Then the server: ``sessions`` (the live connections), ``admission`` (which clients may
-come in), ``accepting`` (what the accept loop sleeps on), ``stopping`` (a drawing of the states, and the order of
-locks), and last ``server/server.py``, which begins with the life of a connection. ``options``, ``access``,
-``listening`` (which sets the options and makes the socket), ``threads`` and ``reporting`` are one concern each.
-``sockets`` (deadlines, a gentle close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word
-``exit``, the default address) serve both sides. ``Server`` imports neither handlers nor framing.
+``message_clock``), ``handlers`` (``mixin_order`` checks the classes made of them). Then the server: ``sessions`` (the
+live connections), ``statistics`` (what they add up to), ``admission`` (which clients may come in), ``accepting`` (what
+the accept loop sleeps on), ``stopping`` (a drawing of the states, and the order of locks), and last
+``server/server.py``, which begins with the life of a connection. ``options``, ``access``, ``listening`` (which sets the
+options and makes the socket), ``threads`` and ``reporting`` are one concern each. ``sockets`` (deadlines, a gentle
+close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word ``exit``, the default address) serve
+both sides. ``Server`` imports neither handlers nor framing.
 """
 
 from .client import Client, connect

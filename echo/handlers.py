@@ -10,12 +10,12 @@ import logging
 import socket
 import socketserver
 from threading import get_ident
-from types import FunctionType
-from typing import Any, ClassVar, Optional, Set
+from typing import Any, ClassVar, Optional
 
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, ProtocolError
 from .framing import Framing, LineFraming
+from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
 from .sockets import INET, linger
 from .text import format_address
@@ -143,7 +143,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        _check_order(cls)
+        check_order(cls, MessageRequestHandler, HOOKS, STEPS)
 
     # Hooks, for the handler. They need no super().
 
@@ -303,37 +303,6 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         """The server stops: answer what has arrived, then end. ``echo.Server`` calls this, from its own thread."""
         self._draining = True
         self.connection.end_input()
-
-
-def _check_order(cls: type) -> None:
-    """Raise ``TypeError`` if the order of ``cls``'s bases hides a mixin; it would be ignored without a word.
-
-    A class may replace steps of its own bases, as any subclass may. It hides a mixin that is not its base and was only
-    listed behind it. The language has no way to ask whether a step calls ``super()``, as those of mixins do, so this
-    looks for the name in its code, or that of a class which it may call instead.
-    """
-    names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
-    for name in HOOKS + STEPS:
-        hider: Optional[type] = None
-        for base in cls.__mro__:
-            method = vars(base).get(name)
-            if method is None or getattr(method, "__isabstractmethod__", False) or vars(base).get("_is_protocol"):
-                continue  # a declaration of what others must have
-            passes_on = name in HOOKS or _passes_on(method, name, names)  # a hook that does not is a handler's
-            if base is MessageRequestHandler or (hider is None and not passes_on):
-                hider = base
-            elif hider is MessageRequestHandler or (hider is not None and passes_on and not issubclass(hider, base)):
-                place = [listed for listed in cls.__bases__ if issubclass(listed, hider)][-1]
-                raise TypeError(
-                    f"{cls.__name__}: {base.__name__}.{name}() would never be called, since"
-                    f" {hider.__name__}.{name}() does not call super(); list {base.__name__} before {place.__name__}"
-                )
-
-
-def _passes_on(method: Any, name: str, names: Set[str]) -> bool:
-    if not isinstance(method, FunctionType) or method.__code__.co_name != name:
-        return True  # made by a decorator, or not in Python
-    return not names.isdisjoint(method.__code__.co_names + method.__code__.co_freevars)
 
 
 class EchoRequestHandler(MessageRequestHandler):

@@ -44,7 +44,8 @@ from .admission import Admission, Refused, import_what_options_need, log_refused
 from .listening import ListeningServer, is_listening
 from .options import OPTIONS
 from .reporting import log_event
-from .sessions import ConnectionInfo, Registry, Session, Statistics, peer_is_gone
+from .sessions import Registry, Session, peer_is_gone
+from .statistics import ConnectionInfo, Statistics
 from .stopping import CUT_GRACE, Past, Stop
 
 if TYPE_CHECKING:

@@ -13,50 +13,12 @@ import logging
 import socket
 import threading
 import time
-from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Counter, Dict, List, Optional
 
 from ..text import format_address, unmapped
 from .accepting import is_held
 from .reporting import log_event
-
-
-class ConnectionInfo(NamedTuple):
-    """A live connection at the time of the call. Handlers that do not work in messages count nothing."""
-
-    peer: str
-    """The client's address as text."""
-    client_address: Any
-    """The client's address as the socket module gives it."""
-    since: float
-    """When it was accepted, in seconds since the epoch."""
-    state: str
-    """``open``, ``draining`` (the server stops) or ``closing``."""
-    messages_in: int
-    messages_out: int
-    bytes_in: int
-    bytes_out: int
-    via: Optional[str]
-    """The address of the proxy that the client came through, as text; None without the PROXY protocol."""
-
-
-class Statistics(NamedTuple):
-    """Sums since the server was made."""
-
-    accepted: int
-    """Connections that accept() returned."""
-    active: int
-    """Sessions that live now."""
-    refused: Dict[str, int]
-    """Accepted connections that got no session, by reason: ``denied``, ``limit``, ``proxy``, ``handshake`` or
-    ``error``."""
-    ended: Dict[str, int]
-    """Sessions that are over, by reason."""
-    messages_in: int
-    messages_out: int
-    bytes_in: int
-    bytes_out: int
-    accept_errors: int
-    """Failed attempts to accept a connection or to start its thread."""
+from .statistics import ConnectionInfo, Statistics, Traffic
 
 
 class StandIn:
@@ -197,19 +159,6 @@ class Session:
         )
 
 
-class _Traffic:
-    """Sums of what connections have counted."""
-
-    def __init__(self) -> None:
-        self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
-
-    def add(self, connection: Any) -> None:
-        self.messages_in += connection.messages_in
-        self.messages_out += connection.messages_out
-        self.bytes_in += connection.bytes_in
-        self.bytes_out += connection.bytes_out
-
-
 def peer_is_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:
     """Whether an exception of a handler only says that its client is gone."""
     # An attached handler reports its own peer's end by its reason; an exception is about something else.
@@ -239,7 +188,7 @@ class Registry:
         self._accept_errors = 0
         self._refused: Counter[str] = collections.Counter()
         self._ended: Counter[str] = collections.Counter()
-        self._totals = _Traffic()
+        self._totals = Traffic()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -364,7 +313,7 @@ class Registry:
     def statistics(self) -> Statistics:
         """Take the sums. A live session's counts are read as they are."""
         with self._lock:
-            totals = _Traffic()
+            totals = Traffic()
             totals.add(self._totals)
             for session in self._live.values():
                 totals.add(session.handler.connection)

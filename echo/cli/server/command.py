@@ -41,6 +41,7 @@ SAME_SIGNAL = 0.25
 """Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
 its group."""
 
+MANY_SESSIONS = 1024
 LOOKS_PER_SECOND = 20_000
 """How often all waiting threads together look for the interpreter. Each does so every 5 ms otherwise, and thousands
 of them take all processors with it: three servers that ended 10,000 sessions each, at the same time on two busy
@@ -71,7 +72,7 @@ def _calm_waiting_threads(sessions: Optional[int]) -> None:
     """Expect so many sessions; None: ten thousand. Few look for the interpreter every 5 ms, as ever, since a thread
     that computes makes the others wait for that long."""
     sessions = min(sessions or 10_000, 10_000)
-    if sessions > Server.max_connections:
+    if sessions > MANY_SESSIONS:
         sys.setswitchinterval(max(sys.getswitchinterval(), sessions / LOOKS_PER_SECOND))
 
 

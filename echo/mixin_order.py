@@ -1,0 +1,39 @@
+"""The check that no mixin is listed where its steps are never called. It knows classes and names, no session."""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any, Optional, Set, Tuple
+
+
+def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[str, ...]) -> None:
+    """Raise ``TypeError`` if the order of ``cls``'s bases hides a mixin; it would be ignored without a word.
+
+    ``handler`` is the class with the innermost ``hooks`` and ``steps``.
+
+    A class may replace steps of its own bases, as any subclass may. It hides a mixin that is not its base and was only
+    listed behind it. The language has no way to ask whether a step calls ``super()``, as those of mixins do, so this
+    looks for the name in its code, or that of a class which it may call instead.
+    """
+    names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
+    for name in hooks + steps:
+        hider: Optional[type] = None
+        for base in cls.__mro__:
+            method = vars(base).get(name)
+            if method is None or getattr(method, "__isabstractmethod__", False) or vars(base).get("_is_protocol"):
+                continue  # a declaration of what others must have
+            passes_on = name in hooks or _passes_on(method, name, names)  # a hook that does not is a handler's
+            if base is handler or (hider is None and not passes_on):
+                hider = base
+            elif hider is handler or (hider is not None and passes_on and not issubclass(hider, base)):
+                place = [listed for listed in cls.__bases__ if issubclass(listed, hider)][-1]
+                raise TypeError(
+                    f"{cls.__name__}: {base.__name__}.{name}() would never be called, since"
+                    f" {hider.__name__}.{name}() does not call super(); list {base.__name__} before {place.__name__}"
+                )
+
+
+def _passes_on(method: Any, name: str, names: Set[str]) -> bool:
+    if not isinstance(method, FunctionType) or method.__code__.co_name != name:
+        return True  # made by a decorator, or not in Python
+    return not names.isdisjoint(method.__code__.co_names + method.__code__.co_freevars)
