@@ -123,6 +123,7 @@ class Connection:
         # each thread raises its own, since a shared one would collect the tracebacks of all.
         self._broken: Optional[Tuple[Type[EchoError], str]] = None
         self._clock = MessageClock(sock, idle_timeout, message_timeout, self.clock)
+        self.send_timeout = send_timeout
         if send_timeout is not None:
             set_send_timeout(sock, send_timeout)
 

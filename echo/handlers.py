@@ -17,7 +17,7 @@ from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, Protocol
 from .framing import Framing, LineFraming
 from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
-from .sockets import INET, linger
+from .sockets import INET, SEND_TIMEOUT, linger
 from .text import format_address
 
 log = logging.getLogger("echo.session")
@@ -116,8 +116,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     """Seconds from a message's first byte to its last, else the session ends as ``slow``. None: no limit.
     A deadline for each read would not protect: a client that sends single bytes renews it (bpo-26005)."""
 
-    send_timeout: Optional[float] = 60.0
-    """Seconds in which the client takes no byte of a reply, then the session ends as ``slow``. None: no limit."""
+    send_timeout: Optional[float] = SEND_TIMEOUT
+    """Seconds (default: 60) in which the client takes no byte of a reply, then the session ends as ``slow``. A session
+    that is over waits as long for a client that has not taken all replies yet. None: no limit."""
 
     disable_nagle_algorithm = True
     """No reply waits for the acknowledgement of the one before (40 ms); only TCP has that (gh-128916). ``echo.Server``
@@ -297,7 +298,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             if self.connection.aborted:
                 self.request.close()  # without the FIN that would come before the reset
             elif not self.connection.peer_ended:
-                linger(self.request)
+                linger(self.request, send_timeout=self.send_timeout)
 
     def drain(self) -> None:
         """The server stops: answer what has arrived, then end. ``echo.Server`` calls this, from its own thread."""

@@ -39,9 +39,13 @@ _CHUNK = 64 * 1024  # bytes read at a time where they are dropped
 
 _TIMEVAL = struct.Struct("@ll")
 
-KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+SEND_TIMEOUT = 60.0
+"""Maximum time in seconds in which a peer accepts no byte of what is sent to it."""
+
+KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
 """After 60 s of silence the system probes the peer every 10 s, and drops the connection after 6 probes without an
-answer. Linux's defaults, from 1989, take two hours and eleven minutes."""
+answer. Linux's defaults, from 1989, take two hours and eleven minutes. The last value, in milliseconds, is the maximum
+time without an acknowledgement of what was sent, when no probes are; the default takes about 15 minutes."""
 
 TIMED_OUT = (BlockingIOError,) if os.name == "posix" else (BlockingIOError, TimeoutError)
 """The exceptions of a read or write whose kernel timeout has passed. (On POSIX, ``TimeoutError`` is ETIMEDOUT: the
@@ -55,6 +59,13 @@ def keep_alive(sock: socket.socket) -> None:
         for name, value in KEEP_ALIVE.items():
             if hasattr(socket, name):  # otherwise the system's default stays
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def keep_urgent_data(sock: socket.socket) -> None:
+    """Make TCP's urgent data a byte of the stream like any other: a plain read would leave it out. Sockets accepted
+    from ``sock`` inherit this."""
+    if sock.family in INET:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def set_receive_timeout(sock: socket.socket, seconds: Optional[float]) -> None:
@@ -148,11 +159,14 @@ def linger(
     delivery_timeout: Optional[float] = None,
     silence: float = LINGER_SILENCE,
     timeout: float = LINGER_TIMEOUT,
+    send_timeout: Optional[float] = 0.0,
 ) -> None:
     """End the output, then read and drop what the peer still sends, so that the close loses no reply.
 
     Returns when the peer has ended too, has sent nothing for ``silence`` seconds (default: 1), or has gone on sending
-    for ``timeout`` seconds (default: 5). Never raises. The caller closes the socket, which now has a ``settimeout``.
+    for ``timeout`` seconds (default: 5). A peer whose host has not accepted everything has more time, as long as it
+    accepts something within ``send_timeout`` seconds (default: 0; None: no limit). Never raises. The caller closes the
+    socket, which now has a ``settimeout``.
 
     ``delivery_timeout`` is for a socket after ``shutdown(SHUT_RD)``, the only way to wake a thread that reads. After
     that, Linux answers data that meets our FIN with a reset, which drops our send queue. So this first waits, at most
@@ -163,18 +177,35 @@ def linger(
             _await_delivery(sock, time.monotonic() + delivery_timeout)
         sock.settimeout(silence)
         sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + timeout
-        while sock.recv(_CHUNK):
-            if time.monotonic() >= deadline:
-                # The time may be over because this thread had no processor. So it still reads what has arrived, since
-                # the close would be a reset otherwise. It reads no more than that, and does not wait: a peer that goes
-                # on sending must not keep the socket open. A read of a TLS socket may take less than it is asked for.
-                sock.settimeout(0)
-                for _ in range(0, unread(sock) or 0, _CHUNK // 2):
-                    sock.recv(_CHUNK)
-                return
+        accepted_at = time.monotonic()
+        deadline = accepted_at + timeout
+        left = undelivered(sock)
+        while True:
+            try:
+                if not sock.recv(_CHUNK):
+                    return
+                sends = True
+            except socket.timeout as exc:
+                if exc.errno is not None:  # ETIMEDOUT of the system: the connection itself is lost
+                    return
+                sends = False
+            now = time.monotonic()
+            if sends and now < deadline:
+                continue
+            before, left = left, undelivered(sock)
+            if left != before:
+                accepted_at = now
+            delivered = left is None or left <= 1  # our FIN counts as a byte
+            if delivered or (send_timeout is not None and now - accepted_at >= send_timeout):
+                break
+        # The time may be over because this thread had no processor. So it still reads what has arrived, since the close
+        # would be a reset otherwise. It reads no more than that, and does not wait: a peer that goes on sending must not
+        # keep the socket open. A read of a TLS socket may take less than it is asked for.
+        sock.settimeout(0)
+        for _ in range(0, unread(sock) or 0, _CHUNK // 2):
+            sock.recv(_CHUNK)
     except (OSError, ValueError):
-        pass  # timed out, reset, or closed by its handler: there is nothing left to protect
+        pass  # reset, or closed by its handler: there is nothing left to protect
 
 
 def _await_delivery(sock: socket.socket, deadline: float) -> None:

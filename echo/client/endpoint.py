@@ -10,7 +10,7 @@ import socket
 import ssl
 from typing import Any, NamedTuple, Optional
 
-from ..sockets import INET, keep_alive
+from ..sockets import INET, keep_alive, keep_urgent_data
 from ..text import format_address
 from ..transport.certificates import client_context
 from ..transport.tls import TLSSocket
@@ -83,6 +83,7 @@ def open_socket(
         if sock.family in INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keep_alive(sock)  # else a loss could stay unnoticed: without a timeout, or at a prompt
+            keep_urgent_data(sock)
         sock.settimeout(None)  # Connection sets kernel timeouts
         if ssl_context is not None:
             sock = TLSSocket(sock)

@@ -15,7 +15,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, Optional, Tuple, Type, TypeVar
 
-from ..sockets import INET, keep_alive
+from ..sockets import INET, keep_alive, keep_urgent_data
 from .options import Options, set_options
 
 if TYPE_CHECKING:
@@ -102,9 +102,10 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
                 os.chmod(self._path, self.unix_mode)  # nobody can have connected: it does not listen yet
 
     def server_activate(self) -> None:
-        # Accepted sockets inherit both: no system call for each connection. A lost peer is noticed at last, and a
-        # small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
+        # Accepted sockets inherit all three: no system call for each connection. A lost peer is noticed at last, urgent
+        # data is not lost, and a small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
         keep_alive(self.socket)
+        keep_urgent_data(self.socket)
         if self.address_family in INET:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._inherited:  # else its maker has chosen the backlog

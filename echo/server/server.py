@@ -398,7 +398,8 @@ class Server(ListeningServer):
                 self.close_request(request)  # without the FIN that would come before the reset
                 return
             if not connection.peer_ended:  # else nothing more can arrive that a close would answer with a reset
-                linger(request, self._delivery_timeout() if connection.input_ended else None, self._linger_silence)
+                delivery_timeout = self._delivery_timeout() if connection.input_ended else None
+                linger(request, delivery_timeout, self._linger_silence, send_timeout=connection.send_timeout)
             session.closed()
         super().shutdown_request(request)
 
@@ -411,8 +412,8 @@ class Server(ListeningServer):
 
         The server adds up what ``handler.connection`` counts (``messages_in``, ``messages_out``, ``bytes_in``,
         ``bytes_out``), counts ``handler.reason`` as the session's end, and calls ``handler.drain()``, which must not
-        block, when it stops. ``aborted``, ``peer_ended`` and ``input_ended`` of the connection decide how the socket is
-        closed. Sets ``handler.via`` and ``handler.unnamed``, which say what is known of a proxy. Returns the session's
+        block, when it stops. ``aborted``, ``peer_ended``, ``input_ended`` and ``send_timeout`` of the connection decide
+        how the socket is closed. Sets ``handler.via`` and ``handler.unnamed``, which say what is known of a proxy. Returns the session's
         number, from 1 on; None if this server does not track the handler's request.
         """
         session = self._registry.get(handler.request)

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any, Callable, Counter, Dict, List, Optional
 
+from ..sockets import SEND_TIMEOUT
 from ..text import format_address, unmapped
 from .accepting import is_held
 from .reporting import log_event
@@ -29,6 +30,7 @@ class StandIn:
 
     messages_in = messages_out = bytes_in = bytes_out = 0
     peer_ended = aborted = False
+    send_timeout = SEND_TIMEOUT
 
     def __init__(self, request: socket.socket) -> None:
         self._request = request

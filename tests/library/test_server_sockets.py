@@ -34,6 +34,39 @@ def test_accepted_sockets_have_no_nagle_and_keep_alive_and_are_blocking(serve, d
     assert not seen["inheritable"] and not server.socket.get_inheritable()  # row 39
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="no TCP_USER_TIMEOUT here")
+def test_replies_that_nobody_acknowledges_are_given_up_after_two_minutes(serve, dial):
+    """Row 66, on both sides. ``outside/test_networks.py`` shows that it works."""
+    accepted = []
+
+    class Look(socketserver.BaseRequestHandler):
+        def handle(self):
+            accepted.append(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    server = serve(Look)
+    with echo.connect(server.server_address, timeout=DEADLINE) as client:
+        assert client.connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+        assert list(client) == []
+    assert accepted == [120_000]
+
+
+def test_urgent_data_is_a_byte_of_the_stream_like_any_other(serve, dial):
+    """Row 73, in both directions."""
+    client = dial(serve())
+    client.sendall(b"be")
+    client.send(b"f", socket.MSG_OOB)
+    client.sendall(b"ore\nexit\n")
+    assert read_all(client) == b"before\n"
+
+    class Urgent(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.send(b"u", socket.MSG_OOB)
+            self.request.sendall(b"rgent\n")
+
+    with echo.connect(serve(Urgent).server_address, timeout=DEADLINE) as client:
+        assert client.recv() == b"urgent"
+
+
 def test_the_backlog_takes_a_burst(dial):
     """Row 30: not 5."""
     server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from echo.sockets import linger, unread
+from echo.sockets import linger, undelivered, unread
 from support import DEADLINE, eventually, read_all
 
 
@@ -77,6 +77,54 @@ def flood(peer):
 def test_a_peer_that_is_silent_is_not_waited_for_for_ever(sockets):
     sock, _peer = sockets
     linger(sock, silence=0.01, timeout=DEADLINE)
+
+
+REPLIES = b"x" * (8 << 20)  # more than the buffers of both sides hold
+
+
+def reply(sock, data=REPLIES):
+    """Send as much as fits; return how much that was."""
+    sock.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(data)
+    sock.setblocking(True)
+    return sent
+
+
+def test_a_silent_peer_that_has_not_taken_every_reply_is_waited_for(sockets):
+    """Row 83: a byte that it sends to a closed socket would reset the connection, and lose the rest."""
+    sock, peer = sockets
+    sent = reply(sock)
+
+    def close():
+        linger(sock, silence=0.01, timeout=0, send_timeout=DEADLINE)
+        sock.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    closing.join(0.2)  # many times the silence
+    peer.sendall(b"?")
+    assert len(read_all(peer)) == sent
+    peer.close()
+    closing.join(DEADLINE)
+    assert not closing.is_alive()
+
+
+def test_a_peer_that_takes_no_reply_is_not_waited_for_for_ever(sockets):
+    sock, _peer = sockets
+    reply(sock)
+    linger(sock, silence=0.01, timeout=0, send_timeout=0.05)
+    assert undelivered(sock)
+
+
+def test_a_peer_that_has_taken_every_reply_is_not_waited_for_any_longer(sockets):
+    """The end of our output, which a lost peer does not acknowledge, is not a reply."""
+    sock, _peer = sockets
+    sock.sendall(REPLY)
+    eventually(lambda: not undelivered(sock))
+    linger(sock, silence=0.01, timeout=0, send_timeout=None)
 
 
 def test_a_socket_that_its_handler_has_closed_is_no_error(sockets):
