@@ -199,8 +199,8 @@ def linger(
             if delivered or (send_timeout is not None and now - accepted_at >= send_timeout):
                 break
         # The time may be over because this thread had no processor. So it still reads what has arrived, since the close
-        # would be a reset otherwise. It reads no more than that, and does not wait: a peer that goes on sending must not
-        # keep the socket open. A read of a TLS socket may take less than it is asked for.
+        # would be a reset otherwise. It reads no more than that, and does not wait: a peer that goes on sending must
+        # not keep the socket open. A read of a TLS socket may take less than it is asked for.
         sock.settimeout(0)
         for _ in range(0, unread(sock) or 0, _CHUNK // 2):
             sock.recv(_CHUNK)

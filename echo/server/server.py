@@ -413,8 +413,8 @@ class Server(ListeningServer):
         The server adds up what ``handler.connection`` counts (``messages_in``, ``messages_out``, ``bytes_in``,
         ``bytes_out``), counts ``handler.reason`` as the session's end, and calls ``handler.drain()``, which must not
         block, when it stops. ``aborted``, ``peer_ended``, ``input_ended`` and ``send_timeout`` of the connection decide
-        how the socket is closed. Sets ``handler.via`` and ``handler.unnamed``, which say what is known of a proxy. Returns the session's
-        number, from 1 on; None if this server does not track the handler's request.
+        how the socket is closed. Sets ``handler.via`` and ``handler.unnamed``, which say what is known of a proxy.
+        Returns the session's number, from 1 on; None if this server does not track the handler's request.
         """
         session = self._registry.get(handler.request)
         if session is None:
