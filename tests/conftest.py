@@ -35,8 +35,11 @@ from support.tiers import (  # noqa: F401  (pytest calls them)
 @pytest.fixture(scope="session", autouse=True)
 def ordinary_environment(tmp_path_factory):
     """What the processes that tests start inherit, however pytest itself was started."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+    for number in ignored - {signal.SIGPIPE, getattr(signal, "SIGXFSZ", None)}:  # these two are Python's own choice
+        # A shell's background job ignores SIGINT, nohup(1) SIGHUP.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     if sys.dont_write_bytecode:  # each would compile the package again, half of the time that it takes to start
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("bytecode"))
