@@ -7,14 +7,16 @@ declared in that command.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import socket
 import sys
-from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
 from ..framing import FRAMINGS, Framing
 from ..version import __version__
+from .streams import CannotWrite, best_effort, whole
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -176,12 +178,32 @@ def program(module: str) -> str:
 def fail(prog: str, message: str, code: int) -> NoReturn:
     """End the program with one line on stderr."""
     line = f"{prog}: {message}".replace("\n", "\\n")
-    try:
-        if sys.stderr is not None:  # print() would take stdout instead
-            print(line, file=sys.stderr, flush=True)
-    except OSError:
-        pass  # stderr is closed; the exit code remains
+    with contextlib.suppress(OSError):  # of a stream that is not best_effort's, one without bytes below it
+        print(line, file=best_effort(sys.stderr), flush=True)
     raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def standard_streams(prog: str) -> Iterator[None]:
+    """Let standard output take all that is written to it, and standard error what it can.
+
+    If standard output cannot be written, the program ends with code 1 and one line; without the line if its reader has
+    gone. ``sys.stdout`` remains None if its descriptor was closed.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = sys.stdout and whole(sys.stdout), best_effort(sys.stderr)
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except CannotWrite as exc:
+        if isinstance(exc.error, BrokenPipeError):
+            raise SystemExit(1) from None
+        fail(prog, str(exc), 1)
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def port(text: str) -> int:

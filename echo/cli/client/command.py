@@ -42,6 +42,11 @@ PROG = arguments.program("echo.client")
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the client; return the exit code."""
+    with arguments.standard_streams(PROG):
+        return _main(argv)
+
+
+def _main(argv: Optional[List[str]]) -> int:
     options = _parser().parse_complete(argv)
     if not options.port:
         arguments.fail(PROG, "invalid port 0: give the port that the server logs", 2)
@@ -61,18 +66,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, f"{exc}; the server may be full, or have another --framing", 1)
     except EchoError as exc:
         arguments.fail(PROG, str(exc), 1)
-    except OSError as exc:
-        # Standard output cannot be written. Nothing may be flushed to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(exc, BrokenPipeError):
-            return 1  # the reader has closed its end
-        arguments.fail(PROG, f"cannot write standard output: {exc.strerror}", 1)
 
 
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
     if None in ([sys.stdout] if messages or options.ping or options.bench else [sys.stdin, sys.stdout]):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the terminal can show
     report = Report(_print, as_json=options.json, quiet=options.quiet, verbose=options.verbose, stderr=sys.stderr)
     if options.ping or options.bench:
         return _measure(options, framing, report)
@@ -265,7 +263,8 @@ def _message(framing: Framing, text: str) -> bytes:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    sys.stdout.write(f"{line}\n")  # print() writes a long line and its end one by one
+    sys.stdout.flush()
 
 
 def _show(message: bytes) -> None:

@@ -18,6 +18,7 @@ from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooL
 from ...framing import Framing, LineFraming, RawFraming
 from ...protocol import is_exit
 from ...sockets import unread
+from .. import streams
 
 CHUNK = 64 * 1024
 WINDOW = 64 * 1024 * 1024
@@ -136,7 +137,7 @@ class Pipe:
         decoder = self._framing.decoder() if by_lines else RawFraming(self._framing.max_message).decoder()
         lines = 0
         while True:
-            chunk = os.read(self._descriptor, CHUNK)
+            chunk = streams.read(self._descriptor, CHUNK)
             if not chunk:
                 break
             messages = decoder.feed(chunk)

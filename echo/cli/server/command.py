@@ -50,12 +50,8 @@ processors, took 8 to 52 s, and two of them once more than 300 s; with this figu
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
-    commands = parser()
-    said = commands.parse_args(argv)  # first: --help works with an invalid environment
-    if said.unix is not None and (said.bind, said.port) != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
-        arguments.fail(PROG, "--unix excludes the port and --bind; give one of them", 2)
-    commands.read_environment(os.environ)
-    options = commands.parse_complete(argv)
+    with arguments.standard_streams(PROG):
+        options = _options(argv)
     try:
         server = _server(options)
     except ValueError as exc:
@@ -66,6 +62,15 @@ def main(argv: Optional[List[str]] = None) -> int:
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     _calm_waiting_threads(server.max_connections)
     return _run_alone(server, options) if options.workers == 1 else _run_workers(server, options)
+
+
+def _options(argv: Optional[List[str]]) -> argparse.Namespace:
+    commands = parser()
+    said = commands.parse_args(argv)  # first: --help works with an invalid environment
+    if said.unix is not None and (said.bind, said.port) != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
+        arguments.fail(PROG, "--unix excludes the port and --bind; give one of them", 2)
+    commands.read_environment(os.environ)
+    return commands.parse_complete(argv)
 
 
 def _calm_waiting_threads(sessions: Optional[int]) -> None:
