@@ -118,14 +118,20 @@ class Serving:
         self._listening = False
         self._previous_wakeup: Optional[int] = None
         self._lock = threading.RLock()
-        self._alarm, self._bell = socket.socketpair()
+        listener.setblocking(False)  # first: it raises if the socket is closed, and nothing has been opened yet
+        try:
+            self._alarm, self._bell = socket.socketpair()
+        except OSError:
+            if not shared:
+                listener.settimeout(self.listener_timeout)
+            raise
         self._alarm.setblocking(False)
         self._bell.setblocking(False)
         self._selector = _Selector()
         self._selector.register(self._alarm, selectors.EVENT_READ)
-        listener.setblocking(False)
 
-    def close(self) -> None:
+    def close(self, *, restore: bool = True) -> None:
+        """``restore``: put the listening socket's mode back, which is not done while another run uses the socket."""
         with self._lock:
             if self._previous_wakeup is not None:
                 with contextlib.suppress(OSError, ValueError):  # its owner has closed it
@@ -134,7 +140,7 @@ class Serving:
             self._selector.close()
             self._alarm.close()
             self._bell.close()
-            if self._listener.fileno() != -1 and not self._shared:
+            if restore and self._listener.fileno() != -1 and not self._shared:
                 self._listener.settimeout(self.listener_timeout)
 
     def enter(self) -> None:

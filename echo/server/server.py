@@ -118,14 +118,14 @@ class Server(ListeningServer):
         ``service_actions()``, which is called that often. Returns at once if ``shutdown()`` came first or the
         server is closed; raises ``RuntimeError`` if it is serving already.
         """
-        serving = self._begin_serving()
+        serving = self._new_serving()
         if serving is not None:
             self._serve(serving, poll_interval)
 
     def handle_request(self) -> None:
         """Accept one connection and start its session; after ``timeout`` seconds call ``handle_timeout()`` instead.
         Returns at once if the server is closed; raises ``RuntimeError`` if it is serving already."""
-        serving = self._begin_serving()
+        serving = self._new_serving()
         if serving is not None:
             timeouts = [seconds for seconds in (serving.listener_timeout, self.timeout) if seconds is not None]
             self._serve(serving, min(timeouts, default=None), once=True)
@@ -133,49 +133,68 @@ class Server(ListeningServer):
     def start(self: _Self) -> _Self:
         """Serve in a background thread; return the server. Does nothing if it is serving already; ``RuntimeError`` if
         it is closed."""
-        with self._lock:
-            if self._stop_under_way is not None:
-                raise RuntimeError("the server is closed; make a new one")
-            if self._serving is not None:
-                return self
-            if self._past is Past.SHUTDOWN:
-                self._past = Past.NOTHING
-            serving = self._begin_serving()
-            if serving is None:  # a stop() has begun since the look above; it takes no lock
-                raise RuntimeError("the server is closed; make a new one")
-            self._thread = threading.Thread(target=self._serve, args=(serving,), name="echo-server", daemon=True)
-        # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
+        serving = thread = None
         try:
+            with self._lock:
+                if self._stop_under_way is not None:
+                    raise RuntimeError("the server is closed; make a new one")
+                if self._serving is not None:
+                    return self
+                if self._past is Past.SHUTDOWN:
+                    self._past = Past.NOTHING
+                serving = self._new_serving()
+                if serving is None:  # a stop() has begun since the look above; it takes no lock
+                    raise RuntimeError("the server is closed; make a new one")
+                self._begin_serving(serving)
+                thread = threading.Thread(target=self._serve, args=(serving,), name="echo-server", daemon=True)
+                self._thread = thread
+            # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
             atexit.register(self._close_at_exit, os.getpid())  # daemon threads would die in mid-reply (gh-113964)
-            self._thread.start()
-            serving.thread_id = self._thread.ident or 0  # from here on this thread may wait for it
+            thread.start()
+            serving.thread_id = thread.ident or 0  # from here on this thread may wait for it
         except BaseException:
-            if self._thread.ident is None:
+            if serving is not None and (thread is None or thread.ident is None):
                 self._end_serving(serving)
             raise
         return self
 
-    def _begin_serving(self) -> Optional[Serving]:
+    def _new_serving(self) -> Optional[Serving]:
+        """Return what a run needs, before the run is known to anybody; None if the server is closed.
+
+        Apart from ``_begin_serving``, so that the ``try`` whose end is ``_end_serving`` can stand around that:
+        KeyboardInterrupt may come between any two lines, and a run that has begun and never ends would make each later
+        stop wait.
+        """
         with self._lock:
             if self._stop_under_way is not None:
                 return None
             if self._serving is not None:
                 raise RuntimeError("the server is serving already")
             try:
-                self._serving = Serving(self.socket, shared=self._inherited)
+                return Serving(self.socket, shared=self._inherited)
             except OSError:
                 if self._stop_under_way is not None:  # a signal handler has stopped the server meanwhile
                     return None
                 raise
+
+    def _begin_serving(self, serving: Serving) -> None:
+        """Begin this run, unless start() has begun it."""
+        with self._lock:
+            if self._serving is serving:
+                return
+            if self._serving is not None:
+                raise RuntimeError("the server is serving already")
+            self._serving = serving
             # Only now: the shutdown() of a signal handler either found no Serving, and is in _past, or found this one.
             if self._past is Past.SHUTDOWN or self._stop_under_way is not None:
-                self._serving.stop()
+                serving.stop()
             self._past = max(self._past, Past.REQUEST)
-            return self._serving
 
     def _end_serving(self, serving: Serving) -> None:
         with self._lock:
-            serving.close()
+            serving.close(restore=self._serving is serving or self._serving is None)
+            if self._serving is not serving:
+                return  # it has not begun
             self._serving = None
             stop = self._stop_under_way
             left_to_us = stop is not None and stop.thread_id is None
@@ -191,6 +210,7 @@ class Server(ListeningServer):
     def _serve(self, serving: Serving, seconds: Optional[float] = 0.5, *, once: bool = False) -> None:
         """Accept clients in the calling thread until a stop or, if ``once``, until a client or ``seconds`` are over."""
         try:
+            self._begin_serving(serving)
             serving.enter()
             if self.balance is not None:
                 self._registry.publish = self.balance.set

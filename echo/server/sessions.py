@@ -59,6 +59,7 @@ class Session:
     """
 
     __slots__ = (
+        "_drained",
         "_lock",
         "client_address",
         "handler",
@@ -84,8 +85,8 @@ class Session:
         self.handler: Any = StandIn(request)
         self.thread_id: Optional[int] = None
         self.number = 0  # given by the registry
-        # Held while another thread acts on the socket, so that it is not closed under that thread's hands and
-        # its descriptor given to another connection (gh-116912).
+        # Held, or _drained not set yet, while another thread acts on the socket, so that it is not closed under that
+        # thread's hands and its descriptor given to another connection (gh-116912).
         self._lock = threading.Lock()
 
     @property
@@ -101,22 +102,27 @@ class Session:
     def drain(self) -> None:
         """Let the session answer what has arrived, and end."""
         with self._lock:
-            if self.state == "open":
-                self.state = "draining"
-                self._end_input()
+            if self.state != "open":
+                return
+            self._drained = threading.Event()
+            self.state = "draining"
+            handler = self.handler
+        self._end_input(handler)  # without the lock, which abort() needs: a handler's own drain() may block
+        self._drained.set()
 
     def attach(self, handler: Any) -> None:
         with self._lock:
             self.handler = handler
-            if self.state == "draining":  # the stop was faster
-                self._end_input()
+            draining = self.state == "draining"
+        if draining:  # the stop was faster
+            self._end_input(handler)
 
-    def _end_input(self) -> None:
+    def _end_input(self, handler: Any) -> None:
         try:
-            self.handler.drain()
+            handler.drain()
         except OSError:
             pass
-        except Exception as exc:  # a handler's own drain(); the deadline ends its session
+        except BaseException as exc:  # a handler's own drain(), which may even call sys.exit(); the deadline ends it
             log_event(
                 logging.ERROR, "error", "%s: exception in drain()", format_address(self.client_address), exc_info=exc
             )
@@ -132,6 +138,11 @@ class Session:
 
     def closing(self) -> None:
         """The handler is done; from here on the socket lingers, and draining would only disturb that."""
+        with self._lock:
+            if self.state == "open":
+                self.state = "closing"
+                return
+        self._drained.wait()  # until then drain() acts on the socket, which must not be closed under it
         with self._lock:
             self.state = "closing"
 

@@ -34,27 +34,31 @@ bring its deadline forward. Never wait for something that may be waiting for you
        Serving._lock          the socket pair that wakes the loop
        Registry._lock         the live sessions and the sums; the number of sessions is published under it
        Session._lock          the socket: it is not closed while another thread acts on it
-          Connection._output  one message at a time (a handler's drain() may need it)
 
 The first three are reentrant, since a signal handler may stop the server at any line that holds one. No handler's code
-and no log runs under the first three; a handler's ``drain()`` runs under its session's own.
+and no log runs under any of them. A handler's ``drain()`` runs in a thread of its own: one that blocks holds up its own
+session, until the deadline, and no other.
 """
 
 from __future__ import annotations
 
+import collections
 import enum
 import logging
 import threading
 import time
-from typing import Optional
+from typing import List, Optional
 
 from ..text import format_address, plural
 from .accepting import ReentrantEvent
 from .reporting import log_event
-from .sessions import Registry
+from .sessions import Registry, Session
 
 CUT_GRACE = 1.0
 """Seconds that sessions which were cut at the deadline have to notice it."""
+
+DRAIN_PATIENCE = 0.1
+"""Seconds that one session's ``drain()`` may take before another thread goes on with the other sessions."""
 
 
 class Past(enum.IntEnum):
@@ -117,8 +121,7 @@ class Stop:
             left = "without limit" if self._timeout is None else f"for {self._timeout:g} s at most"
             count = plural(len(sessions), "session")
             log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
-        for session in sessions:
-            session.drain()
+        self._drain_each(sessions)
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
         left_over = self._registry.sessions()
         cut = [session for session in left_over if not session.is_only_lingering()]
@@ -134,3 +137,28 @@ class Stop:
             drained = len(sessions) - len(cut)
             text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
             log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
+
+    def _drain_each(self, sessions: List[Session]) -> None:
+        """Drain each session for itself. ``drain()`` is quick, but a handler may have one of its own."""
+        waiting = collections.deque(sessions)
+
+        def drain_waiting() -> None:
+            while True:
+                try:
+                    session = waiting.popleft()
+                except IndexError:
+                    return
+                session.drain()
+
+        while waiting:
+            helper = threading.Thread(target=drain_waiting, name="echo-drain", daemon=True)
+            try:
+                helper.start()
+            except (RuntimeError, MemoryError):  # the system has no thread now
+                drain_waiting()
+            before = None
+            while waiting and len(waiting) != before:
+                before = len(waiting)
+                helper.join(DRAIN_PATIENCE)
+            if self.is_over():
+                return

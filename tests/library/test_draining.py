@@ -229,6 +229,98 @@ def test_a_session_that_only_waits_for_its_client_to_close_is_not_counted_as_cut
 # Clients that are connected and not accepted.
 
 
+def test_a_drain_that_blocks_holds_up_neither_the_deadline_nor_the_other_sessions(dial):
+    """Row 84."""
+    release = threading.Event()
+    connected = []
+
+    class Blocks(echo.EchoRequestHandler):
+        def connection_made(self):
+            connected.append(self)
+
+        def drain(self):
+            if self.session == 1:
+                super().drain()
+            else:
+                release.wait(2 * DEADLINE)
+
+    server = Impatient(("127.0.0.1", 0), Blocks).start()
+    clients = [dial(server)]
+    eventually(lambda: len(connected) == 1)
+    clients += [dial(server) for _ in range(3)]
+    eventually(lambda: len(connected) == 4)
+    server.shutdown_timeout = 0.5  # no machine is too busy for this to be over
+    stop = Stop(server)
+    assert read_all(clients[0]) == b""
+    assert stop.result() is False
+    assert [read_all(client) for client in clients[1:]] == [b""] * 3
+    release.set()
+    eventually(lambda: not server.connections)
+    assert server.stats().ended["drain"] >= 1
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError])
+def test_whatever_a_drain_raises_the_other_sessions_are_drained(serve, dial, caplog, error):
+    """Row 84."""
+
+    class Raises(echo.EchoRequestHandler):
+        def drain(self):
+            if self.session == 1:
+                self.connection.end_input()
+                raise error("on purpose")
+            super().drain()
+
+    server = serve(Raises)
+    clients = []
+    for _ in range(3):
+        clients.append(dial(server))
+        assert echoes(clients[-1])
+    assert server.stop() is True
+    assert [read_all(client) for client in clients] == [b""] * 3
+    assert caplog.text.count("exception in drain()") == 1
+
+
+def test_the_socket_stays_open_while_a_drain_acts_on_it(dial):
+    """Otherwise its descriptor could be another connection's by then."""
+    begun, release, done = threading.Event(), threading.Event(), threading.Event()
+    sockets = []
+
+    class Slow(echo.EchoRequestHandler):
+        def drain(self):
+            sockets.append(self.request)
+            self.request.shutdown(socket.SHUT_RD)
+            begun.set()
+            release.wait(2 * DEADLINE)
+
+        def finish(self):
+            super().finish()
+            done.set()
+
+    server = echo.Server(("127.0.0.1", 0), Slow).start()
+    client = dial(server)
+    assert echoes(client)
+    stop = Stop(server)
+    begun.wait(DEADLINE)
+    done.wait(DEADLINE)
+    assert sockets[0].fileno() != -1
+    release.set()
+    assert stop.result() is True
+    assert sockets[0].fileno() == -1
+
+
+def test_a_drain_needs_no_thread_of_its_own(serve, dial, monkeypatch):
+    server = serve()
+    client = dial(server)
+    assert echoes(client)
+
+    def no_thread(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert server.stop() is True
+    assert read_all(client) == b""
+
+
 def test_a_connection_that_arrives_with_the_stop_is_served_wholly_or_not_at_all(serve):
     """Row 37."""
     for _ in range(20):

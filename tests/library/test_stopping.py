@@ -247,11 +247,11 @@ def test_a_signal_handler_may_stop_a_server_whose_locks_it_has_interrupted(serve
 
 def test_a_start_that_a_stop_overtakes_is_refused():
     class Overtaken(echo.Server):
-        def _begin_serving(self):
+        def _new_serving(self):
             stops.append(threading.Thread(target=self.stop))
             stops[0].start()
             eventually(lambda: self._stop_under_way is not None)
-            return super()._begin_serving()
+            return super()._new_serving()
 
     stops = []
     with pytest.raises(RuntimeError, match="the server is closed"):
@@ -273,6 +273,37 @@ def test_a_run_that_begins_while_a_signal_handler_stops_the_server_does_not_serv
     monkeypatch.setattr(socket, "socketpair", stopped_meanwhile)
     server.serve_forever()
     assert begun and server.socket.fileno() == -1
+
+
+@pytest.mark.parametrize("moment", ["call", "return"])
+@pytest.mark.parametrize("verb", ["serve_forever", "handle_request", "start"])
+def test_an_interrupt_while_a_run_begins_leaves_no_run_behind(verb, moment):
+    """Ctrl-C in a program without a handler for SIGINT."""
+
+    def interrupt(frame, event, argument):
+        if frame.f_code.co_name == "_begin_serving" and event == moment:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            getattr(server, verb)()
+    finally:
+        sys.setprofile(None)
+    assert server._serving is None
+    assert server.stop() is True
+    assert server.socket.fileno() == -1
+
+
+def test_a_run_on_a_closed_socket_opens_nothing(monkeypatch):
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    server.socket.close()
+    monkeypatch.setattr(socket, "socketpair", None)
+    with pytest.raises(OSError):
+        server.serve_forever()
+    server.stop()
 
 
 def test_a_stop_that_an_exception_interrupts_does_not_report_that_all_is_done(serve):
