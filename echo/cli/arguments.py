@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optio
 
 from ..framing import FRAMINGS, Framing
 from ..version import __version__
-from .streams import CannotWrite, best_effort, whole
+from .streams import CannotWrite, best_effort, open_missing, whole
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -190,6 +190,7 @@ def standard_streams(prog: str) -> Iterator[None]:
     If standard output cannot be written, the program ends with code 1 and one line; without the line if its reader has
     gone. ``sys.stdout`` remains None if its descriptor was closed.
     """
+    open_missing()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = sys.stdout and whole(sys.stdout), best_effort(sys.stderr)
     try:

@@ -1,9 +1,10 @@
-"""The surroundings of the server command: variables, process 1 of a container, terminals and none, SIGHUP."""
+"""The surroundings of the commands: variables, process 1 of a container, terminals and none, SIGHUP, early Ctrl-C."""
 
 import os
 import signal
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -13,7 +14,7 @@ from echo.cli.server import command as command
 from echo.cli.server import workers
 from echo.cli.server.command import main
 from echo.cli.server.options import ROWS, parser
-from support import DEADLINE, read_all, read_exactly, tiers
+from support import DEADLINE, ROOT, read_all, read_exactly, tiers
 from support.commands import call
 from support.processes import processes_of
 from support.usage_errors import error_line
@@ -538,3 +539,83 @@ def test_a_log_that_was_written_to_the_terminal_is_no_reason_to_fail_when_that_h
     finally:
         os.close(master)
     assert server.popen.wait(DEADLINE * 2) == 0
+
+
+# Ctrl-C while Python imports a command.
+
+INTERRUPT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+"""
+"""A ``sitecustomize`` that sends SIGINT when that module is about to be imported."""
+
+
+def interrupted(tmp_path, module, *command):
+    """Run the command with ``INTERRUPT``; return its exit code and what it printed."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT.format(module=module))
+    path = os.pathsep.join([str(tmp_path), ROOT])
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=dict(os.environ, PYTHONPATH=path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=DEADLINE,
+    )
+    return done.returncode, done.stdout.decode()
+
+
+@on_posix
+@pytest.mark.parametrize(
+    "program, module",
+    [
+        ("echo.server", "socketserver"),
+        ("echo.server", "echo.cli.server.command"),
+        ("echo.client", "ssl"),
+        ("echo.client", "echo.measure"),
+    ],
+)
+def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_word(tmp_path, program, module):
+    assert interrupted(tmp_path, module, "-m", program, "--version") == (130, "")
+
+
+@on_posix
+@pytest.mark.parametrize("name, module", [("echo.client", "socketserver"), ("echo.server", "argparse")])
+def test_ctrl_c_while_an_installed_command_is_imported_ends_it_without_a_word(tmp_path, name, module):
+    script = tmp_path / "command"
+    script.write_text(
+        f"import sys\nfrom {name}.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    assert interrupted(tmp_path, module, str(script), "--version") == (130, "")
+
+
+@on_posix
+def test_ctrl_c_in_a_program_that_imports_the_library_is_pythons_own(tmp_path):
+    (tmp_path / "program.py").write_text("try:\n    import echo\nexcept KeyboardInterrupt:\n    print('interrupted')\n")
+    assert interrupted(tmp_path, "socketserver", "-m", "program") == (0, "interrupted\n")
+    again = "import echo, signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    assert interrupted(tmp_path, "none", "-c", again) == (0, "True\n")
+
+
+@on_posix
+def test_ctrl_c_is_ignored_while_a_command_is_imported_if_it_was_ignored_before(tmp_path):
+    starter = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, '-m', 'echo.client', '--version'])"
+    )
+    code, out = interrupted(tmp_path, "echo.framing", "-c", starter)
+    assert code == 0 and out.startswith("echo.client ")
+
+
+@on_posix
+def test_ctrl_c_before_a_client_has_connected_ends_it_with_code_130(monkeypatch):
+    def parse(self, argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("echo.cli.arguments.ArgumentParser.parse_complete", parse)
+    assert call(client_main) == (130, "", "")

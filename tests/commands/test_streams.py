@@ -11,9 +11,10 @@ import pytest
 
 import echo
 from echo.cli import streams
-from support import DEADLINE, Recorder
+from support import DEADLINE, Recorder, eventually
 from support.client import address_options, call_client
 from support.measuring import one_complaint
+from support.processes import processes_of
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
 
@@ -197,3 +198,51 @@ def test_the_command_leaves_the_streams_of_its_caller_alone(serve):
     with contextlib.suppress(SystemExit):
         call_client(*address_options(serve()), "--nonsense")
     assert (sys.stdout, sys.stderr) == before
+
+
+CLOSED = """exec "$0" "$@" <&- >&- 2>&-"""
+"""A shell's program that starts its arguments as a command without standard descriptors."""
+
+
+def standard_descriptors(pid):
+    return [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_standard_descriptors_that_were_closed_are_not_taken_by_sockets(serve, run, tmp_path):
+    waiting, answered = threading.Event(), threading.Event()
+
+    class Handler(echo.EchoRequestHandler):
+        def message_received(self, message):
+            waiting.set()
+            answered.wait(DEADLINE)
+            super().message_received(message)
+
+    program = ["sh", "-c", CLOSED.replace(">&- ", ""), sys.executable, "-m"]
+    client = run("echo.client", *address_options(serve(Handler)), "-m", "hi", program=program)
+    assert waiting.wait(DEADLINE)
+    source, sink, errors = standard_descriptors(client.pid)
+    answered.set()
+    assert (source, sink.partition(":")[0], errors) == (os.devnull, "pipe", os.devnull)
+    assert client.finish() == (0, b"hi\n")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["alone", "workers"])
+def test_a_server_without_standard_descriptors_serves_and_ends_with_code_0(run, tmp_path, workers):
+    path = str(tmp_path / "socket")
+    program = ["sh", "-c", CLOSED, sys.executable, "-m"]
+    server = run("echo.server", "--unix", path, *workers, program=program)
+    eventually(lambda: os.path.exists(path))
+    with eventually(lambda: connected(path)) as client:
+        assert client.echo(b"hi") == b"hi"
+    assert {path for pid in [server.pid, *processes_of(server.pid)] for path in standard_descriptors(pid)} == {
+        os.devnull
+    }
+    assert server.terminate() == 0
+
+
+def connected(path):
+    """A client, or None while nothing listens there."""
+    with contextlib.suppress(ConnectionRefusedError):
+        return echo.connect(path)

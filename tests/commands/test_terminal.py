@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import echo
-from echo.cli.client.history import History
+from echo.cli.client.history import History, history_file
 from support import DEADLINE, Recorder, eventually
 from support.client import UnixServer, address_options, call_client
 from support.processes import Process
@@ -392,6 +392,31 @@ def test_history_is_kept_in_the_users_home(home, tmp_path, monkeypatch, state):
     assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"hello", b"again"]
     assert keep("more") == ["hello", "again"]
     assert not os.listdir(tmp_path / "here")
+
+
+@needs_history
+@pytest.mark.parametrize("elsewhere", [None, "~/history", "~/a folder/history"])
+def test_no_history_is_kept_if_the_users_home_is_unknown(home, tmp_path, monkeypatch, elsewhere):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    if elsewhere is not None:
+        monkeypatch.setenv("ECHO_HISTFILE", elsewhere)
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as for a user of a container's that has no name
+    assert keep("hello") == []
+    assert history_file() is None
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("unusable", ["", "relative", "./relative"])
+def test_no_history_is_kept_in_a_home_that_is_not_a_folder_of_its_own(home, monkeypatch, unusable):
+    monkeypatch.setenv("HOME", unusable)
+    assert history_file() is None
+
+
+def test_a_tilde_in_echo_histfile_is_the_users_home(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("ECHO_HISTFILE", "~/history")
+    assert history_file() == str(tmp_path / "history")
 
 
 @needs_history

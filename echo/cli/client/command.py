@@ -28,6 +28,7 @@ from ...exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeou
 from ...framing import FRAMINGS, Framing, LineFraming, RawFraming
 from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, FixedFraming
 from ...measure.report import Report, milliseconds
+from ...starting import INTERRUPTED, Interruptible
 from ...text import escape, plural
 from ...transport.tls import TLSSocket
 from ...transport.tls_messages import explain
@@ -42,8 +43,11 @@ PROG = arguments.program("echo.client")
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the client; return the exit code."""
-    with arguments.standard_streams(PROG):
-        return _main(argv)
+    try:
+        with Interruptible(), arguments.standard_streams(PROG):
+            return _main(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _main(argv: Optional[List[str]]) -> int:
@@ -58,8 +62,6 @@ def _main(argv: Optional[List[str]]) -> int:
     messages = [_message(framing, text) for text in options.text]
     try:
         return _run(options, framing, messages)
-    except KeyboardInterrupt:
-        return 130
     except EchoMismatch as exc:
         arguments.fail(PROG, str(exc), 3)
     except ReceiveTimeout as exc:

@@ -1,0 +1,55 @@
+"""Ctrl-C while a command is imported. ``echo`` imports this module before all others.
+
+Python answers Ctrl-C with a traceback until a command has set its own signal handlers. Importing takes a tenth of a
+second. So if the process runs one of the commands, Ctrl-C ends it with exit code 130 and without a word. Programs that
+use the library are left alone.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal takes milliseconds to import: Ctrl-C could come right then
+import os
+import sys
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+_COMMANDS = ("echo.__main__", "echo.client.__main__", "echo.server.__main__")
+
+
+def _starts_a_command() -> bool:
+    """Whether the import under way is that of a command, by ``python -m`` or by an installed script."""
+    frame = sys._getframe()
+    while frame is not None:
+        names = frame.f_locals
+        if names.get("name") in _COMMANDS:  # in importlib: the script imports the module
+            return True
+        if frame.f_globals.get("__name__") == "runpy" and f"{names.get('mod_name')}.__main__" in _COMMANDS:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _end(signum: int, frame: object) -> None:
+    os._exit(INTERRUPTED)
+
+
+class Interruptible:
+    """A context in which Ctrl-C raises ``KeyboardInterrupt``: the command handles it. Before and after, while Python
+    starts and exits, it ends the process."""
+
+    def __enter__(self) -> None:
+        self._replace(_end, _signal.default_int_handler)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if _starting:
+            self._replace(_signal.default_int_handler, _end)
+
+    def _replace(self, old: object, new: object) -> None:
+        if _signal.getsignal(_signal.SIGINT) is old:
+            _signal.signal(_signal.SIGINT, new)
+
+
+_starting = _starts_a_command() and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
+if _starting:
+    _signal.signal(_signal.SIGINT, _end)
