@@ -22,7 +22,7 @@ from ..text import plural
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
-from .load import Period, Plan, Slice, run
+from .load import End, Period, Plan, Slice, Timetable, run
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
 from .report import Report, milliseconds
 
@@ -35,8 +35,9 @@ duration."""
 _DIED = "a process of the load has died"
 
 
-def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any]]:
-    """Start processes that share the connections of ``plan``; yield the pipe to each one, and the process."""
+def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any, List[int]]]:
+    """Start processes that share the connections of ``plan``; yield the pipe to each one, the process, and the numbers
+    of its connections."""
     count = max(1, min(plan.connections, _processors() // 2))  # half of the processors: the server needs the others
     context = multiprocessing.get_context("spawn")  # the only method that all systems have
     if hasattr(signal, "pthread_sigmask"):
@@ -49,7 +50,7 @@ def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any]]:
             process = context.Process(target=run, args=(theirs, plan._replace(lanes=lanes)), daemon=True)
             process.start()
             theirs.close()
-            yield pipe, process
+            yield pipe, process, lanes
 
 
 class Bench:
@@ -74,7 +75,7 @@ class Bench:
         rate: Optional[int],
         timeout: Optional[float],
         clock: Clock = CLOCK,
-        start_load: Callable[[Plan], Iterator[Tuple[Any, Any]]] = start_processes,
+        start_load: Callable[[Plan], Iterator[Tuple[Any, Any, List[int]]]] = start_processes,
     ) -> None:
         self._clock = clock
         self._start_load = start_load
@@ -93,24 +94,25 @@ class Bench:
             [],
             connections,
             self._depth,
-            None if rate is None else SECOND / rate,
+            rate,
             None if timeout is None else round(timeout * SECOND),
             random.randrange(0x10000),
         )
         self.total = Slice()
+        self.due = 0
         self._connect_times = Distribution()
         self._period = Period(0, 0, 0)
         self._started_at = 0
         self._processes: List[Any] = []
-        self._pipes: List[Any] = []
+        self._pipes: Dict[Any, List[int]] = {}  # with the numbers of the connections of that process
         self._running = False
 
     def connect(self) -> None:
         """Start the processes and let them connect. Raises ``OSError`` if they cannot, and ``UnicodeError`` for an
         invalid host name."""
         self._plan.endpoint.resolve()  # an error of that is raised here once, and not by each process
-        for pipe, process in self._start_load(self._plan):
-            self._pipes.append(pipe)
+        for pipe, process, lanes in self._start_load(self._plan):
+            self._pipes[pipe] = lanes
             self._processes.append(process)
         for pipe in self._pipes:
             try:
@@ -158,7 +160,9 @@ class Bench:
     def _gather(self) -> int:
         """Add up all slices and report progress; return the time of the end, in nanoseconds after the start."""
         waiting = list(self._pipes)
-        recent, shown_at, ended_at = Slice(), self._period.begin, self._period.begin
+        on_the_way = dict.fromkeys(self._pipes, 0)
+        ends: Dict[Any, End] = {}
+        recent, shown_at = Slice(), self._period.begin
         while waiting:
             pipe: Any
             for pipe in multiprocessing.connection.wait(waiting):
@@ -166,20 +170,37 @@ class Bench:
                     part = pipe.recv()
                 except (EOFError, OSError):
                     self.total.errors[_DIED] += 1
-                    part = self._clock.now() - self._started_at
+                    self.total.lost += on_the_way[pipe]
+                    part = End(self._clock.now() - self._started_at, False)
                 if isinstance(part, Slice):
+                    on_the_way[pipe] += part.on_the_way
                     self.total.merge(part)
                     recent.merge(part)
                     for verdict, sent, received in part.examples:
                         self._report.detail("\n".join([f"{verdict.value}:", *comparison(sent, received)]))
                 else:
-                    ended_at = max(ended_at, part)
+                    ends[pipe] = part
                     waiting.remove(pipe)
             now = self._clock.now() - self._started_at
             if now - shown_at >= SECOND and now < self._period.end + SECOND // 2:
                 self._report_progress(recent, now, (now - shown_at) / SECOND)
                 recent, shown_at = Slice(), now
-        return min(ended_at, self._period.end)
+        self._add_up_what_was_due(ends)
+        return min(max(end.at for end in ends.values()), self._period.end)
+
+    def _add_up_what_was_due(self, ends: Dict[Any, End]) -> None:
+        """In an open loop: the whole timetable, also of connections that were lost, up to an interruption."""
+        if self._rate is None:
+            self.due = self.total.issued
+            return
+        start, begin, end = self._period
+        timetable = Timetable(self._rate, self._connections)
+        interrupted_at = max((each.at for each in ends.values() if each.interrupted), default=end)
+        for pipe, lanes in self._pipes.items():
+            until = ends[pipe].at if ends[pipe].interrupted else interrupted_at
+            for lane in lanes:
+                turns = timetable.rounds(lane, until - start) - timetable.rounds(lane, begin - start)
+                self.due += max(0, turns)  # none if the load was interrupted in the warm-up
 
     def _report_start(self) -> None:
         paced = f"closed loop, depth {self._depth}" if self._rate is None else f"{self._rate} messages/s"
@@ -216,21 +237,27 @@ class Bench:
 
     def _summarize(self, elapsed: float) -> None:
         total = self.total
+        never_sent = self.due - total.issued + total.unsent
         rate = total.received / elapsed if elapsed else 0.0
         corrupted = total.wrong[Verdict.CORRUPTED]
         kinds = [f"{count:,} {verdict.value}" for verdict, count in total.wrong.items()]
         errors = [f"{count:,} x {what}" for what, count in total.errors.items()]
         messages = f"{total.received:,} in {elapsed:.3g} s, {rate:,.0f}/s, {rate * self._size / 1e6:,.2f} MB/s"
+        fates = [f"{total.came:,} came", f"{total.lost:,} lost", f"{never_sent:,} never sent"]
         rows = [
             ("messages", messages if elapsed else "none: it ended before the warm-up did"),
+            ("due", f"{self.due:,}: {', '.join(fates)}, {total.on_the_way:,} on the way"),
             ("wrong", ", ".join(kinds) or "0"),
             ("lost", f"{total.lost:,}"),
             ("errors", ", ".join(errors) or "0"),
         ]
         if total.on_the_way:
             rows.append(("on the way", f"{total.on_the_way:,} when it was interrupted"))
-        if total.unsent:
-            rows.append(("never sent", f"{total.unsent:,}, whose turn did not come in time"))
+        if never_sent:
+            rows.append(("never sent", f"{never_sent:,}, whose turn did not come in time"))
+        if total.warm_up:
+            kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
+            rows.append(("warm-up", f"{', '.join(kinds)}; not counted above"))
         lines = [f"{name:12}{text}" for name, text in rows]
         connects = self._connect_times
         if connects.least is not None and connects.greatest is not None:
@@ -249,9 +276,13 @@ class Bench:
             bytes_per_s=round(rate * self._size, 1),
             corrupted=corrupted,
             wrong={verdict.name.lower(): count for verdict, count in total.wrong.items()},
+            due=self.due,
+            came=total.came,
             lost=total.lost,
-            unsent=total.unsent,
+            never_sent=never_sent,
+            unsent=never_sent,
             on_the_way=total.on_the_way,
+            warm_up=dict(total.warm_up),
             errors=dict(total.errors),
             **as_fields("connect", connects, PERCENTILES),
             **fields,

@@ -6,29 +6,42 @@ Its owner waits, for many lanes or for one lane and a clock.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import socket
-from typing import List, Optional
+from typing import Callable, Deque, List, Optional, Set, Tuple, Union
 
 from ..exceptions import ConnectionClosed, IncompleteMessage
 from ..framing import Framing
+from .clock import CLOCK
 from .probes import Ledger, Probe, Reply
 
 READ_SIZE = 64 * 1024
 
 
 class Lane:
-    """Takes over ``sock``, which is connected, and sends the probes of ``ledger`` in ``framing``."""
+    """Takes over ``sock``, which is connected, and sends the probes of ``ledger`` in ``framing``. ``now`` is a clock in
+    nanoseconds.
 
-    def __init__(self, sock: socket.socket, framing: Framing, ledger: Ledger) -> None:
+    A probe's ``sent_at`` is when the system takes its first byte. Before that it waits here, in the order of the
+    probes.
+    """
+
+    def __init__(
+        self, sock: socket.socket, framing: Framing, ledger: Ledger, now: Callable[[], int] = CLOCK.now
+    ) -> None:
         sock.setblocking(False)
         self.socket = sock
         self.ledger = ledger
         self._encode = framing.encode
         self._decoder = framing.decoder()
         self._recv = sock.recv
+        self._now = now
         self._unsent = bytearray()
+        self._flushed = 0  # bytes that have left _unsent
+        self._waiting: Deque[Tuple[int, Probe]] = collections.deque()  # with where each begins, counted as _flushed is
         self._failure: Optional[OSError] = None  # the error of a send, which the system does not report again to a read
+        self._is_broken = False  # a send has failed, and a read reports why
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -36,37 +49,55 @@ class Lane:
     @property
     def is_behind(self) -> bool:
         """Whether sent bytes wait for room in the system. Call ``flush`` when the socket is writable."""
-        return bool(self._unsent)
+        return bool(self._unsent) and not self._is_broken
 
-    def send(self, due_at: int, now: int) -> Probe:
+    def never_sent(self) -> Set[int]:
+        """Return the numbers of the probes of which the system has taken no byte."""
+        return {probe.seq for _, probe in self._waiting}
+
+    def send(self, due_at: int) -> Probe:
         """Send the next probe. It does not raise if the peer is gone; ``receive`` does."""
-        probe = self.ledger.issue(due_at, now)
+        probe = self.ledger.issue(due_at, 0)
         data = self._encode(probe.message)
+        probe.sent_at = self._now()
         if self._unsent:
-            self._unsent += data
+            self._wait(probe, data)
             self.flush()
-        else:
-            self._send(data)
+            return probe
+        taken = self._write(data)
+        if not taken:
+            self._wait(probe, data)
+        elif taken < len(data):
+            self._unsent += data[taken:]
         return probe
 
     def flush(self) -> None:
         """Send the bytes that wait."""
-        data = bytes(self._unsent)
-        self._unsent.clear()
-        self._send(data)
+        if self._is_broken:
+            return
+        now = self._now()
+        taken = self._write(self._unsent)
+        del self._unsent[:taken]  # moves no bytes: a bytearray only notes where it begins
+        self._flushed += taken
+        while self._waiting and self._waiting[0][0] < self._flushed:
+            self._waiting.popleft()[1].sent_at = now
 
-    def _send(self, data: bytes) -> None:
+    def _wait(self, probe: Probe, data: bytes) -> None:
+        self._waiting.append((self._flushed + len(self._unsent), probe))
+        self._unsent += data
+
+    def _write(self, data: Union[bytes, bytearray]) -> int:
+        """Return how many bytes the system has taken."""
         try:
-            sent = self.socket.send(data)
+            return self.socket.send(data)
         except BlockingIOError:
-            sent = 0
+            return 0
         except BrokenPipeError:
-            return  # the peer is gone, and the next read gets the error
+            pass  # the peer is gone, and the next read gets the error
         except OSError as exc:
             self._failure = exc
-            return
-        if sent < len(data):
-            self._unsent += data[sent:]
+        self._is_broken = True
+        return 0
 
     def receive(self) -> List[Reply]:
         """Read once; return the replies. Raises ``ConnectionClosed``, ``IncompleteMessage`` or ``MessageTooLong``."""

@@ -8,16 +8,20 @@ Each process of a bench calls ``run``. It knows the plan and its pipe to the ben
   coordinated omission). Both are counted.
 * The probes that were due in the measured time are counted. Replies to them are awaited afterwards too, so that the
   slow ones are not left out.
+
+No probe disappears. What was due comes from the timetable, or in a closed loop from the probes that were issued. A
+probe that was issued leaves the list of those on their way once: it comes back, is lost, or is still there at the end.
+What was due and not issued was never sent.
 """
 
 from __future__ import annotations
 
 import collections
 import heapq
-import math
 import selectors
 import signal
-from typing import Any, Counter, Dict, List, NamedTuple, Optional, Tuple
+import sys
+from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError
@@ -25,7 +29,7 @@ from ..framing import Framing
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .lane import Lane
-from .probes import Ledger, Probe, Verdict
+from .probes import Ledger, Probe, Reply, Verdict
 
 EXAMPLES = 3
 """Maximum number of wrong replies that each process passes on in full. The others are only counted."""
@@ -37,13 +41,42 @@ SPIN = 2_000_000
 """Nanoseconds before a probe is due from which the process polls and does not sleep. Selectors sleep for whole
 milliseconds, and a probe that is late because of that would look like a slow server."""
 
+LOOK = SECOND // 100
+"""Minimum of nanoseconds between two looks for probes whose time is over: each look goes through all connections. A
+reply that arrives after its time is late, whether or not its probe was given up before."""
+
+_FOREVER = 1 << 62
+_NOTHING = sys.maxsize  # as a ledger's number of the first probe that counts
+_TIMED_OUT = "no reply in time"
+
+
+class Timetable(NamedTuple):
+    """The turns of an open loop: ``rate`` per second, dealt out to ``connections`` one after the other.
+
+    Moments are in nanoseconds; turn 0 is at moment 0.
+    """
+
+    rate: int
+    connections: int
+
+    def moment(self, turn: int) -> int:
+        return turn * SECOND // self.rate
+
+    def first(self, moment: int) -> int:
+        """Return the first turn that is not before a moment."""
+        return max(0, -(-moment * self.rate // SECOND))
+
+    def rounds(self, lane: int, moment: int) -> int:
+        """Return how many turns a connection has before a moment."""
+        return max(0, -(-(self.first(moment) - lane) // self.connections))
+
 
 class Plan(NamedTuple):
     """The work of one process.
 
-    ``lanes``: the numbers of its connections among all ``connections``. ``step``: nanoseconds between two probes in the
-    timetable of all connections; None for a closed loop. ``timeout``: in nanoseconds; None for no limit. ``tag``: that
-    of the first connection.
+    ``lanes``: the numbers of its connections among all ``connections``. ``rate``: probes per second in the timetable of
+    all connections; None for a closed loop. ``timeout``: in nanoseconds; None for no limit. ``tag``: that of the first
+    connection.
     """
 
     endpoint: Endpoint
@@ -52,7 +85,7 @@ class Plan(NamedTuple):
     lanes: List[int]
     connections: int
     depth: int
-    step: Optional[float]
+    rate: Optional[int]
     timeout: Optional[int]
     tag: int
 
@@ -68,28 +101,51 @@ class Period(NamedTuple):
     end: int
 
 
-class Slice:
-    """The counts since the last slice.
+class End(NamedTuple):
+    """When the work ended, in nanoseconds as in ``Period``, and whether it was interrupted."""
 
-    ``received``: right replies in the measured time. ``rtt``: round trips from the time at which a probe was due;
-    ``raw``: from its send. ``wrong``: wrong replies by verdict. ``lost``: lost probes. ``on_the_way``: probes that had
-    no reply yet when the load was interrupted. ``unsent``: probes that were due in the measured time and not sent.
-    ``errors``: how often each error happened. ``examples``: wrong replies, a damaged one together with its probe.
+    at: int
+    interrupted: bool
+
+
+class Slice:
+    """The counts since the last slice, of the measured time alone.
+
+    ``received``: right replies that came in it. All else is about the probes that were due in it. ``issued``: how many
+    were passed to a connection; ``unsent``: those of them that never left it. ``rtt``: round trips, in an open loop
+    from the time at which the probe was due; ``raw``: from its send. ``damaged``: probes that came back corrupted.
+    ``lost``: lost probes. ``wrong``: wrong replies by verdict. ``errors``: how often each error happened. ``examples``:
+    wrong replies, a damaged one together with its probe.
+
+    ``warm_up`` has what was lost and wrong before.
     """
 
     def __init__(self) -> None:
-        self.received = self.lost = self.unsent = self.on_the_way = 0
+        self.received = self.issued = self.unsent = self.damaged = self.lost = 0
+        self.warm_up: Counter[str] = collections.Counter()
         self.examples: List[Tuple[Verdict, Optional[bytes], bytes]] = []
         self.rtt = Distribution()
         self.raw = Distribution()
         self.wrong: Counter[Verdict] = collections.Counter()
         self.errors: Counter[str] = collections.Counter()
 
+    @property
+    def came(self) -> int:
+        """Probes that came back: right, out of order or corrupted."""
+        return self.rtt.count + self.damaged
+
+    @property
+    def on_the_way(self) -> int:
+        """Probes that were sent and have neither come back nor been lost."""
+        return self.issued - self.unsent - self.came - self.lost
+
     def merge(self, other: Slice) -> None:
         self.received += other.received
-        self.lost += other.lost
+        self.issued += other.issued
         self.unsent += other.unsent
-        self.on_the_way += other.on_the_way
+        self.damaged += other.damaged
+        self.lost += other.lost
+        self.warm_up.update(other.warm_up)
         self.rtt.merge(other.rtt)
         self.raw.merge(other.raw)
         self.wrong.update(other.wrong)
@@ -106,9 +162,9 @@ def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
     """Do the work of one process, and talk with the bench through ``pipe``.
 
     Connect, and send the nanoseconds that each connection took, or an ``OSError``. Receive the ``Period``. Send a
-    ``Slice`` each ``TICK``, and finally the time of the end. Any further object that is received ends the work early.
+    ``Slice`` each ``TICK``, and finally the ``End``. Any further object that is received ends the work early.
     """
-    load = _ClosedLoop(pipe, plan, clock) if plan.step is None else _OpenLoop(pipe, plan, clock)
+    load = _ClosedLoop(pipe, plan, clock) if plan.rate is None else _OpenLoop(pipe, plan, plan.rate, clock)
     try:
         took = [load.open(number) for number in plan.lanes]
     except OSError as exc:
@@ -130,7 +186,11 @@ class _Load:
         self._plan = plan
         self._lanes: Dict[Lane, int] = {}  # with their numbers among all connections
         self._selector = clock.selector()
+        self._patience = _FOREVER if plan.timeout is None else plan.timeout
         self._slice = Slice()
+        self._issued_before = 0  # by connections that were lost
+        self._issued_told = 0  # of all that were issued, those in earlier slices
+        self._counting = False  # the measured time has begun
         self._end = 0
         self._interrupted = False
         self._examples_left = EXAMPLES
@@ -140,12 +200,13 @@ class _Load:
         began = self._clock.now()
         sock = plan.endpoint.open(None if plan.timeout is None else plan.timeout / SECOND)
         took = self._clock.now() - began
-        lane = Lane(sock, plan.framing, Ledger(plan.size, (plan.tag + number) & 0xFFFF))
+        lane = Lane(sock, plan.framing, Ledger(plan.size, (plan.tag + number) & 0xFFFF), self._clock.now)
+        lane.ledger.counts_from = _NOTHING
         self._lanes[lane] = number
         self._selector.register(lane, selectors.EVENT_READ)
         return took
 
-    def work(self, period: Period) -> int:
+    def work(self, period: Period) -> End:
         """Keep the lanes busy to the end of the period, then wait for the missing replies; return when it ended.
 
         It ends before the period if it was interrupted or all connections were lost.
@@ -154,17 +215,20 @@ class _Load:
         received_at = clock()
         start, begin, self._end = (received_at + moment for moment in period)
         self._clock.sleep((start - received_at) / SECOND)
-        tick_at = start + TICK
-        self._start(start)
+        tick_at = look_at = start
+        self._start(start, begin)
         while True:
             now = clock()
+            self._count_from(begin, now)
             self._send_due(min(now, self._end))  # even if this process was held up until after the end
+            if now >= look_at:
+                look_at = self._look(now)
             if now >= tick_at:
                 self._tick(now)
                 tick_at = now + TICK
             if not self._lanes or (now >= self._end and not self._awaits_replies()):
                 break
-            wait = self._pause(now, tick_at)
+            wait = self._pause(now, min(tick_at, look_at))
             for key, ready in self._selector.select(wait / SECOND):
                 lane: Any = key.fileobj
                 try:
@@ -172,34 +236,51 @@ class _Load:
                         self._flush(lane)
                     if ready & selectors.EVENT_READ:
                         now = clock()
+                        if not self._counting:
+                            self._count_from(begin, now)
                         self._receive(lane, now, begin)
                         if now < self._end:
-                            self._replied(lane, now)
+                            self._replied(lane)
                 except EchoError as exc:
                     self._drop(lane, str(exc))
-        self._finish(begin)
         for lane in self._lanes:
-            self._slice.on_the_way += len(lane.ledger.outstanding)
+            self._forget(lane)
             lane.close()
-        self._pipe.send(self._slice)
-        return min(self._end, clock()) - received_at
+        self._pass_on()
+        return End(min(self._end, clock()) - received_at, self._interrupted)
 
     def _receive(self, lane: Lane, now: int, begin: int) -> None:
-        for verdict, message, probe, _ in lane.receive():
+        ledger = lane.ledger
+        if ledger.outstanding and ledger.outstanding[0].sent_at < now - self._patience:
+            self._give_up(lane, now)
+        in_time = begin <= now < self._end
+        counts_from = ledger.counts_from
+        for reply in lane.receive():
+            verdict, _, probe, _ = reply
             if verdict is not Verdict.RIGHT:
-                self._slice.wrong[verdict] += 1
-                if self._examples_left:
-                    self._examples_left -= 1
-                    sent = probe.message if probe is not None and verdict is Verdict.CORRUPTED else None
-                    self._slice.examples.append((verdict, sent, message))
+                self._note(reply, counts_from)
             if probe is not None and verdict is not Verdict.CORRUPTED:
-                if begin <= now < self._end:
+                if in_time:
                     self._slice.received += 1
-                if probe.due_at >= begin:
+                if probe.seq >= counts_from:
                     self._count(probe, now)
 
-    def _send(self, lane: Lane, due_at: int, now: int) -> None:
-        lane.send(due_at, now)
+    def _note(self, reply: Reply, counts_from: int) -> None:
+        """Count a reply that is wrong."""
+        verdict, message, probe, seq = reply
+        if self._examples_left:
+            self._examples_left -= 1
+            sent = probe.message if probe is not None and verdict is Verdict.CORRUPTED else None
+            self._slice.examples.append((verdict, sent, message))
+        if not (self._counting if seq is None else seq >= counts_from):
+            self._slice.warm_up[verdict.value] += 1
+            return
+        self._slice.wrong[verdict] += 1
+        if verdict is Verdict.CORRUPTED:
+            self._slice.damaged += 1
+
+    def _send(self, lane: Lane, due_at: int) -> None:
+        lane.send(due_at)
         if lane.is_behind:
             self._selector.modify(lane, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
@@ -208,20 +289,55 @@ class _Load:
         if not lane.is_behind:
             self._selector.modify(lane, selectors.EVENT_READ)
 
+    def _look(self, now: int) -> int:
+        """Give up the probes whose time is over, and return when to look again."""
+        oldest = now
+        for lane in self._lanes:
+            self._give_up(lane, now)
+            if lane.ledger.outstanding:
+                oldest = min(oldest, lane.ledger.outstanding[0].sent_at)
+        return max(now + LOOK, oldest + self._patience + 1)
+
+    def _give_up(self, lane: Lane, now: int) -> None:
+        lost = lane.ledger.give_up(now - self._patience)
+        counted = self._lose(lane, lost)
+        if counted:
+            self._slice.errors[_TIMED_OUT] += counted
+        if lost and now < self._end:
+            self._replied(lane)
+
+    def _lose(self, lane: Lane, probes: Iterable[Probe]) -> int:
+        """Count probes as lost; return how many of them count."""
+        numbers = [probe.seq for probe in probes]
+        counted = sum(number >= lane.ledger.counts_from for number in numbers)
+        self._slice.lost += counted
+        if counted < len(numbers):
+            self._slice.warm_up["lost"] += len(numbers) - counted
+        return counted
+
+    def _forget(self, lane: Lane) -> List[Probe]:
+        """A lane ends: add up what it has issued. Return the probes that were sent and are still on their way."""
+        ledger = lane.ledger
+        self._issued_before += max(0, ledger.next - ledger.counts_from)
+        never_sent = lane.never_sent()
+        self._slice.unsent += sum(
+            probe.seq in never_sent and probe.seq >= ledger.counts_from for probe in ledger.outstanding
+        )
+        return [probe for probe in ledger.outstanding if probe.seq not in never_sent]
+
     def _tick(self, now: int) -> None:
         if self._pipe.poll():
             self._pipe.recv()
             self._end = min(self._end, now)
             self._interrupted = True
-        timeout = self._plan.timeout
-        for lane in self._lanes:
-            lost = 0 if timeout is None else len(lane.ledger.give_up(now - timeout))
-            if not lost:
-                continue
-            self._slice.lost += lost
-            self._slice.errors["no reply in time"] += lost
-            if now < self._end:
-                self._replied(lane, now)
+        issued = sum(max(0, lane.ledger.next - lane.ledger.counts_from) for lane in self._lanes)
+        self._pass_on(issued)
+
+    def _pass_on(self, issued: int = 0) -> None:
+        """Send the slice. ``issued``: by the lanes that there are."""
+        issued += self._issued_before
+        self._slice.issued = issued - self._issued_told
+        self._issued_told = issued
         self._pipe.send(self._slice)
         self._slice = Slice()
 
@@ -232,87 +348,95 @@ class _Load:
         self._selector.unregister(lane)
         lane.close()
         del self._lanes[lane]
-        self._slice.lost += len(lane.ledger.outstanding)
-        self._slice.errors[why] += 1
+        self._lose(lane, self._forget(lane))
+        self._slice.errors[why] += 1  # in the warm-up too, since this connection is missing afterwards
 
-    def _start(self, start: int) -> None:
-        """Send the first probes."""
+    def _start(self, start: int, begin: int) -> None:
+        """Send the first probes, or prepare that."""
         raise NotImplementedError
 
-    def _replied(self, lane: Lane, now: int) -> None:
+    def _count_from(self, begin: int, now: int) -> None:
+        """Begin to count, if it is time."""
+        self._counting = self._counting or now >= begin
+
+    def _replied(self, lane: Lane) -> None:
         """A probe of this lane is no longer on its way."""
         raise NotImplementedError
 
     def _send_due(self, now: int) -> None:
         """Send the probes that are due."""
 
-    def _pause(self, now: int, tick_at: int) -> int:
+    def _pause(self, now: int, until: int) -> int:
         """Maximum time in nanoseconds to wait for a reply."""
-        return max(0, tick_at - now)
+        return max(0, until - now)
 
     def _count(self, probe: Probe, now: int) -> None:
-        self._slice.rtt.add(now - probe.due_at)
-
-    def _finish(self, begin: int) -> None:
-        """The measured time, which began at ``begin``, is over."""
+        """Count the round trip of a probe."""
+        raise NotImplementedError
 
 
 class _ClosedLoop(_Load):
-    def _start(self, start: int) -> None:
+    def _start(self, start: int, begin: int) -> None:
+        self._count_from(begin, self._clock.now())
         for lane in self._lanes:
-            self._replied(lane, self._clock.now())
+            self._replied(lane)
 
-    def _replied(self, lane: Lane, now: int) -> None:
+    def _count_from(self, begin: int, now: int) -> None:
+        if now >= begin and not self._counting:
+            self._counting = True
+            for lane in self._lanes:
+                lane.ledger.counts_from = lane.ledger.next
+
+    def _replied(self, lane: Lane) -> None:
         outstanding = lane.ledger.outstanding
         while len(outstanding) < self._plan.depth:
-            self._send(lane, now, now)
+            self._send(lane, 0)
+
+    def _count(self, probe: Probe, now: int) -> None:
+        self._slice.rtt.add(now - probe.sent_at)
 
 
 class _OpenLoop(_Load):
-    def __init__(self, pipe: Any, plan: Plan, clock: Clock) -> None:
+    def __init__(self, pipe: Any, plan: Plan, rate: int, clock: Clock) -> None:
         super().__init__(pipe, plan, clock)
-        assert plan.step is not None
-        self._step = plan.step
-        self._round = plan.step * plan.connections  # nanoseconds between two probes of a lane
-        self._turns: List[Tuple[float, int]] = []  # a heap: when each lane is to send next, without those in _held
-        self._held: Dict[int, float] = {}  # lanes that wait for replies, and since when their next probe is due
+        self._timetable = Timetable(rate, plan.connections)
+        self._started_at = 0
+        self._turns: List[Tuple[int, int]] = []  # a heap: when and which turn each lane has next, without those held
+        self._held: Dict[int, Tuple[int, int]] = {}  # the same of lanes that wait for replies
         self._by_number: Dict[int, Lane] = {}
 
-    def _start(self, start: int) -> None:
+    def _start(self, start: int, begin: int) -> None:
+        self._started_at = start
         self._by_number = {number: lane for lane, number in self._lanes.items()}
-        self._turns = sorted((start + number * self._step, number) for number in self._by_number)
+        self._turns = [(start + self._timetable.moment(number), number) for number in sorted(self._by_number)]
+        for lane, number in self._lanes.items():
+            lane.ledger.counts_from = 1 + self._timetable.rounds(number, begin - start)
 
     def _send_due(self, now: int) -> None:
         while self._turns and self._turns[0][0] < now:
-            due_at, number = heapq.heappop(self._turns)
+            due_at, turn = heapq.heappop(self._turns)
+            number = turn % self._plan.connections
             lane = self._by_number[number]
             if lane not in self._lanes:
                 continue
             if len(lane.ledger.outstanding) >= self._plan.depth:
-                self._held[number] = due_at
+                self._held[number] = due_at, turn
                 continue
-            heapq.heappush(self._turns, (due_at + self._round, number))
-            self._send(lane, round(due_at), self._clock.now())
+            following = turn + self._plan.connections
+            heapq.heappush(self._turns, (self._started_at + self._timetable.moment(following), following))
+            self._send(lane, due_at)
 
-    def _replied(self, lane: Lane, now: int) -> None:
-        number = self._lanes[lane]
-        due_at = self._held.pop(number, None)
-        if due_at is not None:
-            heapq.heappush(self._turns, (due_at, number))
+    def _replied(self, lane: Lane) -> None:
+        turn = self._held.pop(self._lanes[lane], None)
+        if turn is not None:
+            heapq.heappush(self._turns, turn)
 
-    def _pause(self, now: int, tick_at: int) -> int:
-        wait = super()._pause(now, tick_at)
+    def _pause(self, now: int, until: int) -> int:
+        wait = super()._pause(now, until)
         if self._turns and now < self._end:
-            wait = min(wait, max(0, round(self._turns[0][0]) - now - SPIN))
+            wait = min(wait, max(0, self._turns[0][0] - now - SPIN))
         return wait
 
     def _count(self, probe: Probe, now: int) -> None:
-        super()._count(probe, now)
+        self._slice.rtt.add(now - probe.due_at)
         self._slice.raw.add(now - probe.sent_at)
-
-    def _finish(self, begin: int) -> None:
-        alive = set(self._lanes.values())
-        held = [due_at for number, due_at in self._held.items() if number in alive and due_at < self._end]
-        for due_at in held:
-            missed = math.ceil((self._end - due_at) / self._round) - max(0, math.ceil((begin - due_at) / self._round))
-            self._slice.unsent += max(0, missed)

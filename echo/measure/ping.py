@@ -131,8 +131,7 @@ class Ping:
                 self._open(seq)
                 pause = self._interval
             assert self._lane is not None
-            now = self._clock.now()
-            self._lane.send(now, now)
+            self._lane.send(self._clock.now())
             self._sent += 1
         except OSError as exc:
             self._sent += 1
@@ -146,7 +145,8 @@ class Ping:
             sock = self._endpoint.open(self._timeout)
         took = self._clock.now() - began
         self._connect_times.add(took)
-        self._lane = Lane(sock, self._framing, Ledger(self._size, random.randrange(0x10000), seq))
+        ledger = Ledger(self._size, random.randrange(0x10000), seq)
+        self._lane = Lane(sock, self._framing, ledger, self._clock.now)
         self._selector.register(self._lane, selectors.EVENT_READ)
         self._report.event(
             "connected",
@@ -183,13 +183,17 @@ class Ping:
                     lane.flush()
                 if ready & selectors.EVENT_READ:
                     now = self._clock.now()
+                    self._give_up(lane, now)  # first: a reply after its time is late
                     for reply in lane.receive():
                         self._report_reply(reply, now)
         except EchoError as exc:
             self._close(str(exc))
             return
+        self._give_up(lane, self._clock.now())
+
+    def _give_up(self, lane: Lane, now: int) -> None:
         if self._patience is not None:
-            for probe in lane.ledger.give_up(self._clock.now() - self._patience):
+            for probe in lane.ledger.give_up(now - self._patience):
                 self._report_lost(probe.seq, f"no reply after {self._timeout:g} s")
 
     def _report_lost(self, seq: int, why: str) -> None:

@@ -32,6 +32,7 @@ loop wants no limit; it has one so that a server which does not answer costs bou
 _RING = bytes(range(32, 127))
 _CHECKSUM = slice(12, 20)
 _COMPARED = 100  # bytes that are compared: enough to distinguish two probes
+_REMEMBERED = 10_000  # lost probes whose numbers are remembered, in each connection: they take 1 MB
 
 
 class Verdict(enum.Enum):
@@ -46,13 +47,19 @@ class Verdict(enum.Enum):
     UNEXPECTED = "not asked for"
 
 
-class Probe(NamedTuple):
-    """A message that was sent: its number, its bytes, and when it should have been and was sent (nanoseconds)."""
+class Probe:
+    """A message: its number, its bytes, and in nanoseconds when it was due and when it was sent.
 
-    seq: int
-    message: bytes
-    due_at: int
-    sent_at: int
+    While the system has no room for its first byte, ``sent_at`` is when it was issued.
+    """
+
+    __slots__ = ("due_at", "message", "sent_at", "seq")
+
+    def __init__(self, seq: int, message: bytes, due_at: int, sent_at: int) -> None:
+        self.seq = seq
+        self.message = message
+        self.due_at = due_at
+        self.sent_at = sent_at
 
 
 class Reply(NamedTuple):
@@ -68,21 +75,28 @@ class Ledger:
     """The probes of one connection: those on their way, and the verdict on each reply.
 
     ``size``: bytes in each probe, at least ``MIN_SIZE``. ``tag``: 0 to 65535. ``first``: the number of the first probe.
+    ``next``: the number of the next probe. ``counts_from``: the number of the first one that counts, for the owner.
+
+    Each probe is on its way from ``issue`` until it leaves ``outstanding``, exactly once: ``settle`` returns it with
+    its reply, or ``give_up`` returns it, or the owner finds it there when the connection has ended.
     """
 
     def __init__(self, size: int, tag: int, first: int = 1) -> None:
         self.outstanding: Deque[Probe] = collections.deque()
         self._size = size
         self._tag = tag
-        self._next = first
+        self.next = first
+        self.counts_from = first
         self._highest = -1  # highest number that has come back
         self._lost: Set[int] = set()
+        self._lost_in_order: Deque[int] = collections.deque()
+        self._forgotten = -1  # highest lost number that is no longer remembered
         self._padding = _RING * (size // len(_RING) + 2)
 
     def issue(self, due_at: int, sent_at: int) -> Probe:
-        """Return the next probe, and count it as sent."""
-        seq = self._next
-        self._next += 1
+        """Return the next probe, which is on its way from now on."""
+        seq = self.next
+        self.next += 1
         start = seq % len(_RING)
         head = b"%08x%04x" % (seq & 0xFFFFFFFF, self._tag)
         padding = self._padding[start : start + self._size - MIN_SIZE]
@@ -104,18 +118,27 @@ class Ledger:
             if probe.message == message:
                 outstanding.remove(probe)
                 return self._answered(probe, message)
-        if seq in self._lost:
+        if seq in self._lost or seq <= self._forgotten:  # a forgotten one is much more often late than doubled
             self._lost.discard(seq)
             return Reply(Verdict.LATE, message, None, seq)
-        return Reply(Verdict.DOUBLED if seq < self._next else Verdict.UNEXPECTED, message, None, seq)
+        return Reply(Verdict.DOUBLED if seq < self.next else Verdict.UNEXPECTED, message, None, seq)
 
     def give_up(self, sent_before: int) -> List[Probe]:
         """Count the probes that were sent before this time as lost, and return them."""
         lost = []
         while self.outstanding and self.outstanding[0].sent_at < sent_before:
             lost.append(self.outstanding.popleft())
-        self._lost.update(probe.seq for probe in lost)
+            self._remember(lost[-1].seq)
         return lost
+
+    def _remember(self, seq: int) -> None:
+        self._lost.add(seq)
+        self._lost_in_order.append(seq)
+        if len(self._lost_in_order) > _REMEMBERED:
+            oldest = self._lost_in_order.popleft()
+            if oldest in self._lost:
+                self._lost.discard(oldest)
+                self._forgotten = oldest
 
     def _answered(self, probe: Probe, message: bytes) -> Reply:
         if probe.seq > self._highest:

@@ -1,16 +1,23 @@
 """``python -m echo.client --bench``: what it counts and times, what it calls what went wrong, how it shows and ends."""
 
+import contextlib
 import errno
+import multiprocessing
 import os
+import random
 import re
 import signal
 import socket
 import struct
 import sys
+import threading
 
 import pytest
 
 import echo
+from echo.measure.bench import Bench
+from echo.measure.load import Slice, Timetable
+from echo.measure.report import Report
 from support import DEADLINE, Recorder, eventually
 from support.measuring import (
     PATIENT,
@@ -81,7 +88,11 @@ def start_bench(run):
 def rows(text):
     """The rows of the one summary: ``{"messages": "10 in ...", "wrong": "0", ...}``."""
     assert len(re.findall(r"^messages ", text, re.MULTILINE)) == 1, text
-    return dict(re.findall(r"^(messages|wrong|lost|errors|on the way|never sent|connect) +(.*)$", text, re.MULTILINE))
+    return dict(
+        re.findall(
+            r"^(messages|due|wrong|lost|errors|on the way|never sent|warm-up|connect) +(.*)$", text, re.MULTILINE
+        )
+    )
 
 
 def received(text):
@@ -91,6 +102,14 @@ def received(text):
 def samples(text):
     """How many round trips were measured."""
     return int(re.search(r"^(?:round trip|corrected) .* ([\d,]+)$", text, re.MULTILINE).group(1).replace(",", ""))
+
+
+def adds_up(summary):
+    """The same summary, if each message that was due has exactly one fate."""
+    fates = [summary[name] for name in ("came", "lost", "never_sent", "on_the_way")]
+    assert summary["due"] == sum(fates), summary
+    assert min(fates) >= 0, summary
+    return summary
 
 
 def all_right(text):
@@ -109,6 +128,7 @@ def test_messages_round_trips_and_connections_are_summed_up(framing):
     assert result.text == (
         f"BENCH {ADDRESS}: 2 connections, 64-byte messages, closed loop, depth 1, 0.2 s\n"
         "messages    400 in 0.2 s, 2,000/s, 0.13 MB/s\n"
+        "due         400: 400 came, 0 lost, 0 never sent, 0 on the way\n"
         "wrong       0\n"
         "lost        0\n"
         "errors      0\n"
@@ -131,6 +151,7 @@ def test_processes_load_a_real_server(serve, start_bench, framing):
     assert re.fullmatch(
         rf"BENCH {where}: 2 connections, 64-byte messages, 50 messages/s, 0\.2 s\n"
         r"messages    [\d,]+ in 0\.2 s, [\d,]+/s, [\d.,]+ MB/s\n"
+        r"due         10: 10 came, 0 lost, 0 never sent, 0 on the way\n"
         r"wrong       0\n"
         r"lost        0\n"
         r"errors      0\n"
@@ -186,9 +207,10 @@ def test_so_many_are_on_their_way_in_each_connection_and_no_more(rate):
     result = simulate_bench(NeverAnswers, depth=5, rate=rate, timeout=0.5, as_json=True)
     assert result.code == 1
     assert len(result.network.messages) == 10
-    summary = events(result.text)[-1]
-    assert (summary["lost"], summary["messages"]) == (10, 0)
-    assert (summary["unsent"] > 0) == bool(rate)
+    summary = adds_up(events(result.text)[-1])
+    assert summary["lost"] + summary["warm_up"]["lost"] == 10
+    assert summary["messages"] == 0
+    assert (summary["never_sent"] > 0) == bool(rate)
 
 
 def test_messages_larger_than_what_the_system_buffers_come_through():
@@ -253,16 +275,28 @@ def test_those_whose_turn_does_not_come_are_counted():
     assert result.code == 1
     assert len(result.network.messages) == 1
     found = rows(result.text)
-    assert found["lost"] == "1"
+    assert (found["lost"], found["warm-up"]) == ("0", "1 lost; not counted above")
     assert found["never sent"] == "20, whose turn did not come in time"  # a hundred a second, without the warm-up
 
 
 def test_the_messages_sent_and_never_sent_are_the_whole_timetable():
     result = simulate_bench(NeverAnswers, connections=1, depth=1, rate=10, duration=0.3, timeout=1, as_json=True)
     assert result.code == 1
-    summary = events(result.text)[-1]
-    # From the start to the end of 330 ms there are turns at 0, 100, 200 and 300 ms.
-    assert summary["lost"] + summary["unsent"] == 4
+    summary = adds_up(events(result.text)[-1])
+    # From the start to the end of 330 ms there are turns at 0, 100, 200 and 300 ms. The first is in the warm-up.
+    assert (summary["due"], summary["never_sent"], summary["warm_up"]) == (3, 3, {"lost": 1})
+
+
+def test_a_timetable_counts_the_turns_that_it_has():
+    rng = random.Random(18)
+    for _ in range(300):
+        table = Timetable(rng.choice([1, 3, 7, 100, 1000, 99_999, 10**9]), rng.choice([1, 2, 7, 100]))
+        turns = range(rng.choice([1, 50, 300]))
+        moment = rng.choice([table.moment(rng.choice(turns)), rng.randrange(table.moment(turns[-1]) + 1)])
+        before = [turn for turn in turns if table.moment(turn) < moment]
+        assert table.first(moment) == len(before)
+        lane = rng.randrange(table.connections)
+        assert table.rounds(lane, moment) == sum(turn % table.connections == lane for turn in before)
 
 
 def test_a_load_that_is_held_up_until_after_the_end_still_sends_the_whole_timetable():
@@ -276,14 +310,59 @@ def test_a_load_that_is_held_up_until_after_the_end_still_sends_the_whole_timeta
     assert "never sent" not in rows(result.text)
 
 
-def test_turns_of_a_lost_connection_are_not_counted_as_never_sent():
-    class ClosesAtOnce(Service):
+@pytest.mark.parametrize("lost, came", [(1, 15), (2, 10)])
+def test_what_was_due_on_a_lost_connection_was_never_sent(lost, came):
+    class CloseAtTheEleventh(Service):
         def answer(self, message):
-            self.close()
+            if self.number == 11 and self in self.network.sessions[:lost]:
+                self.close()
+            else:
+                self.send(message)
 
-    result = simulate_bench(ClosesAtOnce, rate=100, duration=300)
+    result = simulate_bench(CloseAtTheEleventh, rate=100, duration=0.2, as_json=True)
+    summary = adds_up(events(result.text)[-1])
     assert result.code == 1
-    assert "never sent" not in rows(result.text)
+    # Of 22 turns, 2 are in the warm-up. Each connection has 11.
+    assert summary["due"] == 20
+    assert summary["lost"] == lost
+    assert summary["came"] == 20 - lost
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_due_is_always_what_came_was_lost_was_never_sent_and_is_on_the_way(seed):
+    rng = random.Random(seed)
+
+    class DoesAnything(Service):
+        def answer(self, message):
+            fault = rng.random()
+            if fault < 0.9:
+                self.send(message)
+            elif fault < 0.92:
+                self.send(message[:-3])
+            elif fault < 0.94:
+                self.network.time += rng.randrange(200_000_000)
+                self.send(message)
+            elif fault < 0.96:
+                self.send(message)
+                self.send(message)
+            elif fault < 0.97:
+                self.close()
+            self.network.interrupted |= rng.random() < chance_of_an_end
+
+    chance_of_an_end = rng.choice([0, 0, 0.005])
+    result = simulate_bench(
+        DoesAnything,
+        connections=rng.choice([1, 3, 10]),
+        depth=rng.choice([None, 1, 4]),
+        rate=rng.choice([None, 100, 777]),
+        timeout=0.1,
+        duration=rng.choice([0.1, 1]),
+        as_json=True,
+    )
+    summary = adds_up(events(result.text)[-1])
+    assert summary["on_the_way"] == 0 or result.network.interrupted
+    assert summary["came"] == summary["rtt_samples"] + summary["corrupted"]
+    assert summary["lost"] >= summary["errors"].get("no reply in time", 0)
 
 
 # Services that are not echoes, or bad ones.
@@ -336,6 +415,64 @@ def test_replies_that_come_twice_are_doubled():
     assert re.fullmatch(r"[\d,]+ doubled", rows(result.text)["wrong"])
 
 
+@pytest.mark.parametrize("rate", [None, 40], ids=["closed", "open"])
+def test_a_reply_after_its_time_is_late_however_soon_after(rate):
+    class TakesLong(Service):
+        def answer(self, message):
+            self.network.time += 9_000_000 if self.number % 2 else 11_000_000
+            self.send(message)
+
+    # Each takes a millisecond more on its way.
+    result = simulate_bench(TakesLong, connections=1, rate=rate, duration=1, timeout=0.011, as_json=True)
+    assert result.code == 1
+    summary = adds_up(events(result.text)[-1])
+    assert summary["lost"] == summary["wrong"]["late"] == summary["errors"]["no reply in time"]
+    assert abs(summary["lost"] - summary["came"]) <= 1
+    assert summary["rtt_max_us" if rate is None else "raw_max_us"] <= 11_000
+
+
+@pytest.mark.parametrize("rate", [None, 100], ids=["closed", "open"])
+def test_a_tenth_is_a_tenth_since_the_warm_up_counts_for_nothing(rate):
+    class DropsEachTenth(Service):
+        def answer(self, message):
+            if int(message[:8], 16) % 10:
+                self.send(message)
+
+    result = simulate_bench(DropsEachTenth, connections=1, rate=rate, duration=2, timeout=0.01, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert summary["lost"] == summary["errors"]["no reply in time"] == pytest.approx(summary["due"] / 10, abs=1)
+    assert summary["warm_up"]["lost"] > 0
+    dropped = [
+        message for message in result.network.messages if message.startswith(b"0") and not int(message[:8], 16) % 10
+    ]
+    assert summary["lost"] + summary["warm_up"]["lost"] == len(dropped)
+
+
+def test_what_goes_wrong_in_the_warm_up_alone_costs_nothing():
+    class WarmsUp(Service):
+        def answer(self, message):
+            if self.number > 5:
+                self.send(message)
+            elif self.number == 4:
+                self.send(message + message)
+            elif self.number == 5:
+                self.send(message)
+                self.send(message)
+
+    result = simulate_bench(WarmsUp, connections=1, rate=100, duration=2, timeout=0.1)
+    assert result.code == 0
+    assert all_right(result.text)
+    assert rows(result.text)["due"].startswith("200: 200 came")
+    assert rows(result.text)["warm-up"] == "1 corrupted, 1 doubled, 3 lost; not counted above"
+
+
+def test_a_lost_message_is_given_up_in_time_and_the_next_is_sent():
+    result = simulate_bench(NeverAnswers, connections=1, duration=2, timeout=0.1)
+    gaps = [later - earlier for earlier, later in zip(result.network.times, result.network.times[1:])]
+    assert gaps
+    assert all(100_000_000 < gap <= 111_000_000 for gap in gaps)
+
+
 def test_replies_after_the_time_are_lost_and_late():
     result = simulate_bench(LagsByOne, connections=1, duration=0.9, timeout=0.1)
     assert result.code == 1  # they are missing; nothing was wrong with them
@@ -354,9 +491,9 @@ def test_words_that_nobody_asked_for_are_reported():
 
 def test_a_greeting_is_not_asked_for():
     result = simulate_bench(Greets)
-    assert result.code == 3
-    assert rows(result.text)["wrong"] == "2 not asked for"
-    assert received(result.text) > 0
+    assert result.code == 0
+    assert rows(result.text)["warm-up"] == "2 not asked for; not counted above"
+    assert all_right(result.text)
 
 
 def test_replies_of_another_connection_are_reported():
@@ -371,11 +508,11 @@ def test_replies_of_another_connection_are_reported():
             self.send(its_message)
             other.send(message)
 
-    result = simulate_bench(Crosses)
+    result = simulate_bench(Crosses, rate=100, timeout=0.05)
     assert result.code == 3
     found = rows(result.text)
-    assert found["wrong"] == "2 another connection's"
-    assert (found["lost"], found["errors"]) == ("2", "2 x no reply in time")
+    assert found["wrong"] == "20 another connection's"
+    assert (found["lost"], found["errors"]) == ("20", "20 x no reply in time")
 
 
 def test_when_all_connections_are_closed_it_is_over():
@@ -383,7 +520,7 @@ def test_when_all_connections_are_closed_it_is_over():
     assert result.code == 1
     found = rows(result.text)
     assert found["errors"] == "2 x the server has ended the session"
-    assert found["lost"] == "2"
+    assert (found["lost"], found["warm-up"]) == ("0", "2 lost; not counted above")
     assert result.network.time < 10**9
 
 
@@ -466,6 +603,42 @@ def test_a_process_of_the_load_that_dies_is_reported(serve, start_bench):
     assert rows(text)["errors"] == "1 x a process of the load has died"
 
 
+def test_a_process_that_dies_takes_no_message_along():
+    class Dies(threading.Thread):
+        def __init__(self, pipe):
+            super().__init__(daemon=True)
+            self.pipe = pipe
+
+        def run(self):
+            part = Slice()
+            part.issued, part.lost = 50, 3
+            part.rtt.add(1)
+            with self.pipe as pipe:
+                pipe.send([1000])
+                pipe.recv()
+                pipe.send(part)
+
+        def kill(self):
+            pass
+
+    def start_load(plan):
+        ours, theirs = multiprocessing.Pipe()
+        process = Dies(theirs)
+        process.start()
+        yield ours, process, [0]
+
+    out = []
+    network = Network(Service, echo.LineFraming())
+    options = {"connections": 1, "duration": 1, "size": 64, "depth": None, "rate": 100, "timeout": 1.0}
+    bench = Bench(network, network.framing, Report(out.append, as_json=True), start_load=start_load, **options)
+    with contextlib.closing(bench):
+        bench.connect()
+        assert bench.run() == 1
+    summary = adds_up(events("\n".join(out))[-1])
+    assert [summary[name] for name in ("due", "came", "lost", "never_sent")] == [100, 1, 49, 50]
+    assert summary["errors"] == {"a process of the load has died": 1}
+
+
 # The end that a user makes.
 
 
@@ -481,7 +654,7 @@ def test_an_interrupt_ends_it_with_the_summary():
     assert summary["messages"] > 0
     assert 0 < summary["duration_s"] < 1
     assert (summary["lost"], summary["errors"]) == (0, {})
-    assert summary["on_the_way"] > 0
+    assert adds_up(summary)["on_the_way"] > 0
 
 
 def test_an_interrupt_in_the_warm_up_is_reported():
@@ -493,7 +666,7 @@ def test_an_interrupt_in_the_warm_up_is_reported():
     assert result.code == 1
     found = rows(result.text)
     assert found["messages"] == "none: it ended before the warm-up did"
-    assert found["on the way"] == "2 when it was interrupted"
+    assert found["due"] == "0: 0 came, 0 lost, 0 never sent, 0 on the way"
 
 
 @posix

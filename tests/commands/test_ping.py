@@ -256,6 +256,18 @@ def test_a_reply_after_the_time_is_lost_and_late_when_it_comes():
     assert counts(result.text) == {"transmitted": 10, "received": 9, "corrupted": 0, "late": 1, "loss": 10}
 
 
+def test_a_reply_just_after_its_time_is_late_though_nobody_looked_before():
+    class TakesLong(Service):
+        def answer(self, message):
+            self.network.time += 99_000_000 if self.number % 2 else 100_000_000
+            self.send(message)
+
+    result = simulate_ping(TakesLong, count=4, timeout=0.1)  # and a millisecond more on their way
+    assert result.code == 1
+    late = ["lost: no reply after 0.1 s", "late"]
+    assert [lines_about(result.text, seq) for seq in (1, 2, 3, 4)] == [[""], late, [""], late]
+
+
 def test_a_word_that_nobody_asked_for_is_reported():
     result = simulate_ping(SpeaksUnasked, count=4, interval=0.02, verbose=True)
     assert result.code == 3

@@ -148,6 +148,22 @@ def test_what_was_sent_before_a_time_is_given_up_and_then_late_once_and_then_dou
     assert ledger.settle(probes[4].message).verdict is Verdict.RIGHT
 
 
+def test_of_very_many_lost_probes_the_last_ones_are_remembered_and_older_ones_are_late():
+    ledger = Ledger(MIN_SIZE, 1)
+    first = ledger.issue(0, 0)
+    answered = ledger.issue(0, 0)
+    ledger.settle(answered.message)
+    sizes = []
+    for _ in range(4):
+        probes = [ledger.issue(0, 0) for _ in range(10_000)]
+        ledger.give_up(1)
+        sizes.append(sum(len(part) for part in vars(ledger).values() if isinstance(part, (set, collections.deque))))
+    assert sizes[-1] == sizes[-2]
+    assert ledger.settle(first.message).verdict is Verdict.LATE
+    late = probes[-1].message
+    assert [ledger.settle(late).verdict for _ in range(2)] == [Verdict.LATE, Verdict.DOUBLED]
+
+
 def test_a_damaged_checksum_that_reads_as_the_same_number_is_corrupted():
     ledger = Ledger(64, 7)
     while True:

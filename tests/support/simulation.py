@@ -219,7 +219,7 @@ def simulate_bench(
         pipe, theirs = multiprocessing.Pipe()
         load = _Load(theirs, plan._replace(lanes=list(range(connections))), simulation.network)
         load.start()
-        yield pipe, load
+        yield pipe, load, list(range(connections))
 
     simulation.client = Bench(
         simulation.network,
