@@ -699,6 +699,72 @@ def test_an_idle_input_does_not_time_out(pair):
     assert (timeouts, b"".join(out)) == (3, b"late\n")
 
 
+@posix
+def test_a_reader_that_pauses_costs_no_timeout(pair, tmp_path):
+    ours, theirs = pair
+    data = random.Random("pause").getrandbits(8 * 3_000_000).to_bytes(3_000_000, "big")
+    (tmp_path / "in").write_bytes(data)
+    sent = collections.deque([0], maxlen=20)
+
+    def talk():
+        for part in iter(lambda: theirs.recv(65536), b""):
+            theirs.sendall(part)
+        theirs.shutdown(socket.SHUT_WR)
+
+    out = []
+
+    def write(part):
+        if not out:  # pause until all buffers have been full for much longer than the timeout
+            eventually(lambda: sent.append(connection.bytes_out) or (len(sent) == 20 and len(set(sent)) == 1))
+        out.append(part)
+
+    server = threading.Thread(target=talk)
+    server.start()
+    with open(tmp_path / "in", "rb") as source:
+        framing = echo.RawFraming()
+        connection = Connection(ours, framing, idle_timeout=DEADLINE, send_timeout=0.02)
+        Pipe(connection, framing, source.fileno(), write).run()
+    server.join(DEADLINE)
+    assert b"".join(out) == data
+
+
+@posix
+def test_the_time_for_a_reply_begins_when_its_input_comes(pair):
+    ours, theirs = pair
+    source, sink = (open(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb")))
+    now = 0.0
+
+    class Timed(Pipe):
+        clock = staticmethod(lambda: now)
+
+    class LateInput(Connection):
+        waits = []
+
+        def receive(self):
+            nonlocal now
+            self.waits.append(self.idle_timeout)
+            if len(self.waits) == 1:
+                now = 1.75
+                sink.write(b"late\n")
+                assert read_exactly(theirs, 5) == b"late\n"
+                now = 2.0
+                raise echo.ReceiveTimeout("nothing arrived for 2 s")
+            if len(self.waits) == 2:
+                theirs.sendall(b"late\n")
+                sink.close()
+                assert read_all(theirs) == b""
+                theirs.shutdown(socket.SHUT_WR)
+            set_receive_timeout(ours, DEADLINE)
+            return super().receive()
+
+    out = []
+    with source, sink:
+        connection = LateInput(ours, echo.RawFraming(), idle_timeout=2.0)
+        Timed(connection, echo.LineFraming(), source.fileno(), out.append).run()
+    assert b"".join(out) == b"late\n"
+    assert connection.waits == [2.0, 1.75, 2.0]
+
+
 def test_nothing_is_sent_of_a_line_over_the_limit(serve):
     handler = Recorder.of(echo.EchoRequestHandler)
     done = client(serve(handler), "--max-message", "10", data=b"short\n" + b"x" * 11 + b"\nnever\n")

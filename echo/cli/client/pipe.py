@@ -3,6 +3,11 @@
 One thread sends while the main thread receives and compares. A client that sends everything first and reads then would
 block for ever as soon as the buffers on the way are full. Only the bytes on their way are kept in memory. The
 connection is the caller's; this module opens none.
+
+The timeout counts only the server's time: it runs while a reply is due and the main thread waits for it. It does not
+run while standard input is idle, nor while standard output takes nothing. In that time the server may stop reading,
+since its replies are not read. So a send has no timeout of its own: a server that does not read sends no replies,
+either.
 """
 
 from __future__ import annotations
@@ -11,13 +16,14 @@ import collections
 import os
 import select
 import threading
-from typing import Callable, Deque, Optional
+import time
+from typing import Callable, Deque, List, Optional
 
 from ...connection import Connection
 from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
 from ...framing import Framing, LineFraming, RawFraming
 from ...protocol import is_exit
-from ...sockets import unread
+from ...sockets import set_send_timeout, unread
 from .. import streams
 
 CHUNK = 64 * 1024
@@ -40,21 +46,25 @@ class Pipe:
 
     window = WINDOW
     patience = PATIENCE
+    clock = staticmethod(time.monotonic)
 
     def __init__(self, connection: Connection, framing: Framing, descriptor: int, write: Callable[[bytes], None]):
         self._connection = connection
+        self._timeout = connection.idle_timeout
         self._framing = framing
         self._descriptor = descriptor
         self._write = write
         self._changed = threading.Condition()
         self._expected: Deque[bytes] = collections.deque()  # sent, and not back yet
         self._outstanding = 0  # bytes in _expected
+        self._due_since = 0.0  # when they became more than none
         self._returned = 0  # bytes that are back
         self._exit_word = b""  # the "exit" that was sent; a server that does not know the word sends it back
         self._exit_at = ""  # where in the input it was
         self._goes_on = False  # whether more input was read behind it
         self._error: Optional[EchoError] = None
-        self._ended = False
+        self._ended = False  # all input was sent
+        self._left = False  # the main thread waits for replies no more
 
     @staticmethod
     def wire(framing: Framing) -> Framing:
@@ -63,30 +73,21 @@ class Pipe:
 
     def run(self) -> None:
         """Stream until the input has ended and all of it is back."""
+        set_send_timeout(self._connection.socket, None)
         threading.Thread(target=self._feed, name="echo-feed", daemon=True).start()
         try:
             self._receive()
         except BaseException:
-            if self._outstanding:
-                self._connection.abort()  # close() would wait for the bytes on their way, and for a blocked sender
+            with self._changed:
+                self._left = True
+                on_their_way = self._outstanding
+            if on_their_way:
+                self._connection.abort()  # close() would wait for these bytes, and for a blocked sender
             raise
 
     def _receive(self) -> None:
         while True:
-            try:
-                messages = self._connection.receive()
-            except ReceiveTimeout:
-                if self._error is not None:
-                    raise self._error from None
-                with self._changed:
-                    missing, ended = self._outstanding, self._ended
-                if not missing and ended:
-                    break  # everything is back; the server just does not end its side
-                if not missing:
-                    continue  # nothing is due, because the input is idle
-                raise ReceiveTimeout(
-                    f"nothing came back for {self._connection.idle_timeout:g} s; {missing} bytes are missing"
-                ) from None
+            messages = self._await_replies()
             if not messages:
                 break
             data = b"".join(messages)
@@ -99,6 +100,31 @@ class Pipe:
             raise ConnectionClosed(f"the server ended the session; {what}")
         if self._exit_at and (self._goes_on or has_more(self._descriptor, self.patience)):
             raise ConnectionClosed(f"{self._exit_at} is an exit, which ends the session; what follows it was not sent")
+
+    def _await_replies(self) -> List[bytes]:
+        """Return what one read brought; nothing at the end of the session. Raises ``ReceiveTimeout`` if replies are
+        due and nothing arrives in time."""
+        began = self.clock()
+        self._connection.idle_timeout = self._timeout
+        while True:
+            try:
+                return self._connection.receive()
+            except ReceiveTimeout:
+                if self._error is not None:
+                    raise self._error from None
+                assert self._timeout is not None
+                with self._changed:
+                    missing, ended, due_since = self._outstanding, self._ended, self._due_since
+                if not missing and ended:
+                    return []  # everything is back; the server just does not end its side
+                left = self._timeout
+                if missing:
+                    left += max(began, due_since) - self.clock()
+                if left <= 0:
+                    raise ReceiveTimeout(
+                        f"nothing came back for {self._timeout:g} s; {missing} bytes are missing"
+                    ) from None
+                self._connection.idle_timeout = left
 
     def _compare(self, data: bytes) -> None:
         while data:
@@ -165,6 +191,10 @@ class Pipe:
             with self._changed:
                 while self._outstanding > self.window:
                     self._changed.wait()
+                if self._left:
+                    raise ConnectionClosed("nobody waits for the reply")
+                if not self._outstanding:
+                    self._due_since = self.clock()
                 self._expected.append(data)
                 self._outstanding += len(data)
             self._connection.send(data)
