@@ -6,17 +6,19 @@ It knows no terminal and not the word that ends a session: to a client all messa
 from __future__ import annotations
 
 import collections
+import contextlib
 import queue
 import socket
 import ssl
 import threading
+import time
 from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
 from ..connection import Connection
 from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage, MessageTimeout, ReceiveTimeout
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
-from ..sockets import has_input, linger
+from ..sockets import has_input, linger, set_send_timeout, undelivered
 from .endpoint import open_socket
 
 _STEP = 0.05  # seconds between two looks at whether the sending thread is stuck or was only slow
@@ -64,6 +66,7 @@ class Client:
         self.connection = Connection(
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
         )
+        self._timeout = timeout
         self._messages: Deque[bytes] = collections.deque()
         self._end: Optional[EchoError] = None  # an error that was met while sending, for recv() to raise
         self._closed = False
@@ -119,8 +122,9 @@ class Client:
         ``messages`` is read. ``messages`` is read in the caller's thread.
 
         A separate thread sends. Otherwise both sides could block for ever, because a server may stop reading until its
-        replies are read. If the iteration ends early, ``recv`` returns the replies to the messages sent until then.
-        Raises the errors of ``echo``, and ``ValueError`` if ``window`` is below 1.
+        replies are read. For the same reason ``timeout`` does not run while the caller waits for no reply. If the
+        iteration ends early, ``recv`` returns the replies to the messages sent until then. Raises the errors of
+        ``echo``, and ``ValueError`` if ``window`` is below 1.
         """
         if window < 1:
             raise ValueError(f"window is {window!r}; at least one message must be on its way")
@@ -202,7 +206,11 @@ class Client:
 
 
 class _Sender:
-    """Sends messages in a thread of its own. Leaving the ``with`` block waits for that thread."""
+    """Sends messages in a thread of its own. Leaving the ``with`` block waits for that thread.
+
+    It sends without a timeout: a server that waits until its replies are read is not slow, and the caller may take its
+    time between two replies. A server that reads nothing sends no reply either, and ``recv`` or ``stop`` notices.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -227,6 +235,7 @@ class _Sender:
                 return
 
     def __enter__(self) -> _Sender:
+        self._limit_sends(None)
         self._thread.start()
         self._client._sender = self
         return self
@@ -235,11 +244,28 @@ class _Sender:
         self.stop(cls is not None)
 
     def stop(self, abandoned: bool = True) -> None:
-        """Wait for the thread: until it has sent everything or, if ``abandoned``, only what it has begun to send."""
-        self._client._sender = None
+        """Wait for the thread: until it has sent everything or, if ``abandoned``, only what it has begun to send.
+
+        It may be stuck until replies are read. The connection is lost if the server neither reads nor sends in time.
+        """
+        client = self._client
+        sock = client.connection.socket
+        client._sender = None
         self._abandoned = abandoned
         self._queue.put(None)
         self._thread.join(_STEP)
-        while self._thread.is_alive():  # it may be stuck until replies are read
-            if not self._client._take_in(_STEP):
+        before, moved_at = undelivered(sock), time.monotonic()
+        while self._thread.is_alive():
+            received = client._take_in(_STEP)
+            now, left = time.monotonic(), undelivered(sock)
+            if received or left != before:
+                before, moved_at = left, now
+            elif client._timeout is not None and now - moved_at >= client._timeout:
+                client.connection.abort()
+            if not received:
                 self._thread.join(_STEP)
+        self._limit_sends(client._timeout)
+
+    def _limit_sends(self, seconds: Optional[float]) -> None:
+        with contextlib.suppress(OSError):  # the client is closed
+            set_send_timeout(self._client.connection.socket, seconds)

@@ -1,7 +1,10 @@
 """``echo_many``: many messages without waiting for each reply; left early, refused, or cut short."""
 
+import collections
 import contextlib
+import os
 import socket
+import struct
 import threading
 import time
 import tracemalloc
@@ -42,6 +45,14 @@ def narrow(serve):
 def numbered(count, size=0):
     """That many different messages, of at least ``size`` bytes."""
     return [(b"%d " % number).ljust(size, b".") for number in range(count)]
+
+
+def send_timeout(sock):
+    """Seconds, as the system has them."""
+    if os.name != "posix":
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO) / 1000
+    seconds, microseconds = struct.unpack("@ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
+    return seconds + microseconds / 1e6
 
 
 def on_the_wire(framing, messages):
@@ -293,6 +304,18 @@ def test_a_reply_that_does_not_come_in_time_is_not_lost(serve, connect, begun, e
     assert not sending_threads()
     go.set()
     assert [patiently(client.recv) for _ in messages[3:]] == messages[3:]
+
+
+def test_a_caller_that_pauses_between_two_replies_costs_no_timeout(narrow):
+    messages = numbered(100, 60000)
+    client = narrow(echo_of(echo.LineFraming()), echo.LineFraming(), timeout=0.02)
+    client.connection.idle_timeout = client.connection.message_timeout = DEADLINE
+    replies = client.echo_many(messages)
+    received = [next(replies)]
+    seen = collections.deque([0], maxlen=20)  # all buffers are full, and remain so for much longer than the timeout
+    eventually(lambda: seen.append(client.connection.bytes_out) or (len(seen) == 20 and len(set(seen)) == 1))
+    assert received + list(replies) == messages
+    assert send_timeout(client.connection.socket) == pytest.approx(0.02, rel=0.5)  # in steps of the system's clock
 
 
 def test_a_server_that_neither_reads_nor_answers_ends_it_in_time(narrow):
