@@ -239,7 +239,6 @@ class Bench:
         total = self.total
         never_sent = self.due - total.issued + total.unsent
         rate = total.received / elapsed if elapsed else 0.0
-        corrupted = total.wrong[Verdict.CORRUPTED]
         kinds = [f"{count:,} {verdict.value}" for verdict, count in total.wrong.items()]
         errors = [f"{count:,} x {what}" for what, count in total.errors.items()]
         messages = f"{total.received:,} in {elapsed:.3g} s, {rate:,.0f}/s, {rate * self._size / 1e6:,.2f} MB/s"
@@ -274,7 +273,7 @@ class Bench:
             duration_s=round(elapsed, 6),
             messages_per_s=round(rate, 1),
             bytes_per_s=round(rate * self._size, 1),
-            corrupted=corrupted,
+            **{verdict.field: total.wrong[verdict] for verdict in Verdict if verdict is not Verdict.RIGHT},
             wrong={verdict.name.lower(): count for verdict, count in total.wrong.items()},
             due=self.due,
             came=total.came,

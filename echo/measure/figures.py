@@ -6,7 +6,7 @@ import math
 from typing import Dict, List, Optional
 
 from ..exceptions import EchoMismatch
-from ..text import escape
+from ..text import escape, plural
 from .distribution import Distribution
 from .report import microseconds, milliseconds
 
@@ -41,6 +41,16 @@ def comparison(sent: Optional[bytes], received: bytes) -> List[str]:
     start = 0 if sent is None else max(0, EchoMismatch(sent, received).offset - SHOWN_BYTES // 2)
     rows = [("received", received)] if sent is None else [("sent", sent), ("received", received)]
     return [f"  {name:8} {'... ' if start else ''}{escape(data[start:], SHOWN_BYTES)}" for name, data in rows]
+
+
+def damage(sent: bytes, received: bytes) -> str:
+    """Where and how a reply differs from its probe, as text."""
+    first = EchoMismatch(sent, received).offset
+    missing = len(sent) - len(received)
+    if missing:
+        return f"from byte {first} on: {plural(abs(missing), 'byte')} {'missing' if missing > 0 else 'too many'}"
+    places = [index for index, (a, b) in enumerate(zip(sent, received)) if a != b]
+    return f"at byte {first}" if len(places) == 1 else f"in {len(places)} bytes, from {first} to {places[-1]}"
 
 
 def histogram(samples: Distribution, encoding: str) -> str:

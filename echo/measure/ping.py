@@ -18,7 +18,7 @@ from ..text import plural
 from ..transport.tls_messages import explain
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
-from .figures import as_fields, comparison, percentile_name
+from .figures import as_fields, comparison, damage, percentile_name
 from .lane import Lane
 from .probes import Ledger, Reply, Verdict
 from .report import Report, microseconds, milliseconds
@@ -209,7 +209,7 @@ class Ping:
             fields["seq"] = reply.seq
         if reply.verdict is Verdict.CORRUPTED and reply.probe is not None:
             mismatch = EchoMismatch(reply.probe.message, reply.message)
-            text += f" corrupted from byte {mismatch.offset} on"
+            text += f" corrupted {damage(reply.probe.message, reply.message)}"
             fields["offset"] = mismatch.offset
             self._report.detail("\n".join(comparison(reply.probe.message, reply.message)))
         elif reply.verdict is not Verdict.RIGHT:
@@ -227,12 +227,19 @@ class Ping:
         received = self._verdicts[Verdict.RIGHT] + self._verdicts[Verdict.REORDERED]
         settled = self._sent - waiting
         loss = 100 * self._lost / settled if settled else 0.0
-        parts = [f"{self._sent} transmitted", f"{received} received", f"{self._verdicts[Verdict.CORRUPTED]} corrupted"]
-        parts += [f"{self._verdicts[verdict]} {verdict.value}" for verdict in _RARE if self._verdicts[verdict]]
+        corrupted, reordered = self._verdicts[Verdict.CORRUPTED], self._verdicts[Verdict.REORDERED]
+        # The first number is the sum of the others: what answers no probe has a line of its own.
+        parts = [f"{self._sent} transmitted", f"{received} received"]
+        if reordered:
+            parts[-1] += f" ({reordered} {Verdict.REORDERED.value})"
+        parts += [f"{corrupted} corrupted", f"{self._lost} lost"]
         if waiting:
             parts.append(f"{waiting} on the way")
         parts += [f"{loss:.4g}% loss", f"time {took // 1_000_000} ms"]
         lines = [f"--- {self._where} echo statistics ---", ", ".join(parts)]
+        extra = [f"{self._verdicts[verdict]} {verdict.value}" for verdict in _EXTRA if self._verdicts[verdict]]
+        if extra:
+            lines.append(f"besides these: {', '.join(extra)}")
         if self._sent and not self._report.quiet:
             lines.insert(0, "")
         lines += [*_spread("rtt", self.rtt), *_percentiles("rtt", self.rtt), *_spread("connect", self._connect_times)]
@@ -240,7 +247,12 @@ class Ping:
             "\n".join(lines),
             transmitted=self._sent,
             received=received,
-            **{verdict.name.lower(): self._verdicts[verdict] for verdict in (Verdict.CORRUPTED, *_RARE)},
+            corrupted=corrupted,
+            **{  # "reordered" is an older name of "out_of_order", and so on
+                name: self._verdicts[verdict]
+                for verdict in (Verdict.REORDERED, *_EXTRA)
+                for name in (verdict.field, verdict.name.lower())
+            },
             lost=self._lost,
             on_the_way=waiting,
             loss_percent=round(loss, 4),
@@ -250,12 +262,13 @@ class Ping:
         )
 
     def _exit_code(self) -> int:
-        if any(self._verdicts[verdict] for verdict in (Verdict.CORRUPTED, *_RARE) if verdict is not Verdict.LATE):
+        if any(self._verdicts[verdict] for verdict in Verdict if verdict not in (Verdict.RIGHT, Verdict.LATE)):
             return 3
         return 1 if self._lost or not self._verdicts[Verdict.RIGHT] else 0
 
 
-_RARE = [Verdict.REORDERED, Verdict.DOUBLED, Verdict.LATE, Verdict.FOREIGN, Verdict.UNEXPECTED]
+_EXTRA = [Verdict.DOUBLED, Verdict.LATE, Verdict.FOREIGN, Verdict.UNEXPECTED]
+"""Verdicts on replies to no probe that was on its way."""
 
 
 def _spread(name: str, times: Distribution) -> List[str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import collections
 import enum
 from binascii import crc32
-from typing import Deque, List, NamedTuple, Optional, Set, Tuple
+from typing import Deque, List, NamedTuple, Optional, Set
 
 from ..framing import Decoder, Framing
 
@@ -45,6 +45,11 @@ class Verdict(enum.Enum):
     LATE = "late"  # it arrived after its probe was counted as lost
     FOREIGN = "another connection's"
     UNEXPECTED = "not asked for"
+
+    @property
+    def field(self) -> str:
+        """The same as the name of a field in JSON: ``out_of_order``."""
+        return self.value.replace(" ", "_").replace("'", "")
 
 
 class Probe:
@@ -84,7 +89,7 @@ class Ledger:
     def __init__(self, size: int, tag: int, first: int = 1) -> None:
         self.outstanding: Deque[Probe] = collections.deque()
         self._size = size
-        self._tag = tag
+        self._tag = b"%04x" % tag
         self.next = first
         self.counts_from = first
         self._highest = -1  # highest number that has come back
@@ -97,27 +102,34 @@ class Ledger:
         """Return the next probe, which is on its way from now on."""
         seq = self.next
         self.next += 1
-        start = seq % len(_RING)
-        head = b"%08x%04x" % (seq & 0xFFFFFFFF, self._tag)
-        padding = self._padding[start : start + self._size - MIN_SIZE]
-        probe = Probe(seq, b"%b%08x%b" % (head, crc32(padding, crc32(head)), padding), due_at, sent_at)
+        probe = Probe(seq, self._compose(seq), due_at, sent_at)
         self.outstanding.append(probe)
         return probe
+
+    def _compose(self, seq: int) -> bytes:
+        start = seq % len(_RING)
+        head = b"%08x%b" % (seq & 0xFFFFFFFF, self._tag)
+        padding = self._padding[start : start + self._size - MIN_SIZE]
+        return b"%b%08x%b" % (head, crc32(padding, crc32(head)), padding)
 
     def settle(self, message: bytes) -> Reply:
         """Return the verdict on a message that came back. The probe that it answers is no longer on its way."""
         outstanding = self.outstanding
         if outstanding and outstanding[0].message == message:
             return self._answered(outstanding.popleft(), message)
-        tag, seq = _identify(message)
+        seq = _identify(message)
         if seq is None:
             return self._damaged(message)
-        if tag != self._tag:
+        if message[8:12] != self._tag:
             return Reply(Verdict.FOREIGN, message, None)
         for probe in outstanding:
             if probe.message == message:
                 outstanding.remove(probe)
                 return self._answered(probe, message)
+        return self._unawaited(seq, message)
+
+    def _unawaited(self, seq: int, message: bytes) -> Reply:
+        """The verdict on a reply to a probe that is not on its way."""
         if seq in self._lost or seq <= self._forgotten:  # a forgotten one is much more often late than doubled
             self._lost.discard(seq)
             return Reply(Verdict.LATE, message, None, seq)
@@ -147,31 +159,55 @@ class Ledger:
         return Reply(Verdict.REORDERED, message, probe, probe.seq)
 
     def _damaged(self, message: bytes) -> Reply:
-        # Which probe it answers is a guess, since the number may be damaged. Each probe has another padding.
-        if not self.outstanding:
-            return Reply(Verdict.UNEXPECTED, message, None)
-        probe = min(self.outstanding, key=lambda each: _differences(each.message, message))
-        compared = min(len(probe.message), len(message), _COMPARED)
-        if 2 * _differences(probe.message, message) > compared:
+        """Find the probe that a damaged reply answers: the one that it resembles, or the one whose number it has."""
+        outstanding = self.outstanding
+        seq = self._number(message)
+        # Nearly all of a probe: no need to compare all that are on their way. A damaged number alone proves nothing.
+        is_named = seq is not None and _differences(self._compose(seq), message) <= 1
+        if not is_named and outstanding:
+            probe = min(outstanding, key=lambda each: _differences(each.message, message))
+            compared = min(len(probe.message), len(message), _COMPARED)
+            if 2 * _differences(probe.message, message) <= compared:
+                seq = probe.seq
+        if seq is None:
             return Reply(Verdict.UNEXPECTED, message, None)  # it resembles no probe: a greeting or a notice
-        self.outstanding.remove(probe)
-        return Reply(Verdict.CORRUPTED, message, probe, probe.seq)
+        for probe in outstanding:
+            if probe.seq == seq:
+                outstanding.remove(probe)
+                return Reply(Verdict.CORRUPTED, message, probe, seq)
+        return self._unawaited(seq, message)
+
+    def _number(self, message: bytes) -> Optional[int]:
+        """The number at the beginning of a message, if a probe of this connection had it."""
+        try:
+            seq = int(message[:8], 16)
+        except ValueError:
+            return None
+        return seq if message[:12] == b"%08x%b" % (seq, self._tag) and seq < self.next else None
 
 
-def _differences(message: bytes, other: bytes) -> int:
-    return sum(a != b for a, b in zip(message[:_COMPARED], other))
+def _differences(sent: bytes, received: bytes) -> int:
+    """How many bytes differ. If ``received`` is shorter or longer, bytes may be missing or be too many at one place."""
+    differ = [a != b for a, b in zip(sent[:_COMPARED], received[:_COMPARED])]
+    missing = len(sent) - len(received)
+    if not missing or not any(differ):
+        return sum(differ)
+    place = differ.index(True)
+    ours = sent[place + max(0, missing) :][:_COMPARED]
+    theirs = received[place + max(0, -missing) :][:_COMPARED]
+    return min(sum(differ), sum(a != b for a, b in zip(ours, theirs)))
 
 
-def _identify(message: bytes) -> Tuple[Optional[int], Optional[int]]:
-    """The tag and the number of a probe; None and None if its checksum is wrong."""
+def _identify(message: bytes) -> Optional[int]:
+    """The number of a probe; None if its checksum is wrong."""
     try:
         head = message[: _CHECKSUM.start]
         # Compared as text: another spelling of the same number, such as upper case, is damage too.
         if message[_CHECKSUM] != b"%08x" % crc32(message[_CHECKSUM.stop :], crc32(head)):
-            return None, None
-        return int(head[8:], 16), int(head[:8], 16)
+            return None
+        return int(head[:8], 16)
     except ValueError:
-        return None, None
+        return None
 
 
 class FixedFraming(Framing):

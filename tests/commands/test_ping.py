@@ -73,12 +73,22 @@ def counts(text):
     """What the one summary counts: ``{"transmitted": 3, ...}``, ``loss`` in percent."""
     (line,) = re.findall(r"^--- \S+ echo statistics ---\n(.*)\n", text, re.MULTILINE)
     (before, loss) = re.fullmatch(r"(.*), ([\d.]+)% loss, time \d+ ms", line).groups()
-    found = {name: int(number) for number, name in (part.split(" ", 1) for part in before.split(", "))}
+    found = numbers(re.sub(r" \(\d+ out of order\)", "", before))
+    assert 2 * found["transmitted"] == sum(found.values()), line
+    besides = re.search(r"^besides these: (.*)$", text, re.MULTILINE)
+    out_of_order = re.search(r"\((\d+ out of order)\)", before)
+    for more in (besides, out_of_order):
+        found.update(numbers(more.group(1)) if more else {})
     return dict(found, loss=float(loss))
 
 
+def numbers(text):
+    """``{"transmitted": 3, "received": 2}`` of ``3 transmitted, 2 received``."""
+    return {name: int(number) for number, name in (part.split(" ", 1) for part in text.split(", "))}
+
+
 def all_right(text, number):
-    return counts(text) == {"transmitted": number, "received": number, "corrupted": 0, "loss": 0}
+    return counts(text) == {"transmitted": number, "received": number, "corrupted": 0, "lost": 0, "loss": 0}
 
 
 def lines_about(text, seq):
@@ -101,7 +111,7 @@ def test_each_reply_is_printed_and_all_are_summed_up(serve, framing):
         rf"ECHO {where}: 64 bytes, connected in [\d.]+ ms\n"
         + "".join(reply % seq for seq in (1, 2, 3))
         + rf"\n--- {where} echo statistics ---\n"
-        r"3 transmitted, 3 received, 0 corrupted, 0% loss, time \d+ ms\n"
+        r"3 transmitted, 3 received, 0 corrupted, 0 lost, 0% loss, time \d+ ms\n"
         r"rtt min/avg/max/mdev = [\d.]+/[\d.]+/[\d.]+/[\d.]+ ms\n"
         r"rtt p50 = [\d.]+ ms\n"
         r"connect [\d.]+ ms\n",
@@ -189,8 +199,8 @@ def test_a_long_wait_is_not_a_loss_when_there_is_no_limit():
 def test_a_flipped_byte_is_corrupted_and_the_place_is_printed():
     result = simulate_ping(FlipsAByteOfEachThird, count=6, verbose=True)
     assert result.code == 3
-    assert counts(result.text) == {"transmitted": 6, "received": 4, "corrupted": 2, "loss": 0}
-    flipped = ["corrupted from byte 30 on"]
+    assert counts(result.text) == {"transmitted": 6, "received": 4, "corrupted": 2, "lost": 0, "loss": 0}
+    flipped = ["corrupted at byte 30"]
     assert [lines_about(result.text, seq) for seq in (2, 3, 6)] == [[""], flipped, flipped]
     sent, received = re.match(r"  sent     (.{64})\n  received (.{64})\n", result.details).groups()
     assert sent.startswith("00000003") and sent != received
@@ -206,8 +216,37 @@ def test_a_wrong_reply_gives_exit_code_3_and_without_v_nothing_on_stderr(serve):
 def test_a_reply_that_is_cut_off_is_corrupted_from_there_on():
     result = simulate_ping(CutsEachThird)
     assert result.code == 3
-    assert lines_about(result.text, 3) == ["corrupted from byte 57 on"]
+    assert lines_about(result.text, 3) == ["corrupted from byte 57 on: 7 bytes missing"]
     assert "57 bytes from" in result.text
+
+
+def test_a_reply_without_one_of_its_bytes_is_corrupted_and_is_not_lost():
+    class Omits(Service):
+        def answer(self, message):
+            place = self.number * 7 % 64
+            self.send(message[:place] + message[place + 1 :])
+
+    result = simulate_ping(Omits, count=20)
+    assert result.code == 3
+    assert counts(result.text) == {"transmitted": 20, "received": 0, "corrupted": 20, "lost": 0, "loss": 0}
+    assert lines_about(result.text, 3) == ["corrupted from byte 21 on: 1 byte missing"]
+
+
+def test_json_and_text_have_the_same_names():
+    class DoesAll(Service):
+        def answer(self, message):
+            other = Ledger(64, (int(message[8:12], 16) + 1) % 0x10000)
+            self.send({3: b"hello", 4: other.issue(0, 0).message, 5: message[:-1]}.get(self.number, message))
+            if self.number == 2:
+                self.send(message)
+
+    text = simulate_ping(DoesAll, count=6, timeout=0.1).text
+    summary = events(simulate_ping(DoesAll, count=6, timeout=0.1, as_json=True).text)[-1]
+    found = counts(text)
+    assert found.pop("loss") == pytest.approx(summary["loss_percent"], abs=0.01)
+    assert len(found) == 7
+    for name, number in found.items():
+        assert summary[name.replace(" ", "_").replace("'", "")] == number, name
 
 
 def test_a_checksum_in_capital_letters_is_corrupted_and_not_doubled():
@@ -222,14 +261,21 @@ def test_a_checksum_in_capital_letters_is_corrupted_and_not_doubled():
 def test_a_dropped_reply_is_lost():
     result = simulate_ping(DropsEachFifth, count=6, timeout=1.0)
     assert result.code == 1
-    assert counts(result.text) == {"transmitted": 6, "received": 5, "corrupted": 0, "loss": 16.67}
+    assert counts(result.text) == {"transmitted": 6, "received": 5, "corrupted": 0, "lost": 1, "loss": 16.67}
     assert lines_about(result.text, 5) == ["lost: no reply after 1 s"]
 
 
 def test_replies_in_another_order_are_reported():
     result = simulate_ping(SwapsPairs, count=4, interval=0.02)
     assert result.code == 3
-    assert counts(result.text) == {"transmitted": 4, "received": 4, "corrupted": 0, "out of order": 2, "loss": 0}
+    assert counts(result.text) == {
+        "transmitted": 4,
+        "received": 4,
+        "corrupted": 0,
+        "lost": 0,
+        "out of order": 2,
+        "loss": 0,
+    }
     assert [lines_about(result.text, seq) for seq in (1, 2, 3, 4)] == [["out of order"], [""]] * 2
 
 
@@ -253,7 +299,7 @@ def test_a_reply_after_the_time_is_lost_and_late_when_it_comes():
     result = simulate_ping(HoldsTheFirst, count=10, interval=0.03, timeout=0.15)
     assert result.code == 1  # it is missing; nothing was wrong with it
     assert lines_about(result.text, 1) == ["lost: no reply after 0.15 s", "late"]
-    assert counts(result.text) == {"transmitted": 10, "received": 9, "corrupted": 0, "late": 1, "loss": 10}
+    assert counts(result.text) == {"transmitted": 10, "received": 9, "corrupted": 0, "lost": 1, "late": 1, "loss": 10}
 
 
 def test_a_reply_just_after_its_time_is_late_though_nobody_looked_before():
@@ -271,7 +317,7 @@ def test_a_reply_just_after_its_time_is_late_though_nobody_looked_before():
 def test_a_word_that_nobody_asked_for_is_reported():
     result = simulate_ping(SpeaksUnasked, count=4, interval=0.02, verbose=True)
     assert result.code == 3
-    expected = {"transmitted": 4, "received": 4, "corrupted": 0, "not asked for": 1, "loss": 0}
+    expected = {"transmitted": 4, "received": 4, "corrupted": 0, "lost": 0, "not asked for": 1, "loss": 0}
     assert counts(result.text) == expected
     assert re.search(r"^10 bytes from \S+: not asked for$", result.text, re.MULTILINE)
     assert "received by the way\n" in result.details
@@ -280,7 +326,7 @@ def test_a_word_that_nobody_asked_for_is_reported():
 def test_a_greeting_is_not_asked_for_and_the_reply_after_it_is_right():
     result = simulate_ping(Greets)
     assert result.code == 3
-    expected = {"transmitted": 3, "received": 3, "corrupted": 0, "not asked for": 1, "loss": 0}
+    expected = {"transmitted": 3, "received": 3, "corrupted": 0, "lost": 0, "not asked for": 1, "loss": 0}
     assert counts(result.text) == expected
     assert [lines_about(result.text, seq) for seq in (1, 2, 3)] == [[""]] * 3
 
@@ -302,7 +348,7 @@ def test_a_reply_that_belongs_to_another_connection_is_reported():
 def test_a_closed_connection_costs_what_was_on_its_way_and_the_next_is_made():
     result = simulate_ping(ClosesAtTheFourth, count=6, interval=0.02)
     assert result.code == 1
-    assert counts(result.text) == {"transmitted": 6, "received": 5, "corrupted": 0, "loss": 16.67}
+    assert counts(result.text) == {"transmitted": 6, "received": 5, "corrupted": 0, "lost": 1, "loss": 16.67}
     assert lines_about(result.text, 4) == ["lost: the server has ended the session"]
     assert result.text.count("connected in") == 2
     assert re.search(r"^connect min/avg/max/mdev = ", result.text, re.MULTILINE)
@@ -332,7 +378,7 @@ def test_a_reset_connection_is_reported_as_one(serve):
 def test_a_server_that_never_answers_loses_everything(interval):
     result = simulate_ping(NeverAnswers, interval=interval, timeout=0.25)
     assert result.code == 1
-    assert counts(result.text) == {"transmitted": 3, "received": 0, "corrupted": 0, "loss": 100}
+    assert counts(result.text) == {"transmitted": 3, "received": 0, "corrupted": 0, "lost": 3, "loss": 100}
     assert [lines_about(result.text, seq) for seq in (1, 2, 3)] == [["lost: no reply after 0.25 s"]] * 3
     assert "rtt" not in result.text
 
@@ -360,7 +406,7 @@ def test_a_server_that_is_not_there_loses_everything():
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         code, text, stderr = ping(nobody.getsockname(), "-c", "2", "-i", "10ms")
     assert (code, stderr) == (1, "")
-    assert counts(text) == {"transmitted": 2, "received": 0, "corrupted": 0, "loss": 100}
+    assert counts(text) == {"transmitted": 2, "received": 0, "corrupted": 0, "lost": 2, "loss": 100}
     assert lines_about(text, 2) == [f"lost: cannot connect: {os.strerror(errno.ECONNREFUSED)}"]
     assert "connected in" not in text and "rtt" not in text
 
@@ -375,7 +421,7 @@ def test_a_server_that_goes_and_comes_back_is_found_again():
 
     result = simulate_ping(Leaves, count=9, interval=0.02)
     assert result.code == 1
-    assert counts(result.text) == {"transmitted": 9, "received": 6, "corrupted": 0, "loss": 33.33}
+    assert counts(result.text) == {"transmitted": 9, "received": 6, "corrupted": 0, "lost": 3, "loss": 33.33}
     refused = [f"lost: cannot connect: {os.strerror(errno.ECONNREFUSED)}"]
     assert [lines_about(result.text, seq) for seq in range(2, 7)] == [[""], refused, refused, refused, [""]]
     assert result.text.count("connected in") == 2
@@ -418,7 +464,14 @@ def test_an_interrupt_prints_a_loss_of_all_too():
     result = simulate_ping(EndsAtTheFifth, count=None, interval=0.1, timeout=0.25)
     assert result.code == 1
     # The others' time has not gone by. What is lost is lost of those whose fate is known.
-    assert counts(result.text) == {"transmitted": 5, "received": 0, "corrupted": 0, "on the way": 3, "loss": 100}
+    assert counts(result.text) == {
+        "transmitted": 5,
+        "received": 0,
+        "corrupted": 0,
+        "lost": 2,
+        "on the way": 3,
+        "loss": 100,
+    }
 
 
 @posix
@@ -429,7 +482,7 @@ def test_what_is_on_its_way_at_the_end_is_neither_back_nor_lost(serve, start_pin
     process.popen.send_signal(signal.SIGINT)
     code, text = finish(process)
     assert code == 1
-    assert counts(text) == {"transmitted": 1, "received": 0, "corrupted": 0, "on the way": 1, "loss": 0}
+    assert counts(text) == {"transmitted": 1, "received": 0, "corrupted": 0, "lost": 0, "on the way": 1, "loss": 0}
 
 
 @posix
