@@ -30,9 +30,10 @@ The spine is one evening's reading, in this order: ``exceptions``, ``framing``, 
 live connections), ``statistics`` (what they add up to), ``admission`` (which clients may come in), ``accepting`` (what
 the accept loop sleeps on), ``stopping`` (a drawing of the states, and the order of locks), and last
 ``server/server.py``, which begins with the life of a connection. ``options``, ``access``, ``listening`` (which sets the
-options and makes the socket), ``threads`` and ``reporting`` are one concern each. ``sockets`` (deadlines, a gentle
-close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word ``exit``, the default address) serve
-both sides; ``starting`` is Ctrl-C while a command is imported. ``Server`` imports neither handlers nor framing.
+options and makes the socket), ``threads``, ``forking`` and ``reporting`` are one concern each. ``sockets`` (deadlines,
+a gentle close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word ``exit``, the default
+address) serve both sides; ``starting`` is Ctrl-C while a command is imported. ``Server`` imports neither handlers nor
+framing.
 """
 
 from . import starting as _starting  # noqa: F401  # before all others: Ctrl-C while a command is imported

@@ -131,7 +131,8 @@ class Serving:
         self._selector.register(self._alarm, selectors.EVENT_READ)
 
     def close(self, *, restore: bool = True) -> None:
-        """``restore``: put the listening socket's mode back, which is not done while another run uses the socket."""
+        """``restore``: put the listening socket's mode back. Not while another run uses the socket, and not before it
+        is closed: forked processes share the mode, and one that goes on serving would block in accept()."""
         with self._lock:
             if self._previous_wakeup is not None:
                 with contextlib.suppress(OSError, ValueError):  # its owner has closed it
@@ -142,6 +143,16 @@ class Serving:
             self._bell.close()
             if restore and self._listener.fileno() != -1 and not self._shared:
                 self._listener.settimeout(self.listener_timeout)
+
+    def let_go(self) -> None:
+        """In a forked child: the run is its parent's."""
+        self.stopping = True
+        self._lock = threading.RLock()
+        if self._previous_wakeup is not None:
+            self._previous_wakeup = None
+            signal.set_wakeup_fd(-1)
+        self._alarm.close()
+        self._bell.close()
 
     def enter(self) -> None:
         """Let the calling thread serve. In the main thread, a signal rings the bell: the interpreter only notes one

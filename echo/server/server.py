@@ -28,7 +28,6 @@ import contextlib
 import errno
 import functools
 import logging
-import os
 import socket
 import socketserver
 import sys
@@ -38,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Optional,
 
 from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, linger
 from ..text import format_address
-from . import threads
+from . import forking, threads
 from .accepting import BackOff, Serving, SharedPort, is_held
 from .admission import Admission, Refused, import_what_options_need, log_refused
 from .listening import ListeningServer, is_listening
@@ -149,7 +148,7 @@ class Server(ListeningServer):
                 thread = threading.Thread(target=self._serve, args=(serving,), name="echo-server", daemon=True)
                 self._thread = thread
             # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
-            atexit.register(self._close_at_exit, os.getpid())  # daemon threads would die in mid-reply (gh-113964)
+            atexit.register(self._close_at_exit)  # daemon threads would die in mid-reply (gh-113964)
             thread.start()
             serving.thread_id = thread.ident or 0  # from here on this thread may wait for it
         except BaseException:
@@ -184,6 +183,10 @@ class Server(ListeningServer):
                 return
             if self._serving is not None:
                 raise RuntimeError("the server is serving already")
+            if (
+                self._past < Past.REQUEST
+            ):  # until then a child may serve, too: that is how several processes share a port
+                forking.in_child(self._let_go)
             self._serving = serving
             # Only now: the shutdown() of a signal handler either found no Serving, and is in _past, or found this one.
             if self._past is Past.SHUTDOWN or self._stop_under_way is not None:
@@ -192,11 +195,11 @@ class Server(ListeningServer):
 
     def _end_serving(self, serving: Serving) -> None:
         with self._lock:
-            serving.close(restore=self._serving is serving or self._serving is None)
+            stop = self._stop_under_way
+            serving.close(restore=stop is None and self._serving in (serving, None))
             if self._serving is not serving:
                 return  # it has not begun
             self._serving = None
-            stop = self._stop_under_way
             left_to_us = stop is not None and stop.thread_id is None
             if stop is not None and left_to_us:
                 stop.thread_id = threading.get_ident()
@@ -600,13 +603,25 @@ class Server(ListeningServer):
                     if not self._accept(serving) or stop.is_over():
                         break
             finally:
-                serving.close()
+                serving.close(restore=False)
 
-    def _close_at_exit(self, pid: int) -> None:
-        if pid == os.getpid():  # a forked child has our registration, and none of our threads to wait for
-            if self._stop_under_way is not None:
-                self._thread = None  # not to be joined: after its stop it may wait for the lock of atexit, held now
-            self.server_close()
+    def _close_at_exit(self) -> None:
+        if self._stop_under_way is not None:
+            self._thread = None  # not to be joined: after its stop it may wait for the lock of atexit, held now
+        self.server_close()
+
+    def _let_go(self) -> None:
+        """In a forked child: a server that serves is its parent's. Here it is closed, and nobody's sessions end."""
+        self._lock = threading.RLock()
+        self._registry.let_go()
+        serving, self._serving, self._thread = self._serving, None, None
+        if serving is not None:
+            serving.let_go()
+        self._session_threads = threads.Threads()
+        self._stop_under_way = stop = Stop(self._registry, threading.get_ident(), self._cut_grace)
+        stop.cut = 0
+        stop.ended.set()
+        self.socket.close()  # so that the port is free when the parent closes it, however long the child lives
 
 
 def _after(seconds: Optional[float]) -> Optional[float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import os
 import socket
 import threading
 import time
@@ -293,6 +294,21 @@ class Registry:
                 self._ended[session.handler.reason] += 1
                 self._totals.add(session.handler.connection)
             self.forget(session)
+
+    def let_go(self) -> None:
+        """In a forked child: the sessions are its parent's, except the one whose thread has forked, which the child may
+        talk to. The others' sockets are closed here, so that their clients see the end when the parent closes them."""
+        me = threading.get_ident()
+        for session in self._live.values():
+            session._lock = threading.Lock()
+            if session.thread_id not in (None, me):
+                try:
+                    os.close(session.request.detach())  # not close(), which waits for the end of makefile()'s files
+                except Exception:
+                    pass
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._live, self._hosts, self.publish = {}, {}, None
 
     def sessions(self) -> List[Session]:
         """A snapshot."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import contextvars
-import os
 import queue
 import threading
 from typing import Any, Callable, Deque, List, Optional, Tuple
@@ -36,13 +35,10 @@ class Threads:
         self.idle_timeout = idle_timeout
         self._idle: Deque[_Waiting] = collections.deque()
         self._closed = False
-        self._pid = os.getpid()
 
     def run(self, task: _Task, otherwise: Callable[[], None]) -> None:
         """Call a function with its arguments in a thread that waits, or in a new one. If that does not start,
         ``otherwise`` is called and the exception raised, ``NotStarted`` if the system has no thread."""
-        if self._pid != os.getpid():  # a fork has copied their queues, and none of the threads
-            self._idle, self._pid = collections.deque(), os.getpid()
         try:
             tasks, _ = self._idle.pop()
         except IndexError:

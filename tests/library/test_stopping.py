@@ -547,23 +547,3 @@ def test_any_order_of_verbs_from_any_threads_ends(seed):
     ender.join(DEADLINE)
     assert not ender.is_alive()
     ends_in_time(server.stop)
-
-
-# Forks.
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_does_not_wait_for_its_parents_threads():
-    """Row 39."""
-    script = """if True:
-        import echo, os, sys, warnings
-
-        server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler).start()
-        warnings.simplefilter("ignore")  # of a fork with threads, which is what this is about
-        child = os.fork()
-        if not child:
-            sys.exit(7)
-        print(os.waitpid(child, 0)[1] >> 8)
-    """
-    # In development mode CPython 3.8 dies of any child that ends by itself.
-    assert output_of(script, PYTHONDEVMODE="") == [b"7"]

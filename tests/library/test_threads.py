@@ -503,16 +503,6 @@ def test_short_sessions_on_threads_that_are_always_leaving_lose_no_reply(serve, 
     assert (stats.accepted, sum(stats.ended.values()), stats.accept_errors) == (6 * sessions, 6 * sessions, 0)
 
 
-def test_a_forked_child_gives_nothing_to_threads_that_only_its_parent_has():
-    threads = Threads()
-    threads._idle.append(queue.SimpleQueue())  # its thread is the parent's
-    threads._pid = -1  # as the parent has left it
-    done = threading.Event()
-    threads.run((done.set, ()), lambda: None)
-    assert done.wait(DEADLINE)
-    threads.close()
-
-
 def test_after_server_close_no_thread_waits(serve):
     server = serve(Ident)
     with socket.create_connection(server.server_address, DEADLINE) as sock:

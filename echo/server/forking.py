@@ -1,0 +1,36 @@
+"""What a forked child lets go of.
+
+A child of ``fork()`` has copies of its parent's objects and descriptors, and none of its threads. A handler that forks,
+or uses ``multiprocessing``, must not thereby copy the server: the child would wait for threads that it does not have,
+end its parent's sessions, or keep the port. So whatever belongs to one process says here how a child lets go of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Callable, Tuple
+
+_methods: Tuple[Any, ...] = ()  # never changed in place: a child may not wait for a lock that another thread held
+_lock = threading.RLock()
+
+
+def in_child(method: Callable[[], None]) -> None:
+    """Call this bound method in each forked child, while its object lives. It must not wait for a lock."""
+    global _methods
+    with _lock:
+        _methods = (*(other for other in _methods if other() is not None), weakref.WeakMethod(method))
+
+
+def _let_go() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for reference in _methods:
+        method = reference()
+        if method is not None:
+            method()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -1,0 +1,171 @@
+"""A child that a handler or a program forks is not the server: it ends nobody's session, keeps no port, and waits for
+no thread of its parent."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from support import DEADLINE, ROOT
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+BEGINNING = """if True:
+    import echo, os, socket, socketserver, sys, threading, time, warnings
+
+    warnings.simplefilter("ignore")  # of a fork with threads, which is what this is about
+
+    def dial(server):
+        return socket.create_connection(server.server_address, 60)
+
+    def echoes(sock):
+        sock.sendall(b"hello\\n")
+        return sock.recv(100) == b"hello\\n"
+
+    def code_of(child):
+        return os.waitpid(child, 0)[1]
+
+    def eventually(condition):
+        while not condition():
+            time.sleep(0.001)
+
+"""
+
+
+def output_of(script):
+    """What a new Python prints that runs this script to its end. Not in development mode, where CPython 3.8 dies of any
+    child that ends by itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGINNING + script],
+        cwd=ROOT,
+        env=dict(os.environ, PYTHONDEVMODE=""),
+        timeout=DEADLINE,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return done.stdout.decode().split("\n")[:-1]
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["sys.exit(7)", "sys.exit(7 * server.stop())", "server.__exit__(); sys.exit(7)", "server.shutdown(); sys.exit(7)"],
+    ids=["exit", "stop", "with", "shutdown"],
+)
+def test_a_forked_child_of_a_server_ends_and_its_parents_sessions_live(ending):
+    """Rows 39 and 81."""
+    script = f"""
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+    client = dial(server)
+    assert echoes(client)
+    child = os.fork()
+    if not child:
+        {ending}
+    print(code_of(child) >> 8)
+    print(echoes(client), echoes(dial(server)), server.stop())
+    """
+    assert output_of(script) == ["7", "True True True"]
+
+
+def test_a_child_that_a_handler_forks_keeps_no_port_and_no_other_sessions_socket():
+    """Row 47."""
+    script = """
+    children = []
+
+    class Forks(echo.EchoRequestHandler):
+        def message_received(self, message):
+            if message == b"fork":
+                child = os.fork()
+                if not child:
+                    open_sockets = [self.server.socket.fileno(), *(other.fileno() for other in others)]
+                    os.write(1, b"%r %r\\n" % (set(open_sockets), self.server.connections))
+                    self.send(b"from the child")
+                    self.flush()
+                    ends[0].recv(1)
+                    os._exit(0)
+                children.append(child)
+            elif message == b"abort":
+                self.abort()
+            else:
+                self.send(message)
+
+        def connection_made(self):
+            others.append(self.request)
+
+    others = []
+    ends = socket.socketpair()
+    server = echo.Server(("127.0.0.1", 0), Forks).start()
+    resets, forks = dial(server), dial(server)
+    assert echoes(resets)
+    assert echoes(forks)
+    others.pop()  # its own
+    forks.sendall(b"fork\\n")
+    assert forks.recv(100) == b"from the child\\n"
+    resets.sendall(b"abort\\n")
+    try:
+        resets.recv(1)
+    except ConnectionResetError:
+        print("reset")
+    print(server.stop())
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(server.server_address)
+        sock.listen()
+    ends[1].close()
+    ends[0].shutdown(socket.SHUT_RDWR)
+    print(code_of(children[0]))
+    """
+    assert output_of(script) == ["{-1} []", "reset", "True", "0"]
+
+
+def test_a_child_that_is_forked_during_a_stop_does_not_wait_for_it():
+    script = """
+    class Forks(echo.EchoRequestHandler):
+        def message_received(self, message):
+            eventually(lambda: self.server._stop_under_way is not None)
+            child = os.fork()
+            if not child:
+                os._exit(7 * self.server.stop())
+            self.send(b"%d" % (code_of(child) >> 8))
+
+    server = echo.Server(("127.0.0.1", 0), Forks).start()
+    client = dial(server)
+    client.sendall(b"fork\\n")
+    eventually(lambda: server.stats().accepted)
+    print(server.stop(), client.recv(100))
+    """
+    assert output_of(script) == ["True b'7\\n'"]
+
+
+def test_children_forked_before_serving_share_the_listening_socket():
+    script = """
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    stop, stopped = os.pipe()
+    children = []
+    for _ in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            os.close(stopped)
+            server.start()
+            os.read(stop, 1)
+            os._exit(7 * server.stop())
+    print([echoes(dial(server)) for _ in range(4)])
+    os.close(stopped)
+    print([code_of(child) >> 8 for child in children])
+    """
+    assert output_of(script) == ["[True, True, True, True]", "[7, 7]"]
+
+
+def test_the_forking_mixin_of_socketserver_serves_in_children():
+    script = """
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        pass
+
+    with Forking(("127.0.0.1", 0), echo.EchoRequestHandler).start() as server:
+        first, second = dial(server), dial(server)
+        print(echoes(first), echoes(second))
+        first.shutdown(socket.SHUT_WR)  # not close(): the children have copies of these two as well
+        print(echoes(second))
+        second.shutdown(socket.SHUT_WR)
+    """
+    assert output_of(script) == ["True True", "True"]
