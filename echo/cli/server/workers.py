@@ -133,6 +133,7 @@ class Workers:
                     self._stop_all(number)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)  # drops one that is pending, and would kill this process now
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             os.close(self._lifeline)
             os.close(self._lifeline_end)
