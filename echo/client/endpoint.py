@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Tuple
 
 from ..sockets import INET, keep_alive, keep_urgent_data
 from ..text import format_address
 from ..transport.certificates import client_context
 from ..transport.tls import TLSSocket
+from .dialing import connect_to_host, connect_to_path, look_up
 
 
 class Security(NamedTuple):
@@ -50,11 +51,11 @@ class Endpoint(NamedTuple):
     def __str__(self) -> str:
         return format_address(self.address)
 
-    def resolve(self) -> None:
-        """Look up the host. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
+    def resolve(self, timeout: Optional[float] = None) -> None:
+        """Look up the host within ``timeout`` seconds; default: None, no limit. Raises ``TimeoutError``, and
+        ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
         if isinstance(self.address, tuple):
-            host, port = self.address
-            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            look_up(*_host_and_port(self.address), timeout)
 
     def open(self, timeout: Optional[float]) -> socket.socket:
         """Return a connected socket. ``timeout`` in seconds and the errors are those of ``echo.connect``."""
@@ -73,12 +74,10 @@ def open_socket(
 
     With an ``ssl_context`` that verifies names, ``server_hostname`` must be given.
     """
-    try:
-        sock = _connected(address, timeout)
-    except socket.timeout as exc:
-        if isinstance(exc, TimeoutError):
-            raise
-        raise TimeoutError(str(exc)) from None  # since Python 3.10 it is one already
+    if isinstance(address, tuple):
+        sock = connect_to_host(*_host_and_port(address), timeout)
+    else:
+        sock = connect_to_path(address, timeout)
     try:
         if sock.family in INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -94,20 +93,7 @@ def open_socket(
     return sock
 
 
-def _connected(address: Any, timeout: Optional[float]) -> socket.socket:
-    if isinstance(address, tuple):
-        return socket.create_connection(_host_and_port(address), timeout)
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.settimeout(timeout)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _host_and_port(address: Any) -> Any:
+def _host_and_port(address: Any) -> Tuple[str, int]:
     """Return ``(host, port)``, with the zone that the address of an IPv6 server has as its fourth part."""
     host, port, *more = address
     return (f"{host}%{more[1]}" if more and more[1] else host), port

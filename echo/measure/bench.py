@@ -85,6 +85,7 @@ class Bench:
         self._duration = duration
         self._size = size
         self._rate = rate
+        self._timeout = timeout
         self._warm_up = min(MAX_WARM_UP, duration / 10)
         self._depth = depth or (CLOSED_DEPTH if rate is None else OPEN_DEPTH)
         self._plan = Plan(
@@ -110,7 +111,7 @@ class Bench:
     def connect(self) -> None:
         """Start the processes and let them connect. Raises ``OSError`` if they cannot, and ``UnicodeError`` for an
         invalid host name."""
-        self._plan.endpoint.resolve()  # an error of that is raised here once, and not by each process
+        self._plan.endpoint.resolve(self._timeout)  # an error is raised here once, and not by each process
         for pipe, process, lanes in self._start_load(self._plan):
             self._pipes[pipe] = lanes
             self._processes.append(process)

@@ -14,6 +14,7 @@ from typing import Dict, Iterator, List, Optional
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError, EchoMismatch
 from ..framing import Framing
+from ..sockets import LONGEST_WAIT
 from ..text import plural
 from ..transport.tls_messages import explain
 from .clock import CLOCK, Clock
@@ -72,7 +73,7 @@ class Ping:
     def resolve(self) -> None:
         """Look up the host's name. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
         with self._interruptible():
-            self._endpoint.resolve()
+            self._endpoint.resolve(self._timeout)
 
     def stop(self) -> None:
         """End early; for a signal handler. It interrupts only a wait, and never the counting or writing."""
@@ -172,7 +173,7 @@ class Ping:
         deadlines = [self._next_at] if self._may_send() else []
         if self._patience is not None and lane.ledger.outstanding:
             deadlines.append(lane.ledger.outstanding[0].sent_at + self._patience)
-        wait = max(0.0, (min(deadlines) - now) / SECOND) if deadlines else None
+        wait = min(max(0.0, (min(deadlines) - now) / SECOND), LONGEST_WAIT) if deadlines else None
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if lane.is_behind else 0)
         self._selector.modify(lane, wanted)
         try:

@@ -193,6 +193,15 @@ def test_a_long_wait_is_not_a_loss_when_there_is_no_limit():
     assert all_right(result.text, 2)
 
 
+def test_any_interval_and_any_timeout_are_waited_for():
+    month = 30 * 86400
+    times = simulate_ping(count=3, interval=month).network.times
+    assert [round((later - earlier) / 1e9) for earlier, later in zip(times, times[1:])] == [month, month]
+    result = simulate_ping(NeverAnswers, count=1, timeout=month)
+    assert (result.code, counts(result.text)["loss"]) == (1, 100)
+    assert round(result.network.time / 1e9) == month
+
+
 # Services that are not echoes, or bad ones.
 
 

@@ -114,7 +114,7 @@ class Network:
     def __str__(self):
         return ADDRESS
 
-    def resolve(self):
+    def resolve(self, timeout=None):
         pass
 
     def open(self, timeout):
@@ -151,6 +151,7 @@ class _Selector(selectors.DefaultSelector):
             self.network.time += ROUND_TRIP
         else:
             assert timeout is not None, "the client would wait for ever"
+            assert timeout * 1000 < 1 << 31, "the system's selectors count milliseconds in an int"
             self.network.time += max(POLL, math.ceil(timeout * 1e9))
         return ready
 
