@@ -255,6 +255,9 @@ class Bench:
             rows.append(("on the way", f"{total.on_the_way:,} when it was interrupted"))
         if never_sent:
             rows.append(("never sent", f"{never_sent:,}, whose turn did not come in time"))
+        if total.shifts:
+            shifts = [f"{count:,} x by {plural(abs(shift), 'byte')}" for shift, count in total.shifts.items()]
+            rows.append(("shifted", ", ".join(shifts)))
         if total.warm_up:
             kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
             rows.append(("warm-up", f"{', '.join(kinds)}; not counted above"))
@@ -283,6 +286,7 @@ class Bench:
             unsent=never_sent,
             on_the_way=total.on_the_way,
             warm_up=dict(total.warm_up),
+            shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
             **as_fields("connect", connects, PERCENTILES),
             **fields,

@@ -34,7 +34,7 @@ class Ping:
     """Pings ``endpoint`` with probes of ``size`` bytes, ``count`` times (None: until it is interrupted).
 
     ``interval`` is the time in seconds between two probes; 0 sends each when the one before is back. ``framing`` must
-    be the server's, and ``FixedFraming`` for raw framing. ``timeout`` is the maximum time in seconds for a reply, after
+    be the server's. ``timeout`` is the maximum time in seconds for a reply, after
     which the probe is lost, and for connecting (None: no limit). ``rtt`` has the round trips.
     """
 
@@ -216,6 +216,9 @@ class Ping:
         elif reply.verdict is not Verdict.RIGHT:
             text += f" {reply.verdict.value}"
             self._report.detail("\n".join(comparison(None, reply.message)))
+        if reply.shift:
+            text += f", shifted by {plural(abs(reply.shift), 'byte')}"
+            fields["shifted_bytes"] = reply.shift
         if reply.probe is not None:
             took = now - reply.probe.sent_at
             text += f" time={milliseconds(took)} ms"

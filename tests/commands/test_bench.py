@@ -496,6 +496,17 @@ def test_a_greeting_is_not_asked_for():
     assert all_right(result.text)
 
 
+def test_under_raw_framing_a_greeting_is_reported_once_for_each_connection_and_all_are_right():
+    class GreetsBriefly(EchoesBytes):
+        def opened(self):
+            self.send_raw(b"220 hello\n")
+
+    result = simulate_bench(GreetsBriefly, "raw", depth=3)
+    assert result.code == 0
+    assert all_right(result.text)
+    assert "shifted     2 x by 10 bytes\n" in result.text
+
+
 def test_replies_of_another_connection_are_reported():
     class Crosses(Service):
         waiting = []

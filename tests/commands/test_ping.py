@@ -340,6 +340,33 @@ def test_a_greeting_is_not_asked_for_and_the_reply_after_it_is_right():
     assert [lines_about(result.text, seq) for seq in (1, 2, 3)] == [[""]] * 3
 
 
+def test_under_raw_framing_a_greeting_shifts_the_replies_once_and_all_are_right():
+    class GreetsBriefly(EchoesBytes):
+        def opened(self):
+            self.send_raw(b"220 hello\n")
+
+    result = simulate_ping(GreetsBriefly, "raw", count=100)
+    assert result.code == 3
+    assert counts(result.text)["received"] == 100
+    assert result.text.count("shifted") == 1
+    assert f"10 bytes from {ADDRESS}: not asked for, shifted by 10 bytes\n" in result.text
+
+
+def test_under_raw_framing_one_byte_that_is_missing_damages_one_reply():
+    class OmitsAByte(EchoesBytes):
+        def received(self, data):
+            self.number += 1
+            super().received(data[:40] + data[41:] if self.number == 20 else data)
+
+    result = simulate_ping(OmitsAByte, "raw", count=100, interval=0.1, as_json=True)
+    assert result.code == 3
+    summary = events(result.text)[-1]
+    assert [summary[name] for name in ("received", "corrupted", "lost")] == [99, 1, 0]
+    (damaged,) = [event for event in events(result.text) if event.get("verdict") == "corrupted"]
+    assert (damaged["seq"], damaged["bytes"], damaged["offset"], damaged["shifted_bytes"]) == (20, 63, 40, -1)
+    assert sum("shifted_bytes" in event for event in events(result.text)) == 1
+
+
 def test_a_reply_that_belongs_to_another_connection_is_reported():
     class MixesUp(Service):
         def answer(self, message):
