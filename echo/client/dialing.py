@@ -17,7 +17,7 @@ import selectors
 import socket
 import threading
 import time
-from typing import Any, List, Optional, cast
+from typing import Any, List, Optional, Sequence, cast
 
 from ..sockets import LONGEST_WAIT
 
@@ -76,7 +76,7 @@ def connect_to_host(host: str, port: int, timeout: Optional[float]) -> socket.so
     return connect_to_first(addresses, None if timeout is None else began + timeout)
 
 
-def connect_to_first(addresses: List[Any], deadline: Optional[float]) -> socket.socket:
+def connect_to_first(addresses: Sequence[Any], deadline: Optional[float]) -> socket.socket:
     """As ``connect_to_host``, for the result of ``look_up``, until ``deadline`` of ``time.monotonic()``."""
     waiting = collections.deque(addresses)
     error = OSError("the host has no address")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-from typing import Any, NamedTuple, Optional, Tuple
+import time
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 from ..sockets import INET, keep_alive, keep_urgent_data
 from ..text import format_address
 from ..transport.certificates import client_context
 from ..transport.tls import TLSSocket
-from .dialing import connect_to_host, connect_to_path, look_up
+from .dialing import connect_to_first, connect_to_host, connect_to_path, look_up
 
 
 class Security(NamedTuple):
@@ -43,25 +44,36 @@ def _context(security: Security) -> ssl.SSLContext:
 
 
 class Endpoint(NamedTuple):
-    """A server. ``address``: ``(host, port)`` or a path; ``security``: the TLS settings; default: None, no TLS."""
+    """A server. ``address``: ``(host, port)`` or a path; ``security``: the TLS settings; default: None, no TLS.
+
+    ``found``: what ``resolve`` has found. Without it, ``open`` looks the host up each time.
+    """
 
     address: Any
     security: Optional[Security] = None
+    found: Tuple[Any, ...] = ()
 
     def __str__(self) -> str:
         return format_address(self.address)
 
-    def resolve(self, timeout: Optional[float] = None) -> None:
-        """Look up the host within ``timeout`` seconds; default: None, no limit. Raises ``TimeoutError``, and
-        ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
-        if isinstance(self.address, tuple):
-            look_up(*_host_and_port(self.address), timeout)
+    @property
+    def is_named(self) -> bool:
+        """Whether it has a host name, and not an address or a path."""
+        return bool(self.found) and self.found[0][4][0] != self.address[0]
+
+    def resolve(self, timeout: Optional[float] = None) -> Endpoint:
+        """Look up the host within ``timeout`` seconds; default: None, no limit. Return the endpoint with what was
+        found. Raises ``TimeoutError``, and ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
+        if not isinstance(self.address, tuple):
+            return self
+        return self._replace(found=tuple(look_up(*_host_and_port(self.address), timeout)))
 
     def open(self, timeout: Optional[float]) -> socket.socket:
         """Return a connected socket. ``timeout`` in seconds and the errors are those of ``echo.connect``."""
         if self.security is None:
-            return open_socket(self.address, timeout)
-        return open_socket(self.address, timeout, self.security.context(), self.security.server_hostname)
+            return open_socket(self.address, timeout, found=self.found)
+        context, name = self.security.context(), self.security.server_hostname
+        return open_socket(self.address, timeout, context, name, found=self.found)
 
 
 def open_socket(
@@ -69,12 +81,17 @@ def open_socket(
     timeout: Optional[float],
     ssl_context: Optional[ssl.SSLContext] = None,
     server_hostname: Optional[str] = None,
+    *,
+    found: Sequence[Any] = (),
 ) -> socket.socket:
     """Return a connected, blocking socket. Parameters and errors are those of ``echo.connect``.
 
-    With an ``ssl_context`` that verifies names, ``server_hostname`` must be given.
+    With an ``ssl_context`` that verifies names, ``server_hostname`` must be given. ``found``: the result of
+    ``look_up`` for the address, if there is one.
     """
-    if isinstance(address, tuple):
+    if found:
+        sock = connect_to_first(found, None if timeout is None else time.monotonic() + timeout)
+    elif isinstance(address, tuple):
         sock = connect_to_host(*_host_and_port(address), timeout)
     else:
         sock = connect_to_path(address, timeout)

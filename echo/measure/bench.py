@@ -24,7 +24,7 @@ from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .load import End, Period, Plan, Slice, Timetable, run
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
-from .report import Report, milliseconds
+from .report import Report, microseconds, milliseconds
 
 PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
 
@@ -102,6 +102,7 @@ class Bench:
         self.total = Slice()
         self.due = 0
         self._connect_times = Distribution()
+        self._look_up_took = 0
         self._period = Period(0, 0, 0)
         self._started_at = 0
         self._processes: List[Any] = []
@@ -111,7 +112,10 @@ class Bench:
     def connect(self) -> None:
         """Start the processes and let them connect. Raises ``OSError`` if they cannot, and ``UnicodeError`` for an
         invalid host name."""
-        self._plan.endpoint.resolve(self._timeout)  # an error is raised here once, and not by each process
+        began = self._clock.now()
+        endpoint = self._plan.endpoint.resolve(self._timeout)  # once, and not by each process and for each connection
+        self._look_up_took = self._clock.now() - began
+        self._plan = self._plan._replace(endpoint=endpoint)
         for pipe, process, lanes in self._start_load(self._plan):
             self._pipes[pipe] = lanes
             self._processes.append(process)
@@ -261,6 +265,8 @@ class Bench:
         if total.warm_up:
             kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
             rows.append(("warm-up", f"{', '.join(kinds)}; not counted above"))
+        if self._plan.endpoint.is_named:
+            rows.append(("look-up", f"{milliseconds(self._look_up_took)} ms"))
         lines = [f"{name:12}{text}" for name, text in rows]
         connects = self._connect_times
         if connects.least is not None and connects.greatest is not None:
@@ -288,6 +294,7 @@ class Bench:
             warm_up=dict(total.warm_up),
             shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
+            lookup_us=microseconds(self._look_up_took),
             **as_fields("connect", connects, PERCENTILES),
             **fields,
         )

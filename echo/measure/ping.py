@@ -60,6 +60,7 @@ class Ping:
         self._interval = round(interval * SECOND)
         self._timeout = timeout
         self._patience = None if timeout is None else round(timeout * SECOND)
+        self._look_up_took = 0
         self._lane: Optional[Lane] = None
         self._selector = clock.selector()
         self._next_at = 0
@@ -71,9 +72,12 @@ class Ping:
         self._connect_times = Distribution()
 
     def resolve(self) -> None:
-        """Look up the host's name. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
+        """Look up the host's name, for all connections. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no
+        address."""
+        began = self._clock.now()
         with self._interruptible():
-            self._endpoint.resolve(self._timeout)
+            self._endpoint = self._endpoint.resolve(self._timeout)
+        self._look_up_took = self._clock.now() - began
 
     def stop(self) -> None:
         """End early; for a signal handler. It interrupts only a wait, and never the counting or writing."""
@@ -149,9 +153,11 @@ class Ping:
         ledger = Ledger(self._size, random.randrange(0x10000), seq)
         self._lane = Lane(sock, self._framing, ledger, self._clock.now)
         self._selector.register(self._lane, selectors.EVENT_READ)
+        is_first = self._connect_times.count == 1 and self._endpoint.is_named
+        looked_up = f"looked up in {milliseconds(self._look_up_took)} ms, " if is_first else ""
         self._report.event(
             "connected",
-            f"ECHO {self._where}: {plural(self._size, 'byte')}, connected in {milliseconds(took)} ms",
+            f"ECHO {self._where}: {plural(self._size, 'byte')}, {looked_up}connected in {milliseconds(took)} ms",
             address=self._where,
             size_bytes=self._size,
             connect_us=microseconds(took),
@@ -261,6 +267,7 @@ class Ping:
             on_the_way=waiting,
             loss_percent=round(loss, 4),
             duration_s=round(took / SECOND, 6),
+            lookup_us=microseconds(self._look_up_took),
             **as_fields("rtt", self.rtt, PERCENTILES),
             **as_fields("connect", self._connect_times, PERCENTILES),
         )

@@ -48,6 +48,7 @@ from support.simulation import (
     SendsALineThatIsTooLong,
     Service,
     Shouts,
+    SlowNames,
     SpeaksUnasked,
     SwapsPairs,
     simulate_ping,
@@ -388,6 +389,37 @@ def test_a_closed_connection_costs_what_was_on_its_way_and_the_next_is_made():
     assert lines_about(result.text, 4) == ["lost: the server has ended the session"]
     assert result.text.count("connected in") == 2
     assert re.search(r"^connect min/avg/max/mdev = ", result.text, re.MULTILINE)
+
+
+def test_the_look_up_of_a_name_is_timed_apart_and_once():
+    result = simulate_ping(ClosesAtTheFourth, count=6, network=SlowNames)
+    assert f"ECHO {ADDRESS}: 64 bytes, looked up in 100 ms, connected in 1.00 ms\n" in result.text
+    assert f"ECHO {ADDRESS}: 64 bytes, connected in 1.00 ms\n" in result.text
+    summary = events(simulate_ping(network=SlowNames, as_json=True).text)[-1]
+    assert (summary["lookup_us"], summary["connect_max_us"]) == (100_000, 1000)
+
+
+def test_a_name_is_looked_up_once_for_all_connections(serve, monkeypatch):
+    names = []
+    look_up = socket.getaddrinfo
+
+    def count(host, port, *arguments, flags=0, **options):
+        if not flags & socket.AI_NUMERICHOST:
+            names.append(host)
+            host = "127.0.0.1"
+        return look_up(host, port, *arguments, flags=flags, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", count)
+
+    def answers_once(sock):
+        sock.sendall(sock.recv(1000))
+
+    _, port = serve(plain(answers_once)).server_address
+    code, text, _ = ping(("names.test", port), "-c", "3", "-i", "10ms")
+    assert text.count("connected in") == 3
+    assert text.count("looked up in") == 1
+    assert names == ["names.test"]
+    assert code == 0
 
 
 def test_an_end_between_two_messages_costs_nothing():

@@ -1,6 +1,7 @@
 """From a host's name to a connected socket: one deadline over the look-up and all addresses."""
 
 import contextlib
+import pickle
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 
 import echo
 from echo.client import dialing
+from echo.client.endpoint import Endpoint
 from support import DEADLINE, eventually
 from support.servers import echoes
 
@@ -200,3 +202,21 @@ def test_a_unix_socket_with_a_full_backlog_is_waited_for(tmp_path, monkeypatch):
 def test_a_connected_socket_is_blocking(serve):
     with echo.connect(serve().server_address) as client:
         assert client.connection.socket.gettimeout() is None
+
+
+def test_an_endpoint_that_has_looked_its_host_up_does_not_do_it_again_in_another_process_either(serve, monkeypatch):
+    endpoint = Endpoint(("localhost", serve().server_address[1]))
+    resolved = pickle.loads(pickle.dumps(endpoint.resolve(DEADLINE)))
+    assert resolved.is_named
+    assert str(resolved) == str(endpoint)
+    assert not Endpoint(("127.0.0.1", 9)).resolve().is_named
+    assert Endpoint("/a/path").resolve() == Endpoint("/a/path")
+
+    def unknown(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with resolved.open(DEADLINE) as sock:
+        assert echoes(sock)
+    with pytest.raises(socket.gaierror):
+        endpoint.open(DEADLINE)

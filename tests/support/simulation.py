@@ -136,8 +136,12 @@ class Network:
     def __str__(self):
         return ADDRESS
 
+    is_named = False
+    look_up_takes = 0
+
     def resolve(self, timeout=None):
-        pass
+        self.time += self.look_up_takes
+        return self
 
     def open(self, timeout):
         self.time += ROUND_TRIP
@@ -219,7 +223,15 @@ def simulate_ping(
         timeout=timeout,
         clock=simulation.network,
     )
+    simulation.client.resolve()
     return simulation.run()
+
+
+class SlowNames(Network):
+    """A network whose name servers take their time."""
+
+    is_named = True
+    look_up_takes = 100_000_000
 
 
 def simulate_bench(
