@@ -6,6 +6,7 @@ Each session is a process, so tests that leave theirs as they found it share one
 import contextlib
 import os
 import re
+import signal
 import stat
 import sys
 import threading
@@ -13,15 +14,31 @@ import threading
 import pytest
 
 import echo
+from echo.cli.client.command import _replies
 from echo.cli.client.history import History, history_file
+from echo.cli.client.letters import Letters
 from support import DEADLINE, Recorder, eventually
 from support.client import UnixServer, address_options, call_client
-from support.processes import Process
+from support.processes import Process, state_of
 
 pty = pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
 termios = pytest.importorskip("termios", reason="this platform has no pseudo-terminals")
 
-from support.terminal import CTRL_C, CTRL_D, CTRL_V, DOWN, ESC, OWN_TERMINAL, UP, Terminal  # noqa: E402
+from support.terminal import (  # noqa: E402
+    BACKSPACE,
+    CTRL_C,
+    CTRL_D,
+    CTRL_U,
+    CTRL_V,
+    CTRL_W,
+    CTRL_Z,
+    DOWN,
+    ESC,
+    LEFT,
+    OWN_TERMINAL,
+    UP,
+    Terminal,
+)
 
 try:
     import readline
@@ -36,6 +53,38 @@ del sys.argv[:2]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 """Like ``OWN_TERMINAL``, on a Python that was built without readline."""
+
+WITHOUT_CTYPES = WITHOUT_READLINE.replace('"readline"', '"ctypes"')
+"""Like ``OWN_TERMINAL``, on a Python that cannot call all functions of readline."""
+
+WITHOUT_STDERR = OWN_TERMINAL.replace("os.execv", "os.close(2); os.execv")
+"""Like ``OWN_TERMINAL``, but standard error is closed."""
+
+SHELL = """\
+import fcntl, os, runpy, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+settings = termios.tcgetattr(0)
+pid = os.fork()
+if not pid:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+while os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]):
+    os.tcsetpgrp(0, os.getpid())
+    print("stopped", "well" if termios.tcgetattr(0) == settings else "badly")
+    termios.tcsetattr(0, termios.TCSANOW, settings)
+    input()
+    os.tcsetpgrp(0, pid)
+    os.kill(pid, signal.SIGCONT)
+"""
+"""A small shell, which runs its arguments as a job, tells of each Ctrl-Z, and goes on with it after an Enter."""
+
+NO_READLINE = (
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
+    WITHOUT_READLINE[WITHOUT_READLINE.index("sys.modules") :].replace("\n", "\n    ").rstrip(),
+)
 
 LIMIT = 100
 """Bytes of the longest message in a shared session."""
@@ -231,6 +280,53 @@ def test_typed_letters_of_any_script_pass_and_are_shown_as_they_are(conversation
         session.user.type("naïve Ω 猫\r".encode())
         session.user.until("\nnaïve Ω 猫\r\n> ".encode())
     assert session.messages == ["naïve Ω 猫".encode()]
+
+
+LETTERS = "naïve Ω 猫 🙂 и".encode()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_letters_that_arrive_in_pieces_are_shown_whole(size):
+    letters = Letters()
+    pieces = [letters.feed(LETTERS[at : at + size]) for at in range(0, len(LETTERS), size)]
+    assert "".join(piece.decode() for piece in pieces) == LETTERS.decode()
+    assert letters.finish() == b""
+
+
+@pytest.mark.parametrize(
+    "noise", [b"\xff", b"\x80\x80\x80\x80", b"\xe7A", b"\xf0\x9f\x99A", b"\xc0\x80", b"\xed\xa0\x80"]
+)
+def test_bytes_that_are_no_letters_are_not_kept_back(noise):
+    letters = Letters()
+    assert b"".join(letters.feed(noise[at : at + 1]) for at in range(len(noise))) == noise
+
+
+@pytest.mark.parametrize("begun", [LETTERS[:3], "Ω".encode()[:1], "猫".encode()[:2], "🙂".encode()[:3]])
+def test_the_beginning_of_a_letter_is_shown_at_the_end(begun):
+    letters = Letters()
+    assert letters.feed(begun) + letters.finish() == begun
+
+
+def test_a_terminal_gets_the_letters_of_a_stream_whole():
+    with screen_of_its_own() as (stdout, shown):
+        with contextlib.redirect_stdout(stdout), _replies() as write:
+            for number in LETTERS + b"\xf0\x9f":
+                write(bytes([number]))
+    assert b"".join(shown) == LETTERS + rb"\xf0\x9f"
+
+
+def test_raw_framing_shows_letters_whole_and_a_beginning_after_the_timeout(serve, terminal):
+    server = serve(type("Raw", (Feed,), {"framing": echo.RawFraming()}))
+    user = terminal(server, "--framing", "raw", "-w", "100ms", LC_ALL="C.UTF-8")
+    user.until(rb"> ")
+    session = session_of(server).connection
+    session.send("Ω".encode()[:1])
+    user.until(rb"\\xce\r\n> ")
+    for number in "猫".encode():
+        session.send(bytes([number]))
+    user.until("猫\r\n> ".encode())
+    user.type(CTRL_D)
+    assert user.leave() == 0
 
 
 def test_a_letter_that_the_terminal_cannot_show_is_shown_in_some_way(serve, terminal):
@@ -547,8 +643,8 @@ SHOWN = rb"\x1b[2J\x1b]0;title\x07\xff\u009b31m\r\x08\x7f" + b"\\"
 
 
 def assert_harmless(screen):
-    """No control character of the peer is on the screen. The client's own are CR, LF, and ESC [ K to clear a line."""
-    own = screen.replace(b"\r\x1b[K", b"").replace(b"\r\n", b"")
+    """No control character of the peer is on the screen. The client's own are CR LF."""
+    own = screen.replace(b"\r\n", b"")
     assert not re.search(rb"[\x00-\x1f\x7f\xff]|\xc2[\x80-\x9f]", own), own
 
 
@@ -581,17 +677,23 @@ def test_control_characters_in_a_last_half_message_are_shown_escaped(serve, term
     assert_harmless(user.screen)
 
 
-def on_a_terminal(server, *options):
-    """Run the command in this process, with its output at a terminal; return its code and what is on the screen."""
+@contextlib.contextmanager
+def screen_of_its_own():
+    """``(standard output at a terminal, list of what is on its screen afterwards)``."""
     master, slave = pty.openpty()
-    shown = b""
+    shown = []
     with open(master, "rb", buffering=0) as screen:
         with open(slave, "w", encoding="utf-8") as stdout:
-            code = call_client(*address_options(server), *options, stdout=stdout).code
+            yield stdout, shown
         with contextlib.suppress(OSError):  # EIO: the end
-            for data in iter(lambda: screen.read(4096), b""):
-                shown += data
-    return code, shown
+            shown.extend(iter(lambda: screen.read(4096), b""))
+
+
+def on_a_terminal(server, *options):
+    """Run the command in this process, with its output at a terminal; return its code and what is on the screen."""
+    with screen_of_its_own() as (stdout, shown):
+        code = call_client(*address_options(server), *options, stdout=stdout).code
+    return code, b"".join(shown)
 
 
 def test_control_characters_in_replies_to_m_are_shown_escaped(serve):
@@ -608,18 +710,215 @@ def test_a_reply_to_m_that_is_text_is_shown_as_it_is(serve):
     assert on_a_terminal(serve(), "-m", "naïve") == (0, "naïve\r\n".encode())
 
 
-@needs_readline
-def test_a_message_that_comes_at_the_prompt_leaves_the_typed_text_alone(conversation):
-    with conversation() as session:
+@pytest.mark.parametrize(
+    "starter, kind",
+    [
+        (OWN_TERMINAL, "xterm"),
+        (OWN_TERMINAL, "dumb"),
+        (WITHOUT_READLINE, "xterm"),
+        (WITHOUT_READLINE, "dumb"),
+        (WITHOUT_CTYPES, "xterm"),
+        (WITHOUT_CTYPES, "dumb"),
+    ],
+    ids=["readline", "readline-dumb", "plain", "plain-dumb", "no-ctypes", "no-ctypes-dumb"],
+)
+def test_a_message_that_comes_at_the_prompt_leaves_the_typed_text_in_view(conversation, starter, kind):
+    with conversation(starter, kind) as session:
         session.user.type(b"ab")
         session.user.until(rb"ab")
-        session.say(b"news")
-        session.user.until(rb"\r\x1b\[Knews\r\n> ab")
+        for news in (b"news", b"more"):
+            session.say(news)
+            session.user.until(rb"(\r\x1b\[[KJ]\r?|\n)" + news + rb"\r\n> ab")
         session.user.type(b"c\r")
-        session.user.until(rb"\nabc\r\n> ")
+        session.user.until(rb"c\r\nabc\r\n[^\n]*> ")
+    assert session.messages == [b"abc"]
+    if kind == "dumb":
+        assert ESC not in session.user.screen
+
+
+@needs_readline
+def test_a_message_that_comes_while_the_user_edits_leaves_the_cursor_where_it_was(conversation):
+    with conversation(kind="xterm") as session:
+        session.user.type(b"acd" + LEFT * 2)
+        session.user.until(rb"acd\x08\x08")
+        session.say(b"news")
+        session.user.until(rb"\r\x1b\[K\r?news\r\n> acd\x08\x08")
+        session.user.type(b"b\r")
+        session.user.until(rb"\nabcd\r\n[^\n]*> ")
+
+
+@pytest.mark.parametrize("starter", [OWN_TERMINAL, WITHOUT_READLINE], ids=["readline", "plain"])
+def test_a_message_that_comes_at_a_line_of_several_rows_replaces_all_of_them(conversation, starter):
+    line = b"0123456789" * 5
+    with conversation(starter, "xterm") as session:
+        session.user.resize(24, 20)
+        session.user.settle()
+        session.user.type(line)
+        session.user.until(rb"9")
+        session.user.settle()
+        session.user.screen, session.user.seen = b"", 0
+        session.say(b"news")
+        before = session.user.until(rb"^(.*)news\r\n").group(1)
+        assert before.count(ESC + b"[A") == 2 or before.startswith(ESC + b"[2A")
+        session.user.until(rb"> 012345")
+        session.user.type(b"\r")
+        session.user.until(rb"\n[^\n]*> ")
+        session.user.resize(24, 80)
+        session.user.settle()
+    assert session.messages == [line]
+
+
+def test_without_readline_a_line_can_be_edited(conversation):
+    with conversation(WITHOUT_READLINE, "xterm") as session:
+        for keys, line in [
+            ("aß猫x".encode() + BACKSPACE * 2 + b"b", "aßb".encode()),
+            (b"one two  " + CTRL_W + b"three", b"one three"),
+            (b"all wrong" + CTRL_U + b"right", b"right"),
+            (BACKSPACE + CTRL_W + CTRL_U + b"x", b"x"),
+            (b"a" + CTRL_V + CTRL_D + b"b", b"a" + CTRL_D + b"b"),
+            (b"a" + CTRL_D + b"b", b"ab"),
+        ]:
+            session.messages.clear()
+            session.user.type(keys + b"\r")
+            session.user.until(rb"\n[^\n]*\r\n> ")
+            assert session.messages == [line]
+
+
+# Lines that are typed ahead, and long ones.
+
+
+@both
+@pytest.mark.parametrize("size", [5000, pytest.param(60_000, marks=pytest.mark.slow)])
+def test_lines_that_are_typed_while_a_reply_is_awaited_are_whole(serve, terminal, starter, size):
+    waiting, answer = threading.Event(), threading.Event()
+
+    class Handler(Recorder.of(echo.EchoRequestHandler)):
+        def message_received(self, message):
+            super().message_received(message)
+            if message == b"first":
+                waiting.set()
+                answer.wait(DEADLINE)
+
+    user = terminal(serve(Handler), starter=starter)
+    user.until(rb"> ")
+    user.type(b"first\r")
+    assert waiting.wait(DEADLINE)
+    typing = threading.Thread(target=user.type, args=(b"x" * size + b"\rlast\r",))
+    typing.start()
+    if size < 10_000:
+        typing.join()  # more than that the terminal takes only as the client reads it
+    answer.set()
+    user.until(rb"\nlast\r\n> ")
+    typing.join()
+    assert Handler.events == ["made", b"first", b"x" * size, b"last"]
+    user.type(CTRL_D)
+    assert user.leave() == 0
+
+
+@both
+def test_what_is_typed_while_a_reply_is_awaited_is_shown_once_at_the_next_prompt(conversation, starter):
+    waiting = threading.Event()
+    with conversation(starter) as session:
+        session.answer = lambda message: waiting.set()
+        session.user.type(b"hello\r")
+        assert waiting.wait(DEADLINE)
+        session.user.type(b"ahead")
+        session.answer = lambda message: message
+        session.say(b"the reply")
+        session.user.until(rb"^hello\r\nthe reply\r\n> ahead")
+        session.user.type(b"\r")
+        session.user.until(rb"\nahead\r\n> ")
 
 
 # Ways to leave.
+
+
+@both
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT"])
+def test_a_signal_that_ends_the_client_at_its_prompt_leaves_terminal_and_history_in_order(
+    serve, terminal, home, tmp_path, starter, name
+):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))  # SIGQUIT would leave a core file
+    try:
+        user = terminal(serve(), starter=starter, **home)
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+    user.until(rb"> ")
+    user.type(b"hello\r")
+    user.until(rb"\nhello\r\n[^\n]*> ")  # and no rest: the signal may come before the client waits for a key
+    user.process.popen.send_signal(getattr(signal, name))
+    assert user.leave() == -getattr(signal, name)
+    assert user.screen.endswith(b"\r\n")
+    if sys.platform.startswith("linux"):
+        assert termios.tcgetattr(user.master) == user.settings
+    if starter == OWN_TERMINAL and hasattr(readline, "append_history_file"):
+        assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"hello"]
+        assert user.screen.count(ESC + b"[?2004h") == user.screen.count(ESC + b"[?2004l")
+
+
+@both
+def test_ctrl_z_gives_the_terminal_back_until_the_client_goes_on(serve, terminal, starter):
+    user = terminal(serve(), starter=SHELL if starter == OWN_TERMINAL else SHELL.replace(*NO_READLINE), TERM="xterm")
+    user.until(rb"> ")
+    user.type(b"hell")
+    user.until(rb"hell")
+    user.type(CTRL_Z)
+    user.until(rb"stopped well\r\n")
+    user.type(b"\r")
+    user.until(rb"> hell")
+    user.type(b"o\r")
+    user.until(rb"\nhello\r\n[^\n]*> ")
+    user.type(CTRL_D)
+    assert user.leave() == 0
+
+
+@both
+def test_a_client_that_was_paused_prepares_the_terminal_again(conversation, starter):
+    with conversation(starter, "xterm") as session:
+        user = session.user
+        user.type(b"hell")
+        user.until(rb"hell")
+        prepared = termios.tcgetattr(user.master)
+        user.process.popen.send_signal(signal.SIGSTOP)
+        eventually(lambda: state_of(user.process.pid) == "T")
+        termios.tcsetattr(user.master, termios.TCSANOW, user.settings)  # as a shell does
+        user.process.popen.send_signal(signal.SIGCONT)
+        user.until(rb"> hell")
+        eventually(lambda: termios.tcgetattr(user.master) == prepared)
+        user.type(b"o\r")
+        user.until(rb"\nhello\r\n[^\n]*> ")
+    assert session.messages == [b"hello"]
+
+
+@both
+def test_several_interrupts_at_once_are_one(serve, terminal, starter):
+    user = terminal(serve(), starter=starter)
+    user.until(rb"> ")  # and no rest: they may come before the client waits for a key
+    for _ in range(3):
+        user.process.popen.send_signal(signal.SIGINT)
+    assert user.leave() in (0, 130)
+    assert termios.tcgetattr(user.master) == user.settings or not sys.platform.startswith("linux")
+
+
+@pytest.mark.parametrize("ending", [b"exit\r", CTRL_D, CTRL_C], ids=["exit", "Ctrl-D", "Ctrl-C"])
+def test_a_session_without_standard_error_goes_as_ever(serve, terminal, ending):
+    user = terminal(serve(), starter=WITHOUT_STDERR)
+    user.until(rb"> ")
+    user.type(b"hello\r")
+    user.until(rb"\nhello\r\n> ")
+    assert user.screen == b"> hello\r\nhello\r\n> "
+    user.type(ending)
+    assert user.leave() == 0
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_without_standard_input_or_output_there_is_no_session(serve, terminal, number):
+    starter = WITHOUT_STDERR.replace("os.close(2)", f"os.close({number})")
+    user = terminal(serve(), starter=starter)
+    assert user.leave() == 1
+    assert user.screen.startswith(b"echo.client: standard input or output is closed") and user.screen.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 """``python -c OWN_TERMINAL -m MODULE ...`` in a session whose terminal is standard input, for Ctrl-C to work."""
 
-CTRL_C, CTRL_D, CTRL_V, ESC = b"\x03", b"\x04", b"\x16", b"\x1b"
-UP, DOWN = ESC + b"[A", ESC + b"[B"
+CTRL_C, CTRL_D, CTRL_U, CTRL_V, CTRL_W, CTRL_Z = b"\x03", b"\x04", b"\x15", b"\x16", b"\x17", b"\x1a"
+ESC, BACKSPACE = b"\x1b", b"\x7f"
+UP, DOWN, LEFT = ESC + b"[A", ESC + b"[B", ESC + b"[D"
 
 
 class Terminal:

@@ -25,8 +25,8 @@ from ... import protocol
 from ...client.client import Client
 from ...client.endpoint import Endpoint, Security
 from ...exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
-from ...framing import FRAMINGS, Framing, LineFraming
-from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
+from ...framing import FRAMINGS, Framing, LineFraming, RawFraming
+from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, FixedFraming
 from ...measure.report import Report, milliseconds
 from ...starting import INTERRUPTED, Interruptible
 from ...text import escape, plural
@@ -35,6 +35,7 @@ from ...transport.tls_messages import explain
 from .. import arguments
 from ..arguments import Group, Row
 from .exchange import Exchange
+from .letters import Letters
 from .pipe import Pipe
 from .terminal import Terminal
 
@@ -97,12 +98,15 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
                 print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
             return Terminal(client.connection, options.timeout).run()
         else:
-            Pipe(client.connection, framing, sys.stdin.fileno(), _write).run()
+            with _replies() as write:
+                Pipe(client.connection, framing, sys.stdin.fileno(), write).run()
             report.detail(f"{plural(client.connection.bytes_in, 'byte')} came back, as sent")
         return 0
 
 
 def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
+    if isinstance(framing, RawFraming):
+        framing = FixedFraming(options.size)
     # Imported only here: with multiprocessing they take 20 of the 75 ms that a client needs to start.
     if options.ping:
         from ...measure.ping import Ping
@@ -265,6 +269,19 @@ def _message(framing: Framing, text: str) -> bytes:
 def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")  # print() writes a long line and its end one by one
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _replies() -> Iterator[Callable[[bytes], None]]:
+    """Return a function that writes the pieces of a stream to standard output. A terminal gets whole letters."""
+    if not sys.stdout.isatty():
+        yield _write
+        return
+    letters = Letters()
+    try:
+        yield lambda data: _write(letters.feed(data))
+    finally:
+        _write(letters.finish())
 
 
 def _show(message: bytes) -> None:

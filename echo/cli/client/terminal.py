@@ -6,33 +6,23 @@ cannot control the terminal. The connection is the caller's; this module opens n
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
-import time
 from typing import Optional
 
 from ...connection import Connection
 from ...exceptions import EchoError, MessageTimeout, ReceiveTimeout
 from ...protocol import is_exit
 from ...text import escape, plural
+from .. import streams
 from .history import History
+from .letters import Letters
+from .prompt import Prompt
 
 try:
     import termios
 except ImportError:  # Windows
     termios = None  # type: ignore[assignment]
-
-try:
-    import readline
-except ImportError:  # Windows: the console edits lines by itself
-    _line_buffer = None
-else:
-    _line_buffer = readline.get_line_buffer
-
-PROMPT = "> "
-
-_STEP = 0.2  # maximum time of one wait in seconds: a signal that comes right before a wait takes effect after it
 
 
 class Terminal:
@@ -44,31 +34,27 @@ class Terminal:
     def __init__(self, connection: Connection, timeout: Optional[float]) -> None:
         self._connection = connection
         self._timeout = timeout
-        self._changed = threading.Condition()
+        self._history = History()
+        self._prompt = Prompt(self._history.save)
         self._received = 0
         self._ended = False
-        self._at_prompt = False
-        self._error: Optional[EchoError] = None
+        self._error: Optional[Exception] = None
 
     def run(self) -> int:
         """Hold the session; return the exit code: 0 if the user ended it, 1 if the server did."""
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # so that any bytes can be typed
-        receiver = threading.Thread(target=self._receive, name="echo-receive", daemon=True)
-        receiver.start()
-        left = False
-        history = History()
-        try:
+        with self._prompt:
+            threading.Thread(target=self._receive, name="echo-receive", daemon=True).start()
             left = self._converse()
-        except KeyboardInterrupt:
-            left = not self._ended  # if the session has ended, the interrupt came from _receive(), not from the user
-            print()
-        history.save()
-        try:
-            if not self._ended:
-                self._connection.end_output()
-                receiver.join(self._timeout)
-        except (KeyboardInterrupt, EchoError):
-            pass
+            self._history.save()
+            self._prompt.interrupted = False  # another Ctrl-C ends the wait for the rest
+            try:
+                if not self._ended:
+                    self._connection.end_output()
+                    self._prompt.wait(lambda: self._ended, self._timeout)
+            except EchoError:
+                pass
+        if isinstance(self._error, streams.CannotWrite):
+            raise self._error
         if not left:
             _discard_typed()
             _print_status("the server has ended the session" if self._error is None else str(self._error))
@@ -80,20 +66,14 @@ class Terminal:
         """Send each line, until the user leaves (return true) or the server ends the session (return false)."""
         while True:
             try:
-                with self._changed:
-                    if self._ended:
-                        return False
-                    self._at_prompt = True  # from now on _receive() may interrupt, even before input() begins
-                line = input(PROMPT)
+                message = self._prompt.ask()
             except EOFError:
-                print()
                 return True
-            finally:
-                self._at_prompt = False
-            message = line.encode(sys.stdin.encoding, "surrogateescape")
+            if message is None:
+                return not self._ended
             if not message and not self._connection.framing.keeps_boundaries:
                 continue  # without boundaries, there is no empty message
-            with self._changed:  # otherwise a message that is being shown right now would count as the reply
+            with self._prompt.changed:  # otherwise a message that is being shown right now would count as the reply
                 awaited = self._received + 1
             try:
                 self._connection.send(message)
@@ -109,51 +89,40 @@ class Terminal:
 
     def _wait_for(self, awaited: int) -> bool:
         """Wait until so many messages have been received or the session has ended; return false after the timeout."""
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        with self._changed:
-            while not (self._ended or self._received >= awaited):
-                left = _STEP if deadline is None else min(_STEP, deadline - time.monotonic())
-                if left <= 0:
-                    return False
-                self._changed.wait(left)
-        return True
+        return self._prompt.wait(lambda: self._ended or self._received >= awaited, self._timeout)
 
     def _receive(self) -> None:
+        in_pieces = not self._connection.framing.keeps_boundaries
+        letters = Letters()
         try:
             while True:
                 try:
                     messages = self._connection.receive()
-                except (ReceiveTimeout, MessageTimeout):
-                    continue  # nothing is lost
+                except (ReceiveTimeout, MessageTimeout):  # nothing is lost
+                    self._show_rest(letters.finish())
+                    continue
                 if not messages:
                     break
                 for message in messages:
-                    self._show(message)
-            rest = self._connection.finish_input()
-            if rest:
-                self._show(rest)
-        except EchoError as exc:
+                    if in_pieces:
+                        self._show_rest(letters.feed(message))
+                    else:
+                        self._show(message)
+            self._show_rest(letters.finish() + self._connection.finish_input())
+        except (EchoError, streams.CannotWrite) as exc:
             self._error = exc
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-            # The main thread may be in a system call of input(). Only a signal to that thread ends the call, and not
-            # if it comes right before the call begins. So it is sent again and again until the prompt is left.
-            main = threading.main_thread().ident
-            while self._at_prompt and hasattr(signal, "pthread_kill") and main is not None:
-                signal.pthread_kill(main, signal.SIGINT)
-                self._changed.wait(_STEP)
+        self._ended = True
+        self._prompt.close()
+
+    def _show_rest(self, message: bytes) -> None:
+        if message:
+            self._show(message)
 
     def _show(self, message: bytes) -> None:
-        text = escape(message, exact=False)
-        with self._changed:
-            if self._at_prompt:  # print above the prompt, and keep what the user has typed so far
-                typed = _line_buffer() if _line_buffer is not None else ""
-                print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)
-            else:
-                print(text, flush=True)
+        self._prompt.show(escape(message, exact=False))
+        with self._prompt.changed:
             self._received += 1
-            self._changed.notify()
+            self._prompt.changed.notify_all()
 
 
 def _discard_typed() -> None:

@@ -1,0 +1,214 @@
+"""The prompt of an interactive session: lines that the user types, messages above them, and signals.
+
+The main thread is at the prompt, often in C, where only a signal reaches it. So another thread has it print a message
+by sending it SIGURG, which is ignored by default. A signal that comes right before the wait in C takes effect only
+after it. So a helper thread, which a pipe tells of each signal, sends SIGURG until the main thread has seen it.
+
+SIGINT ends the prompt or a wait. SIGTERM, SIGHUP and SIGQUIT end the process and SIGTSTP stops it, as they do by
+default, after the terminal has been restored. A signal that was ignored before stays ignored.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, Callable, Deque, Dict, Optional
+
+from .editors import line_editor
+
+_STEP = 0.05  # seconds between two signals to the main thread
+_WAIT_STEP = 0.2  # maximum time of one wait in seconds: on Windows a signal takes effect only after it
+
+_HAS_SIGNALS = hasattr(signal, "pthread_kill") and hasattr(signal, "SIGURG")
+
+
+class _Left(BaseException):
+    """Raised by a signal handler to leave ``Editor.read``."""
+
+
+class Prompt:
+    """The terminal, while the context lasts. ``before_death`` is called before a signal ends the process.
+
+    ``interrupted`` is set by Ctrl-C; the user of this class may set it back. ``changed`` is notified when something
+    happens; others may use it, too. ``show`` and ``close`` are for any thread, all else is for the main thread.
+    """
+
+    def __init__(self, before_death: Callable[[], None]) -> None:
+        self.changed = threading.Condition()
+        self.interrupted = False
+        self._before_death = before_death
+        self._editor = line_editor()
+        self._closed = False
+        self._pending: Deque[str] = collections.deque()  # messages that are to be printed above the prompt
+        self._asks = False  # from now on others must not print by themselves
+        self._may_raise = False  # whether a signal handler may raise _Left
+        self._seen = False  # whether the main thread has run its signal handlers
+        self._handlers: Dict[int, Any] = {}  # those before, by number of their signal
+        self._wake = self._wake_end = -1
+        self._helper: Optional[threading.Thread] = None
+
+    def __enter__(self) -> Prompt:
+        self._editor.take_terminal()
+        handlers = {
+            "SIGINT": self._interrupt,
+            "SIGTERM": self._die,
+            "SIGHUP": self._die,
+            "SIGQUIT": self._die,
+            "SIGTSTP": self._stop,
+            "SIGCONT": self._continue,
+            "SIGURG": self._look,
+        }
+        if _HAS_SIGNALS:
+            self._wake, self._wake_end = os.pipe()
+            os.set_blocking(self._wake_end, False)
+            signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
+            self._helper = threading.Thread(target=self._help, name="echo-signals", daemon=True)
+            self._helper.start()
+        for name, handler in handlers.items():
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                self._handlers[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._editor.release_terminal()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._helper is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._wake_end)
+            self._helper.join()
+            os.close(self._wake)
+
+    def ask(self) -> Optional[bytes]:
+        """Return a line that the user types; None if Ctrl-C or ``close`` ended the prompt.
+
+        Raises ``EOFError`` if the user has ended the input.
+        """
+        with self.changed:
+            self._asks = True
+        line = failure = None
+        try:
+            try:
+                self._may_raise = True
+                if not self._is_over():
+                    line = self._editor.read()
+            finally:
+                self._may_raise = False
+        except BaseException as exc:  # _Left, once; or SystemError, if another signal came while Python raised it
+            failure = exc
+        with self.changed:
+            self._asks = False
+            self._print_pending(print)
+        if failure is not None and not self._is_over():
+            raise failure
+        return None if failure is not None else line
+
+    def wait(self, done: Callable[[], bool], timeout: Optional[float]) -> bool:
+        """Wait until ``done()`` or an interrupt; ``changed`` says when to look. Return false after the timeout."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.changed:
+            while not (done() or self.interrupted):
+                left = _WAIT_STEP if deadline is None else min(_WAIT_STEP, deadline - time.monotonic())
+                if left <= 0:
+                    return False
+                self.changed.wait(left)
+        return True
+
+    def show(self, text: str) -> None:
+        """Print a message; above the prompt, if the user is typing."""
+        with self.changed:
+            if not self._asks:
+                print(text, flush=True)
+            elif self._helper is None:
+                self._editor.above(text)
+            else:
+                self._pending.append(text)
+                self._wake_up()
+                while self._pending:  # or messages would pile up while the terminal takes none
+                    self.changed.wait()
+
+    def close(self) -> None:
+        """End the prompt, and all later ones."""
+        with self.changed:
+            self._closed = True
+            self._wake_up()
+
+    def _is_over(self) -> bool:
+        return self._closed or self.interrupted
+
+    def _print_pending(self, write: Callable[[str], None]) -> None:
+        try:
+            while self._pending:
+                write(self._pending[0])
+                self._pending.popleft()
+        finally:
+            self._pending.clear()  # nothing can be printed any more
+            self.changed.notify_all()
+
+    # The helper thread.
+
+    def _wake_up(self) -> None:
+        if self._helper is not None:
+            try:
+                os.write(self._wake_end, b"\0")
+            except BlockingIOError:
+                pass  # the pipe is full of such bytes
+
+    def _help(self) -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        while True:
+            numbers = os.read(self._wake, 64)
+            if not numbers:
+                break
+            with self.changed:
+                self.changed.notify_all()
+                self._seen = not set(numbers) - {signal.SIGURG}
+                while self._asks and (self._pending or self._closed or not self._seen):
+                    signal.pthread_kill(main, signal.SIGURG)
+                    self.changed.wait(_STEP)
+
+    # Signal handlers. They run in the main thread, between any two instructions.
+
+    def _interrupt(self, number: int, frame: Optional[FrameType]) -> None:
+        self.interrupted = True
+        self._leave()
+
+    def _look(self, number: int, frame: Optional[FrameType]) -> None:
+        if self._editor.waits():
+            with self.changed:
+                self._print_pending(self._editor.above)
+        self._seen = True
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._may_raise and self._is_over():
+            self._may_raise = False  # once: the next signal may come before the exception is handled
+            raise _Left
+
+    def _die(self, number: int, frame: Optional[FrameType]) -> None:
+        self._editor.release_terminal()
+        self._before_death()
+        if self._asks and sys.stderr is not None:
+            print(file=sys.stderr, flush=True)  # what the shell says begins on a new line
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    def _stop(self, number: int, frame: Optional[FrameType]) -> None:
+        self._editor.release_terminal()
+        going_on = signal.signal(signal.SIGCONT, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        # Here the process has been stopped, and goes on.
+        signal.signal(number, self._stop)
+        signal.signal(signal.SIGCONT, going_on)
+        self._editor.take_terminal()
+
+    def _continue(self, number: int, frame: Optional[FrameType]) -> None:
+        self._editor.take_terminal()  # it was stopped by SIGSTOP, and the shell has set the terminal up for itself
