@@ -191,9 +191,9 @@ def reply(sent, received=None):
     return {"event": "reply", "sent": sent, "received": received, "matches": sent == received}
 
 
-def summary(sent, received, different=0):
+def summary(sent, received, different=0, **more):
     figures = {"sent": sent, "received": received, "different": different, "missing": sent - received}
-    return {"event": "summary", **figures}
+    return {"event": "summary", **figures, **more}
 
 
 class Shout(echo.MessageRequestHandler):
@@ -210,6 +210,15 @@ def test_in_json_each_reply_is_an_object_and_the_summary_the_last(serve, framing
     *replies, last = objects(out)
     assert [without_time(event) for event in replies] == [reply("one"), reply("two words")]
     assert last == summary(2, 2)
+
+
+def test_an_empty_message_under_raw_framing_is_neither_sent_nor_answered(serve):
+    arguments = ("--framing", "raw", "-J", "-v", *messages_of("", "one", ""))
+    code, out, log = client(serve(echo_of("raw")), *arguments)
+    assert code == 0
+    assert log.count("nothing was sent") == 2
+    one, last = objects(out)
+    assert (without_time(one), last) == (reply("one"), summary(1, 1))
 
 
 @posix
@@ -267,7 +276,7 @@ def test_the_summary_comes_last_when_replies_are_missing_too(serve, talk):
     assert done.code == 1
     assert one_complaint(done)
     first, last = objects(done.out)
-    assert (without_time(first), last) == (reply("one"), summary(3, 1))
+    assert (without_time(first), last) == (reply("one"), summary(2, 1, never_sent=1))
 
 
 @unix_sockets
@@ -275,7 +284,7 @@ def test_the_summary_comes_last_when_no_reply_came_in_time(serve):
     done = client(serve(plain(silent), cls=UnixServer), "-J", "-w", "100ms", "-m", "one", "-m", "two")
     assert done.code == 1
     assert one_complaint(done, "nothing arrived for 0.1 s")
-    assert objects(done.out) == [summary(2, 0)]
+    assert objects(done.out) == [summary(1, 0, never_sent=1)]
 
 
 KILLED = """\
@@ -304,7 +313,7 @@ def test_the_summary_comes_last_when_the_server_is_killed_in_the_middle(killed_b
     assert done.code == 1
     assert one_complaint(done, "2 of 3 replies are missing")
     first, last = objects(done.out)
-    assert (without_time(first), last) == (reply("one"), summary(3, 1))
+    assert (without_time(first), last) == (reply("one"), summary(2, 1, never_sent=1))
 
 
 def test_a_verbose_pipe_reports_the_connection_and_how_much_came_back(serve):
@@ -353,9 +362,19 @@ def test_sigint_ends_the_wait_for_a_reply_silently_and_json_with_the_summary(ser
     [
         (echo.EchoRequestHandler, ["ab", "", "cd"], 0, "3 sent, 3 came back, 0 of them different, 0 missing"),
         (echo.EchoRequestHandler, ["ab", "exit"], 0, "1 sent, 1 came back, 0 of them different, 0 missing"),
-        (echo.EchoRequestHandler, ["exit", "ab"], 1, "1 sent, 0 came back, 0 of them different, 1 missing"),
+        (
+            echo.EchoRequestHandler,
+            ["exit", "ab"],
+            1,
+            "0 sent, 0 came back, 0 of them different, 0 missing, 1 never sent",
+        ),
         (Shout, ["ab", "12", "cd"], 3, "3 sent, 3 came back, 2 of them different, 0 missing"),
-        (plain(once), ["one", "two", "six"], 1, "3 sent, 1 came back, 0 of them different, 2 missing"),
+        (
+            plain(once),
+            ["one", "two", "six"],
+            1,
+            "2 sent, 1 came back, 0 of them different, 1 missing, 1 never sent",
+        ),
     ],
 )
 def test_quiet_prints_only_the_summary(serve, handler, messages, code, printed):

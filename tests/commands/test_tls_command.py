@@ -251,7 +251,7 @@ def test_piped_input_comes_back_unchanged_over_tls(secure, client, framing, size
 def test_a_ping_over_tls_gets_all_back(secure, arguments):
     code, out, log = run_client(*arguments(secure(), *PATIENT, "--ping", "-c", "20", "-i", "0", "-s", "20000"))
     assert (code, log) == (0, "")
-    assert "20 transmitted, 20 received, 0 corrupted, 0% loss" in out
+    assert "20 transmitted, 20 received, 0 corrupted, 0 lost, 0% loss" in out
 
 
 @pytest.mark.parametrize(

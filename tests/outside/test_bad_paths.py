@@ -113,7 +113,7 @@ def test_ping_finds_nothing_wrong_with_a_path_that_is_merely_bad(serve, relay, r
     path = relay(serve(recorded(framing)))
     options = ("--framing", framing, "-s", "2000", "--ping", "-c", "20", "-i", "0")
     code, out = finish(run("echo.client", *where(path), *PATIENT, *options))
-    assert code == 0 and "20 received, 0 corrupted, 0% loss" in out
+    assert code == 0 and "20 received, 0 corrupted, 0 lost, 0% loss" in out
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_clients_on_another_host_are_served_and_logged_with_their_address(far_se
     data = b"".join(b"line %06d\n" % number for number in range(20_000))
     assert far_client(server).finish(data) == (0, data)
     code, out = finish(far_client(server, "--ping", "-c", "3", "-i", "20ms"))
-    assert code == 0 and "3 received, 0 corrupted, 0% loss" in out
+    assert code == 0 and "3 received, 0 corrupted, 0 lost, 0% loss" in out
     bench_finds_nothing_wrong(far_client(server, "--bench", "-d", "10m", "-P", "4", "-J"))
     assert server.terminate() == 0
 
@@ -195,7 +195,7 @@ def test_ping_and_bench_over_a_cable_that_loses_packets_find_late_replies_and_no
     server = far_server("--no-log-messages", "--framing", framing)
     options = ("--framing", framing, "-w", "1m")
     code, out = far_client(server, *options, "--ping", "-c", "60", "-i", "10ms").finish()
-    assert (code, "60 transmitted, 60 received, 0 corrupted, 0% loss" in out.decode()) == (0, True), out
+    assert (code, "60 transmitted, 60 received, 0 corrupted, 0 lost, 0% loss" in out.decode()) == (0, True), out
     bench_finds_nothing_wrong(far_client(server, *options, "--bench", "-d", "10m", "--depth", "20", "-J"))
     assert lan.lost and lan.overtaken
 

@@ -306,7 +306,8 @@ def all_that_was_lost_came_late(ping, lost):
     late = [seq for seq in told["late"] if int(seq) < well_again]
     assert lost in late == [seq for seq in told["lost"] if int(seq) < well_again]
     assert told["time"] == sorted(told["time"], key=int)
-    assert re.search(r" received, 0 corrupted, \d+ late, ([^,]+ on the way, )?[\d.]+% loss", out), out
+    assert re.search(r" received, 0 corrupted, \d+ lost, ([^,]+ on the way, )?[\d.]+% loss", out), out
+    assert re.search(r"^besides these: \d+ late$", out, re.MULTILINE), out
     assert code == 1
     return True
 

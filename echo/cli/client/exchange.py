@@ -23,8 +23,8 @@ class Exchange:
         self._messages = messages
         self._show = show
         self._report = report
-        self._due = len([message for message in messages if not is_exit(message)])
-        self._received = 0
+        self._due = len([message for message in messages if self._is_sent(message) and not is_exit(message)])
+        self._sent = self._received = 0
         self._mismatches: List[EchoMismatch] = []
 
     def run(self) -> None:
@@ -32,15 +32,22 @@ class Exchange:
         echo may answer anything. Raise ``ConnectionClosed`` or ``ReceiveTimeout`` at once if a reply is missing."""
         try:
             for message in self._messages:
-                if not self._exchange(message):
+                if not self._is_sent(message):
+                    self._report.detail("an empty message is no bytes under raw framing: nothing was sent")
+                elif not self._exchange(message):
                     break
         finally:
             self._summarize()
         if self._mismatches:
             raise self._mismatches[0]
 
+    def _is_sent(self, message: bytes) -> bool:
+        """Whether there is anything to send, and a reply to wait for."""
+        return bool(message) or self._client.framing.keeps_boundaries
+
     def _exchange(self, message: bytes) -> bool:
         """Send one message and report its reply; return whether the session goes on."""
+        sent_before = self._client.connection.messages_out
         began = time.perf_counter_ns()
         try:
             reply = self._client.echo(message)
@@ -52,10 +59,14 @@ class Exchange:
             if left:
                 raise ConnectionClosed(f"{exc}; {left} of {self._due} replies are missing") from None
             return False
-        took = time.perf_counter_ns() - began
+        finally:
+            took = time.perf_counter_ns() - began
+            if not is_exit(message):
+                self._sent += self._client.connection.messages_out - sent_before
         self._received += 1
         if is_exit(message):
             self._due += 1  # this service does not know the word, and has sent it back like any message
+            self._sent += 1
         if self._report.shows_text:
             self._show(reply)
         self._report.detail(f"{plural(len(reply), 'byte')} back after {milliseconds(took)} ms")
@@ -69,13 +80,14 @@ class Exchange:
         return True
 
     def _summarize(self) -> None:
-        missing, different = self._due - self._received, len(self._mismatches)
-        self._report.summarize(
-            f"{self._due} sent, {self._received} came back, {different} of them different, {missing} missing"
-            if self._report.quiet
-            else "",
-            sent=self._due,
-            received=self._received,
-            different=different,
-            missing=missing,
-        )
+        figures = {
+            "sent": self._sent,
+            "received": self._received,
+            "different": len(self._mismatches),
+            "missing": self._sent - self._received,
+        }
+        text = "{sent} sent, {received} came back, {different} of them different, {missing} missing".format(**figures)
+        if self._sent < self._due:
+            figures["never_sent"] = self._due - self._sent
+            text += f", {figures['never_sent']} never sent"
+        self._report.summarize(text if self._report.quiet else "", **figures)
