@@ -35,9 +35,15 @@ LINGER_SILENCE = 1.0
 LINGER_TIMEOUT = 5.0
 """Maximum time in seconds that a closing socket is kept open for a peer that goes on sending."""
 
+LONGEST_WAIT = 24 * 86400.0
+"""Maximum time in seconds of one wait for a socket: ``poll`` counts up to 24.8 days, in milliseconds. A longer wait is
+several."""
+
 _CHUNK = 64 * 1024  # bytes read at a time where they are dropped
 
 _TIMEVAL = struct.Struct("@ll")
+
+_LONGEST_TIMEOUT = 2.0**31 - 1 if os.name == "posix" else 2.0**32 / 1000 - 1  # seconds; 68 years, and 49 days
 
 SEND_TIMEOUT = 60.0
 """Maximum time in seconds in which a peer accepts no byte of what is sent to it."""
@@ -98,12 +104,14 @@ def set_deadline(sock: socket.socket, deadline: Optional[float]) -> None:
     left = None if deadline is None else deadline - time.monotonic()
     if left is not None and left <= 0:
         raise socket.timeout("timed out")
-    sock.settimeout(left)
+    sock.settimeout(None if left is not None and left > LONGEST_WAIT else left)  # it takes no more; rather none
 
 
 @functools.lru_cache(maxsize=64)  # all connections have the same few timeouts
 def _timeval(seconds: Optional[float]) -> bytes:
     # Zero means "no timeout" to the kernel, so a positive one must not be rounded down to zero.
+    if seconds is not None:
+        seconds = min(seconds, _LONGEST_TIMEOUT)
     if os.name != "posix":
         return struct.pack("@L", 0 if seconds is None else max(1, round(seconds * 1000)))
     microseconds = 0 if seconds is None else max(1, round(seconds * 1_000_000))
@@ -144,14 +152,14 @@ def has_input(sock: socket.socket, seconds: float) -> bool:
         return True
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
-        return bool(selector.select(seconds))
+        return bool(selector.select(min(seconds, LONGEST_WAIT)))
 
 
 def has_room(sock: socket.socket, seconds: float) -> bool:
     """Wait at most so many seconds for room in the send queue. Return whether a write would not block."""
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_WRITE)
-        return seconds > 0 and bool(selector.select(seconds))
+        return seconds > 0 and bool(selector.select(min(seconds, LONGEST_WAIT)))
 
 
 def linger(

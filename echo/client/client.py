@@ -36,8 +36,8 @@ def connect(
 
     ``address``: ``(host, port)`` or the path of a Unix socket; default: ``("127.0.0.1", 65432)``.
     ``framing``: the framing of the server; default: ``LineFraming()``.
-    ``timeout``: maximum time in seconds to connect, to shake hands, to wait for a message, and to wait until the server
-    reads (default: 10), each for itself; None: no limit.
+    ``timeout``: maximum time in seconds to connect, with the look-up of the host and all its addresses, to shake hands,
+    to wait for a message, and to wait until the server reads (default: 10), each for itself; None: no limit.
     ``ssl_context``: use TLS with this context, for example ``ssl.create_default_context()``; default: None, no TLS.
     ``server_hostname``: the name that the server's certificate must have; default: the host of ``address``.
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-from typing import Any, NamedTuple, Optional
+import time
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 from ..sockets import INET, keep_alive, keep_urgent_data
 from ..text import format_address
 from ..transport.certificates import client_context
 from ..transport.tls import TLSSocket
+from .dialing import connect_to_first, connect_to_host, connect_to_path, look_up
 
 
 class Security(NamedTuple):
@@ -42,25 +44,36 @@ def _context(security: Security) -> ssl.SSLContext:
 
 
 class Endpoint(NamedTuple):
-    """A server. ``address``: ``(host, port)`` or a path; ``security``: the TLS settings; default: None, no TLS."""
+    """A server. ``address``: ``(host, port)`` or a path; ``security``: the TLS settings; default: None, no TLS.
+
+    ``found``: what ``resolve`` has found. Without it, ``open`` looks the host up each time.
+    """
 
     address: Any
     security: Optional[Security] = None
+    found: Tuple[Any, ...] = ()
 
     def __str__(self) -> str:
         return format_address(self.address)
 
-    def resolve(self) -> None:
-        """Look up the host. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
-        if isinstance(self.address, tuple):
-            host, port = self.address
-            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    @property
+    def is_named(self) -> bool:
+        """Whether it has a host name, and not an address or a path."""
+        return bool(self.found) and self.found[0][4][0] != self.address[0]
+
+    def resolve(self, timeout: Optional[float] = None) -> Endpoint:
+        """Look up the host within ``timeout`` seconds; default: None, no limit. Return the endpoint with what was
+        found. Raises ``TimeoutError``, and ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
+        if not isinstance(self.address, tuple):
+            return self
+        return self._replace(found=tuple(look_up(*_host_and_port(self.address), timeout)))
 
     def open(self, timeout: Optional[float]) -> socket.socket:
         """Return a connected socket. ``timeout`` in seconds and the errors are those of ``echo.connect``."""
         if self.security is None:
-            return open_socket(self.address, timeout)
-        return open_socket(self.address, timeout, self.security.context(), self.security.server_hostname)
+            return open_socket(self.address, timeout, found=self.found)
+        context, name = self.security.context(), self.security.server_hostname
+        return open_socket(self.address, timeout, context, name, found=self.found)
 
 
 def open_socket(
@@ -68,17 +81,20 @@ def open_socket(
     timeout: Optional[float],
     ssl_context: Optional[ssl.SSLContext] = None,
     server_hostname: Optional[str] = None,
+    *,
+    found: Sequence[Any] = (),
 ) -> socket.socket:
     """Return a connected, blocking socket. Parameters and errors are those of ``echo.connect``.
 
-    With an ``ssl_context`` that verifies names, ``server_hostname`` must be given.
+    With an ``ssl_context`` that verifies names, ``server_hostname`` must be given. ``found``: the result of
+    ``look_up`` for the address, if there is one.
     """
-    try:
-        sock = _connected(address, timeout)
-    except socket.timeout as exc:
-        if isinstance(exc, TimeoutError):
-            raise
-        raise TimeoutError(str(exc)) from None  # since Python 3.10 it is one already
+    if found:
+        sock = connect_to_first(found, None if timeout is None else time.monotonic() + timeout)
+    elif isinstance(address, tuple):
+        sock = connect_to_host(*_host_and_port(address), timeout)
+    else:
+        sock = connect_to_path(address, timeout)
     try:
         if sock.family in INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -94,20 +110,7 @@ def open_socket(
     return sock
 
 
-def _connected(address: Any, timeout: Optional[float]) -> socket.socket:
-    if isinstance(address, tuple):
-        return socket.create_connection(_host_and_port(address), timeout)
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.settimeout(timeout)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _host_and_port(address: Any) -> Any:
+def _host_and_port(address: Any) -> Tuple[str, int]:
     """Return ``(host, port)``, with the zone that the address of an IPv6 server has as its fourth part."""
     host, port, *more = address
     return (f"{host}%{more[1]}" if more and more[1] else host), port

@@ -24,7 +24,7 @@ from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .load import End, Period, Plan, Slice, Timetable, run
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
-from .report import Report, milliseconds
+from .report import Report, microseconds, milliseconds
 
 PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
 
@@ -85,6 +85,7 @@ class Bench:
         self._duration = duration
         self._size = size
         self._rate = rate
+        self._timeout = timeout
         self._warm_up = min(MAX_WARM_UP, duration / 10)
         self._depth = depth or (CLOSED_DEPTH if rate is None else OPEN_DEPTH)
         self._plan = Plan(
@@ -101,6 +102,7 @@ class Bench:
         self.total = Slice()
         self.due = 0
         self._connect_times = Distribution()
+        self._look_up_took = 0
         self._period = Period(0, 0, 0)
         self._started_at = 0
         self._processes: List[Any] = []
@@ -110,7 +112,10 @@ class Bench:
     def connect(self) -> None:
         """Start the processes and let them connect. Raises ``OSError`` if they cannot, and ``UnicodeError`` for an
         invalid host name."""
-        self._plan.endpoint.resolve()  # an error of that is raised here once, and not by each process
+        began = self._clock.now()
+        endpoint = self._plan.endpoint.resolve(self._timeout)  # once, and not by each process and for each connection
+        self._look_up_took = self._clock.now() - began
+        self._plan = self._plan._replace(endpoint=endpoint)
         for pipe, process, lanes in self._start_load(self._plan):
             self._pipes[pipe] = lanes
             self._processes.append(process)
@@ -254,9 +259,14 @@ class Bench:
             rows.append(("on the way", f"{total.on_the_way:,} when it was interrupted"))
         if never_sent:
             rows.append(("never sent", f"{never_sent:,}, whose turn did not come in time"))
+        if total.shifts:
+            shifts = [f"{count:,} x by {plural(abs(shift), 'byte')}" for shift, count in total.shifts.items()]
+            rows.append(("shifted", ", ".join(shifts)))
         if total.warm_up:
             kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
             rows.append(("warm-up", f"{', '.join(kinds)}; not counted above"))
+        if self._plan.endpoint.is_named:
+            rows.append(("look-up", f"{milliseconds(self._look_up_took)} ms"))
         lines = [f"{name:12}{text}" for name, text in rows]
         connects = self._connect_times
         if connects.least is not None and connects.greatest is not None:
@@ -282,7 +292,9 @@ class Bench:
             unsent=never_sent,
             on_the_way=total.on_the_way,
             warm_up=dict(total.warm_up),
+            shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
+            lookup_us=microseconds(self._look_up_took),
             **as_fields("connect", connects, PERCENTILES),
             **fields,
         )

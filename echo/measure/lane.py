@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import socket
 from typing import Callable, Deque, List, Optional, Set, Tuple, Union
 
 from ..exceptions import ConnectionClosed, IncompleteMessage
-from ..framing import Framing
+from ..framing import Decoder, Framing
 from .clock import CLOCK
 from .probes import Ledger, Probe, Reply
+from .stream import ProbeStream
 
 READ_SIZE = 64 * 1024
 
@@ -34,7 +36,14 @@ class Lane:
         self.socket = sock
         self.ledger = ledger
         self._encode = framing.encode
-        self._decoder = framing.decoder()
+        self._decoder: Union[Decoder, ProbeStream]
+        self._replies: Callable[[bytes], List[Reply]]
+        if framing.keeps_boundaries:
+            self._decoder = decoder = framing.decoder()
+            self._replies = functools.partial(_settle_all, ledger.settle, decoder.feed)
+        else:
+            self._decoder = stream = ProbeStream(ledger)
+            self._replies = stream.feed
         self._recv = sock.recv
         self._now = now
         self._unsent = bytearray()
@@ -119,8 +128,7 @@ class Lane:
             if rest:
                 raise IncompleteMessage(rest)
             raise ConnectionClosed("the server has ended the session")
-        settle = self.ledger.settle
-        replies = [settle(message) for message in decoder.feed(data)]
+        replies = self._replies(data)
         if decoder.error is not None:
             if not replies:
                 raise decoder.error
@@ -130,3 +138,7 @@ class Lane:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _settle_all(settle: Callable[[bytes], Reply], feed: Callable[[bytes], List[bytes]], data: bytes) -> List[Reply]:
+    return [settle(message) for message in feed(data)]

@@ -117,12 +117,14 @@ class Slice:
     ``lost``: lost probes. ``wrong``: wrong replies by verdict. ``errors``: how often each error happened. ``examples``:
     wrong replies, a damaged one together with its probe.
 
-    ``warm_up`` has what was lost and wrong before.
+    ``warm_up`` has what was lost and wrong before. ``shifts``: by how many bytes replies were shifted, and how often,
+    in the warm-up too.
     """
 
     def __init__(self) -> None:
         self.received = self.issued = self.unsent = self.damaged = self.lost = 0
         self.warm_up: Counter[str] = collections.Counter()
+        self.shifts: Counter[int] = collections.Counter()
         self.examples: List[Tuple[Verdict, Optional[bytes], bytes]] = []
         self.rtt = Distribution()
         self.raw = Distribution()
@@ -146,6 +148,7 @@ class Slice:
         self.damaged += other.damaged
         self.lost += other.lost
         self.warm_up.update(other.warm_up)
+        self.shifts.update(other.shifts)
         self.rtt.merge(other.rtt)
         self.raw.merge(other.raw)
         self.wrong.update(other.wrong)
@@ -256,7 +259,7 @@ class _Load:
         in_time = begin <= now < self._end
         counts_from = ledger.counts_from
         for reply in lane.receive():
-            verdict, _, probe, _ = reply
+            verdict, _, probe, _, _ = reply
             if verdict is not Verdict.RIGHT:
                 self._note(reply, counts_from)
             if probe is not None and verdict is not Verdict.CORRUPTED:
@@ -267,11 +270,13 @@ class _Load:
 
     def _note(self, reply: Reply, counts_from: int) -> None:
         """Count a reply that is wrong."""
-        verdict, message, probe, seq = reply
+        verdict, message, probe, seq, shift = reply
         if self._examples_left:
             self._examples_left -= 1
             sent = probe.message if probe is not None and verdict is Verdict.CORRUPTED else None
             self._slice.examples.append((verdict, sent, message))
+        if shift:
+            self._slice.shifts[shift] += 1
         if not (self._counting if seq is None else seq >= counts_from):
             self._slice.warm_up[verdict.value] += 1
             return

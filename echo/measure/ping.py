@@ -14,6 +14,7 @@ from typing import Dict, Iterator, List, Optional
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError, EchoMismatch
 from ..framing import Framing
+from ..sockets import LONGEST_WAIT
 from ..text import plural
 from ..transport.tls_messages import explain
 from .clock import CLOCK, Clock
@@ -33,7 +34,7 @@ class Ping:
     """Pings ``endpoint`` with probes of ``size`` bytes, ``count`` times (None: until it is interrupted).
 
     ``interval`` is the time in seconds between two probes; 0 sends each when the one before is back. ``framing`` must
-    be the server's, and ``FixedFraming`` for raw framing. ``timeout`` is the maximum time in seconds for a reply, after
+    be the server's. ``timeout`` is the maximum time in seconds for a reply, after
     which the probe is lost, and for connecting (None: no limit). ``rtt`` has the round trips.
     """
 
@@ -59,6 +60,7 @@ class Ping:
         self._interval = round(interval * SECOND)
         self._timeout = timeout
         self._patience = None if timeout is None else round(timeout * SECOND)
+        self._look_up_took = 0
         self._lane: Optional[Lane] = None
         self._selector = clock.selector()
         self._next_at = 0
@@ -70,9 +72,12 @@ class Ping:
         self._connect_times = Distribution()
 
     def resolve(self) -> None:
-        """Look up the host's name. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
+        """Look up the host's name, for all connections. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no
+        address."""
+        began = self._clock.now()
         with self._interruptible():
-            self._endpoint.resolve()
+            self._endpoint = self._endpoint.resolve(self._timeout)
+        self._look_up_took = self._clock.now() - began
 
     def stop(self) -> None:
         """End early; for a signal handler. It interrupts only a wait, and never the counting or writing."""
@@ -148,9 +153,11 @@ class Ping:
         ledger = Ledger(self._size, random.randrange(0x10000), seq)
         self._lane = Lane(sock, self._framing, ledger, self._clock.now)
         self._selector.register(self._lane, selectors.EVENT_READ)
+        is_first = self._connect_times.count == 1 and self._endpoint.is_named
+        looked_up = f"looked up in {milliseconds(self._look_up_took)} ms, " if is_first else ""
         self._report.event(
             "connected",
-            f"ECHO {self._where}: {plural(self._size, 'byte')}, connected in {milliseconds(took)} ms",
+            f"ECHO {self._where}: {plural(self._size, 'byte')}, {looked_up}connected in {milliseconds(took)} ms",
             address=self._where,
             size_bytes=self._size,
             connect_us=microseconds(took),
@@ -172,7 +179,7 @@ class Ping:
         deadlines = [self._next_at] if self._may_send() else []
         if self._patience is not None and lane.ledger.outstanding:
             deadlines.append(lane.ledger.outstanding[0].sent_at + self._patience)
-        wait = max(0.0, (min(deadlines) - now) / SECOND) if deadlines else None
+        wait = min(max(0.0, (min(deadlines) - now) / SECOND), LONGEST_WAIT) if deadlines else None
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if lane.is_behind else 0)
         self._selector.modify(lane, wanted)
         try:
@@ -215,6 +222,9 @@ class Ping:
         elif reply.verdict is not Verdict.RIGHT:
             text += f" {reply.verdict.value}"
             self._report.detail("\n".join(comparison(None, reply.message)))
+        if reply.shift:
+            text += f", shifted by {plural(abs(reply.shift), 'byte')}"
+            fields["shifted_bytes"] = reply.shift
         if reply.probe is not None:
             took = now - reply.probe.sent_at
             text += f" time={milliseconds(took)} ms"
@@ -257,6 +267,7 @@ class Ping:
             on_the_way=waiting,
             loss_percent=round(loss, 4),
             duration_s=round(took / SECOND, 6),
+            lookup_us=microseconds(self._look_up_took),
             **as_fields("rtt", self.rtt, PERCENTILES),
             **as_fields("connect", self._connect_times, PERCENTILES),
         )

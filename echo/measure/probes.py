@@ -19,7 +19,8 @@ import enum
 from binascii import crc32
 from typing import Deque, List, NamedTuple, Optional, Set
 
-from ..framing import Decoder, Framing
+HEADER = 12
+"""Size of a probe's number and tag in bytes."""
 
 MIN_SIZE = 20
 """Minimum size of a probe in bytes: its number, its tag and its checksum."""
@@ -68,19 +69,25 @@ class Probe:
 
 
 class Reply(NamedTuple):
-    """A message that came back, the verdict on it, and the probe that it answers, if there is one."""
+    """A message that came back, the verdict on it, and the probe that it answers, if there is one.
+
+    ``shift``: in a stream without boundaries, by how many bytes this moves all that follows; negative if bytes are
+    missing.
+    """
 
     verdict: Verdict
     message: bytes
     probe: Optional[Probe]
     seq: Optional[int] = None
+    shift: int = 0
 
 
 class Ledger:
     """The probes of one connection: those on their way, and the verdict on each reply.
 
-    ``size``: bytes in each probe, at least ``MIN_SIZE``. ``tag``: 0 to 65535. ``first``: the number of the first probe.
-    ``next``: the number of the next probe. ``counts_from``: the number of the first one that counts, for the owner.
+    ``size``: bytes in each probe, at least ``MIN_SIZE``. ``tag``: 0 to 65535; the attribute is its text in each probe.
+    ``first``: the number of the first probe. ``next``: that of the next one. ``counts_from``: that of the first one
+    that counts, for the owner.
 
     Each probe is on its way from ``issue`` until it leaves ``outstanding``, exactly once: ``settle`` returns it with
     its reply, or ``give_up`` returns it, or the owner finds it there when the connection has ended.
@@ -88,8 +95,8 @@ class Ledger:
 
     def __init__(self, size: int, tag: int, first: int = 1) -> None:
         self.outstanding: Deque[Probe] = collections.deque()
-        self._size = size
-        self._tag = b"%04x" % tag
+        self.size = size
+        self.tag = b"%04x" % tag
         self.next = first
         self.counts_from = first
         self._highest = -1  # highest number that has come back
@@ -108,8 +115,8 @@ class Ledger:
 
     def _compose(self, seq: int) -> bytes:
         start = seq % len(_RING)
-        head = b"%08x%b" % (seq & 0xFFFFFFFF, self._tag)
-        padding = self._padding[start : start + self._size - MIN_SIZE]
+        head = b"%08x%b" % (seq & 0xFFFFFFFF, self.tag)
+        padding = self._padding[start : start + self.size - MIN_SIZE]
         return b"%b%08x%b" % (head, crc32(padding, crc32(head)), padding)
 
     def settle(self, message: bytes) -> Reply:
@@ -120,7 +127,7 @@ class Ledger:
         seq = _identify(message)
         if seq is None:
             return self._damaged(message)
-        if message[8:12] != self._tag:
+        if message[8:12] != self.tag:
             return Reply(Verdict.FOREIGN, message, None)
         for probe in outstanding:
             if probe.message == message:
@@ -159,31 +166,42 @@ class Ledger:
         return Reply(Verdict.REORDERED, message, probe, probe.seq)
 
     def _damaged(self, message: bytes) -> Reply:
-        """Find the probe that a damaged reply answers: the one that it resembles, or the one whose number it has."""
-        outstanding = self.outstanding
-        seq = self._number(message)
-        # Nearly all of a probe: no need to compare all that are on their way. A damaged number alone proves nothing.
-        is_named = seq is not None and _differences(self._compose(seq), message) <= 1
-        if not is_named and outstanding:
-            probe = min(outstanding, key=lambda each: _differences(each.message, message))
-            compared = min(len(probe.message), len(message), _COMPARED)
-            if 2 * _differences(probe.message, message) <= compared:
-                seq = probe.seq
+        seq = self.whose(message)
         if seq is None:
-            return Reply(Verdict.UNEXPECTED, message, None)  # it resembles no probe: a greeting or a notice
-        for probe in outstanding:
+            return Reply(Verdict.UNEXPECTED, message, None)  # a greeting or a notice
+        for probe in self.outstanding:
             if probe.seq == seq:
-                outstanding.remove(probe)
+                self.outstanding.remove(probe)
                 return Reply(Verdict.CORRUPTED, message, probe, seq)
         return self._unawaited(seq, message)
 
-    def _number(self, message: bytes) -> Optional[int]:
-        """The number at the beginning of a message, if a probe of this connection had it."""
+    def is_probe(self, message: bytes) -> bool:
+        """Whether it is a probe, of whatever connection, and not damaged."""
+        return _identify(message) is not None
+
+    def whose(self, message: bytes) -> Optional[int]:
+        """Return the number of the probe that a damaged reply answers: the one whose number it has, or the one that it
+        resembles. None: it resembles none."""
+        outstanding = self.outstanding
+        seq = self.number(message)
+        if seq is not None and _differences(self._compose(seq), message) <= 1:
+            return seq  # no need to compare all that are on their way
+        if not outstanding:
+            return seq
+        probe = min(outstanding, key=lambda each: _differences(each.message, message))
+        differences = _differences(probe.message, message)
+        if seq is not None and differences > 1:
+            return seq  # and not the number of another probe, which a single change would have to make of its own
+        compared = min(len(probe.message), len(message), _COMPARED)
+        return probe.seq if 2 * differences <= compared else None
+
+    def number(self, message: bytes) -> Optional[int]:
+        """Return the number that a message begins with, if a probe of this connection has had it."""
         try:
             seq = int(message[:8], 16)
         except ValueError:
             return None
-        return seq if message[:12] == b"%08x%b" % (seq, self._tag) and seq < self.next else None
+        return seq if message[:HEADER] == b"%08x%b" % (seq, self.tag) and seq < self.next else None
 
 
 def _differences(sent: bytes, received: bytes) -> int:
@@ -208,31 +226,3 @@ def _identify(message: bytes) -> Optional[int]:
         return int(head[:8], 16)
     except ValueError:
         return None
-
-
-class FixedFraming(Framing):
-    """Messages of one fixed length with nothing between them.
-
-    Probes use it with a server of raw framing, which keeps only the bytes and their order.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-
-    def encode(self, message: bytes) -> bytes:
-        return message
-
-    def decoder(self) -> Decoder:
-        return _FixedDecoder(self.max_message)
-
-
-class _FixedDecoder(Decoder):
-    def feed(self, data: bytes) -> List[bytes]:
-        size = self.limit
-        if len(data) == size and not self.pending:
-            return [data]
-        self.pending += data
-        whole = len(self.pending) // size * size
-        messages = [bytes(self.pending[start : start + size]) for start in range(0, whole, size)]
-        del self.pending[:whole]
-        return messages

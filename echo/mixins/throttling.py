@@ -67,7 +67,7 @@ class ThrottlingMixin(MessageRequestHandler):
                 pause = max(pause, bucket.take(cost, now))
         if pause and not self._lifted.is_set():
             self.flush()
-            self._lifted.wait(pause)
+            self._lifted.wait(min(pause, threading.TIMEOUT_MAX))
         super().dispatch_message(message)
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ import threading
 import time
 from typing import Any, Callable, Optional, Protocol
 
+from ..sockets import LONGEST_WAIT
+
 MIN_PAUSE = 0.01
 MAX_PAUSE = 1.0
 """Seconds without accepting after a failure; each further one doubles them. Without a pause the standard library
@@ -179,7 +181,8 @@ class Serving:
         return is_held(self._lock)
 
     def wait(self, listening: bool, deadline: Optional[float]) -> None:
-        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected."""
+        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected; or, now and
+        then, for no reason: at the latest after ``LONGEST_WAIT``."""
         if listening != self._listening:
             if listening:
                 if self._listener.fileno() == -1:
@@ -188,7 +191,7 @@ class Serving:
             else:
                 self._selector.unregister(self._listener)
             self._listening = listening
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._alarm:
                 try:

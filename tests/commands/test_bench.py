@@ -55,6 +55,7 @@ from support.simulation import (
     SaysItTwice,
     SendsALineThatIsTooLong,
     Service,
+    SlowNames,
     SpeaksUnasked,
     SwapsPairs,
     simulate_bench,
@@ -90,7 +91,9 @@ def rows(text):
     assert len(re.findall(r"^messages ", text, re.MULTILINE)) == 1, text
     return dict(
         re.findall(
-            r"^(messages|due|wrong|lost|errors|on the way|never sent|warm-up|connect) +(.*)$", text, re.MULTILINE
+            r"^(messages|due|wrong|lost|errors|on the way|never sent|warm-up|look-up|connect) +(.*)$",
+            text,
+            re.MULTILINE,
         )
     )
 
@@ -190,6 +193,14 @@ def test_a_closed_loop_over_a_real_server_is_right(serve, start_bench):
     assert code == 0
     assert all_right(text)
     assert received(text) > 0
+
+
+def test_the_look_up_of_a_name_is_not_a_part_of_any_connection():
+    result = simulate_bench(network=SlowNames, connections=20)
+    found = rows(result.text)
+    assert found["connect"] == "min/avg/max 1.00/1.00/1.00 ms"
+    assert re.fullmatch(r"[\d.]+ ms", found["look-up"])
+    assert result.network.time < 10**9  # and not 20 times 100 ms
 
 
 @pytest.mark.parametrize("size", [20, 65536])
@@ -494,6 +505,17 @@ def test_a_greeting_is_not_asked_for():
     assert result.code == 0
     assert rows(result.text)["warm-up"] == "2 not asked for; not counted above"
     assert all_right(result.text)
+
+
+def test_under_raw_framing_a_greeting_is_reported_once_for_each_connection_and_all_are_right():
+    class GreetsBriefly(EchoesBytes):
+        def opened(self):
+            self.send_raw(b"220 hello\n")
+
+    result = simulate_bench(GreetsBriefly, "raw", depth=3)
+    assert result.code == 0
+    assert all_right(result.text)
+    assert "shifted     2 x by 10 bytes\n" in result.text
 
 
 def test_replies_of_another_connection_are_reported():

@@ -11,8 +11,9 @@ import pytest
 from echo.exceptions import ConnectionClosed, IncompleteMessage, MessageTooLong
 from echo.framing import LengthFraming, LineFraming
 from echo.measure.lane import Lane
-from echo.measure.probes import FixedFraming, Ledger, Verdict
+from echo.measure.probes import Ledger, Verdict
 from support import DEADLINE, read_exactly, reset
+from support.simulation import FixedFraming
 
 FRAMINGS = {"line": LineFraming(1 << 20), "length": LengthFraming(1 << 20), "fixed": FixedFraming(64)}
 EACH = pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)

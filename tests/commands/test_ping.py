@@ -48,6 +48,7 @@ from support.simulation import (
     SendsALineThatIsTooLong,
     Service,
     Shouts,
+    SlowNames,
     SpeaksUnasked,
     SwapsPairs,
     simulate_ping,
@@ -193,6 +194,15 @@ def test_a_long_wait_is_not_a_loss_when_there_is_no_limit():
     assert all_right(result.text, 2)
 
 
+def test_any_interval_and_any_timeout_are_waited_for():
+    month = 30 * 86400
+    times = simulate_ping(count=3, interval=month).network.times
+    assert [round((later - earlier) / 1e9) for earlier, later in zip(times, times[1:])] == [month, month]
+    result = simulate_ping(NeverAnswers, count=1, timeout=month)
+    assert (result.code, counts(result.text)["loss"]) == (1, 100)
+    assert round(result.network.time / 1e9) == month
+
+
 # Services that are not echoes, or bad ones.
 
 
@@ -331,6 +341,33 @@ def test_a_greeting_is_not_asked_for_and_the_reply_after_it_is_right():
     assert [lines_about(result.text, seq) for seq in (1, 2, 3)] == [[""]] * 3
 
 
+def test_under_raw_framing_a_greeting_shifts_the_replies_once_and_all_are_right():
+    class GreetsBriefly(EchoesBytes):
+        def opened(self):
+            self.send_raw(b"220 hello\n")
+
+    result = simulate_ping(GreetsBriefly, "raw", count=100)
+    assert result.code == 3
+    assert counts(result.text)["received"] == 100
+    assert result.text.count("shifted") == 1
+    assert f"10 bytes from {ADDRESS}: not asked for, shifted by 10 bytes\n" in result.text
+
+
+def test_under_raw_framing_one_byte_that_is_missing_damages_one_reply():
+    class OmitsAByte(EchoesBytes):
+        def received(self, data):
+            self.number += 1
+            super().received(data[:40] + data[41:] if self.number == 20 else data)
+
+    result = simulate_ping(OmitsAByte, "raw", count=100, interval=0.1, as_json=True)
+    assert result.code == 3
+    summary = events(result.text)[-1]
+    assert [summary[name] for name in ("received", "corrupted", "lost")] == [99, 1, 0]
+    (damaged,) = [event for event in events(result.text) if event.get("verdict") == "corrupted"]
+    assert (damaged["seq"], damaged["bytes"], damaged["offset"], damaged["shifted_bytes"]) == (20, 63, 40, -1)
+    assert sum("shifted_bytes" in event for event in events(result.text)) == 1
+
+
 def test_a_reply_that_belongs_to_another_connection_is_reported():
     class MixesUp(Service):
         def answer(self, message):
@@ -352,6 +389,37 @@ def test_a_closed_connection_costs_what_was_on_its_way_and_the_next_is_made():
     assert lines_about(result.text, 4) == ["lost: the server has ended the session"]
     assert result.text.count("connected in") == 2
     assert re.search(r"^connect min/avg/max/mdev = ", result.text, re.MULTILINE)
+
+
+def test_the_look_up_of_a_name_is_timed_apart_and_once():
+    result = simulate_ping(ClosesAtTheFourth, count=6, network=SlowNames)
+    assert f"ECHO {ADDRESS}: 64 bytes, looked up in 100 ms, connected in 1.00 ms\n" in result.text
+    assert f"ECHO {ADDRESS}: 64 bytes, connected in 1.00 ms\n" in result.text
+    summary = events(simulate_ping(network=SlowNames, as_json=True).text)[-1]
+    assert (summary["lookup_us"], summary["connect_max_us"]) == (100_000, 1000)
+
+
+def test_a_name_is_looked_up_once_for_all_connections(serve, monkeypatch):
+    names = []
+    look_up = socket.getaddrinfo
+
+    def count(host, port, *arguments, flags=0, **options):
+        if not flags & socket.AI_NUMERICHOST:
+            names.append(host)
+            host = "127.0.0.1"
+        return look_up(host, port, *arguments, flags=flags, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", count)
+
+    def answers_once(sock):
+        sock.sendall(sock.recv(1000))
+
+    _, port = serve(plain(answers_once)).server_address
+    code, text, _ = ping(("names.test", port), "-c", "3", "-i", "10ms")
+    assert text.count("connected in") == 3
+    assert text.count("looked up in") == 1
+    assert names == ["names.test"]
+    assert code == 0
 
 
 def test_an_end_between_two_messages_costs_nothing():

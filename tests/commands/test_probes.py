@@ -8,7 +8,7 @@ from binascii import crc32
 import pytest
 
 from echo.framing import LineFraming
-from echo.measure.probes import MIN_SIZE, FixedFraming, Ledger, Reply, Verdict
+from echo.measure.probes import MIN_SIZE, Ledger, Reply, Verdict
 
 SIZES = [MIN_SIZE, MIN_SIZE + 1, 64, 115, 116, 1000, 65535, 65536]
 
@@ -244,30 +244,3 @@ def test_a_stream_of_faults_gets_the_verdicts_that_it_earns_and_the_counts_add_u
     assert list(ledger.outstanding) == waiting
     settled = got[Verdict.RIGHT] + got[Verdict.REORDERED] + got[Verdict.CORRUPTED]
     assert ledger.issue(0, 0).seq - 1 == settled + given_up + len(waiting)
-
-
-# Probes without marks between them.
-
-
-def test_fixed_messages_come_out_whole_wherever_the_stream_is_cut():
-    framing = FixedFraming(20)
-    messages = [probe.message for probe in issue(Ledger(20, 1), 4)]
-    stream = b"".join(map(framing.encode, messages))
-    assert stream == b"".join(messages)
-    for first in range(len(stream)):
-        for second in range(first, len(stream)):
-            decoder = framing.decoder()
-            found = []
-            for piece in (stream[:first], stream[first:second], stream[second:]):
-                found += decoder.feed(piece) if piece else []
-            assert found == messages, (first, second)
-            assert decoder.finish() == b""
-
-
-def test_fixed_messages_come_out_with_their_last_byte_and_the_end_leaves_the_rest():
-    decoder = FixedFraming(3).decoder()
-    assert [decoder.feed(bytes([byte])) for byte in b"abcdefgh"] == [[], [], [b"abc"], [], [], [b"def"], [], []]
-    assert all(type(message) is bytes for message in decoder.feed(b"ijk"))
-    assert decoder.finish() == b"jk"
-    assert decoder.finish() == b""
-    assert decoder.error is None

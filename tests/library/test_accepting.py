@@ -207,6 +207,25 @@ def test_service_actions_that_always_raises_keeps_nobody_out(dial, caplog):
         thread.join(DEADLINE)
 
 
+@pytest.mark.parametrize("seconds", [3e6, 1e10, float("inf")])
+def test_any_time_between_two_service_actions_is_short_enough(dial, seconds):
+    class Polling(echo.Server):
+        def service_actions(self):
+            pass
+
+    with Polling(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(seconds,))
+        thread.start()
+        assert echoes(dial(server))
+        server.shutdown()
+        thread.join(DEADLINE)
+        server.timeout = seconds
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert echoes(dial(server))
+        thread.join(DEADLINE)
+
+
 def test_a_shortage_is_reported_once_in_a_while_and_each_report_has_its_end():
     now = 1000.0
     backoff = BackOff(clock=lambda: now)

@@ -311,15 +311,11 @@ def test_connecting_where_nothing_listens_raises_the_built_in_error():
             echo.connect(bound.getsockname())
 
 
-def test_connecting_to_an_address_that_does_not_answer_raises_the_built_in_error(monkeypatch):
-    """Also under Python 3.8 and 3.9, where ``socket.timeout`` is not yet ``TimeoutError``."""
-
-    def unanswered(*arguments, **options):
-        raise socket.timeout("timed out")
-
-    monkeypatch.setattr(socket, "create_connection", unanswered)
-    with pytest.raises(TimeoutError, match="timed out"):
-        echo.connect(("192.0.2.1", 9))
+@pytest.mark.parametrize("timeout", [3e6, 1e10, float("inf")])
+def test_any_timeout_is_long_enough_for_a_client(serve, timeout):
+    with echo.connect(serve().server_address, timeout=timeout) as client:
+        assert client.echo(b"hi") == b"hi"
+        assert list(client.echo_many([b"one", b"two"])) == [b"one", b"two"]
 
 
 def test_the_timeout_of_the_client_replaces_that_of_its_socket(serve):

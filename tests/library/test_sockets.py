@@ -3,10 +3,21 @@
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
-from echo.sockets import linger, undelivered, unread
+from echo.sockets import (
+    has_input,
+    has_room,
+    linger,
+    receive_timeout,
+    set_deadline,
+    set_receive_timeout,
+    set_send_timeout,
+    undelivered,
+    unread,
+)
 from support import DEADLINE, eventually, read_all
 
 
@@ -77,6 +88,18 @@ def flood(peer):
 def test_a_peer_that_is_silent_is_not_waited_for_for_ever(sockets):
     sock, _peer = sockets
     linger(sock, silence=0.01, timeout=DEADLINE)
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e10, 1e300, float("inf")])
+def test_a_timeout_may_have_any_length(sockets, seconds):
+    sock, peer = sockets
+    set_receive_timeout(sock, seconds)
+    set_send_timeout(sock, seconds)
+    assert receive_timeout(sock) >= 3e6
+    set_deadline(sock, time.monotonic() + seconds)
+    assert not has_input(peer, 0)
+    sock.sendall(REPLY)
+    assert has_input(peer, seconds) and has_room(sock, seconds)
 
 
 REPLIES = b"x" * (8 << 20)  # more than the buffers of both sides hold

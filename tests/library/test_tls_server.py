@@ -549,6 +549,12 @@ def test_a_probe_that_connects_and_leaves_is_logged_at_level_debug_only(secure, 
     assert [(record.levelno, record.reason) for record in log()] == [(logging.DEBUG, "handshake")]
 
 
+@pytest.mark.parametrize("timeout", [3e6, 1e10])
+def test_any_time_for_a_handshake_is_long_enough(secure, connect, timeout):
+    with connect(secure(handshake_timeout=timeout), timeout=timeout) as client:
+        assert client.echo(b"hello") == b"hello"
+
+
 def test_a_silent_client_delays_nobody_elses_handshake(secure, dial, connect):
     server = secure(handshake_timeout=None)
     silent = [dial(server) for _ in range(20)]

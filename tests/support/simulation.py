@@ -16,11 +16,11 @@ import selectors
 import socket
 import threading
 
+import echo
 from echo import LengthFraming, LineFraming
 from echo.measure.bench import Bench
 from echo.measure.load import TICK, work
 from echo.measure.ping import Ping
-from echo.measure.probes import FixedFraming
 from echo.measure.report import Report
 
 ADDRESS = "192.0.2.1:7"
@@ -30,6 +30,28 @@ ROUND_TRIP = 1_000_000
 
 POLL = 100_000
 """Nanoseconds that pass while the client looks at its sockets and does not wait."""
+
+
+class FixedFraming(echo.RawFraming):
+    """Raw framing as a server sees it that knows how long the probes are: messages of one fixed length."""
+
+    def __init__(self, size):
+        super().__init__(size)
+
+    def decoder(self):
+        return _FixedDecoder(self.max_message)
+
+
+class _FixedDecoder(echo.Decoder):
+    def feed(self, data):
+        size = self.limit
+        if len(data) == size and not self.pending:
+            return [data]
+        self.pending += data
+        whole = len(self.pending) // size * size
+        messages = [bytes(self.pending[start : start + size]) for start in range(0, whole, size)]
+        del self.pending[:whole]
+        return messages
 
 
 class Service:
@@ -114,8 +136,12 @@ class Network:
     def __str__(self):
         return ADDRESS
 
-    def resolve(self):
-        pass
+    is_named = False
+    look_up_takes = 0
+
+    def resolve(self, timeout=None):
+        self.time += self.look_up_takes
+        return self
 
     def open(self, timeout):
         self.time += ROUND_TRIP
@@ -151,6 +177,7 @@ class _Selector(selectors.DefaultSelector):
             self.network.time += ROUND_TRIP
         else:
             assert timeout is not None, "the client would wait for ever"
+            assert timeout * 1000 < 1 << 31, "the system's selectors count milliseconds in an int"
             self.network.time += max(POLL, math.ceil(timeout * 1e9))
         return ready
 
@@ -196,7 +223,15 @@ def simulate_ping(
         timeout=timeout,
         clock=simulation.network,
     )
+    simulation.client.resolve()
     return simulation.run()
+
+
+class SlowNames(Network):
+    """A network whose name servers take their time."""
+
+    is_named = True
+    look_up_takes = 100_000_000
 
 
 def simulate_bench(

@@ -25,8 +25,8 @@ from ... import protocol
 from ...client.client import Client
 from ...client.endpoint import Endpoint, Security
 from ...exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
-from ...framing import FRAMINGS, Framing, LineFraming, RawFraming
-from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH, FixedFraming
+from ...framing import FRAMINGS, Framing, LineFraming
+from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
 from ...measure.report import Report, milliseconds
 from ...starting import INTERRUPTED, Interruptible
 from ...text import escape, plural
@@ -105,8 +105,6 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
 
 
 def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
-    if isinstance(framing, RawFraming):
-        framing = FixedFraming(options.size)
     # Imported only here: with multiprocessing they take 20 of the 75 ms that a client needs to start.
     if options.ping:
         from ...measure.ping import Ping

@@ -1,0 +1,146 @@
+"""From a host's name to a connected socket, within one deadline: over the look-up of the name and all its addresses.
+
+The system's own calls have no such deadline: ``getaddrinfo`` waits for each name server in turn, and
+``socket.create_connection`` gives each address the whole timeout (cpython #123793).
+
+* The name is looked up in a thread, which is left behind if it takes too long.
+* If an address does not answer at once, the next one is tried beside it, and the first that answers is taken (RFC 8305,
+  "Happy Eyeballs"). Rejected: to divide the time between the addresses, which gives up a slow one too early.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import selectors
+import socket
+import threading
+import time
+from typing import Any, List, Optional, Sequence, cast
+
+from ..sockets import LONGEST_WAIT
+
+ATTEMPT_DELAY = 0.25
+"""Seconds after which the next address is tried, too, if no attempt has succeeded or failed; fewer if the time is
+short."""
+
+BACKLOG_PAUSE = 0.02
+"""Seconds between two attempts to connect to a Unix socket whose server accepts nobody for now."""
+
+_STARTED = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+def look_up(host: str, port: int, timeout: Optional[float]) -> List[Any]:
+    """Return what ``socket.getaddrinfo`` does for stream sockets, within ``timeout`` seconds; None: no limit.
+
+    Raises ``TimeoutError``, and the errors of ``getaddrinfo``: ``socket.gaierror`` and ``UnicodeError``.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass  # not an address but a name
+    found: List[Any] = []
+    failures: List[Exception] = []
+
+    def ask() -> None:
+        try:
+            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=ask, name="echo-look-up", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system has no thread now
+        ask()
+    else:
+        thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        if thread.is_alive():
+            raise TimeoutError(f"the look-up of the name took more than {timeout:g} s")
+    if failures:
+        raise failures[0]
+    return found
+
+
+def connect_to_host(host: str, port: int, timeout: Optional[float]) -> socket.socket:
+    """Return a non-blocking socket that is connected to the first address of the host that answers.
+
+    Raises ``TimeoutError`` after ``timeout`` seconds in all (None: no limit), the errors of ``look_up``, and the last
+    ``OSError`` if all addresses fail.
+    """
+    began = time.monotonic()
+    addresses = look_up(host, port, timeout)
+    return connect_to_first(addresses, None if timeout is None else began + timeout)
+
+
+def connect_to_first(addresses: Sequence[Any], deadline: Optional[float]) -> socket.socket:
+    """As ``connect_to_host``, for the result of ``look_up``, until ``deadline`` of ``time.monotonic()``."""
+    waiting = collections.deque(addresses)
+    error = OSError("the host has no address")
+    next_at = 0.0
+    with _Selector() as attempts:
+        try:
+            while waiting or attempts.get_map():
+                now = time.monotonic()
+                left = LONGEST_WAIT if deadline is None else deadline - now
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                if waiting and (now >= next_at or not attempts.get_map()):
+                    next_at = now + min(ATTEMPT_DELAY, left / len(waiting))
+                    try:
+                        attempts.register(_begin(waiting.popleft()), selectors.EVENT_WRITE)
+                    except OSError as exc:
+                        error = exc
+                    continue
+                left = min(left, next_at - now) if waiting else left
+                for key, _ in attempts.select(min(left, LONGEST_WAIT)):
+                    sock: Any = key.fileobj
+                    attempts.unregister(sock)
+                    failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if not failure:
+                        return cast(socket.socket, sock)
+                    sock.close()
+                    error = OSError(failure, os.strerror(failure))
+                    next_at = 0.0
+            raise error
+        finally:
+            for key in list(attempts.get_map().values()):
+                key.fileobj.close()
+
+
+def _begin(address: Any) -> socket.socket:
+    """Begin to connect to an address, of ``look_up``; return the socket."""
+    family, kind, protocol, _, where = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        failure = sock.connect_ex(where)
+        if failure not in _STARTED:
+            raise OSError(failure, os.strerror(failure))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect_to_path(path: Any, timeout: Optional[float]) -> socket.socket:
+    """Return a non-blocking socket that is connected to a Unix socket. Raises ``TimeoutError`` if its server accepts
+    nobody within ``timeout`` seconds (None: no limit), and ``OSError``."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:  # the backlog is full, and no system call waits for room in it
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError("timed out") from None
+            time.sleep(BACKLOG_PAUSE)
+    except BaseException:
+        sock.close()
+        raise
