@@ -18,7 +18,7 @@ from .framing import Framing, LineFraming
 from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
 from .sockets import INET, SEND_TIMEOUT, linger
-from .text import format_address
+from .text import format_address, printable
 
 log = logging.getLogger("echo.session")
 
@@ -252,8 +252,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             reason = "drain" if lost and self._draining else exc.reason
             broken = isinstance(exc, ProtocolError) and not isinstance(exc, IncompleteMessage)
             level = logging.WARNING if broken else logging.DEBUG
-            fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": reason}
-            log.log(level, "%s %s: %s", self.peer, reason, str(exc), extra=fields)
+            word, why = printable(reason), printable(str(exc))  # a framing of your own may quote the client in them
+            fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": word}
+            log.log(level, "%s %s: %s", self.peer, word, why, extra=fields)
             exc.with_traceback(None)  # the decoder keeps the error, whose traceback would keep this session
         finally:
             self.reason = reason

@@ -1,14 +1,19 @@
-"""Bytes and addresses as text that is safe to show: in a log line, on a terminal, in an error message.
+"""Bytes, text, addresses and exceptions as lines that are safe to show: in a log, on a terminal, in an error message.
 
-Bytes from a peer must not forge a log line or control a terminal (gh-100001). Everything that is not printable is
-escaped. A backslash is escaped too, so that the text stands for exactly one sequence of bytes.
+What a peer sent must not forge a log line or control a terminal (gh-100001), not even as part of an exception's text.
+Everything that is not printable is escaped. In bytes a backslash is escaped too, so that the text stands for exactly
+one sequence of bytes.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from typing import Any, Optional
+import traceback
+from typing import Any, Iterator, List, Optional
+
+LONGEST = 65536
+"""Maximum number of characters that are shown of one text: a message in the log, an exception's text."""
 
 _BACKSLASH = 92  # a number: ten times as fast to search for as b"\\"
 
@@ -27,13 +32,24 @@ def escape(data: bytes, limit: Optional[int] = None, *, exact: bool = True) -> s
     hidden = len(data) - len(shown)
     if exact and _BACKSLASH in shown:
         shown = shown.replace(b"\\", b"\\\\")  # before the decoder adds backslashes of its own
-    text = shown.decode("utf-8", "backslashreplace")
-    if not text.isprintable():
-        plain = "" if exact else "\t"
-        text = "".join(c if c.isprintable() or c in plain else _escape_character(c) for c in text)
+    text = printable(shown.decode("utf-8", "backslashreplace"), keep="" if exact else "\t")
     if hidden:
         text += f"... ({plural(hidden, 'more byte')})"
     return text
+
+
+def printable(text: str, limit: Optional[int] = None, *, keep: str = "") -> str:
+    """Return ``text`` as one line, with everything escaped that is not printable, except the characters in ``keep``.
+
+    A backslash stays, since parts of the text may be escaped already. ``limit``: maximum number of characters to show,
+    followed by the number of characters left out; default: None, no limit.
+    """
+    hidden = 0 if limit is None else max(0, len(text) - limit)
+    if hidden:
+        return f"{printable(text[:limit], keep=keep)}... ({plural(hidden, 'more character')})"
+    if text.isprintable():
+        return text
+    return "".join([c if c.isprintable() or c in keep else _escape_character(c) for c in text])
 
 
 def _escape_character(character: str) -> str:
@@ -41,6 +57,63 @@ def _escape_character(character: str) -> str:
     if "\x80" <= character <= "\xff":
         return f"\\u{ord(character):04x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def format_exception(exc: BaseException) -> List[str]:
+    """Return an exception as the lines of its traceback, with its causes, all printable. Never raises.
+
+    The exception's own text may hold what a peer sent, so its line feeds are escaped, too: it stays one line.
+    """
+    try:
+        tree = traceback.TracebackException(type(exc), exc, exc.__traceback__)
+        for part in _parts(tree):
+            _make_printable(part)
+        lines = "".join(tree.format()).rstrip("\n").split("\n")
+        return _shorten([printable(line) for line in lines], 2 * LONGEST)
+    except Exception as failure:  # RecursionError in a chain of a thousand causes (until 3.10), MemoryError, ...
+        return [f"{type(exc).__name__} (its traceback could not be formatted: {type(failure).__name__})"]
+
+
+def _parts(tree: Any) -> Iterator[Any]:
+    """The exception, its causes, and the members of exception groups."""
+    found, seen = [tree], set()
+    while found:
+        part = found.pop()
+        if part is not None and id(part) not in seen:
+            seen.add(id(part))
+            found += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
+            yield part
+
+
+def _make_printable(part: Any) -> None:
+    # Where TracebackException keeps the texts of an exception: its str(), notes (3.11), and those of a SyntaxError.
+    for name in ("_str", "msg", "text", "filename"):
+        value = getattr(part, name, None)
+        if isinstance(value, str):
+            setattr(part, name, printable(value.rstrip("\n") if name == "text" else value, LONGEST))
+    notes = getattr(part, "__notes__", None)
+    if isinstance(notes, (list, tuple)):
+        part.__notes__ = [printable(note, LONGEST) if isinstance(note, str) else note for note in notes]
+
+
+def _shorten(lines: List[str], limit: int) -> List[str]:
+    """Leave out lines in the middle, so that about ``limit`` characters are left."""
+    if sum(map(len, lines)) <= limit:
+        return lines
+    head = _count_that_fit(lines, limit // 2)
+    tail = _count_that_fit(lines[:head:-1], limit // 2)
+    hidden = len(lines) - head - tail
+    if hidden == 1:
+        return [*lines[:head], printable(lines[head], limit // 2), *lines[head + 1 :]]
+    return [*lines[:head], f"... ({plural(hidden, 'more line')})", *lines[len(lines) - tail :]]
+
+
+def _count_that_fit(lines: List[str], limit: int) -> int:
+    for count, line in enumerate(lines):
+        limit -= len(line)
+        if limit < 0:
+            return count
+    return len(lines)
 
 
 def format_address(address: Any) -> str:

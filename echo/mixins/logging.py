@@ -10,7 +10,7 @@ import time
 from typing import Any, Dict, Optional
 
 from ..handlers import MessageRequestHandler
-from ..text import escape, plural
+from ..text import escape, plural, printable
 from ..transport.tls import TLSSocket
 from .records import emit
 
@@ -58,13 +58,14 @@ class SessionLoggingMixin(MessageRequestHandler):
             details.append(f" via {self.via}")
         if isinstance(self.request, TLSSocket):
             fields.update(tls=self.request.version(), subject=self.request.subject)
-            details += [f" {text[:200]}" for text in (fields["tls"], fields["subject"]) if text]
+            details += [f" {printable(text, 200)}" for text in (fields["tls"], fields["subject"]) if text]
         fields.update(event="connected", peer=self.peer, session=self.session)
         self._emit_record(level, f"{self.peer} connected{','.join(details)}", fields)
 
     def _log_end(self, level: int, reason: str) -> None:
         connection = self.connection
         duration = time.monotonic() - self._began
+        reason = printable(reason)  # that of an exception class of the handler's own
         line = (
             f"{self.peer} disconnected: {reason}; {connection.messages_in} in ({connection.bytes_in} B),"
             f" {connection.messages_out} out ({connection.bytes_out} B), {duration:.3f} s"

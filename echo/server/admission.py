@@ -23,7 +23,7 @@ Nothing here counts or closes: the registry counts, and the server closes what i
 from __future__ import annotations
 
 import logging
-from typing import Any, Iterable, Optional
+from typing import Any, Dict, Iterable, Optional
 
 from ..text import format_address, plural
 from .access import AccessList
@@ -94,7 +94,7 @@ class Admission:
 def log_refused(client_address: Any, refused: Refused, via: Optional[str] = None) -> None:
     """Log that a client was refused. ``via``: the proxy that named it."""
     peer = format_address(client_address)
-    fields = {"peer": peer, "reason": refused.reason}
+    fields: Dict[str, Any] = {"peer": peer, "reason": refused.reason}
     if via is not None:
         fields["via"] = via
     log_event(logging.DEBUG if refused.left else logging.INFO, "refused", "%s refused: %s", peer, refused, **fields)

@@ -1,20 +1,27 @@
 """The log ``echo.server``: one record for an event, with its figures as attributes.
 
-It decides nothing, and knows no format.
+It decides nothing, and knows no format. What it logs is printable, whoever formats it, since the text of an exception
+may hold what a peer sent. For a traceback it sets ``exc_text``, which formatters of the ``logging`` module print
+instead of formatting ``exc_info`` themselves.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Dict, Optional, Tuple
+
+from ..text import format_exception, printable
 
 log = logging.getLogger("echo.server")
 
 
-def log_event(level: int, event: str, text: str, *args: Any, exc_info: Any = None, **fields: Any) -> None:
+def log_event(
+    level: int, event: str, text: str, *args: Any, exc_info: Optional[BaseException] = None, **fields: Any
+) -> None:
     """Log one record. Never raises: a log that fails (disk full, cheroot #756) must not take the server with it."""
     try:
-        log.log(level, text, *args, exc_info=exc_info, extra={"event": event, **fields})
+        if log.isEnabledFor(level):
+            _log(level, event, text, args, exc_info, fields)
     except Exception:
         pass
 
@@ -22,6 +29,18 @@ def log_event(level: int, event: str, text: str, *args: Any, exc_info: Any = Non
 def log_always(event: str, text: str, *args: Any, **fields: Any) -> None:
     """Log an answer that someone has asked for, at INFO, whatever the level of the log is. Never raises."""
     try:
-        log.handle(log.makeRecord(log.name, logging.INFO, "", 0, text, args, None, extra={"event": event, **fields}))
+        _log(logging.INFO, event, text, args, None, fields)
     except Exception:
         pass
+
+
+def _log(
+    level: int, event: str, text: str, args: Tuple[Any, ...], exc: Optional[BaseException], fields: Dict[str, Any]
+) -> None:
+    extra = {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+    args = tuple(value if isinstance(value, (int, float)) else printable(str(value)) for value in args)
+    exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
+    record = log.makeRecord(log.name, level, __file__, 0, text, args, exc_info, extra={"event": event, **extra})
+    if exc is not None:
+        record.exc_text = "\n".join(format_exception(exc))
+    log.handle(record)

@@ -462,7 +462,7 @@ class Server(ListeningServer):
         if peer_is_gone(exc, self._registry.get(request)):
             log_event(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
         else:
-            log_event(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=True, peer=peer)
+            log_event(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=exc, peer=peer)
 
     # Statistics.
 

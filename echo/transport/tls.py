@@ -304,8 +304,11 @@ class TLSSocket(socket.socket):
     @property
     def subject(self) -> Optional[str]:
         """The subject of the peer's verified certificate, such as ``CN=alice,O=Example`` (RFC 4514), safe to show; None
-        without a certificate."""
-        return format_subject(self.getpeercert())
+        without a certificate, or if Python cannot decode it."""
+        try:
+            return format_subject(self.getpeercert())
+        except (ValueError, ssl.SSLError):  # its texts are not in the encoding that they claim
+            return None
 
 
 def _refuse_flags(flags: int) -> None:

@@ -10,7 +10,7 @@ import ssl
 from itertools import starmap
 from typing import Any, Dict, Optional
 
-from ..text import escape
+from ..text import printable
 
 
 def explain(exc: BaseException) -> str:
@@ -60,7 +60,7 @@ def format_subject(certificate: Any) -> Optional[str]:
     if not certificate:
         return None
     names = ["+".join(starmap(_attribute, pairs)) for pairs in reversed(certificate.get("subject", ()))]
-    return escape(",".join(names).encode(), exact=False)
+    return printable(",".join(names))
 
 
 def _attribute(name: str, value: str) -> str:

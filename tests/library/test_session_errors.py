@@ -74,6 +74,56 @@ def test_a_log_that_raises_leaves_no_socket_open_and_does_not_end_the_server(ser
     assert echoes(dial(server))
 
 
+FORGED = "a\r\n2026-01-01 forged\x1b[31m\x85\u2028\ud800"
+SHOWN = r"a\r\n2026-01-01 forged\x1b[31m\u0085\u2028\ud800"
+
+
+def test_what_a_peer_sent_is_escaped_in_records_and_tracebacks_of_a_programs_own_log(serve, dial):
+    """Row 63: as exceptions' texts, and with a formatter of the ``logging`` module."""
+
+    class Quota(echo.EchoError):
+        reason = FORGED
+
+    class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
+        def message_received(self, message):
+            if message == b"quota":
+                raise self.connection.failed(Quota(FORGED))
+            raise ValueError(FORGED)
+
+    class Stock(socketserver.BaseRequestHandler):
+        def handle(self):
+            raise ConnectionResetError(FORGED)
+
+    lines = []
+
+    class Log(logging.Handler):
+        def emit(self, record):
+            lines.extend(self.format(record).split("\n"))
+            assert not [name for name in ("reason", "peer", "why") if not getattr(record, name, "").isprintable()]
+
+    log = Log()
+    log.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("echo")
+    logger.addHandler(log)
+    logger.setLevel(logging.DEBUG)
+    try:
+        for handler, message in ((Logged, b"quota\n"), (Logged, b"raise\n"), (Stock, b"")):
+            server = serve(handler, cls=FailingServer)
+            server.faults = [OSError(errno.EMFILE, FORGED), ValueError(FORGED)]
+            client = dial(server)
+            client.sendall(message)
+            assert read_all(client) == b""
+            client.close()
+            server.stop()
+    finally:
+        logger.removeHandler(log)
+        logger.setLevel(logging.NOTSET)
+    assert [line for line in lines if not line.isprintable()] == []
+    assert [line for line in lines if line.startswith("2026")] == []
+    assert f"ValueError: {SHOWN}" in lines
+    assert len([line for line in lines if SHOWN in line]) == 7  # also as the reason, and of get_request()
+
+
 def test_an_error_in_a_stock_handler_is_one_record_with_the_peer(serve, dial, caplog, capfd):
     """Row 27: the standard library prints to stderr."""
 

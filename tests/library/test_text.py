@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from echo.text import escape, format_address, plural
+from echo.text import LONGEST, escape, format_address, format_exception, plural, printable
 
 INTERFACE = socket.if_nameindex()[0]  # any: its number and its name
 
@@ -112,3 +112,33 @@ def test_an_address_that_a_peer_chose_cannot_forge_a_log_line(address):
 
 def test_one_is_singular_and_all_else_plural():
     assert [plural(count, "byte") for count in (0, 1, 2, 1000)] == ["0 bytes", "1 byte", "2 bytes", "1000 bytes"]
+
+
+def test_text_becomes_one_printable_line_and_its_backslashes_stay():
+    assert printable("a\n\x1b\x85\u2028\ud800\\n\u20ac") == r"a\n\x1b\u0085\u2028\ud800\n" + "\u20ac"
+    assert printable("tab\t", keep="\t") == "tab\t"
+    assert printable("\n" * 5, 2) == r"\n\n... (3 more characters)"
+
+
+def test_an_exception_is_printable_lines_and_its_own_text_is_one_of_them():
+    try:
+        try:
+            raise KeyError("\x1b")
+        except KeyError as cause:
+            raise ValueError("a\nb\x1b") from cause
+    except ValueError as exc:
+        lines = format_exception(exc)
+    assert all(line.isprintable() for line in lines)
+    assert [lines[0], lines[-1]] == ["Traceback (most recent call last):", r"ValueError: a\nb\x1b"]
+    assert r"KeyError: '\x1b'" in lines
+
+
+def test_an_exception_of_any_length_is_shown_in_part():
+    exc = ValueError("first")
+    for _ in range(40):
+        exc, exc.__cause__ = ValueError("x" * 10_000), exc
+    lines = format_exception(exc)
+    assert sum(map(len, lines)) < 3 * LONGEST
+    assert lines[0] == "ValueError: first"
+    assert [line for line in lines if "more lines)" in line]
+    assert format_exception(ValueError("x" * 1_000_000)) == [f"ValueError: {'x' * LONGEST}... (934464 more characters)"]
