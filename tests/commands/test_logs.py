@@ -1,6 +1,7 @@
-"""The log queue and the direct log: logging never waits for the reader of the log."""
+"""The log queue and the direct log: logging never waits for the reader of the log, and costs no session."""
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -9,7 +10,9 @@ import random
 import re
 import select
 import socket
+import sys
 import threading
+import weakref
 
 import pytest
 
@@ -21,6 +24,7 @@ from echo.cli.server.queue_logging import QueueLoggingMixin, only_queue
 from echo.mixins.records import emit
 from echo.text import format_address
 from support import DEADLINE, eventually, read_all
+from support.log_lines import records_of
 
 posix_pipes = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
 
@@ -103,7 +107,7 @@ def test_a_reader_that_stalls_blocks_nobody_and_learns_how_much_was_dropped(pipe
         for number in range(1000):  # far more than a pipe and the queue hold; this would hang
             logger.info("%d %s", number, "x" * 1000)
         assert queue._records.qsize() <= 100
-        dropped = queue._dropped
+        dropped = queue._lost[logs.NOT_READ]
         assert dropped > 0
         reading = Reader(reader)
         reading.start()
@@ -147,9 +151,9 @@ def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe
     may_write = threading.Event()
 
     class Late(LogQueue):
-        def _write(self, data):
+        def _write(self, lines):
             assert may_write.wait(DEADLINE)
-            super()._write(data)
+            super()._write(lines)
 
     queue = Late(writer, logging.Formatter("%(message)s"))
     logger.addHandler(queue)
@@ -176,7 +180,7 @@ def test_a_log_that_nobody_can_read_any_more_is_thrown_away(pipe, logger):
         for _ in range(1000):
             logger.info("x" * 1000)
     assert not queue._thread.is_alive()
-    assert not queue._dropped
+    assert not queue._lost[logs.NOT_READ]
 
 
 def test_tracebacks_are_written_and_what_they_hold_is_let_go(pipe, logger):
@@ -192,7 +196,7 @@ def test_tracebacks_are_written_and_what_they_hold_is_let_go(pipe, logger):
     assert text.startswith("failed\nTraceback") and text.endswith("ZeroDivisionError: on purpose\n")
 
 
-def test_a_record_that_does_not_fit_its_format_costs_itself_alone(pipe, logger, capfd):
+def test_a_formatter_that_fails_costs_its_records_alone(pipe, logger):
     reader, writer = pipe
     with LogQueue(writer, logging.Formatter("%(absent)s")) as queue:
         logger.addHandler(queue)
@@ -200,6 +204,172 @@ def test_a_record_that_does_not_fit_its_format_costs_itself_alone(pipe, logger, 
         logger.info("two")
     os.close(writer)
     assert read_to_end(reader).count("could not be formatted") == 2
+
+
+class Odd:
+    def __str__(self):
+        raise ValueError("not\nprintable")
+
+
+class Deep:
+    """Logs itself when it is shown."""
+
+    def __init__(self, logger):
+        self.logger = logger
+
+    def __str__(self):
+        self.logger.info("%s", self)
+        return "deep"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_faulty_log_call_costs_its_record_alone(pipe, logger, form):
+    """Row 85."""
+    reader, writer = pipe
+    with LogQueue(writer, {"text": TextFormatter, "json": JsonFormatter}[form]()) as queue:
+        logger.addHandler(queue)
+        logger.warning("%d", "x")
+        logger.warning("%s", Odd())
+        logger.warning("one", "too many")
+        logger.warning("%s %s", "one too few")
+        logger.handle(logging.makeLogRecord({"created": "today", "msg": "hello", "levelno": logging.INFO}))
+        logger.info("%s", "fine")
+    os.close(writer)
+    lines = read_to_end(reader)
+    records = records_of(lines.encode(), form)
+    assert len(records) == 6
+    assert lines.count("a log record could not be formatted (test_logs.py:") == 4
+    shown = r"ValueError: not\nprintable"
+    assert (shown if form == "text" else json.dumps(shown)[1:-1]) in lines
+    assert "fine" in lines.splitlines()[-1]
+
+
+def test_a_record_that_logs_itself_ends(pipe, logger):
+    reader, writer = pipe
+    reading = Reader(reader)
+    reading.start()
+    with LogQueue(writer, TextFormatter()) as queue:
+        logger.addHandler(queue)
+        logger.info("%s", Deep(logger))
+        logger.info("the next")
+    os.close(writer)
+    shown = {line[32:] for line in reading.lines()}
+    assert "the next" in shown
+    assert not [text for text in shown - {"deep", "the next"} if "Error" not in text]
+
+
+def test_a_filter_that_raises_costs_its_record_alone(pipe, logger):
+    reader, writer = pipe
+
+    def broken(record):
+        return 1 / (record.msg != "bad")
+
+    with LogQueue(writer, TextFormatter()) as queue:
+        logger.addHandler(queue)
+        queue.addFilter(broken)
+        logger.info("bad")
+        logger.info("good")
+        eventually(lambda: not queue._records.qsize())
+    os.close(writer)
+    lines = read_to_end(reader).splitlines()
+    assert lines[0].endswith("good") and len(lines) == 2
+
+
+def test_a_record_keeps_nothing_alive_while_it_waits(pipe, logger):
+    class Argument:
+        pass
+
+    reader, writer = pipe
+    with LogQueue(writer, JsonFormatter(), flush_timeout=0.05) as queue:
+        logger.addHandler(queue)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        argument = Argument()
+        died = weakref.ref(argument)
+        logger.info("%s", argument, extra={"argument": argument})
+        del argument
+        gc.collect()
+        assert died() is None
+    os.close(reader)
+    queue._thread.join(DEADLINE)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
+    """A record of 60 KB takes the places of 60 short ones."""
+    reader, writer = pipe
+    capacity = 1000
+    stalls, may_write = threading.Event(), threading.Event()
+
+    class Stalled(LogQueue):
+        def _write(self, lines):
+            stalls.set()
+            assert may_write.wait(DEADLINE)
+            super()._write(lines)
+
+    os.close(reader)  # so that in the end nothing is left to be read
+    with Stalled(writer, {"text": TextFormatter, "json": JsonFormatter}[form](), capacity) as queue:
+        logger.addHandler(queue)
+        logger.info("the first, which the thread takes")
+        assert stalls.wait(DEADLINE)
+        for _ in range(100):
+            try:
+                raise ValueError("x" * 60_000)
+            except ValueError:
+                logger.exception("failed")
+            if form == "text":
+                queue.put_line(logging.INFO, "\u20ac" * 20_000)
+        waiting = [queue._records.get_nowait() for _ in range(queue._records.qsize())]
+        sizes = [sys.getsizeof(item if isinstance(item, bytes) else item[2]) for item in waiting if item]
+        assert 10 < len(sizes) < 20
+        assert sum(sizes) <= capacity * 1024 + 80_000
+        assert queue._lost[logs.NOT_READ] > 80
+        may_write.set()
+
+
+@posix_pipes
+def test_records_that_a_full_disk_did_not_take_are_counted(tmp_path, logger):
+    """Row 86."""
+    import resource
+
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with LogQueue(descriptor, TextFormatter()) as queue:
+        logger.addHandler(queue)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250, limits[1]))
+        try:
+            for number in range(10):
+                logger.info("%d %s", number, "x" * 50)
+                eventually(lambda number=number: path.stat().st_size and queue._records.qsize() == 0)
+            eventually(lambda: sum(queue._lost.values()) == 8)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        logger.info("there is room again")
+    os.close(descriptor)
+    records = records_of(path.read_bytes(), "text")
+    assert [message.partition(" ")[0] for _, message in records] == ["0", "1", "there", "8"]
+    assert records[-1] == ("WARNING", "8 log records dropped: the log could not be written (File too large)")
+
+
+@posix_pipes
+def test_a_forked_child_writes_its_records_itself(pipe, logger):
+    reader, writer = pipe
+    with LogQueue(writer, TextFormatter()) as queue:
+        logger.addHandler(queue)
+        logger.info("from the parent")
+        child = os.fork()
+        if not child:
+            logger.info("from the child")
+            queue.put_line(logging.INFO, "line of the child")
+            queue.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    os.close(writer)
+    lines = read_to_end(reader).splitlines()
+    assert sorted(line[32:] for line in lines) == ["from the child", "from the parent", "line of the child"]
 
 
 # Lines in place of records, where the command's own queue is the only one to see them.
@@ -281,7 +451,7 @@ def test_a_queue_drops_lines_as_it_drops_records(pipe):
         for _ in range(1000):
             queue.put_line(logging.INFO, "x" * 1000)
         assert queue._records.qsize() <= 100
-        dropped = queue._dropped
+        dropped = queue._lost[logs.NOT_READ]
         assert dropped > 0
         reading = Reader(reader)
         reading.start()
@@ -408,48 +578,6 @@ def test_lines_of_several_shared_queues_stay_whole_in_any_script(pipe):
     assert [line for line in lines if not re.fullmatch(rf"(.) {line[0]}*\.", line)] == []
 
 
-class Measured(LogQueue):
-    """A queue that does not write, but keeps the sizes of its writes; the second write has all that was logged."""
-
-    def __init__(self, *arguments, **options):
-        self.sizes = []
-        self.all_is_logged = threading.Event()
-        super().__init__(*arguments, **options)
-
-    def _write(self, data):
-        assert self.all_is_logged.wait(DEADLINE)
-        self.sizes.append(len(data))
-
-    def close(self):
-        self.all_is_logged.set()
-        super().close()
-
-
-@posix_pipes
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_shared_queue_writes_no_more_at_once_than_a_pipe_takes_whole(pipe, logger, shared):
-    with Measured(pipe[1], logging.Formatter("%(message)s"), shared=shared) as queue:
-        logger.addHandler(queue)
-        for _ in range(600):
-            logger.info("x" * 99)
-    assert sum(queue.sizes) == 60_000
-    if shared:
-        assert max(queue.sizes) <= select.PIPE_BUF
-        assert all(size % 100 == 0 for size in queue.sizes)
-    else:
-        assert max(queue.sizes) > select.PIPE_BUF  # fewer calls
-
-
-@posix_pipes
-def test_a_shared_queue_counts_bytes_not_characters(pipe, logger):
-    with Measured(pipe[1], logging.Formatter("%(message)s"), shared=True) as queue:
-        logger.addHandler(queue)
-        for _ in range(200):
-            logger.info("\u20ac" * 80)
-    assert sum(queue.sizes) == 200 * 241
-    assert max(queue.sizes) <= select.PIPE_BUF
-
-
 def test_a_line_longer_than_a_pipe_takes_whole_is_written_all_the_same(pipe, logger):
     reader, writer = pipe
     reading = Reader(reader)
@@ -468,7 +596,7 @@ def test_a_shared_queue_tells_what_it_dropped(pipe, logger):
         logger.addHandler(queue)
         for number in range(1000):
             logger.info("%d %s", number, "x" * 1000)
-        dropped = queue._dropped
+        dropped = queue._lost[logs.NOT_READ]
         reading = Reader(reader)
         reading.start()
     os.close(writer)
@@ -499,7 +627,7 @@ def test_threads_that_log_at_once_lose_no_line_and_double_none(pipe, logger):
     assert [[line for line in lines if line[0] == name] for name in "abcdef"] == [
         [f"{name}{number}" for number in range(300)] for name in "abcdef"
     ]
-    assert not queue._dropped
+    assert not queue._lost[logs.NOT_READ]
 
 
 # The direct log, which the parent of workers has.

@@ -353,7 +353,7 @@ def talk_while_nobody_reads_stderr(server, count):
 
 
 def test_a_stderr_that_nobody_reads_blocks_no_client(changed_command):
-    server = changed_command("command.LogQueue = functools.partial(command.LogQueue, capacity=100)")
+    server = changed_command("command_log.LogQueue = functools.partial(command_log.LogQueue, capacity=100)")
     talk_while_nobody_reads_stderr(server, 3000)  # far more than a pipe and the small queue hold
 
 

@@ -595,7 +595,7 @@ def test_a_fork_that_fails_is_tried_again(changed, dial):
 # The log.
 
 
-SMALL_QUEUE = "command.LogQueue = functools.partial(command.LogQueue, capacity=100, flush_timeout=0.1)"
+SMALL_QUEUE = "command_log.LogQueue = functools.partial(command_log.LogQueue, capacity=100, flush_timeout=0.1)"
 
 
 def echoed_at_once(server, clients, count):

@@ -26,7 +26,7 @@ def call(main, *arguments):
 
 CHANGED = """
 import functools, logging, os, sys
-from echo.cli.server import command as command, balance, workers
+from echo.cli.server import command as command, balance, command_log, workers
 from echo.transport import affinity
 from echo.server import server
 

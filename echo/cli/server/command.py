@@ -7,7 +7,6 @@ before the deadline, 1 if some had to be cut or the address is not available, 2 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import logging
 import os
@@ -17,7 +16,7 @@ import ssl
 import sys
 import time
 from types import FrameType
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from ... import protocol
 from ...framing import FRAMINGS
@@ -30,9 +29,8 @@ from ...transport import affinity
 from ...transport.certificates import server_context
 from .. import arguments
 from . import systemd
-from .formatters import JsonFormatter, TextFormatter
+from .command_log import Log
 from .loading import combine, load_handler, load_mixin
-from .logs import DirectLog, LogQueue
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
 from .queue_logging import QueueLoggingMixin
 from .workers import Workers
@@ -52,6 +50,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
     with arguments.standard_streams(PROG):
         options = _options(argv)
+    with Log(options) as log:  # before a handler's module is imported: it may close descriptors, or print
+        return _run(options, log)
+
+
+def _run(options: argparse.Namespace, log: Log) -> int:
     try:
         server = _server(options)
     except ValueError as exc:
@@ -61,7 +64,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options)}", 1)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     _calm_waiting_threads(server.max_connections)
-    return _run_alone(server, options) if options.workers == 1 else _run_workers(server, options)
+    return _run_alone(server, options, log) if options.workers == 1 else _run_workers(server, options, log)
 
 
 def _options(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -88,21 +91,20 @@ def _by_options(text: str) -> str:
     return f"{flags[0]} is {rest}" if flags else text
 
 
-def _run_alone(server: Server, options: argparse.Namespace) -> int:
-    with _logging_to(LogQueue(_log_descriptor(), _formatter(options))):
+def _run_alone(server: Server, options: argparse.Namespace, log: Log) -> int:
+    with log.to(log.queue()):
         return _serve(server, lambda: _announce(server), _reloader(lambda: _reload(server, options)), _watch_terminal())
 
 
-def _run_workers(server: Server, options: argparse.Namespace) -> int:
+def _run_workers(server: Server, options: argparse.Namespace, log: Log) -> int:
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
     reload = _reloader(lambda: _reload(server, options))
 
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
-        logging.getLogger().removeHandler(parents_log)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
-        with _logging_to(LogQueue(_log_descriptor(), _formatter(options), shared=True)):
+        with log.to(log.queue()):
             return _serve(server, ready, reload, lambda: False)
 
     def stop() -> None:
@@ -110,8 +112,7 @@ def _run_workers(server: Server, options: argparse.Namespace) -> int:
         server.server_close()
 
     server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
-    parents_log = DirectLog(_log_descriptor(), _formatter(options))
-    with _logging_to(parents_log):
+    with log.to(log.direct()):
         processes = Workers(options.workers, work, stop, reload, _watch_terminal())
         _announce(server)
         server.balance = processes.balance
@@ -119,26 +120,6 @@ def _run_workers(server: Server, options: argparse.Namespace) -> int:
             return processes.run()
         finally:
             server.server_close()  # if it ended without a stop: a Unix socket's path must not stay
-
-
-def _log_descriptor() -> int:
-    return sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-
-
-def _formatter(options: argparse.Namespace) -> logging.Formatter:
-    formatter = JsonFormatter if options.log_format == "json" else TextFormatter
-    return formatter(with_process=options.workers > 1)
-
-
-@contextlib.contextmanager
-def _logging_to(handler: logging.Handler) -> Iterator[None]:
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
 
 
 def _announce(server: Server) -> None:

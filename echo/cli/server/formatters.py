@@ -1,6 +1,11 @@
 """How the command's log looks: lines of text for people, or JSON objects for programs.
 
-A formatter turns one record into one line (and a traceback, if there is one). It does not know where the line goes.
+A formatter turns one record into one line. (In the text log the lines of a traceback follow, each with ``MARK`` in
+front, so that none can be taken for a record.) It does not know where the line goes.
+
+Both formatters are strict: whatever a record holds, the line has no character that is not printable, and JSON is valid
+JSON. A record may come from any module, with a message that a peer sent, a clock beyond the calendar, and attributes
+that JSON does not have.
 """
 
 from __future__ import annotations
@@ -8,9 +13,18 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Iterable, Iterator, List, Tuple
+
+from ...text import LONGEST, escape, format_exception, printable
+
+MARK = "  | "
+"""What each line of a traceback begins with."""
+
+_LAST_MOMENT = 253402128000.0
+"""9999-12-30 in UTC: no time zone is beyond the year 9999 then."""
 
 _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", "asctime", "taskName"}
 
@@ -21,30 +35,30 @@ class TextFormatter(logging.Formatter):
     ``with_process`` adds the process number, for a log that several processes write.
     """
 
-    _moment = (-1, -1)
-    _prefix = ""
+    _last = (-1, -1), ""
 
     def __init__(self, with_process: bool = False) -> None:
         super().__init__()
-        self._process = f"[{os.getpid()}] " if with_process else ""
+        self._with_process = with_process
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self.line(record.created, record.levelno, record.getMessage())
-        if record.exc_info and not record.exc_text:
-            record.exc_text = self.formatException(record.exc_info)
-        return f"{line}\n{record.exc_text}" if record.exc_text else line
+        message = printable(record.getMessage(), LONGEST)
+        line = self.line(_in_calendar(record.created), record.levelno, message)
+        return f"\n{MARK}".join([line, *_traceback(record), *_stack(record)])
 
     def line(self, created: float, level: int, message: str) -> str:
-        """The line of a record that has only these."""
+        """The line of a record that has only these. ``message`` is printable."""
         # Under load many lines have the same millisecond and level, so the prefix is kept from one line to the next.
-        # That needs no lock: only one thread formats, the one that writes.
+        # Any thread may format: it takes moment and prefix together.
         moment = (int(created * 1000), level)
-        if moment != self._moment:
-            self._moment = moment
-            second, millisecond = divmod(moment[0], 1000)
+        last, prefix = self._last
+        if moment != last:
+            second, millisecond = divmod(int(_in_calendar(created) * 1000), 1000)
             text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-            self._prefix = f"{text}.{millisecond:03d} {logging.getLevelName(level):7} {self._process}"
-        return self._prefix + message
+            process = f"[{os.getpid()}] " if self._with_process else ""
+            prefix = f"{text}.{millisecond:03d} {printable(logging.getLevelName(level)):7} {process}"
+            self._last = moment, prefix
+        return prefix + message
 
 
 class JsonFormatter(logging.Formatter):
@@ -52,28 +66,121 @@ class JsonFormatter(logging.Formatter):
 
     Each has ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``event`` and ``message`` (the line for people). The
     other fields are the record's own attributes (``extra``), under their names: ``peer``, ``session``, ``reason``,
-    ``messages_in``, ``bytes_in``, ``duration_s``, ... A traceback is ``exception``. ``with_process`` adds
-    ``process``, the process number.
+    ``messages_in``, ``bytes_in``, ``duration_s``, ... A traceback is ``exception``, a stack ``stack``. ``with_process``
+    adds ``process``, the process number.
+
+    Messages and tracebacks are printable; strings of the record's own attributes are kept. A value that JSON does not
+    have (bytes, NaN, an object) is shown as text, and an attribute with the name of a field above, except ``event``,
+    gets an underscore after its name.
     """
 
     def __init__(self, with_process: bool = False) -> None:
         super().__init__()
         self._with_process = with_process
+        self._encode = json.JSONEncoder(allow_nan=False).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        moment = datetime.datetime.fromtimestamp(_in_calendar(record.created), datetime.timezone.utc)
+        plain = _Plain()
         fields: Dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname,
-            "logger": record.name,
+            "level": plain.value(record.levelname),
+            "logger": plain.value(record.name),
             "event": "log",
         }
-        fields.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                fields[f"{name}_" if name in _OURS else plain.key(name)] = plain.value(value)
         if self._with_process:
             fields["process"] = record.process
-        fields["message"] = record.getMessage()
-        if record.exc_info and not record.exc_text:
-            record.exc_text = self.formatException(record.exc_info)
-        if record.exc_text:
-            fields["exception"] = record.exc_text
-        return json.dumps(fields, default=str)
+        fields["message"] = printable(record.getMessage(), LONGEST)
+        for name, lines in (("exception", _traceback(record)), ("stack", _stack(record))):
+            if lines:
+                fields[name] = "\n".join(lines)
+        return self._encode(fields)
+
+
+_OURS = {"time", "level", "logger", "message", "process", "exception", "stack"}
+
+
+class _Plain:
+    """Values as JSON has them. Containers are copied down to ``DEEPEST`` levels, and altogether about ``LONGEST``
+    characters of them are kept."""
+
+    DEEPEST = 8
+
+    def __init__(self) -> None:
+        self._left = LONGEST
+        self._inside: Tuple[int, ...] = ()
+
+    def value(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is str:
+            return self._text(value)
+        if kind is int or value is None or kind is bool:
+            return value
+        try:
+            return self._unusual(value)
+        except Exception as exc:
+            return f"({kind.__name__}: {type(exc).__name__})"
+
+    def key(self, key: Any) -> str:
+        return str(self.value(key))
+
+    def _unusual(self, value: Any) -> Any:
+        if isinstance(value, float) and math.isfinite(value):
+            return float(value)
+        if isinstance(value, int):
+            return int(value)
+        if isinstance(value, str):
+            return self._text(str.__str__(value))
+        if isinstance(value, (bytes, bytearray)):
+            return escape(bytes(value), LONGEST)
+        if not isinstance(value, (dict, list, tuple, set, frozenset)):
+            return self._text(str(value))
+        if id(value) in self._inside or len(self._inside) == self.DEEPEST:
+            return "..."
+        outside = self._inside
+        self._inside = (*outside, id(value))
+        try:
+            if isinstance(value, dict):
+                return {self.key(key): self._counted(each) for key, each in self._some(value.items())}
+            return [self._counted(each) for each in self._some(value)]
+        finally:
+            self._inside = outside
+
+    def _some(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in list(items):
+            if self._left > 0:
+                yield item
+
+    def _counted(self, value: Any) -> Any:
+        shown = self.value(value)
+        self._left -= 1 + (len(shown) if isinstance(shown, str) else 1)
+        return shown
+
+    def _text(self, text: str) -> str:
+        if not text.isascii():  # lone surrogates: not every reader of JSON accepts them
+            text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text) - LONGEST} more characters)"
+
+
+def _in_calendar(created: float) -> float:
+    """The time, or the nearest one that can be written as year, month and day."""
+    return min(_LAST_MOMENT, max(0.0, created))  # in this order NaN becomes 0
+
+
+def _traceback(record: logging.LogRecord) -> List[str]:
+    info: Any = record.exc_info
+    exc = info[1] if isinstance(info, tuple) and len(info) > 1 else info
+    if isinstance(exc, BaseException):  # first: exc_text may be what another handler's formatter has left there
+        return format_exception(exc)
+    return _lines(record.exc_text)
+
+
+def _stack(record: logging.LogRecord) -> List[str]:
+    return _lines(record.stack_info)
+
+
+def _lines(text: Any) -> List[str]:
+    return [printable(line, LONGEST) for line in str(text).rstrip("\n").split("\n")] if text else []

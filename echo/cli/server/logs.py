@@ -1,30 +1,41 @@
 """Where the command's log goes: a bounded queue and a thread that writes it, so that a slow reader blocks no client.
 
-A thread that logs puts the record into the queue and goes on. The writing thread formats the records, and writes many
-lines at once. While nobody reads the log, at most ``CAPACITY`` records wait. Further ones are dropped and counted, and
-the log reports their number when it is read again.
+A thread that logs puts the line into the queue and goes on. The writing thread writes many lines at once. While nobody
+reads the log, at most ``CAPACITY`` KiB wait. Further records are dropped and counted, and the log reports their number
+when it is read again.
 
-The writing thread uses the bare descriptor. Rejected: ``logging.StreamHandler`` on ``sys.stderr``. A writer that is
-stuck in a full pipe would hold the lock of its buffer, the interpreter flushes that buffer at exit, and not getting
-the lock then is a fatal error.
+The rules:
+
+* A record is formatted where it is logged: then its size is known, nothing that it refers to stays alive, and a record
+  that logs while it is formatted cannot feed the writing thread for ever. Only ``put_line`` leaves that to the writer.
+* A fault in a record costs that record, never the session that logs it.
+* Each record is written as a whole, or not at all (``Output``).
+* The bare descriptor is used. Rejected: ``logging.StreamHandler`` on ``sys.stderr``. A writer that is stuck in a full
+  pipe would hold the lock of its buffer, the interpreter flushes that buffer at exit, and not getting the lock then is
+  a fatal error.
+* A forked child has no writing thread. Its records are written at once, or dropped.
 """
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import queue
-import select
-import stat
 import threading
 import time
-from typing import Iterator, List, Optional, Tuple, Union
+import traceback
+from typing import Any, Callable, Counter, List, Optional, Tuple, Union
 
-from ...text import plural
+from ...server import forking
+from ...text import plural, printable
 from .formatters import TextFormatter
+from .output import Output
 
 CAPACITY = 10_000
-"""Maximum number of records that wait for the writing thread."""
+"""Places in the queue. A record takes one, and one more for each further KiB."""
+
+PLACE = 1024
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that the end of the program waits for the log to be written."""
@@ -37,15 +48,43 @@ BATCH_DELAY = 0.01
 """Seconds that the writing thread waits for more records before it writes. Woken for each record, it would take the
 interpreter from the sessions each time."""
 
+BATCH_PLACES = 1000
+"""Places of the queue that are written at once: the batch is in memory a second time."""
+
+NOT_READ = "the log was not read"
+"""Why records are dropped while the queue is full."""
+
 _Line = Tuple[float, int, str]  # time, level, text
 
-_TRACEBACKS = logging.Formatter()
+
+class LineHandler(logging.Handler):
+    """A logging handler that turns records into whole lines."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """Return the record's line. If it cannot be formatted, that is the line: the standard handlers print such a
+        fault, too, and the program goes on."""
+        try:
+            line = self.format(record)
+        except Exception as exc:
+            line = self._format_fault(_fault(record, exc))
+        return line.encode("utf-8", "backslashreplace") + b"\n"
+
+    def _format_fault(self, fault: logging.LogRecord) -> str:
+        try:
+            return self.format(fault)
+        except Exception:  # the fault is the formatter's own
+            return printable(fault.getMessage())
 
 
-class LogQueue(logging.Handler):
-    """A logging handler with a thread that writes to a file descriptor. ``close`` ends the thread.
+class LogQueue(LineHandler):
+    """A logging handler with a thread that writes to a file descriptor, of which it makes a duplicate. ``close`` ends
+    the thread.
 
-    ``shared`` says that other processes write to the descriptor too.
+    ``shared`` says that other processes write to the descriptor too; ``lock`` is what they share (``output.new_lock``).
     """
 
     def __init__(
@@ -55,43 +94,46 @@ class LogQueue(logging.Handler):
         capacity: int = CAPACITY,
         shared: bool = False,
         flush_timeout: float = FLUSH_TIMEOUT,
+        lock: Optional[int] = None,
     ) -> None:
-        super().__init__()
-        self.setFormatter(formatter)
-        self._descriptor = descriptor
+        super().__init__(formatter)
+        self._output = Output(descriptor, shared=shared, lock=lock)
         self._capacity = capacity
         self._flush_timeout = flush_timeout
-        self._records: queue.SimpleQueue[Union[logging.LogRecord, _Line, None]] = queue.SimpleQueue()
+        self._records: Any = queue.SimpleQueue()  # of lines: bytes, or a _Line; None ends the thread
         self._counting = threading.RLock()  # reentrant: a signal handler may log while its thread counts
-        self._dropped = 0
+        self._lost: Counter[str] = collections.Counter()  # records, by what they were lost to
+        self._reported: Counter[str] = collections.Counter()
+        self._ended = False
         self._ending = threading.Event()
-        self._shared = shared
+        self._thread: Optional[threading.Thread]
         self._thread = threading.Thread(target=self._write_all, name="echo-log", daemon=True)
+        forking.in_child(self._let_go)
         self._thread.start()
 
     def close(self) -> None:
         """Write the records that wait, and end the thread. Give up if nobody reads for ``flush_timeout`` seconds."""
         super().close()
+        if self._thread is None:  # in a forked child
+            self._output.close()
+            return
         self._ending.set()
         self._records.put(None)
         for _ in range(MAX_FLUSHES):
             self._thread.join(self._flush_timeout)
-            if not self._thread.is_alive() or not _has_room(self._descriptor):
+            if not self._thread.is_alive() or not self._output.has_room():
                 break
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Queue the record. The handler's own lock is not needed, since the queue has one."""
-        if self.filters and not self.filter(record):
-            return False
-        if self._is_full():
-            return True
-        # Format now what may change before the writing thread comes to it, or would keep a frame's objects alive.
-        if record.args:
-            record.msg, record.args = record.getMessage(), None
-        if record.exc_info:
-            record.exc_text = _TRACEBACKS.formatException(record.exc_info)
-            record.exc_info = None
-        self._records.put(record)
+        """Queue the record's line. The handler's own lock is not needed, since the queue has one."""
+        try:
+            passed = self.filter(record) if self.filters else True
+            if not passed:
+                return False
+            if not self._is_full():
+                self._put(self.encode(record if passed is True else passed))  # a filter may replace it (3.12)
+        except Exception as exc:  # no memory, or the end of the stack, for the fault's own line too
+            self._drop(f"{type(exc).__name__} while it was formatted")
         return True
 
     @property
@@ -103,114 +145,140 @@ class LogQueue(logging.Handler):
         """Queue a message in place of a record that has nothing else to show."""
         if not self._is_full():
             self._records.put((time.time(), level, message))
+            if len(message) > PLACE // 4:  # a character takes up to four bytes
+                self._fill(len(message) if message.isascii() else 4 * len(message))
+
+    def _put(self, line: bytes) -> None:
+        self._records.put(line)
+        if len(line) > PLACE:
+            self._fill(len(line))
+
+    def _fill(self, size: int) -> None:
+        # A long record takes the places of many short ones. That bounds the memory without a lock and a sum.
+        for _ in range(size // PLACE):
+            self._records.put(b"")
 
     def _is_full(self) -> bool:
         """Whether the next record must be dropped; if so, count it."""
-        full = self._records.qsize() >= self._capacity
+        full = bool(self._records.qsize() >= self._capacity)
         if full:
-            with self._counting:
-                self._dropped += 1
+            self._drop(NOT_READ)
         return full
 
+    def _drop(self, why: str, count: int = 1) -> None:
+        with self._counting:
+            self._lost[why] += count
+
+    def _let_go(self) -> None:
+        """In a forked child: what waits is its parent's, and so is the thread."""
+        self._thread = None
+        self._counting = threading.RLock()
+        self._reported = self._lost.copy()
+        self._output.wait_no_more()
+        self._records = _Unqueued(lambda item: self._write(self._lines([item])))
+
     def _write_all(self) -> None:
-        reported = 0
-        ended = False
-        while not ended:
-            batch = [self._records.get()]
-            self._ending.wait(BATCH_DELAY)
-            try:
-                while len(batch) < self._capacity:
-                    batch.append(self._records.get_nowait())
-            except queue.Empty:
-                pass
-            ended = None in batch
-            lines = [self._line(record) for record in batch if record is not None]
-            dropped = self._dropped
-            if dropped > reported:
-                lines.append(self._line(_dropped_note(dropped - reported)))
-                reported = dropped
-            encoded = [line.encode("utf-8", "backslashreplace") for line in lines]
-            for data in _pieces(encoded) if self._shared else [b"".join(encoded)]:
-                self._write(data)
-
-    def _line(self, record: Union[logging.LogRecord, _Line]) -> str:
-        if isinstance(record, tuple):
-            assert isinstance(self.formatter, TextFormatter)
-            return self.formatter.line(*record) + "\n"
         try:
-            return self.format(record) + "\n"
-        except Exception as exc:  # a record of another library, whose arguments do not fit its format
-            return f"a log record could not be formatted: {exc!r}\n"
-
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        try:
-            while view:
+            while not self._ended:
+                batch = self._next_batch()
                 try:
-                    view = view[os.write(self._descriptor, view) :]
-                except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
-                    select.select([], [self._descriptor], [])
-        except OSError:
-            pass  # closed, or the disk is full: there is no other place to report it
+                    self._write(self._lines(batch))
+                except MemoryError:
+                    self._drop("no memory", len(batch))
+                del batch  # not to be kept while this thread waits
+        finally:
+            self._output.close()
+
+    def _next_batch(self) -> List[Union[bytes, _Line]]:
+        batch = [self._records.get()]
+        if self._records.qsize() < BATCH_PLACES:
+            self._ending.wait(BATCH_DELAY)
+        try:
+            while len(batch) < BATCH_PLACES:
+                batch.append(self._records.get_nowait())
+        except queue.Empty:
+            pass
+        self._ended = None in batch
+        return [item for item in batch if item is not None and item != b""]
+
+    def _lines(self, batch: List[Union[bytes, _Line]]) -> List[bytes]:
+        """The batch as lines. Those of ``put_line`` are printable, unless a handler has put something else into what
+        they are made of; so they are looked at all at once (0.1 us each, and 0.7 one by one)."""
+        texts = "".join([item[2] for item in batch if isinstance(item, tuple)])
+        plain = texts.isascii() and not texts.encode().translate(None, _PLAIN)
+        lines = []
+        for item in batch:
+            if isinstance(item, tuple):
+                assert isinstance(self.formatter, TextFormatter)
+                created, level, message = item
+                line = self.formatter.line(created, level, message if plain else printable(message))
+                item = line.encode("utf-8", "backslashreplace") + b"\n"
+            lines.append(item)
+        return lines
+
+    def _write(self, lines: List[bytes]) -> None:
+        known = self._lost.copy()
+        notes = [self.encode(_note(count, why)) for why, count in (known - self._reported).items()]
+        lost = self._output.write(lines + notes)
+        if not lost:
+            self._reported = known
+        elif lost > len(notes):
+            self._drop(self._output.problem(), lost - len(notes))
 
 
-class DirectLog(logging.Handler):
+class _Unqueued:
+    """Takes the place of the queue: what is put into it is written at once."""
+
+    def __init__(self, write: Callable[[Union[bytes, _Line]], None]) -> None:
+        self._write = write
+
+    def qsize(self) -> int:
+        return 0
+
+    def put(self, item: Union[bytes, _Line]) -> None:
+        if item:
+            self._write(item)
+
+
+class DirectLog(LineHandler):
     """A logging handler for a process that must not have a second thread, since it forks.
 
     It writes at once, and drops a record that cannot be written without waiting.
     """
 
-    def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
-        super().__init__()
-        self.setFormatter(formatter)
-        self._descriptor = descriptor
-        self._own: Optional[int] = None
-        try:
-            # A regular file never blocks, and must not be opened again: all its writers share one position.
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                # Another process may fill the pipe after select() and before the write. A descriptor that is opened
-                # anew can be non-blocking without changing that of the others. A socket cannot be opened so; for it
-                # select() has to do.
-                self._own = self._descriptor = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            pass
+    def __init__(self, descriptor: int, formatter: logging.Formatter, lock: Optional[int] = None) -> None:
+        super().__init__(formatter)
+        self._output = Output(descriptor, shared=True, lock=lock, waits=False)
 
     def close(self) -> None:
         super().close()
-        if self._own is not None:
-            os.close(self._own)
-            self._own = None
+        self._output.close()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if select.select([], [self._descriptor], [], 0)[1]:
-                os.write(self._descriptor, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
-        except OSError:
+            self._output.write([self.encode(record)])
+        except Exception:  # as above: no memory, or the end of the stack
             pass
 
 
-def _has_room(descriptor: int) -> bool:
-    """Whether a write would not block now."""
-    try:
-        return bool(select.select([], [descriptor], [], 0)[1])
-    except (OSError, ValueError):
-        return False
+_PLAIN = bytes(range(0x20, 0x7F))
 
 
-def _pieces(lines: List[bytes]) -> Iterator[bytes]:
-    """Group whole lines into pieces that a pipe takes in one go, so that another writer's lines cannot come between."""
-    piece = b""
-    for line in lines:
-        if piece and len(piece) + len(line) > select.PIPE_BUF:
-            yield piece
-            piece = b""
-        piece += line
-    if piece:
-        yield piece
+def _fault(record: logging.LogRecord, exc: Exception) -> logging.LogRecord:
+    """A record that says that this one could not be formatted."""
+    what = traceback.format_exception_only(type(exc), exc)[-1].rstrip("\n")
+    where = f"{os.path.basename(record.pathname)}:{record.lineno}"
+    text = f"a log record could not be formatted ({where}): {what}"
+    return _record(logging.ERROR, text, "log-failed")
 
 
-def _dropped_note(dropped: int) -> logging.LogRecord:
-    text = f"{plural(dropped, 'log record')} dropped: the log was not read"
-    record = logging.LogRecord("echo.server", logging.WARNING, "", 0, text, None, None)
-    record.event, record.dropped = "dropped", dropped
+def _note(count: int, why: str) -> logging.LogRecord:
+    record = _record(logging.WARNING, f"{plural(count, 'log record')} dropped: {why}", "dropped")
+    record.dropped = count
+    return record
+
+
+def _record(level: int, text: str, event: str) -> logging.LogRecord:
+    record = logging.LogRecord("echo.server", level, "", 0, text, None, None)
+    record.event = event
     return record

@@ -1,0 +1,137 @@
+"""What reaches stderr beside the log, as records of the log.
+
+Python prints there what nobody handles: exceptions of threads and of ``__del__``, warnings, tracebacks of
+``multiprocessing`` and of logging handlers. A handler's module prints there, too. All that may quote what a peer sent,
+and a log of JSON objects has no place for it. Out of reach is only what is written to the descriptor itself: by C code,
+and by other programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import threading
+import warnings
+from threading import get_ident
+from typing import Any, Dict, Iterator, Optional
+
+from ...server.reporting import log_event
+from ...text import LONGEST
+from ..streams import best_effort
+
+
+class Stderr(io.TextIOBase):
+    """Takes the place of ``sys.stderr``: each line becomes a record for ``log``, a handler. Without one, text goes to
+    the original stream as it is."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, original: Any) -> None:
+        self.log: Optional[logging.Handler] = None
+        self.buffer = _Bytes(self)
+        self._original = best_effort(original)
+        self._begun: Dict[int, str] = {}  # by thread: lines without an end
+
+    def write(self, text: str) -> int:
+        if self.log is None:
+            self._original.write(text)
+        else:
+            *lines, rest = (self._begun.pop(get_ident(), "") + text).split("\n")
+            if len(rest) < LONGEST:
+                self._begun[get_ident()] = rest
+            else:
+                lines.append(rest)
+            for line in lines:
+                self._log(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._log(self._begun.pop(get_ident(), ""))
+        if self.log is None:
+            self._original.flush()
+
+    def _log(self, line: str) -> None:
+        if line and self.log is not None:
+            # Not through a logger: a handler of the program's own may write to this stream.
+            record = logging.LogRecord("stderr", logging.WARNING, "", 0, f"stderr: {line}", None, None)
+            record.event = "stderr"
+            self.log.handle(record)
+
+    def close(self) -> None:
+        """Nobody closes it: it is the log's."""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._original.fileno()
+
+
+class _Bytes(io.RawIOBase):
+    """``sys.stderr.buffer``."""
+
+    def __init__(self, stream: Stderr) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._stream.write(bytes(data).decode("utf-8", "backslashreplace"))
+        return len(data)
+
+    def close(self) -> None:
+        """Like that of the stream."""
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[Stderr]:
+    """Replace ``sys.stderr``, and the functions that print exceptions of threads, unraisable ones and warnings."""
+    stream = Stderr(sys.stderr)
+    with contextlib.ExitStack() as stack:
+        for place, name, value in (
+            (sys, "stderr", stream),
+            (sys, "unraisablehook", _unraisable),
+            (threading, "excepthook", _thread_failed),
+            (warnings, "showwarning", _show_warning(warnings.showwarning)),
+        ):
+            stack.callback(_put_back, place, name, value, getattr(place, name))
+            setattr(place, name, value)
+        yield stream
+
+
+def _put_back(place: Any, name: str, ours: Any, value: Any) -> None:
+    if getattr(place, name) is ours:  # else the program has put its own there
+        setattr(place, name, value)
+
+
+def _thread_failed(args: Any) -> None:
+    if args.exc_type is not SystemExit:
+        name = "(unknown)" if args.thread is None else args.thread.name
+        log_event(logging.ERROR, "error", "exception in thread %s", name, exc_info=_exception(args))
+
+
+def _unraisable(args: Any) -> None:
+    try:
+        where = repr(args.object)
+    except Exception:
+        where = type(args.object).__name__
+    what = args.err_msg or "exception ignored in"
+    log_event(logging.ERROR, "error", "%s: %s", what, where, exc_info=_exception(args))
+
+
+def _exception(args: Any) -> BaseException:
+    return args.exc_value if args.exc_value is not None else args.exc_type()  # type: ignore[no-any-return]
+
+
+def _show_warning(original: Any) -> Any:
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        if file is not None:
+            original(message, category, filename, lineno, file, line)
+        else:
+            log_event(logging.WARNING, "warning", "%s:%d: %s: %s", filename, lineno, category.__name__, message)
+
+    return show

@@ -1,0 +1,73 @@
+"""The log of the command: where it goes, how it looks, and what is logged beside records.
+
+It puts together what ``output``, ``formatters``, ``logs`` and ``captured`` do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from typing import Iterator
+
+from ...server.reporting import log_event
+from .captured import captured_stderr
+from .formatters import JsonFormatter, TextFormatter
+from .logs import DirectLog, LogQueue
+from .output import new_lock
+
+
+class Log:
+    """The log from its beginning, which comes before a handler's module is imported: that may close descriptor 2,
+    print, or let ``logging`` write to ``sys.stderr``. Until ``to`` it leaves alone what is printed.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._several = options.workers > 1
+        formatter = JsonFormatter if options.log_format == "json" else TextFormatter
+        self._formatter = formatter(with_process=self._several)
+
+    def __enter__(self) -> Log:
+        with contextlib.ExitStack() as stack:
+            self._descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
+            with contextlib.suppress(OSError):
+                self._descriptor = os.dup(self._descriptor)
+                stack.callback(os.close, self._descriptor)
+            self._lock = new_lock()
+            if self._lock is not None:
+                stack.callback(os.close, self._lock)
+            self._stderr = stack.enter_context(captured_stderr())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def queue(self) -> LogQueue:
+        """The log of a process that serves."""
+        return LogQueue(self._descriptor, self._formatter, shared=self._several, lock=self._lock)
+
+    def direct(self) -> DirectLog:
+        """The log of a process that forks."""
+        return DirectLog(self._descriptor, self._formatter, lock=self._lock)
+
+    @contextlib.contextmanager
+    def to(self, handler: logging.Handler) -> Iterator[None]:
+        """Let records go to this handler alone. An exception is logged, and ends the program with code 1."""
+        before = self._stderr.log
+        root = logging.getLogger()
+        if before is not None:
+            root.removeHandler(before)
+        root.addHandler(handler)
+        self._stderr.log = handler
+        try:
+            yield
+        except Exception as exc:
+            log_event(logging.ERROR, "error", "the server has failed", exc_info=exc)
+            raise SystemExit(1) from None
+        finally:
+            self._stderr.log = before
+            root.removeHandler(handler)
+            handler.close()

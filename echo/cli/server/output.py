@@ -1,0 +1,221 @@
+"""A descriptor to which whole lines are written, or nothing.
+
+It knows no records, only lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+import tempfile
+import time
+from typing import Iterator, List, Optional, Tuple
+
+PATIENCE = 0.25
+"""Seconds that an output which must not wait waits for another process to finish its line, or for the reader to let it
+finish its own: a pipe may take the beginning of a long line, and no more."""
+
+
+class Output:
+    """A duplicate of ``descriptor``, made here: other code may close its own (``os.close(2)``), and the number would
+    then belong to the next client.
+
+    ``shared``: other processes write to it, too. A pipe takes ``PIPE_BUF`` bytes in one go; a longer line is written
+    under ``lock``, which all of them share. ``waits``: whether to wait for room, and for the lock, for as long as it
+    takes.
+    """
+
+    patience = PATIENCE
+
+    def __init__(
+        self, descriptor: int, *, shared: bool = False, lock: Optional[int] = None, waits: bool = True
+    ) -> None:
+        self._shared = shared
+        self._lock = lock
+        self._waits = waits
+        self._error: Optional[OSError] = None
+        self._rest = b""  # of a line that was written in part
+        self._waits_for_lock = False
+        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            self._descriptor = os.dup(descriptor)
+        self._identity = _identity(self._descriptor)
+        if not waits:
+            self.wait_no_more()
+
+    def wait_no_more(self) -> None:
+        """From now on drop what cannot be written without waiting."""
+        self._waits = self._waits_for_lock = False
+        self._rest = b""
+        # Another process may fill the pipe between a look and the write. A descriptor that is opened anew can be
+        # non-blocking without changing that of the others. A socket cannot be opened so, and a regular file never
+        # blocks, and must not be opened again, since all its writers share one position.
+        if self._identity is None or self._is_file():
+            return
+        with contextlib.suppress(OSError):
+            own = os.open(f"/dev/fd/{self._descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+            os.close(self._descriptor)
+            self._descriptor, self._identity = own, _identity(own)
+
+    def close(self) -> None:
+        """Close the duplicate, if it still is one."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0 and _identity(descriptor) == self._identity:
+            os.close(descriptor)
+
+    def problem(self) -> str:
+        """Why lines could not be written."""
+        return f"the log could not be written ({self._error.strerror if self._error else 'unknown'})"
+
+    def has_room(self) -> bool:
+        """Whether a write would not block now."""
+        return not self._waits_for_lock and _can_write(self._descriptor, 0)
+
+    def write(self, lines: List[bytes]) -> int:
+        """Write the lines, each as a whole; return how many were lost."""
+        written = 0
+        try:
+            for piece in _pieces(lines) if self._shared else [lines]:
+                with self._locked():
+                    lost = self._write(piece)
+                written += len(piece) - lost
+                if lost:
+                    break
+        except OSError as exc:
+            self._error = exc
+        return len(lines) - written
+
+    def _write(self, lines: List[bytes]) -> int:
+        if _identity(self._descriptor) != self._identity:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # other code has closed it: it may be a client now
+        data = self._rest + b"".join(lines)
+        view = memoryview(data)
+        done = 0
+        try:
+            if not self._waits and not self.has_room():
+                raise BlockingIOError
+            while done < len(data):
+                try:
+                    done += os.write(self._descriptor, view[done:])
+                except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
+                    if not _can_write(self._descriptor, None if self._waits else self.patience):
+                        raise
+        except OSError as exc:
+            self._error = exc
+            return self._lost(lines, data, done)
+        self._rest = b""
+        return 0
+
+    def _lost(self, lines: List[bytes], data: bytes, done: int) -> int:
+        """Only ``done`` bytes were written: how many of the lines are lost? One that was written in part is taken back
+        from a file. Elsewhere the next write finishes it, before anything else."""
+        end = len(self._rest)
+        if done < end:
+            self._rest = self._rest[done:]
+            return len(lines)
+        whole = 0
+        while whole < len(lines) and end + len(lines[whole]) <= done:
+            end += len(lines[whole])
+            whole += 1
+        self._rest = b""
+        if done > end and self._is_file():
+            self._take_back(done - end)
+        elif done > end:
+            self._rest = data[done : end + len(lines[whole])]
+            whole += 1
+        return len(lines) - whole
+
+    def _is_file(self) -> bool:
+        return self._identity is not None and stat.S_ISREG(self._identity[2])
+
+    def _take_back(self, size: int) -> None:
+        """Shorten the file by what was written last, unless another program has written to it since."""
+        with contextlib.suppress(OSError):
+            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            if os.fstat(self._descriptor).st_size == end:
+                os.ftruncate(self._descriptor, end - size)
+                os.lseek(self._descriptor, end - size, os.SEEK_SET)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._lock is None:
+            yield
+            return
+        import fcntl  # only processes that were forked have a lock
+
+        # Such a lock belongs to the process, and goes with it, whatever kills it.
+        held = True
+        self._waits_for_lock = self._waits
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if self._waits else fcntl.LOCK_NB))
+        except OSError:
+            held = not self._waits and self._wait_for_lock()
+        self._waits_for_lock = False
+        try:
+            yield
+        finally:
+            if held:
+                fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    def _wait_for_lock(self) -> bool:
+        import fcntl
+
+        assert self._lock is not None
+        deadline = time.monotonic() + self.patience
+        while self.has_room() and time.monotonic() < deadline:  # without room the other one may wait for long
+            time.sleep(0.001)
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+        return False
+
+
+def new_lock() -> Optional[int]:
+    """Return a descriptor that processes can share as the ``lock`` of their outputs; None where there is none."""
+    if not hasattr(os, "fork"):
+        return None
+    try:
+        if hasattr(os, "memfd_create"):
+            return os.memfd_create("echo-log")
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+    except OSError:
+        return None
+
+
+def _identity(descriptor: int) -> Optional[Tuple[int, int, int]]:
+    """What a descriptor refers to; None if it is closed."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mode
+
+
+def _can_write(descriptor: int, timeout: Optional[float]) -> bool:
+    """Wait until a write would not block; return whether that is so. ``timeout``: seconds; None: no limit."""
+    try:
+        if hasattr(select, "poll"):  # select() knows no descriptor above 1023
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            return bool(poll.poll(None if timeout is None else timeout * 1000))
+        return bool(select.select([], [descriptor], [], timeout)[1])
+    except (OSError, ValueError):
+        return False
+
+
+def _pieces(lines: List[bytes]) -> Iterator[List[bytes]]:
+    """Group lines into pieces that a pipe takes in one go, so that another writer's lines cannot come between."""
+    piece: List[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) > select.PIPE_BUF:
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if piece:
+        yield piece

@@ -1,0 +1,307 @@
+"""Whatever a handler and Python print beside the log is a record of it, and nothing in it can forge one."""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+import echo
+from echo.cli.server.captured import captured_stderr
+from echo.cli.server.formatters import JsonFormatter, TextFormatter
+from support import DEADLINE, TESTS, eventually, read_all
+from support.evil_handler import ACTIONS
+from support.log_lines import records_of
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, and descriptors as POSIX has them")
+
+FORGED = "a\r2026-01-01 00:00:00.000 INFO    forged\x1b[31m\0\x85\u2028\u202e"
+WORDS = [*ACTIONS, "name", "broken", "reason"]
+
+
+class Lines(logging.Handler):
+    """Keeps the messages of records."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def captured():
+    """(original stream, what has taken its place). No fixture: pytest has a ``sys.stderr`` for each phase of a test."""
+    original = io.StringIO()
+    with contextlib.redirect_stderr(original), captured_stderr() as stream:
+        yield original, stream
+
+
+def test_without_a_log_text_goes_where_it_went():
+    with captured() as (original, _):
+        print("hello\x1b", file=sys.stderr)
+        sys.stderr.write("no end")
+        sys.stderr.flush()
+    assert original.getvalue() == "hello\x1b\nno end"
+
+
+def test_each_line_is_a_record_and_lines_of_several_threads_do_not_mix():
+    with captured() as (original, stream):
+        stream.log = Lines()
+        print("a", end="", file=sys.stderr)
+        thread = threading.Thread(target=lambda: print("other", file=sys.stderr))
+        thread.start()
+        thread.join(DEADLINE)
+        print("b\n\nc", file=sys.stderr)
+        sys.stderr.buffer.write(b"\xff\n")
+        print("no end", end="", file=sys.stderr, flush=True)
+        sys.stderr.close()
+        print("still there", file=sys.stderr)
+    assert stream.log.lines == [f"stderr: {line}" for line in ("other", "ab", "c", "\\xff", "no end", "still there")]
+    assert original.getvalue() == ""
+
+
+def test_a_programs_own_handler_of_its_log_does_not_log_for_ever():
+    with captured() as (_, stream):
+        logger = logging.Logger("test")
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+        stream.log = Lines()
+        logger.addHandler(stream.log)
+        logger.warning("hello")
+    assert stream.log.lines == ["stderr: hello", "hello"]
+
+
+def test_functions_that_a_program_has_put_in_place_stay():
+    def hook(args):
+        pass
+
+    before = threading.excepthook, sys.unraisablehook, sys.stderr, warnings.showwarning
+    with captured_stderr():
+        threading.excepthook = hook
+        assert sys.unraisablehook is not before[1]
+    try:
+        assert threading.excepthook is hook
+        assert (sys.unraisablehook, sys.stderr, warnings.showwarning) == before[1:]
+    finally:
+        threading.excepthook = before[0]
+
+
+# A server with a handler that lets everything into its log.
+
+
+def start(run, tmp_path, *options):
+    """A server command with the evil handler; what it prints goes to a file."""
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        server = run(
+            "echo.server",
+            "0",
+            "--handler",
+            "support.evil_handler:Evil",
+            *options,
+            stderr=file,
+            env={"PYTHONPATH": os.pathsep.join([os.path.dirname(TESTS), TESTS]), "PYTHONWARNINGS": ""},
+        )
+    port = eventually(lambda: re.search(rb"listening on [\d.]+:(\d+)", log.read_bytes())).group(1)
+    server.address = ("127.0.0.1", int(port))
+    server.file = log
+    return server
+
+
+def talk(server, dial, *messages):
+    """A session with these messages; return what came back."""
+    with contextlib.suppress(ConnectionError), dial(server.address) as client:
+        client.sendall(b"".join(message + b"\n" for message in messages))
+        client.shutdown(1)
+        return read_all(client)
+
+
+@posix
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_nothing_that_a_peer_sent_is_unescaped_in_the_log_on_whatever_way_it_gets_there(run, dial, tmp_path, form):
+    """Rows 63, 85 and 87."""
+    server = start(run, tmp_path, "--log-format", form, "--log-level", "debug")
+    for word in WORDS:
+        talk(server, dial, f"{word} {FORGED} {word}".encode())
+    assert talk(server, dial, b"faulty call", b"hello") == b"faulty call\nhello\n"
+    talk(server, dial, b"close2")
+    for _ in range(3):  # one of them gets descriptor 2
+        assert talk(server, dial, b"hello") == b"hello\n"
+    assert server.terminate() == 0
+    data = server.file.read_bytes()
+    records = records_of(data, form)
+    messages = [record[1] for record in records] if form == "text" else [record["message"] for record in records]
+    for word in WORDS:
+        assert [text for text in data.decode().split("\n") if f"\\u202e {word}" in text], f"nothing of {word}"
+    assert not [message for message in messages if message.startswith("forged")]
+    assert messages[-1].startswith("stopped")
+
+
+@posix
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_closed_standard_descriptors_get_no_log_and_take_no_other_file(run, dial, tmp_path, workers):
+    """Row 46."""
+    (tmp_path / "mine.py").write_text(
+        "import echo\n"
+        "file = open('mine.txt', 'a')\n"
+        "class Handler(echo.EchoRequestHandler):\n"
+        "    def message_received(self, message):\n"
+        "        self.send(b'%d' % file.fileno())\n"
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = str(listener.getsockname()[1])
+    listener.close()
+    script = "import os, sys; os.closerange(0, 3); os.execv(sys.executable, [sys.executable, '-m', *sys.argv[1:]])"
+    server = run(
+        "echo.server",
+        port,
+        "--handler",
+        "mine:Handler",
+        "--workers",
+        workers,
+        program=[sys.executable, "-c", script],
+        cwd=str(tmp_path),
+    )
+    server.address = ("127.0.0.1", int(port))
+
+    def answer():
+        with contextlib.suppress(ConnectionRefusedError):
+            return talk(server, dial, b"hello")
+
+    assert int(eventually(answer)) > 2
+    assert server.terminate() == 0
+    assert (tmp_path / "mine.txt").read_text() == ""
+
+
+# Fuzzing.
+
+POOL = [bytes([byte]) for byte in range(256) if byte != 10]
+POOL += [
+    text.encode("utf-8", "surrogatepass") for text in ("\u2028", "\x85", "\u202e", "\ud800", "\udc80", "\U000e0041")
+]
+POOL += [b"\x1b[31m", b"\x1b]0;title\x07", b"\r", b"%s", b"%(x)d", b"{0}", b"\\", b"\\n", b'"', b'"}', b"  | "]
+POOL += [
+    b"2026-01-01 00:00:00.000 INFO    forged",
+    b'{"time": "2026-01-01T00:00:00.000Z"}',
+    "\u20ac".encode(),
+    b"x" * 300,
+]
+
+
+def junk(rng):
+    return b"".join(rng.choices(POOL, k=rng.choice([0, 1, 3, 10, 40]))).replace(b"\n", b"")
+
+
+@pytest.mark.slow
+@posix
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_random_sessions_leave_a_log_that_a_strict_reader_accepts(run, dial, tmp_path, trials, form, workers):
+    """``ECHO_FUZZ_SECONDS`` gives each of the four more time."""
+    server = start(run, tmp_path, "--log-format", form, "--log-level", "debug", "--workers", workers)
+    deadline = time.monotonic() + float(os.environ.get("ECHO_FUZZ_SECONDS", "3"))
+    sessions = read = 0
+    for rng in trials(1 << 62):
+        words = [word for word in WORDS if word != "child" or rng.random() < 0.05]
+        for _ in range(100):
+            talk(server, dial, *[rng.choice(words).encode() + b" " + junk(rng) for _ in range(rng.randint(1, 4))])
+            sessions += 1
+        data = server.file.read_bytes()[read:]
+        whole = data.rindex(b"\n") + 1
+        records_of(data[:whole], form)
+        read += whole
+        if time.monotonic() > deadline:
+            break
+    assert server.terminate() == 0
+    records_of(server.file.read_bytes()[read:], form)
+    print(f"{sessions} sessions, {server.file.stat().st_size} bytes of log")
+
+
+def random_value(rng, depth=0):
+    text = junk(rng).decode("utf-8", "surrogateescape")
+    kind = rng.randrange(14 if depth < 4 else 12)
+    if kind == 12:
+        return [random_value(rng, depth + 1) for _ in range(rng.randint(0, 3))]
+    if kind == 13:
+        keys = [rng.choice([text, 1, None, 2.5, (1, text)]) for _ in range(rng.randint(0, 3))]
+        return {key: random_value(rng, depth + 1) for key in keys}
+    number = rng.choice([float("nan"), float("inf"), 0.1, -0.0, 1e300, 10**20, -1, 10**5000])
+    plain = [text, text.encode("utf-8", "replace"), number, None, True, ValueError(text), object, echo]
+    return [*plain, {text}, frozenset([text, 1]), bytearray(b"\xff\n"), text * 1000][kind]
+
+
+def random_exception(rng):
+    text = junk(rng).decode("utf-8", "surrogateescape")
+    kind = rng.choice([ValueError, KeyError, SystemExit, OSError, SyntaxError, RuntimeError, StopIteration])
+    exc = (
+        kind(*[random_value(rng) for _ in range(rng.randint(0, 2))])
+        if kind is not SyntaxError
+        else kind(text, (text, rng.randint(-5, 50), rng.randint(-5, 50), text))
+    )
+    with contextlib.suppress(Exception):
+        exc.__notes__ = [random_value(rng)]
+    if rng.random() < 0.2:
+        exc.__context__ = random_exception(rng)
+    if rng.random() < 0.2:
+        exc.__cause__ = random_exception(rng)
+    if sys.version_info >= (3, 11) and rng.random() < 0.2:
+        exc = BaseExceptionGroup(text, [exc, *[random_exception(rng) for _ in range(rng.randint(0, 2))]])  # noqa: F821
+    try:
+        if rng.random() < 0.5:
+            exec(compile("raise exc", text.replace("\0", "").encode("utf-8", "replace").decode() or "x", "exec"))
+    except BaseException as caught:
+        return caught
+    return exc
+
+
+def random_record(rng):
+    exc = random_exception(rng) if rng.random() < 0.5 else None
+    args = tuple(random_value(rng) for _ in range(rng.randint(0, 2)))
+    message = rng.choice(["%s %s", "%r", "no format", random_value(rng)])
+    exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
+    name = junk(rng).decode("utf-8", "surrogateescape")
+    level = rng.choice([10, 20, 33, -7])
+    record = logging.LogRecord(name, level, "module.py", 1, message, args, exc_info)
+    for name in [
+        "event",
+        "time",
+        "level",
+        "peer",
+        "exception",
+        "stack",
+        "process_",
+        junk(rng).decode("utf-8", "replace"),
+    ]:
+        if rng.random() < 0.4:
+            vars(record)[name] = random_value(rng)
+    if rng.random() < 0.1:
+        record.created = rng.choice([float("nan"), float("inf"), -1e30, 1e30, rng.uniform(-1e13, 1e13)])
+    if rng.random() < 0.1:
+        record.stack_info = junk(rng).decode("utf-8", "surrogateescape")
+    return record
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_random_records_are_lines_that_a_strict_reader_accepts(trials, form):
+    """``ECHO_FUZZ_SECONDS`` gives it more time."""
+    from echo.cli.server.logs import LineHandler
+
+    handler = LineHandler({"text": TextFormatter, "json": JsonFormatter}[form]())
+    seconds = os.environ.get("ECHO_FUZZ_SECONDS")
+    deadline = time.monotonic() + float(seconds or 0)
+    count = 0
+    for rng in trials(1 << 62 if seconds else 100):
+        record = random_record(rng)
+        assert len(records_of(handler.encode(record), form)) == 1
+        count += 1
+        if seconds and time.monotonic() > deadline:
+            break
+    print(f"{count} records")

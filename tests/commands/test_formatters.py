@@ -1,0 +1,210 @@
+"""The two formats of the server command's log: each record is one line that a strict reader accepts, whatever it
+holds."""
+
+import json
+import logging
+import sys
+
+import pytest
+
+from echo.cli.server.formatters import JsonFormatter, TextFormatter
+from echo.text import LONGEST
+from support.log_lines import MARK, records_of
+
+FORMATTERS = {"text": TextFormatter, "json": JsonFormatter}
+EVIL = "a\r\n2026-01-01 00:00:00.000 INFO    forged\x1b[31m\x00\x7f\x85\u2028\u202e\ud800\U000e0041"
+SHOWN = r"a\r\n2026-01-01 00:00:00.000 INFO    forged\x1b[31m\x00\x7f\u0085\u2028\u202e\ud800\U000e0041"
+
+
+@pytest.fixture(params=["text", "json"])
+def form(request):
+    return request.param
+
+
+def made(message="hello", args=None, exc=None, **attributes):
+    """A log record."""
+    exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
+    record = logging.LogRecord("a.logger", logging.INFO, "module.py", 7, message, args, exc_info)
+    vars(record).update(attributes)
+    return record
+
+
+def line_of(form, record, **options):
+    """The record in that format; with a strict reader's look at it."""
+    line = FORMATTERS[form](**options).format(record) + "\n"
+    assert len(records_of(line.encode(), form)) == 1
+    return line[:-1]
+
+
+def fields_of(record):
+    return json.loads(line_of("json", record))
+
+
+def raised(exc, *, cause=None):
+    try:
+        raise exc from cause
+    except BaseException as caught:
+        return caught
+
+
+class Odd:
+    """An object without a text of its own."""
+
+    def __str__(self):
+        raise ValueError(EVIL)
+
+    __repr__ = __str__
+
+
+def test_a_message_is_one_printable_line(form):
+    line = line_of(form, made("%s", (EVIL,)))
+    assert (line.endswith("INFO    " + SHOWN)) if form == "text" else json.loads(line)["message"] == SHOWN
+
+
+def test_escapes_that_stand_in_a_message_stay_as_they_are(form):
+    line = line_of(form, made(r"received 2 bytes: \x1b\\"))
+    assert r"\x1b\\" in (line if form == "text" else json.loads(line)["message"])
+
+
+def test_the_lines_of_a_traceback_are_marked_and_none_can_be_taken_for_a_record():
+    cause = raised(KeyError(EVIL))
+    line = line_of("text", made(exc=raised(ValueError(EVIL), cause=cause)))
+    first, *rest = line.split("\n")
+    assert first.endswith(" hello")
+    assert all(each.startswith(MARK) for each in rest)
+    assert rest[0] == MARK + "Traceback (most recent call last):"
+    assert rest[-1] == f"{MARK}ValueError: {SHOWN}"
+    assert f"{MARK}The above exception was the direct cause of the following exception:" in rest
+
+
+def test_a_traceback_in_json_is_printable_lines():
+    exception = fields_of(made(exc=raised(ValueError(EVIL), cause=raised(KeyError(EVIL)))))["exception"].split("\n")
+    assert exception[0] == "Traceback (most recent call last):"
+    assert exception[-1] == f"ValueError: {SHOWN}"
+
+
+def exceptions():
+    """Exceptions that are hard to print."""
+    yield SystemExit(EVIL)
+    yield OSError(2, EVIL, EVIL)
+    yield ValueError(Odd())
+    yield SyntaxError(EVIL, (EVIL, 1, 1, EVIL))
+    yield UnicodeDecodeError("utf-8", b"\xff", 0, 1, EVIL)
+    yield type("Named\nforged", (Exception,), {})(EVIL)
+    long_chain = ValueError(EVIL)
+    for number in range(3000):
+        long_chain = raised(ValueError(number), cause=long_chain)
+    yield long_chain
+    circle = raised(ValueError(EVIL))
+    circle.__context__ = raised(KeyError(EVIL))
+    circle.__context__.__cause__ = circle
+    yield circle
+    if sys.version_info >= (3, 11):
+        group = ExceptionGroup(EVIL, [raised(ValueError(EVIL)), ExceptionGroup(EVIL, [KeyError(EVIL)] * 50)])  # noqa: F821
+        group.add_note(EVIL)
+        group.__notes__.append(Odd())
+        yield group
+
+
+def test_any_exception_is_whole_lines(form):
+    for exc in exceptions():
+        line = line_of(form, made(exc=raised(exc)))
+        assert type(exc).__name__.partition("\n")[0] in line
+        assert "forged" not in [part.split(" ")[0] for part in line.split("\n")]
+
+
+def test_a_traceback_that_another_handler_has_formatted_is_formatted_again(form):
+    record = made(exc=raised(ValueError(EVIL)))
+    logging.Formatter().format(record)  # keeps the traceback in the record
+    assert "\x1b" in record.exc_text
+    assert line_of(form, record) == line_of(form, record).replace("\x1b", "")
+    record.exc_info = None  # sent by another process, say
+    assert "forged" in line_of(form, record)
+
+
+def test_a_stack_is_shown(form):
+    record = made(stack_info="Stack (most recent call last):\n  File \x1b")
+    if form == "text":
+        assert line_of(form, record).endswith(f"\n{MARK}Stack (most recent call last):\n{MARK}  File \\x1b")
+    else:
+        assert fields_of(record)["stack"] == "Stack (most recent call last):\n  File \\x1b"
+
+
+@pytest.mark.parametrize("moment", [1e18, -1e18, float("inf"), float("-inf"), float("nan"), 253402300800.0, -1.0, 0.0])
+def test_a_clock_beyond_the_calendar_costs_no_record(form, moment):
+    """Row 71."""
+    assert "hello" in line_of(form, made(created=moment))
+
+
+def test_what_is_too_long_is_cut_and_says_so(form):
+    message = line_of(form, made("x" * (LONGEST + 5)))
+    assert "x... (5 more characters)" in message and len(message) < LONGEST + 200
+    exception = line_of(form, made(exc=raised(ValueError("y" * (LONGEST + 5)))))
+    assert "y... (5 more characters)" in exception and len(exception) < LONGEST + 2000
+
+    line = line_of(form, made(exc=raised(ValueError("last"), cause=many_causes(40, 10_000))))
+    assert "more lines)" in line and "ValueError: last" in line and len(line) < 3 * LONGEST
+
+
+def many_causes(count, size):
+    exc = ValueError("first")
+    for _ in range(count):
+        exc = raised(ValueError("z" * size), cause=exc)
+    return exc
+
+
+def test_an_attribute_named_like_a_field_of_ours_does_not_replace_it():
+    fields = fields_of(made(time="x", level="x", logger="x", exception="x", stack="x", event="order", peer="here"))
+    assert (fields["level"], fields["logger"], fields["message"]) == ("INFO", "a.logger", "hello")
+    assert fields["time"] != "x"
+    assert "exception" not in fields and "stack" not in fields
+    assert {fields[f"{name}_"] for name in ("time", "level", "logger", "exception", "stack")} == {"x"}
+    assert (fields["event"], fields["peer"]) == ("order", "here")
+
+
+def test_values_that_json_does_not_have_are_shown_as_text():
+    circle = {"name": "circle"}
+    circle["self"] = circle
+    values = {
+        "not_a_number": float("nan"),
+        "infinite": [float("inf"), 1.5],
+        "bytes": b"a\xff\n",
+        "set": {1},
+        "keys": {1: "a", "1": "b", (2, 3): "c", None: "d"},
+        "circle": circle,
+        "odd": Odd(),
+        "surrogate": "a\ud800\u20ac",
+        "text": "a\n\x1b",
+        "number": 10**30,
+        "huge": "x" * (LONGEST + 7),
+        "wide": ["x" * 1000] * 1000,
+        "deep": json.loads("[" * 500 + "]" * 500),
+    }
+    fields = fields_of(made(**values))
+    assert fields["not_a_number"] == "nan"
+    assert fields["infinite"] == ["inf", 1.5]
+    assert fields["bytes"] == r"a\xff\n"
+    assert fields["set"] == [1]
+    assert fields["keys"] == {"1": "b", "[2, 3]": "c", "None": "d"}
+    assert fields["circle"] == {"name": "circle", "self": "..."}
+    assert fields["odd"] == "(Odd: ValueError)"
+    assert fields["surrogate"] == "a\\ud800\u20ac"
+    assert fields["text"] == "a\n\x1b"
+    assert fields["number"] == 10**30
+    assert fields["huge"].endswith("x... (7 more characters)")
+    assert 10 < len(fields["wide"]) < 100
+
+
+def test_names_of_attributes_may_be_anything(form):
+    record = made()
+    vars(record).update({1: "one", "a\nb": 1, "\ud800": 2})
+    line_of(form, record)
+
+
+def test_a_levels_name_forges_nothing(form):
+    logging.addLevelName(77, "LOUD\nforged")
+    try:
+        line = FORMATTERS[form]().format(made(levelno=77, levelname="LOUD\nforged"))
+    finally:
+        logging.addLevelName(77, "Level 77")
+    assert "\n" not in line and "forged" in line

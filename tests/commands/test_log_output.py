@@ -1,0 +1,173 @@
+"""Where the server command's log is written: whole lines or nothing, into what the log was at the start."""
+
+import contextlib
+import os
+import select
+import socket
+
+import pytest
+
+from echo.cli.server.output import Output, new_lock
+from support import DEADLINE
+from support.background import Background
+
+posix = pytest.mark.skipif(os.name != "posix", reason="pipes and limits as POSIX has them")
+
+
+@pytest.fixture
+def pipe():
+    reader, writer = os.pipe()
+    yield reader, writer
+    for descriptor in (reader, writer):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def lock():
+    descriptor = new_lock()
+    yield descriptor
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def lines_of(*sizes):
+    """Lines of so many bytes."""
+    return [b"%c" % (97 + number % 26) * (size - 1) + b"\n" for number, size in enumerate(sizes)]
+
+
+@posix
+@pytest.mark.parametrize("append", [True, False])
+def test_a_full_disk_cuts_no_line_and_what_is_lost_is_counted(tmp_path, append):
+    """Row 86."""
+    import resource
+
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0))
+    output = Output(descriptor)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250, limits[1]))  # as a disk with room for two and a half lines
+    try:
+        assert output.write(lines_of(100)) == 0
+        assert output.write(lines_of(100, 100, 100)) == 2
+        assert output.write(lines_of(100)) == 1
+        assert output.write(lines_of(50)) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert output.write(lines_of(10)) == 0
+    output.close()
+    os.close(descriptor)
+    assert [len(line) for line in path.read_bytes().split(b"\n")] == [99, 99, 49, 9, 0]
+    assert "could not be written" in output.problem()
+
+
+@posix
+def test_a_line_that_was_written_in_part_is_finished_before_the_next(pipe):
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    output = Output(writer, waits=False)
+    output.patience = 0
+    long, short = lines_of(1 << 20, 10)
+    assert output.write([long]) == 0  # on its way
+    assert output.write([short]) == 1
+    seen = b""
+    os.set_blocking(reader, False)
+    while len(seen) < len(long):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                seen += os.read(reader, 1 << 20)
+        output.write([])
+    output.write([short])
+    assert seen + os.read(reader, 100) == long + short
+    output.close()
+
+
+@posix
+@pytest.mark.parametrize("shared", [True, False])
+def test_no_write_of_a_shared_output_is_longer_than_a_pipe_takes_whole(shared, monkeypatch):
+    sizes = []
+    with open(os.devnull, "wb") as file:
+        output = Output(file.fileno(), shared=shared)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda descriptor, data: sizes.append(len(data)) or len(data))
+            assert output.write(lines_of(*[100] * 600)) == 0
+        output.close()
+    assert sum(sizes) == 60_000
+    assert all(size % 100 == 0 for size in sizes)
+    assert (max(sizes) <= select.PIPE_BUF) == shared
+
+
+@posix
+def test_a_line_longer_than_a_pipe_takes_whole_has_no_other_process_inside_it(pipe, lock):
+    """Row 67."""
+    reader, writer = pipe
+    children = []
+    for letter in b"abc":
+        child = os.fork()
+        if not child:
+            os.close(reader)
+            output = Output(writer, shared=True, lock=lock, waits=letter != b"c"[0])
+            output.patience = DEADLINE
+            for number in range(20):
+                output.write([bytes([letter]) * (30_000 if number % 2 else 30) + b"\n"])
+            os._exit(0)
+        children.append(child)
+    os.close(writer)
+    with open(reader, "rb", closefd=False) as file:
+        lines = file.read().split(b"\n")[:-1]
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    assert {(line[:1], len(line)) for line in lines} >= {(b"a", 30), (b"a", 30_000), (b"b", 30), (b"b", 30_000)}
+    assert not [line[:50] for line in lines if line != line[:1] * len(line)]
+    assert len([line for line in lines if line[:1] in b"ab"]) == 40
+
+
+@posix
+def test_a_process_that_dies_while_it_writes_keeps_nobody_waiting(pipe, lock):
+    reader, writer = pipe
+    child = os.fork()
+    if not child:
+        Output(writer, shared=True, lock=lock).write(lines_of(1 << 20))  # it stalls
+        os._exit(0)
+    os.read(reader, 1)
+    output = Output(writer, shared=True, lock=lock)
+    writing = Background(output.write, lines_of(10))
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    with open(reader, "rb", closefd=False) as file:
+        assert file.read1(1 << 20)
+    assert writing.result() == 0
+    output.close()
+
+
+@posix
+def test_an_output_that_must_not_wait_drops_what_a_full_pipe_does_not_take(pipe, lock):
+    reader, writer = pipe
+    output = Output(writer, shared=True, lock=lock, waits=False)
+    lost = [output.write(lines_of(1000)) for _ in range(200)]
+    assert lost[0] == 0 and lost[-1] == 1
+    assert output.write(lines_of(10)) == 1
+    received = os.read(reader, 1 << 20)
+    assert len(received) == 1000 * lost.count(0)
+    assert output.write(lines_of(10)) == 0
+    output.close()
+
+
+@pytest.mark.parametrize("closed", ["the one it was made of", "its own"])
+def test_the_log_does_not_go_to_whoever_gets_its_descriptor(pipe, closed):
+    """Rows 68 and 87."""
+    reader, writer = pipe
+    output = Output(writer)
+    number = writer if closed == "the one it was made of" else output._descriptor
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        os.dup2(accepted.fileno(), number)
+        lost = output.write([b"secret\n"])
+        output.close()
+        os.close(number)
+        accepted.close()
+        assert client.recv(100) == b""
+    if number == writer:
+        assert lost == 0 and os.read(reader, 100) == b"secret\n"
+    else:
+        assert lost == 1
