@@ -112,12 +112,13 @@ class Connection:
         self.framing = framing
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
         self._encode = framing.encode
+        self._encode_many = framing.encode_many
         self._decoder = framing.decoder()
         self._recv: Callable[[int], bytes] = sock.recv
         self._read_size = MIN_READ
         self._shrink_below = 0  # bytes; a read of fewer is nearly empty
-        self._queue: List[bytes] = []
-        self._queued_bytes = 0
+        self._queue: List[bytes] = []  # encoded
+        self._queued_bytes = self._queued_messages = 0
         self._output = threading.Lock()
         # Why nothing more may be sent: part of a message may be missing, or this side is done. It is not an exception:
         # each thread raises its own, since a shared one would collect the tracebacks of all.
@@ -243,6 +244,21 @@ class Connection:
         except Exception as exc:
             raise _explained(exc, message) from None
         self._queue.append(data)
+        self._queued_messages += 1
+        self._queued_bytes += len(data)
+        if self._queued_bytes >= HIGH_WATER:
+            self.flush()
+
+    def write_many(self, messages: List[bytes]) -> None:
+        """Queue messages, at least one, as ``write`` does each. If one of them cannot be carried, none is queued."""
+        try:
+            data = self._encode_many(messages)
+        except Exception:
+            for message in messages:
+                self.encode(message)  # raises the error of the one that cannot be carried
+            raise
+        self._queue.append(data)
+        self._queued_messages += len(messages)
         self._queued_bytes += len(data)
         if self._queued_bytes >= HIGH_WATER:
             self.flush()
@@ -256,10 +272,10 @@ class Connection:
         """Send queued messages. Raises ``SendTimeout`` or ``ConnectionClosed``."""
         queue = self._queue
         if queue:
-            messages = len(queue)
-            data = queue[0] if messages == 1 else b"".join(queue)
+            data = b"".join(queue)  # of one: the same object, not a copy
             queue.clear()
-            self._queued_bytes = 0
+            messages = self._queued_messages
+            self._queued_bytes = self._queued_messages = 0
             self.send_raw(data, messages)
 
     def send(self, message: bytes) -> None:

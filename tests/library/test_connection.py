@@ -300,6 +300,34 @@ def test_queued_messages_are_sent_when_there_are_many(connect):
     assert connection.socket.sends[1:] == [("send", 1024)]
 
 
+@pytest.mark.parametrize("framing", [LineFraming(), LengthFraming(), RawFraming()], ids=repr)
+def test_many_messages_are_queued_as_each_of_them_is(connect, framing):
+    connection, peer = connect(framing)
+    messages = [b"one", b"", b"three", bytearray(b"four")]
+    connection.write_many(messages)
+    connection.write(b"five")
+    connection.flush()
+    assert connection.messages_out == 5
+    connection.end_output()
+    assert read_all(peer) == b"".join(framing.encode(message) for message in [*messages, b"five"])
+
+
+@pytest.mark.parametrize(("bad", "error"), [(b"too long", MessageTooLong), (b"a\nb", ValueError), ("text", TypeError)])
+def test_of_many_messages_with_one_that_cannot_be_carried_none_is_queued(connect, bad, error):
+    connection, peer = connect(LineFraming(5))
+    with pytest.raises(error):
+        connection.write_many([b"one", bad, b"two"])
+    connection.end_output()
+    assert read_all(peer) == b""
+
+
+def test_many_messages_may_be_longer_together_than_one_may_be(connect):
+    connection, peer = connect(LineFraming(5))
+    connection.write_many([b"12345"] * 3)
+    connection.end_output()
+    assert read_all(peer) == b"12345\n" * 3
+
+
 def test_raw_bytes_are_queued_among_the_messages_without_framing(connect):
     connection, peer = connect(LengthFraming())
     connection.write(b"a")

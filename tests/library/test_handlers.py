@@ -186,6 +186,65 @@ def test_end_of_input_inside_a_message_ends_the_session_as_incomplete(serve, dia
     assert handler.reasons == ["incomplete"]
 
 
+LINES = [b"line %d" % number for number in range(50)]
+
+
+class Doubled(echo.EchoRequestHandler):
+    def send(self, message):
+        super().send(message * 2)
+
+
+class Reversed(echo.EchoRequestHandler):
+    def message_received(self, message):
+        self.send(message[::-1])
+
+
+class Replaced(echo.EchoRequestHandler):
+    def connection_made(self):
+        self.message_received = lambda message: self.send(message.upper())
+
+
+class Joined(echo.MessageRequestHandler):
+    def message_received(self, message):
+        self.send(message)
+
+    def messages_received(self, messages):
+        self.send(b" ".join(messages))
+
+
+class ReturnedLines(echo.LineFraming):
+    def encode(self, message):
+        return super().encode(message + b"\r")
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (echo.EchoRequestHandler, LINES),
+        (Doubled, [line * 2 for line in LINES]),
+        (Reversed, [line[::-1] for line in LINES]),
+        (Replaced, [line.upper() for line in LINES]),
+        (Joined, [b" ".join(LINES)]),
+        (type("Handler", (echo.EchoRequestHandler,), {"framing": ReturnedLines()}), [line + b"\r" for line in LINES]),
+        (type("Handler", (echo.ThrottlingMixin, Joined), {}), LINES),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_messages_that_one_read_completes_may_be_handled_together(serve, dial, handler, expected):
+    """Whatever a subclass or a mixin overrides, the result is that of one by one."""
+    client = dial(serve(handler))
+    client.sendall(b"\n".join(LINES) + b"\n")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b"".join(line + b"\n" for line in expected)
+
+
+@pytest.mark.parametrize("where", [0, 1, 25, 49])
+def test_exit_ends_the_session_wherever_it_is_in_one_read(serve, dial, where):
+    client = dial(serve())
+    client.sendall(b"\n".join([*LINES[:where], b" eXit\r", *LINES[where:]]) + b"\n")
+    assert read_all(client) == b"".join(line + b"\n" for line in LINES[:where])
+
+
 def test_close_ends_the_session_and_ignores_what_follows(serve, dial):
     class Once(echo.MessageRequestHandler):
         def message_received(self, message):
