@@ -61,6 +61,8 @@ def look_up(host: str, port: int, timeout: Optional[float]) -> List[Any]:
         if thread.is_alive():
             raise TimeoutError(f"the look-up of the name took more than {timeout:g} s")
     if failures:
+        if isinstance(failures[0], socket.gaierror):
+            socket.socket().close()  # fails if no descriptor is left, which the look-up reports as an unknown name
         raise failures[0]
     return found
 
@@ -118,12 +120,21 @@ def _begin(address: Any) -> socket.socket:
     try:
         sock.setblocking(False)
         failure = sock.connect_ex(where)
+        if failure == errno.EADDRNOTAVAIL and _can_be_reached(family, where):
+            raise OSError(failure, "all local ports for this server are in use")
         if failure not in _STARTED:
             raise OSError(failure, os.strerror(failure))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _can_be_reached(family: int, where: Any) -> bool:
+    """Return whether this machine has an address from which it can reach another one. TCP reports that in the same way
+    as the lack of a free port."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        return not probe.connect_ex(where)  # sends nothing
 
 
 def connect_to_path(path: Any, timeout: Optional[float]) -> socket.socket:

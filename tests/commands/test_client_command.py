@@ -5,6 +5,7 @@ signals, and what is left at an interpreter's end.
 """
 
 import collections
+import errno
 import hashlib
 import json
 import os
@@ -966,6 +967,49 @@ def test_a_host_that_cannot_be_found_is_one_line(monkeypatch):
     done = call_client("nohost.invalid", "9", "-m", "x")
     assert done[:2] == (1, b"")
     assert one_complaint(done, "cannot find the host 'nohost.invalid': Name or service not known; check its name")
+
+
+@pytest.mark.parametrize("options", [["-m", "x"], [], ["--ping", "-c", "1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), ["raise the limit (ulimit -n)"]),
+        (OSError(errno.EADDRNOTAVAIL, "all local ports for this server are in use"), ["net.ipv4.ip_local_port_range"]),
+        (TimeoutError("the look-up of the name took more than 1 s"), ["check its name, and the name servers"]),
+        (OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)), ["close other programs"]),
+        (OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)), ["check the address, the network, firewalls"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_this_machine_lacks_is_named(monkeypatch, options, error, words):
+    def lacking(*arguments):
+        raise error
+
+    monkeypatch.setattr("echo.client.endpoint.connect_to_host", lacking)
+    monkeypatch.setattr("echo.client.endpoint.connect_to_first", lacking)
+    done = call_client("127.0.0.1", "9", *options)
+    text = error.strerror or str(error)
+    if options[:1] == ["--ping"]:
+        assert (done.code, done.log) == (1, "")
+        assert f"lost: cannot connect: {text}\n" in done.out.decode()
+    else:
+        assert done[:2] == (1, b"")
+        assert one_complaint(done, f"cannot connect to 127.0.0.1:9: {text}", *words)
+
+
+def test_without_a_thread_to_send_in_a_pipe_ends_with_one_line(serve, monkeypatch):
+    server = serve()
+    start = threading.Thread.start
+
+    def fails(thread):
+        if thread.name == "echo-feed":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    done = client(server, data=b"one\n")
+    assert done[:2] == (1, b"")
+    assert one_complaint(done, "can't start new thread; raise the limit of processes and threads (ulimit -u)")
 
 
 @pytest.mark.slow  # it asks the name servers, which may have to be waited for

@@ -1,6 +1,8 @@
 """From a host's name to a connected socket: one deadline over the look-up and all addresses."""
 
 import contextlib
+import errno
+import os
 import pickle
 import socket
 import threading
@@ -121,6 +123,41 @@ def test_if_all_addresses_fail_the_last_error_is_raised(refused):
         dialing.connect_to_first([(12345, socket.SOCK_STREAM, 0, "", ("::1", 9)), refused], None)
     with pytest.raises(OSError, match="no address"):
         dialing.connect_to_first([], None)
+
+
+class NoPorts(socket.socket):
+    """TCP finds no local port to connect from; ``reachable``: whether this machine has an address to connect from."""
+
+    reachable = True
+
+    def connect_ex(self, address):
+        if self.type == socket.SOCK_STREAM or not self.reachable:
+            return errno.EADDRNOTAVAIL
+        return super().connect_ex(address)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_lack_of_local_ports_is_distinguished_from_that_of_an_address(monkeypatch, refused, reachable):
+    words = "all local ports for this server are in use" if reachable else os.strerror(errno.EADDRNOTAVAIL)
+    monkeypatch.setattr(NoPorts, "reachable", reachable)
+    monkeypatch.setattr(socket, "socket", NoPorts)
+    with pytest.raises(OSError, match=words) as caught:
+        dialing.connect_to_first([refused], None)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_a_lack_of_descriptors_is_not_reported_as_an_unknown_name(monkeypatch):
+    def unknown(*arguments, **options):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    def exhausted(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "socket", exhausted)
+    with pytest.raises(OSError) as caught:
+        dialing.look_up("name.example", 9, None)
+    assert caught.value.errno == errno.EMFILE
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """The client's command without a process: its ``main()`` is called, with streams that are made for it."""
 
+import contextlib
 import io
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -42,6 +44,21 @@ def address_options(server):
     return ["--unix", address] if isinstance(address, str) else [address[0], str(address[1])]
 
 
+@contextlib.contextmanager
+def signals_kept():
+    """Put back what ``--ping`` and ``--bench`` do with signals, which a process would take to its end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def call_client(*arguments, data=b"", stays_open=False, stdin=None, stdout=None):
     """Call ``main(arguments)`` in this thread; return what a process would have left behind, ``Finished``.
 
@@ -56,7 +73,8 @@ def call_client(*arguments, data=b"", stays_open=False, stdin=None, stdout=None)
     streams = sys.stdin, sys.stdout, sys.stderr
     sys.stdin, sys.stdout, sys.stderr = stdin or source, stdout or out, log
     try:
-        code = main(arguments)
+        with signals_kept():
+            code = main(arguments)
     except SystemExit as exc:
         code = exc.code
     finally:

@@ -20,6 +20,7 @@ import echo
 from echo.cli.client.command import main
 
 from . import DEADLINE
+from .client import signals_kept
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
 every_framing = pytest.mark.parametrize("framing", ["line", "length", "raw"])
@@ -52,19 +53,12 @@ def arguments_for(server):
 
 def run_client(*arguments, encoding="utf-8"):
     """``python -m echo.client`` in this process; return (exit code, standard output, standard error)."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     out, err = io.TextIOWrapper(io.BytesIO(), encoding=encoding), io.StringIO()
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with signals_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
     except SystemExit as exc:
         code = exc.code
-    finally:
-        for number, handler in zip(numbers, handlers):
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     out.flush()
     return code, out.buffer.getvalue().decode(encoding), err.getvalue()
 

@@ -69,6 +69,8 @@ def _main(argv: Optional[List[str]]) -> int:
         arguments.fail(PROG, f"{exc}; the server may be full, or have another --framing", 1)
     except EchoError as exc:
         arguments.fail(PROG, str(exc), 1)
+    except OSError as exc:
+        arguments.fail(PROG, f"{exc.strerror or exc}; {_SHORTAGES.get(exc.errno or 0, 'try again')}", 1)
 
 
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
@@ -217,6 +219,34 @@ _CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
 }
 
 
+_SHORTAGES = {  # what this machine may lack
+    errno.EMFILE: "raise the limit (ulimit -n), or ask for fewer connections",
+    errno.ENFILE: "close other programs: this is the limit of the whole system",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u), or ask for fewer connections",
+    errno.ENOMEM: "close other programs, or ask for fewer connections",
+    errno.ENOBUFS: "close other programs, or ask for fewer connections",
+}
+_ADVICE = {  # by words of our own errors
+    "local ports": "wait a minute, ask for fewer connections, or widen net.ipv4.ip_local_port_range",
+    "look-up": "check its name, and the name servers",
+    "handshake": "the server may not use TLS; try without --tls",
+}
+
+
+def _advice(exc: OSError, options: argparse.Namespace) -> str:
+    text = exc.strerror or str(exc)
+    for words, advice in _ADVICE.items():
+        if words in text:
+            return advice
+    if exc.errno in _SHORTAGES:
+        return _SHORTAGES[exc.errno]
+    if options.unix is not None:
+        return "check the path, and who may use it"
+    if exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
+        return f"a link-local address needs its interface, like {options.host}%eth0"
+    return "check the address, the network, firewalls"
+
+
 @contextlib.contextmanager
 def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     """If no connection can be made, end the program with one line; in JSON that line is in the summary."""
@@ -240,16 +270,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
             command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
     except OSError as exc:
-        advice = "check the address, the network, firewalls"
-        if exc.errno == errno.EMFILE:
-            advice = "raise the limit (ulimit -n), or ask for fewer connections"
-        elif exc.errno is None and "handshake" in str(exc):
-            advice = "the server may not use TLS; try without --tls"
-        elif options.unix is not None:
-            advice = "check the path, and who may use it"
-        elif exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
-            advice = f"a link-local address needs its interface, like {options.host}%eth0"
-        why = f"cannot connect to {where}: {exc.strerror or exc}; {advice}"
+        why = f"cannot connect to {where}: {exc.strerror or exc}; {_advice(exc, options)}"
     if why is not None:
         report.summarize("", error=why)
         arguments.fail(PROG, why, 1)

@@ -13,6 +13,7 @@ either.
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import select
 import threading
@@ -74,7 +75,10 @@ class Pipe:
     def run(self) -> None:
         """Stream until the input has ended and all of it is back."""
         set_send_timeout(self._connection.socket, None)
-        threading.Thread(target=self._feed, name="echo-feed", daemon=True).start()
+        try:
+            threading.Thread(target=self._feed, name="echo-feed", daemon=True).start()
+        except RuntimeError as exc:
+            raise OSError(errno.EAGAIN, str(exc)) from None
         try:
             self._receive()
         except BaseException:
