@@ -130,6 +130,9 @@ class Ping:
     def _send(self) -> None:
         seq = self._sent + 1
         pause = self._interval
+        now = self._clock.now()
+        if now - self._next_at >= pause:  # this process was paused; probes whose time has gone by are not sent
+            self._next_at = now
         try:
             if self._lane is None:
                 pause = max(pause, round(CONNECT_PAUSE * SECOND))
@@ -141,7 +144,6 @@ class Ping:
         except OSError as exc:
             self._sent += 1
             self._report_lost(seq, f"cannot connect: {explain(exc)}")
-        # No probe is sent early to make up for one that was late.
         self._next_at = max(self._next_at + pause, self._clock.now())
 
     def _open(self, seq: int) -> None:

@@ -65,7 +65,7 @@ class Report:
             self.event("progress", **fields)
         elif not self.quiet and self._stderr is not None and self._stderr.isatty():
             width = _width(self._stderr) - 1  # a line of full width would wrap, and could not be replaced
-            print(f"\r\x1b[K{text[:width]}", end="", file=self._stderr, flush=True)
+            print(f"{_clear_line(width)}{text[:width]}", end="", file=self._stderr, flush=True)
             self._drawn = True
 
     def _put(self, event: str, text: str, fields: Any) -> None:
@@ -76,8 +76,8 @@ class Report:
             self._write(text)
 
     def _erase(self) -> None:
-        if self._drawn:
-            print("\r\x1b[K", end="", file=self._stderr, flush=True)
+        if self._drawn and self._stderr is not None:
+            print(_clear_line(_width(self._stderr) - 1), end="", file=self._stderr, flush=True)
             self._drawn = False
 
 
@@ -90,6 +90,11 @@ def milliseconds(ns: float) -> str:
 def microseconds(ns: float) -> float:
     """Nanoseconds as microseconds for JSON, exact to the nanosecond."""
     return round(ns / 1e3, 3)
+
+
+def _clear_line(width: int) -> str:
+    """Return characters that clear the terminal's line. A dumb terminal has no escape sequences, only spaces."""
+    return f"\r{' ' * width}\r" if os.environ.get("TERM") in ("dumb", "unknown") else "\r\x1b[K"
 
 
 def _width(stream: TextIO) -> int:

@@ -744,7 +744,8 @@ def test_ctrl_c_at_a_terminal_ends_it_with_the_summary(serve, run):
     from support.terminal import CTRL_C, Terminal  # skips where there are no pseudo-terminals
 
     handler = remembering(never_answers)
-    user = Terminal(run, "echo.client", *arguments_for(serve(handler)), "--bench", "-w", "0", "-d", "1h")
+    arguments = (*arguments_for(serve(handler)), "--bench", "-w", "0", "-d", "1h")
+    user = Terminal(run, "echo.client", *arguments, TERM="xterm")
     try:
         eventually(lambda: handler.messages)
         user.type(CTRL_C)
@@ -894,7 +895,8 @@ def test_a_line_at_the_terminal_shows_how_it_goes_fits_and_is_gone_at_the_end(se
     from support.terminal import CTRL_C, Terminal  # skips where there are no pseudo-terminals
 
     arguments = ("--bench", "-P", "2", "--rate", "400", "-d", "1h", *PATIENT)
-    user = Terminal(run, "echo.client", *arguments_for(serve(remembering(flips_a_byte_of_each_third))), *arguments)
+    server = serve(remembering(flips_a_byte_of_each_third))
+    user = Terminal(run, "echo.client", *arguments_for(server), *arguments, TERM="xterm")
     try:
         set_width(user, 40)
         user.until(rb"\r\x1b\[K +\d+ of 3600 s  [\d,]+ messages/s  p50 [^\r]+$")
@@ -949,7 +951,7 @@ def test_the_line_is_on_the_terminal_and_fits_it_when_the_results_go_elsewhere(s
     server = serve(remembering(flips_a_byte_of_each_third))
     arguments = (*arguments_for(server), "--bench", "-P", "2", "--rate", "400", "-d", "1h", *PATIENT)
     results = tmp_path / "results"
-    user = Terminal(run, "echo.client", *arguments, starter=STDOUT_ELSEWHERE, STDOUT=str(results))
+    user = Terminal(run, "echo.client", *arguments, starter=STDOUT_ELSEWHERE, STDOUT=str(results), TERM="xterm")
     try:
         set_width(user, width)
         user.until(rb"\r\x1b\[K" + whole.encode() + rb"$")

@@ -155,6 +155,11 @@ def test_a_damaged_reply_is_shown_around_the_damage():
 # The report.
 
 
+@pytest.fixture(autouse=True)
+def terminal_with_escape_sequences(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
+
 class Screen(io.StringIO):
     """A terminal of 80 columns, as far as a report asks."""
 
@@ -256,6 +261,17 @@ def test_progress_is_as_wide_as_the_terminal_that_it_is_drawn_on():
                 assert drawn == expected
     finally:
         os.close(master)
+
+
+def test_progress_on_a_dumb_terminal_needs_no_escape_sequence(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    screen = Screen()
+    report = Report(lambda line: print(line, file=screen), stderr=screen)
+    report.progress("a long line")
+    report.progress("short")
+    report.event("reply", "a reply")
+    clear = "\r" + " " * 79 + "\r"
+    assert screen.getvalue() == f"{clear}a long line{clear}short{clear}a reply\n"
 
 
 def test_a_detail_takes_the_progress_away():
