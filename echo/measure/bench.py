@@ -13,7 +13,7 @@ import multiprocessing.resource_tracker
 import os
 import random
 import signal
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..client.endpoint import Endpoint
 from ..exceptions import ConnectionClosed
@@ -21,8 +21,8 @@ from ..framing import Framing
 from ..text import plural
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
-from .figures import as_fields, comparison, percentile_name
-from .load import End, Period, Plan, Slice, Timetable, run
+from .figures import as_fields, comparison, percentile_name, with_conditions
+from .load import TIMED_OUT, End, Period, Plan, Slice, Timetable, run
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
 from .report import Report, microseconds, milliseconds
 
@@ -74,6 +74,7 @@ class Bench:
         depth: Optional[int],
         rate: Optional[int],
         timeout: Optional[float],
+        percentiles: Sequence[float] = PERCENTILES,
         clock: Clock = CLOCK,
         start_load: Callable[[Plan], Iterator[Tuple[Any, Any, List[int]]]] = start_processes,
     ) -> None:
@@ -81,6 +82,7 @@ class Bench:
         self._start_load = start_load
         self._where = str(endpoint)
         self._report = report
+        self._percentiles = percentiles
         self._connections = connections
         self._duration = duration
         self._size = size
@@ -213,14 +215,19 @@ class Bench:
         self._report.event(
             "start",
             f"BENCH {self._where}: {connections}, {self._size}-byte messages, {paced}, {self._duration:g} s",
-            address=self._where,
-            connections=self._connections,
-            size_bytes=self._size,
-            depth=self._depth,
-            rate_per_s=self._rate,
+            **self._parameters(),
             duration_s=self._duration,
-            warm_up_s=self._warm_up,
         )
+
+    def _parameters(self) -> Dict[str, Any]:
+        return {
+            "address": self._where,
+            "connections": self._connections,
+            "size_bytes": self._size,
+            "depth": self._depth,
+            "rate_per_s": self._rate,
+            "warm_up_s": self._warm_up,
+        }
 
     def _report_progress(self, recent: Slice, now: int, seconds: float) -> None:
         elapsed = (now - self._period.begin) / SECOND
@@ -235,7 +242,7 @@ class Bench:
             f"{elapsed:3.0f} of {self._duration:g} s  {rate:,.0f} messages/s{latency}{bad}",
             elapsed_s=round(elapsed, 3),
             messages_per_s=round(rate, 1),
-            **as_fields("rtt", recent.rtt, PERCENTILES),
+            **as_fields("rtt", recent.rtt, self._percentiles),
             wrong=wrong,
             lost=lost,
         )
@@ -273,18 +280,20 @@ class Bench:
             spread = "/".join(map(milliseconds, (connects.least, connects.mean, connects.greatest)))
             lines.append(f"{'connect':12}min/avg/max {spread} ms")
         latencies = {"rtt": total.rtt} if self._rate is None else {"rtt": total.rtt, "raw": total.raw}
-        lines += ["", *_table(latencies)]
+        lines += ["", *_table(latencies, self._percentiles)]
         fields: Dict[str, Any] = {}
         for name, times in latencies.items():
-            fields.update(as_fields(name, times, PERCENTILES))
+            fields.update(as_fields(name, times, with_conditions(self._percentiles, self._report)))
         self._report.summarize(
             "\n".join(lines),
+            **self._parameters(),
             messages=total.received,
             duration_s=round(elapsed, 6),
             messages_per_s=round(rate, 1),
             bytes_per_s=round(rate * self._size, 1),
             **{verdict.field: total.wrong[verdict] for verdict in Verdict if verdict is not Verdict.RIGHT},
             wrong={verdict.name.lower(): count for verdict, count in total.wrong.items()},
+            loss_percent=round(100 * total.lost / (total.came + total.lost), 4) if total.came + total.lost else 0.0,
             due=self.due,
             came=total.came,
             lost=total.lost,
@@ -295,28 +304,33 @@ class Bench:
             shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
             lookup_us=microseconds(self._look_up_took),
-            **as_fields("connect", connects, PERCENTILES),
+            **as_fields("connect", connects, self._percentiles),
             **fields,
         )
 
     def _exit_code(self) -> int:
         if any(count for verdict, count in self.total.wrong.items() if verdict is not Verdict.LATE):
             return 3
-        return 1 if self.total.lost or self.total.errors or not (self.total.rtt.count or self.total.received) else 0
+        errors = dict(self.total.errors)
+        if self._report.tolerates_loss:
+            errors.pop(TIMED_OUT, None)
+        elif self.total.lost:
+            return 1
+        return 1 if errors or not (self.total.rtt.count or self.total.received) else 0
 
 
-def _table(latencies: Dict[str, Distribution]) -> List[str]:
+def _table(latencies: Dict[str, Distribution], percents: Sequence[float]) -> List[str]:
     """A row for each distribution, a column for each percentile, in milliseconds."""
     titles = {"rtt": "round trip", "raw": "raw"}
     if "raw" in latencies:
         titles["rtt"] = "corrected"  # includes the wait to be sent, which the raw round trip leaves out
-    names = ["min", *map(percentile_name, PERCENTILES), "max"]
+    names = ["min", *map(percentile_name, percents), "max"]
     lines = ["".join([f"{'ms':11}", *(f"{name:>8}" for name in names), f"{'samples':>12}"])]
     for name, times in latencies.items():
         if times.least is None or times.greatest is None:
             continue
-        found = dict(times.percentiles(PERCENTILES))
-        cells = [milliseconds(found[percent]) if percent in found else "-" for percent in PERCENTILES]
+        found = dict(times.percentiles(percents))
+        cells = [milliseconds(found[percent]) if percent in found else "-" for percent in percents]
         cells = [milliseconds(times.least), *cells, milliseconds(times.greatest)]
         lines.append("".join([f"{titles[name]:11}", *(f"{cell:>8}" for cell in cells), f"{times.count:>12,}"]))
     return lines if len(lines) > 1 else []

@@ -17,6 +17,9 @@ _KEPT_BITS = 11
 exact."""
 
 
+_PERCENT = 10**5  # in integers, percentiles are exact
+
+
 class Distribution:
     """Samples in nanoseconds: their ``count``, ``least`` and ``greatest`` (None without samples), and the methods."""
 
@@ -66,14 +69,14 @@ class Distribution:
         return math.sqrt(max(0, self.count * self._squares - self._total**2)) / self.count
 
     def percentile(self, percent: float) -> Optional[int]:
-        """The percentile by nearest rank. ``percent`` may have one decimal.
+        """The percentile by nearest rank. ``percent`` may have five decimals.
 
         None if there are too few samples for one of them to lie above it: fewer than 1,000 for 99.9, say.
         """
-        per_mille = round(percent * 10)
-        if self.count * (1000 - per_mille) < 1000:
+        share = round(percent * _PERCENT)
+        if self.count * (100 * _PERCENT - share) < 100 * _PERCENT:
             return None
-        rank = -(-self.count * per_mille // 1000)
+        rank = -(-self.count * share // (100 * _PERCENT))
         for value, count in sorted(self._counts.items()):
             rank -= count
             if rank <= 0:

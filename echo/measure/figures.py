@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 from ..exceptions import EchoMismatch
 from ..text import escape, plural
 from .distribution import Distribution
-from .report import microseconds, milliseconds
+from .report import Report, microseconds, milliseconds
 
 SHOWN_BYTES = 100
 """Maximum number of bytes of a message that are shown."""
@@ -21,10 +21,10 @@ _STEPS = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
 
 def percentile_name(percent: float) -> str:
     """The name of a percentile: ``p50``, ``p99.9``."""
-    return f"p{percent:g}"
+    return f"p{percent:.10g}"
 
 
-def as_fields(name: str, rtt: Distribution, percents: List[float]) -> Dict[str, object]:
+def as_fields(name: str, rtt: Distribution, percents: Sequence[float]) -> Dict[str, object]:
     """The fields for JSON: ``{name}_samples``, ``{name}_min_us``, ``..._avg_us``, ``..._max_us``, ``..._mdev_us``,
     ``..._p50_us`` and so on, those for which there are enough samples."""
     fields: Dict[str, object] = {f"{name}_samples": rtt.count}
@@ -34,6 +34,12 @@ def as_fields(name: str, rtt: Distribution, percents: List[float]) -> Dict[str, 
             figures[percentile_name(percent).replace(".", "_")] = value
         fields.update({f"{name}_{which}_us": microseconds(value) for which, value in figures.items()})
     return fields
+
+
+def with_conditions(percents: Sequence[float], report: Report) -> List[float]:
+    """These percentiles, and those that the conditions of a report are about."""
+    others = {condition.percentile for condition in report.conditions if condition.percentile is not None}
+    return [*percents, *sorted(others.difference(percents))]
 
 
 def comparison(sent: Optional[bytes], received: bytes) -> List[str]:

@@ -47,7 +47,7 @@ reply that arrives after its time is late, whether or not its probe was given up
 
 _FOREVER = 1 << 62
 _NOTHING = sys.maxsize  # as a ledger's number of the first probe that counts
-_TIMED_OUT = "no reply in time"
+TIMED_OUT = "no reply in time"
 
 
 class Timetable(NamedTuple):
@@ -307,7 +307,7 @@ class _Load:
         lost = lane.ledger.give_up(now - self._patience)
         counted = self._lose(lane, lost)
         if counted:
-            self._slice.errors[_TIMED_OUT] += counted
+            self._slice.errors[TIMED_OUT] += counted
         if lost and now < self._end:
             self._replied(lane)
 

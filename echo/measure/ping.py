@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import selectors
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional, Sequence
 
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError, EchoMismatch
@@ -19,7 +19,7 @@ from ..text import plural
 from ..transport.tls_messages import explain
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
-from .figures import as_fields, comparison, damage, percentile_name
+from .figures import as_fields, comparison, damage, percentile_name, with_conditions
 from .lane import Lane
 from .probes import Ledger, Reply, Verdict
 from .report import Report, microseconds, milliseconds
@@ -48,9 +48,11 @@ class Ping:
         count: Optional[int],
         interval: float,
         timeout: Optional[float],
+        percentiles: Sequence[float] = PERCENTILES,
         clock: Clock = CLOCK,
     ) -> None:
         self._clock = clock
+        self._percentiles = percentiles
         self._endpoint = endpoint
         self._where = str(endpoint)
         self._framing = framing
@@ -254,9 +256,15 @@ class Ping:
             lines.append(f"besides these: {', '.join(extra)}")
         if self._sent and not self._report.quiet:
             lines.insert(0, "")
-        lines += [*_spread("rtt", self.rtt), *_percentiles("rtt", self.rtt), *_spread("connect", self._connect_times)]
+        lines += [
+            *_spread("rtt", self.rtt),
+            *_percentiles("rtt", self.rtt, self._percentiles),
+            *_spread("connect", self._connect_times),
+        ]
         self._report.summarize(
             "\n".join(lines),
+            address=self._where,
+            size_bytes=self._size,
             transmitted=self._sent,
             received=received,
             corrupted=corrupted,
@@ -270,14 +278,15 @@ class Ping:
             loss_percent=round(loss, 4),
             duration_s=round(took / SECOND, 6),
             lookup_us=microseconds(self._look_up_took),
-            **as_fields("rtt", self.rtt, PERCENTILES),
-            **as_fields("connect", self._connect_times, PERCENTILES),
+            **as_fields("rtt", self.rtt, with_conditions(self._percentiles, self._report)),
+            **as_fields("connect", self._connect_times, self._percentiles),
         )
 
     def _exit_code(self) -> int:
         if any(self._verdicts[verdict] for verdict in Verdict if verdict not in (Verdict.RIGHT, Verdict.LATE)):
             return 3
-        return 1 if self._lost or not self._verdicts[Verdict.RIGHT] else 0
+        lost = self._lost and not self._report.tolerates_loss
+        return 1 if lost or not self._verdicts[Verdict.RIGHT] else 0
 
 
 _EXTRA = [Verdict.DOUBLED, Verdict.LATE, Verdict.FOREIGN, Verdict.UNEXPECTED]
@@ -294,8 +303,8 @@ def _spread(name: str, times: Distribution) -> List[str]:
     return [f"{name} min/avg/max/mdev = {'/'.join(map(milliseconds, figures))} ms"]
 
 
-def _percentiles(name: str, times: Distribution) -> List[str]:
-    found = times.percentiles(PERCENTILES)
+def _percentiles(name: str, times: Distribution, percents: Sequence[float]) -> List[str]:
+    found = times.percentiles(percents)
     if not found:
         return []
     names = "/".join(percentile_name(percent) for percent, _ in found)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Callable, Optional, TextIO
+from typing import Any, Callable, List, Optional, Sequence, TextIO
+
+from .conditions import Condition
 
 
 class Report:
     """Prints events. ``write`` gets whole lines, without their end.
 
     ``as_json``: one object per line instead of text. ``quiet``: only the summary. ``verbose``: details too. ``stderr``
-    gets details and progress; None drops them.
+    gets details and progress; None drops them. ``conditions``: what the figures of the summary are checked for;
+    ``failures`` has those that hold, as text.
     """
 
     def __init__(
@@ -26,13 +29,21 @@ class Report:
         quiet: bool = False,
         verbose: bool = False,
         stderr: Optional[TextIO] = None,
+        conditions: Sequence[Condition] = (),
     ) -> None:
         self.quiet = quiet
+        self.conditions = conditions
+        self.failures: List[str] = []
         self._write = write
         self._stderr = stderr
         self._as_json = as_json
         self._verbose = verbose
         self._drawn = False
+
+    @property
+    def tolerates_loss(self) -> bool:
+        """Whether a condition says how many lost messages are too many. Without one, each is."""
+        return any(condition.is_about_loss for condition in self.conditions)
 
     @property
     def shows_text(self) -> bool:
@@ -46,6 +57,9 @@ class Report:
 
     def summarize(self, text: str, **fields: Any) -> None:
         """Report the summary, the last event. Its text may have several lines."""
+        if self.conditions:
+            failures = (condition.failure(fields) for condition in self.conditions)
+            self.failures = fields["failures"] = [failure for failure in failures if failure is not None]
         self._put("summary", text, fields)
 
     def picture(self, text: str) -> None:

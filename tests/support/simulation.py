@@ -18,6 +18,7 @@ import threading
 
 import echo
 from echo import LengthFraming, LineFraming
+from echo.measure.bench import PERCENTILES as BENCH_PERCENTILES
 from echo.measure.bench import Bench
 from echo.measure.load import TICK, work
 from echo.measure.ping import Ping
@@ -244,6 +245,7 @@ def simulate_bench(
     depth=None,
     rate=None,
     timeout=10.0,
+    percentiles=BENCH_PERCENTILES,
     **report_and_network,
 ):
     """``--bench`` a service that is of this class; return the ``Simulation``. A thread does what the processes of the
@@ -266,6 +268,7 @@ def simulate_bench(
         depth=depth,
         rate=rate,
         timeout=timeout,
+        percentiles=percentiles,
         clock=_OneTickEachTime(),
         start_load=start_load,
     )

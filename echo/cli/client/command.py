@@ -2,8 +2,8 @@
 
 This module declares the options, connects the parts and returns the exit code. Results go to stdout, all else to
 stderr. Exit codes: 0 all replies came back; 1 no connection, missing replies, or input after an ``exit``; 2 a usage
-error; 3 a reply differs from what was sent; 130 interrupted (``--ping`` and ``--bench`` print their summary then, and
-return the code that it stands for). A new option is a row in ``GROUPS``.
+error; 3 a reply differs from what was sent; 4 a ``--fail-if`` condition holds; 130 interrupted (``--ping`` and
+``--bench`` print their summary then, and return the code that it stands for). A new option is a row in ``GROUPS``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ...client.client import Client
 from ...client.endpoint import Endpoint, Security
 from ...exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
 from ...framing import FRAMINGS, Framing, LineFraming
+from ...measure.conditions import Condition
 from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
 from ...measure.report import Report, milliseconds
 from ...starting import INTERRUPTED, Interruptible
@@ -76,7 +77,14 @@ def _main(argv: Optional[List[str]]) -> int:
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
     if None in ([sys.stdout] if messages or options.ping or options.bench else [sys.stdin, sys.stdout]):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
-    report = Report(_print, as_json=options.json, quiet=options.quiet, verbose=options.verbose, stderr=sys.stderr)
+    report = Report(
+        _print,
+        as_json=options.json,
+        quiet=options.quiet,
+        verbose=options.verbose,
+        stderr=sys.stderr,
+        conditions=options.fail_if,
+    )
     if options.ping or options.bench:
         return _measure(options, framing, report)
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
@@ -107,6 +115,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
 
 
 def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
+    percentiles = {} if options.percentiles is None else {"percentiles": options.percentiles}
     # Imported only here: with multiprocessing they take 20 of the 75 ms that a client needs to start.
     if options.ping:
         from ...measure.ping import Ping
@@ -119,6 +128,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             count=options.count,
             interval=options.interval,
             timeout=options.timeout,
+            **percentiles,
         )
         _on_signals(ping.stop)
         with _connecting(options, report):
@@ -138,6 +148,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             depth=options.depth,
             rate=options.rate,
             timeout=options.timeout,
+            **percentiles,
         )
         _on_signals(bench.stop)
         with contextlib.closing(bench):
@@ -151,6 +162,8 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
         report.picture(histogram(rtt, sys.stdout.encoding))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])  # the exit code is settled
+    if report.failures:
+        arguments.fail(PROG, f"failed: {'; '.join(report.failures)}", 4)
     return code
 
 
@@ -177,6 +190,24 @@ def _check(options: argparse.Namespace) -> None:
         arguments.fail(
             PROG, f"--size {options.size} is over --max-message {options.max_message}; raise that on both sides", 2
         )
+
+
+def _condition(text: str) -> Condition:
+    try:
+        return Condition.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def _percentiles(text: str) -> List[float]:
+    """Percentiles, separated by commas, in order."""
+    try:
+        percents = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        percents = []
+    if not percents or not all(0 <= percent < 100 for percent in percents):
+        raise argparse.ArgumentTypeError(f"invalid percentiles {text!r}: expected 50,95,99.99, for example")
+    return percents
 
 
 def _probe_size(text: str) -> int:
@@ -370,6 +401,23 @@ GROUPS = [
         "",
         Row("-s, --size BYTES", f"length of a message; minimum: {MIN_SIZE}", _probe_size, 64, needs=_MEASURING),
         Row("--histogram", "show the distribution of the round-trip times", needs=_MEASURING),
+        Row(
+            "--percentiles LIST",
+            "percentiles of the round-trip times to show, like 50,95,99.99",
+            _percentiles,
+            shown="50,90,99,99.9; with --bench 75, too",
+            needs=_MEASURING,
+        ),
+        Row(
+            "--fail-if CONDITION",
+            "exit with code 4 if this holds for the figures of the summary: 'p99 > 5ms', 'loss > 0.1%' or"
+            " 'rate < 10000/s'",
+            _condition,
+            many=True,
+            needs=_MEASURING,
+            more="min, avg, max, mdev, lost, corrupted and never_sent are figures, too; with a condition on loss or"
+            " lost, other losses do not change the exit code; a percentile for which there are too few samples fails",
+        ),
         Row("-c, --count N", "--ping: number of messages", arguments.count, shown="no limit", needs=("ping",)),
         Row(
             "-i, --interval TIME",
