@@ -32,8 +32,8 @@ the accept loop sleeps on), ``stopping`` (a drawing of the states, and the order
 ``server/server.py``, which begins with the life of a connection. ``options``, ``access``, ``listening`` (which sets the
 options and makes the socket), ``threads``, ``forking`` and ``reporting`` are one concern each. ``sockets`` (deadlines,
 a gentle close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word ``exit``, the default
-address) serve both sides; ``starting`` is Ctrl-C while a command is imported. ``Server`` imports neither handlers nor
-framing.
+address) serve both sides; ``files`` are those that decide who gets in; ``starting`` is Ctrl-C while a command is
+imported. ``Server`` imports neither handlers nor framing.
 """
 
 from . import starting as _starting  # noqa: F401  # before all others: Ctrl-C while a command is imported

@@ -13,6 +13,7 @@ session.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 import select
 import selectors
@@ -20,7 +21,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 if sys.platform != "win32":  # Windows has neither of them, and cannot say how much waits in a socket's queues
     import fcntl
@@ -56,6 +57,27 @@ time without an acknowledgement of what was sent, when no probes are; the defaul
 TIMED_OUT = (BlockingIOError,) if os.name == "posix" else (BlockingIOError, TimeoutError)
 """The exceptions of a read or write whose kernel timeout has passed. (On POSIX, ``TimeoutError`` is ETIMEDOUT: the
 connection itself is lost.)"""
+
+
+def check_path(address: Any) -> None:
+    """``ValueError`` for a string that is a host with its port, or an IP address: it would be the name of a Unix
+    socket's file."""
+    if not isinstance(address, (str, bytes)):
+        return
+    text = os.fsdecode(address)
+    if "/" in text or text[:1] == "\0":
+        return
+    host, colon, port = text.rpartition(":")
+    if not (colon and port.isdigit()):
+        host, port = text, "PORT"
+        try:
+            ipaddress.ip_address(host.strip("[]"))
+        except ValueError:
+            return
+    host = host.strip("[]")
+    raise ValueError(
+        f"{text!r} is not an address; write ({host!r}, {port}), or './{text}' for a Unix socket with this name"
+    )
 
 
 def keep_alive(sock: socket.socket) -> None:

@@ -11,18 +11,28 @@ import contextlib
 import os
 import re
 import socket
+import stat
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 from ..framing import FRAMINGS, Framing
+from ..sockets import check_path
 from ..version import __version__
 from .streams import CannotWrite, best_effort, open_missing, whole
 
+_ADDRESS = re.compile(
+    r"(?P<ipv6>[^\s\[\]]*:[^\s\[\]]*:[^\s\[\]]*)"
+    r"|(?:\[(?P<bracketed>[^\s\[\]]*:[^\s\[\]]*)\]|(?P<name>[^\s\[\]:]+))(?::(?P<port>.*))?"
+)
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 366 * 86400.0
 _SIZE = re.compile(r"(\d+)([kKmMgG]?)", re.ASCII)
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+MAX_PATH = 107 if sys.platform == "linux" else 103
+"""Maximum length of a Unix socket's path, in bytes."""
 
 
 class Row:
@@ -214,6 +224,47 @@ def port(text: str) -> int:
     return int(text)
 
 
+class Address(NamedTuple):
+    """The parts of an address that an argument has; None: it does not have this part."""
+
+    host: Optional[str] = None
+    port: Optional[int] = None
+
+
+def host(text: str) -> Address:
+    """A host, alone or with its port, as people and log lines write them: ``localhost``, ``192.0.2.1:80``, ``::1``,
+    ``[::1]``, ``[::1]:80``."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or "/" in text:
+        raise argparse.ArgumentTypeError(
+            f"invalid address {text!r}: expected a host, or HOST:PORT, like 127.0.0.1:65432 or [::1]:65432"
+        )
+    digits = match.group("port")
+    name = match.group("ipv6") or match.group("bracketed") or match.group("name")
+    return Address(name, None if digits is None else port(digits))
+
+
+def port_or_address(text: str) -> Address:
+    """A port, or a host with its port."""
+    if ":" not in text:
+        return Address(port=port(text))
+    address = host(text)
+    if address.port is None:
+        raise argparse.ArgumentTypeError(f"no port in {text!r}: expected PORT, HOST:PORT or [IPV6]:PORT")
+    return address
+
+
+def joined(*parts: Optional[Address]) -> Address:
+    """The parts of an address as one. ``ValueError`` if they contradict each other."""
+    given = [part for part in parts if part is not None]
+    hosts = dict.fromkeys(part.host for part in given if part.host is not None)
+    ports = dict.fromkeys(part.port for part in given if part.port is not None)
+    for what, found in (("hosts", hosts), ("ports", ports)):
+        if len(found) > 1:
+            raise ValueError(f"two {what} are given, {' and '.join(map(str, found))}; give one of them")
+    return Address(next(iter(hosts), None), next(iter(ports), None))
+
+
 def seconds(text: str) -> float:
     """A duration in seconds."""
     match = _DURATION.fullmatch(text)
@@ -251,12 +302,38 @@ def unix(text: str) -> str:
         raise argparse.ArgumentTypeError("this system has no Unix sockets")
     if text in ("", "@"):
         raise argparse.ArgumentTypeError(f"invalid path {text!r}: expected a path or @NAME")
+    try:
+        check_path(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid path {text!r}: give an address without --unix, or ./{text} for a socket with this name"
+        ) from None
     return text
 
 
 def unix_address(text: str) -> str:
     """A Unix socket's address: a path, or ``@NAME`` for an abstract one, as systemd and socat write it."""
     return "\0" + text[1:] if text.startswith("@") else text
+
+
+def trouble_with_path(path: str) -> str:
+    """Return why no server can listen, and no client connect, at the path of a Unix socket; empty: for no reason that
+    shows there. It gives the reason behind an error like ENOENT, which a server that does not run has, too."""
+    if path.startswith("@"):
+        return ""
+    folder = os.path.dirname(path)
+    try:
+        if not os.path.isabs(path):
+            os.getcwd()
+    except OSError:
+        return "the current folder was deleted; change to another one, or give the whole path"
+    if len(os.fsencode(path)) > MAX_PATH:
+        return f"give a path of {MAX_PATH} bytes at most, for example one from the current folder"
+    if not os.path.isdir(folder or "."):
+        return f"the folder {folder} does not exist; make it, or give another path"
+    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode) and not os.path.islink(path):
+        return "that file is not a socket; give another path"
+    return ""
 
 
 def framing_rows(default: Framing, *, left_out: bool = False) -> List[Row]:

@@ -15,6 +15,7 @@ import errno
 import os
 import selectors
 import socket
+import struct
 import threading
 import time
 from typing import Any, List, Optional, Sequence, cast
@@ -101,7 +102,7 @@ def connect_to_first(addresses: Sequence[Any], deadline: Optional[float]) -> soc
                 for key, _ in attempts.select(min(left, LONGEST_WAIT)):
                     sock: Any = key.fileobj
                     attempts.unregister(sock)
-                    failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _refusal_of_itself(sock)
                     if not failure:
                         return cast(socket.socket, sock)
                     sock.close()
@@ -111,6 +112,21 @@ def connect_to_first(addresses: Sequence[Any], deadline: Optional[float]) -> soc
         finally:
             for key in list(attempts.get_map().values()):
                 key.fileobj.close()
+
+
+def _refusal_of_itself(sock: socket.socket) -> int:
+    """Return an error number if a socket is connected to itself, else 0.
+
+    TCP does that if nobody listens on a port from which the system also gives ports to clients (tokio #3405).
+    """
+    try:
+        if sock.getsockname() != sock.getpeername():
+            return 0
+    except OSError:  # reset already; its first use reports that
+        return 0
+    # Close with a reset. Otherwise the port would stay in TIME_WAIT, and no server could have it for a minute.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii" if os.name == "posix" else "@HH", 1, 0))
+    return errno.ECONNREFUSED
 
 
 def _begin(address: Any) -> socket.socket:

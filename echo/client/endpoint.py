@@ -11,7 +11,7 @@ import ssl
 import time
 from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
-from ..sockets import INET, keep_alive, keep_urgent_data
+from ..sockets import INET, check_path, keep_alive, keep_urgent_data
 from ..text import format_address
 from ..transport.certificates import client_context
 from ..transport.tls import TLSSocket
@@ -94,6 +94,7 @@ def open_socket(
     elif isinstance(address, tuple):
         sock = connect_to_host(*_host_and_port(address), timeout)
     else:
+        check_path(address)
         sock = connect_to_path(address, timeout)
     try:
         if sock.family in INET:

@@ -83,7 +83,7 @@ class Admission:
         Runs in the accepting thread; behind a proxy in the session's thread, so what it keeps needs a lock.
         """
         if not self._clients.permits(host):
-            raise Refused("denied", "not from this address")
+            raise Refused("denied", "it has no address" if host is None else "not from this address")
         limit = server.max_connections_per_host
         if limit is not None and others >= limit:
             raise Refused("limit", f"{plural(limit, 'session')} from this address")

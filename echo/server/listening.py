@@ -1,11 +1,13 @@
 """The listening socket: how it is made or taken over, what accepted sockets inherit from it, how it is closed.
 
 A Unix socket's path outlives the server that bound it. A dead server's path is taken over; a live server's path, and a
-file that is not a socket, are not (asyncio #425, neovim #37378). Nothing here knows sessions.
+file that is not a socket, are not (asyncio #425, neovim #37378). Of several servers that start at the same time on one
+path, one gets it (flom #6). Nothing here knows sessions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -13,15 +15,24 @@ import socketserver
 import stat
 import struct
 import sys
-from typing import TYPE_CHECKING, Any, Optional, Tuple, Type, TypeVar
+import time
+from typing import TYPE_CHECKING, Any, Iterator, Optional, Tuple, Type, TypeVar
 
-from ..sockets import INET, keep_alive, keep_urgent_data
+from ..sockets import INET, check_path, keep_alive, keep_urgent_data
 from .options import Options, set_options
+
+if sys.platform != "win32":  # which has neither Unix sockets nor locks like these
+    import fcntl
+else:
+    fcntl = None
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # none of the checkers' packages is needed to run
 
     from .options import ServerOptions
+
+START_TIMEOUT = 5.0
+"""Maximum time in seconds to wait for other servers that start in the folder of a Unix socket's path."""
 
 _PEER = struct.Struct("@iII")  # struct ucred: pid, uid, gid
 
@@ -47,15 +58,17 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         **options: Unpack[ServerOptions],
     ) -> None:
         set_options(self, options)
-        self._apply_options()
+        if bind_and_activate:  # else its file may exist, as in from_socket()
+            check_path(server_address)
         self.address_family = family_of(server_address) or self.address_family
+        self._apply_options()
         self._inherited = False  # the listening socket was made elsewhere
         self._path: Any = None
         self._inode: Optional[Inode] = None
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
     def _apply_options(self) -> None:
-        """Called when the options are set, and nothing is bound yet."""
+        """Called when the options and the address family are set, and nothing is bound yet."""
 
     @classmethod
     def from_socket(
@@ -73,8 +86,9 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         check_listening(sock)
         server = cls(sock.getsockname(), RequestHandlerClass, False, **options)
         server.socket.close()
-        server.socket = sock
         server.address_family = sock.family
+        check_addresses(server, server.allow, server.deny, server.proxy_allow_from)  # now of the socket's own family
+        server.socket = sock
         server._inherited = True
         sock.setblocking(False)
         server.server_activate()
@@ -94,12 +108,14 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             super().server_bind()
         else:
             self._path = absolute(self.server_address)
-            claim_path(self.server_address)
-            super().server_bind()
-            self._inode = inode_of(self._path)
-            self._bound_by = os.getpid()  # a forked worker's end is not the path's
-            if self._inode is not None and self.unix_mode is not None:
-                os.chmod(self._path, self.unix_mode)  # nobody can have connected: it does not listen yet
+            with start_alone(self._path):
+                claim_path(self.server_address)
+                super().server_bind()
+                self._inode = inode_of(self._path)
+                self._bound_by = os.getpid()  # a forked worker's end is not the path's
+                if self._inode is not None and self.unix_mode is not None:
+                    os.chmod(self._path, self.unix_mode)  # nobody can have connected: it does not listen yet
+                self.socket.listen(self.request_queue_size)  # until then another start takes it for a dead server's
 
     def server_activate(self) -> None:
         # Accepted sockets inherit all three: no system call for each connection. A lost peer is noticed at last, urgent
@@ -147,6 +163,19 @@ def family_of(address: Any) -> Optional[socket.AddressFamily]:
     return None
 
 
+def check_addresses(server: Any, allow: Any, deny: Any, proxies: Any) -> None:
+    """``ValueError`` for networks, or a limit for each host, where clients have no addresses: it would do nothing."""
+    if server.address_family in INET:
+        return
+    needing = {"proxy_allow_from": proxies}
+    if not server.proxy_protocol:
+        needing.update(allow=allow, deny=deny, max_connections_per_host=server.max_connections_per_host)
+    for name, value in needing.items():
+        if value:
+            kind = "a Unix" if server.address_family == getattr(socket, "AF_UNIX", None) else "this kind of"
+            raise ValueError(f"{name} needs addresses, and clients of {kind} socket have none")
+
+
 def check_listening(sock: socket.socket) -> None:
     """``ValueError`` for a socket that clients cannot be accepted from."""
     if sock.type != socket.SOCK_STREAM:
@@ -170,6 +199,38 @@ def with_zone(address: Any) -> Any:
 def absolute(path: Any) -> Any:
     """Return the path, independent of the current folder: that may be another one when the server closes."""
     return os.path.abspath(path) if _is_file(path) else path
+
+
+@contextlib.contextmanager
+def start_alone(path: Any) -> Iterator[None]:
+    """Keep other servers from starting at ``path``: two that find a dead server's socket there could both remove what
+    they find, and the second would remove the first one's.
+
+    It locks the folder, so it leaves no file behind. Where that is not possible, or another program has locked the
+    folder for long, the start goes on without it.
+    """
+    folder = -1
+    try:
+        if fcntl is not None and _is_file(path):
+            with contextlib.suppress(OSError):  # binding reports what is wrong with the folder
+                folder = os.open(os.path.dirname(path), os.O_RDONLY)
+                _lock(folder, time.monotonic() + START_TIMEOUT)
+        yield
+    finally:
+        if folder != -1:
+            fcntl.flock(folder, fcntl.LOCK_UN)  # a child that another thread has forked meanwhile has it, too
+            os.close(folder)
+
+
+def _lock(descriptor: int, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.005)
 
 
 def claim_path(path: Any) -> None:

@@ -40,7 +40,7 @@ from ..text import format_address
 from . import forking, threads
 from .accepting import BackOff, Serving, SharedPort, is_held
 from .admission import Admission, Refused, import_what_options_need, log_refused
-from .listening import ListeningServer, is_listening
+from .listening import ListeningServer, check_addresses, is_listening
 from .options import OPTIONS
 from .reporting import log_event
 from .sessions import Registry, Session, peer_is_gone
@@ -337,7 +337,9 @@ class Server(ListeningServer):
         self, allow: Iterable[str], deny: Iterable[str], proxy_allow_from: Optional[Iterable[str]] = None
     ) -> None:
         """Replace ``allow`` and ``deny``, and ``proxy_allow_from`` if it is given, for the clients to come.
-        ``ValueError`` names an invalid network, and nothing changes."""
+        ``ValueError`` names an invalid network, and nothing changes. It also means that the clients have no addresses
+        (a Unix socket without ``proxy_protocol``)."""
+        check_addresses(self, allow, deny, proxy_allow_from)
         self._admission.set_access(allow, deny, proxy_allow_from)
 
     def _close_quietly(self, request: socket.socket) -> None:

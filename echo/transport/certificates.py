@@ -1,27 +1,48 @@
 """TLS contexts from PEM files, for both command lines: a side's own certificate, and the CAs that it trusts.
 
 It reads files and knows no socket. Any problem with a file is a ``ValueError``, whose message is one line and names the
-file.
+file. Each file is read once, and checked, before OpenSSL gets it: OpenSSL passes over what it does not recognize, and
+must not do that with a list of revoked certificates.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import ssl
-from typing import Any, Optional
+from typing import Any, Callable, Iterator, NamedTuple, Optional
+
+from ..files import named_copy, read_file, without_marks
+
+_CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
+_REVOCATION_LIST = re.compile(rb"-----BEGIN [A-Z0-9 ]*CRL-----")
 
 
-def server_context(certificate: str, key: Optional[str] = None, client_ca: Optional[str] = None) -> ssl.SSLContext:
+def server_context(
+    certificate: str,
+    key: Optional[str] = None,
+    client_ca: Optional[str] = None,
+    *,
+    read: Callable[[str], bytes] = read_file,
+) -> ssl.SSLContext:
     """The context of a server, from PEM files. The minimum is TLS 1.2.
 
     ``certificate`` holds the server's certificate with its intermediate certificates, ``key`` its key (default: in the
-    same file). With ``client_ca``, a client needs a certificate that this CA has issued. ``ValueError`` names a file
+    same file). With ``client_ca``, a client needs a certificate that this CA has issued and, if the file also holds
+    revocation lists (CRLs), one that is not revoked. ``read`` returns a file's content. ``ValueError`` names a file
     that cannot be used.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
-    _load_chain(context, certificate, key or certificate)
+    _load_chain(context, certificate, key, read)
     if client_ca is not None:
-        _load_authorities(context, client_ca)
+        _load_authorities(context, _PEM(client_ca, read(client_ca)))
         context.verify_mode = ssl.CERT_REQUIRED
+        # The certificate of a session that is resumed is not verified again, so none can be resumed by a ticket.
+        # TLSSocket checks the ones that TLS 1.2 resumes without.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
     return context
 
 
@@ -34,9 +55,9 @@ def client_context(
 ) -> ssl.SSLContext:
     """The context of a client, from PEM files. The minimum is TLS 1.2.
 
-    The server's certificate and host name are verified with the CAs in ``authorities`` (default: the system's), unless
-    ``verify`` is false. ``certificate`` and ``key`` are the client's own, for a server that asks for them.
-    ``ValueError`` names a file that cannot be used.
+    The server's certificate and host name are verified with the CAs, and the revocation lists if there are any, in
+    ``authorities`` (default: the system's CAs), unless ``verify`` is false. ``certificate`` and ``key`` are the
+    client's own, for a server that asks for them. ``ValueError`` names a file that cannot be used.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
@@ -45,9 +66,9 @@ def client_context(
     elif authorities is None:
         context.load_default_certs()
     else:
-        _load_authorities(context, authorities)
+        _load_authorities(context, _PEM(authorities, read_file(authorities)))
     if certificate is not None:
-        _load_chain(context, certificate, key or certificate)
+        _load_chain(context, certificate, key, read_file)
     return context
 
 
@@ -58,40 +79,73 @@ def _context(protocol: Any) -> ssl.SSLContext:
     return context
 
 
-def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    _check_readable(certificate, key)
+class _PEM(NamedTuple):
+    """A file and its content."""
+
+    path: str
+    content: bytes
+
+    def has(self, pattern: re.Pattern[bytes]) -> bool:
+        return pattern.search(without_marks(self.content)) is not None
+
+    @contextlib.contextmanager
+    def for_openssl(self) -> Iterator[str]:
+        """A path to read the content from. It is the file's own, unless it is a pipe, or begins with a byte-order
+        mark, which not every version of OpenSSL passes over."""
+        text = without_marks(self.content)
+        if text == self.content and os.path.isfile(self.path):
+            yield self.path
+        else:
+            with named_copy(text) as path:
+                yield path
+
+
+def _load_chain(context: ssl.SSLContext, certificate: str, key: Optional[str], read: Callable[[str], bytes]) -> None:
+    chain = _PEM(certificate, read(certificate))
+    own = chain if key is None or key == certificate else _PEM(key, read(key))
     try:
-        # Without this, OpenSSL would ask for a password at the terminal, and a service would hang.
-        context.load_cert_chain(certificate, key, password=lambda: _no_password(key))
+        with chain.for_openssl() as chain_path, own.for_openssl() as key_path:
+            # Without this, OpenSSL would ask for a password at the terminal, and a service would hang.
+            context.load_cert_chain(chain_path, key_path, password=lambda: _no_password(own.path))
     except ssl.SSLError as exc:
-        if exc.reason == "KEY_VALUES_MISMATCH":
-            raise ValueError(f"the key in {key} is not that of the certificate in {certificate}") from None
-        if key == certificate:
-            raise ValueError(
-                f"{certificate} holds no certificate with its key, as PEM; name the key's file, too"
-            ) from None
-        raise ValueError(f"{certificate} and {key} hold no certificate with its key, as PEM") from None
-    except OSError as exc:  # one of the files has changed after the check
-        raise ValueError(f"cannot read {certificate} or {key}: {exc.strerror}") from None
+        raise ValueError(_explain(exc, chain, own)) from None
+    except OSError as exc:  # one of the files has changed after it was read
+        raise ValueError(f"cannot read {chain.path} or {own.path}: {exc.strerror}") from None
+
+
+def _explain(exc: ssl.SSLError, chain: _PEM, own: _PEM) -> str:
+    if not (chain.has(_CERTIFICATE) and own.has(_KEY)):
+        if own is chain:
+            return f"{chain.path} holds no certificate with its key, as PEM; name the key's file, too"
+        return f"{chain.path} and {own.path} hold no certificate with its key, as PEM"
+    if exc.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+        return f"the key in {own.path} is not that of the certificate in {chain.path}"
+    return f"cannot use the certificate in {chain.path} with the key in {own.path}: {_reason(exc)}"
+
+
+def _reason(exc: ssl.SSLError) -> str:
+    """OpenSSL's reason. It has none for data that cannot be decoded."""
+    return exc.reason.lower().replace("_", " ") if exc.reason else "one of its blocks is damaged"
 
 
 def _no_password(path: str) -> str:
     raise ValueError(f"the key in {path} needs a password; give one without")
 
 
-def _load_authorities(context: ssl.SSLContext, path: str) -> None:
-    _check_readable(path)
+def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
+    if not authorities.has(_CERTIFICATE):
+        raise ValueError(f"{authorities.path} holds no certificate, as PEM")
     try:
-        context.load_verify_locations(path)
-    except ssl.SSLError:
-        raise ValueError(f"{path} holds no certificate, as PEM") from None
+        with authorities.for_openssl() as path:
+            context.load_verify_locations(path)
+    except ssl.SSLError as exc:
+        raise ValueError(f"cannot use the certificates in {authorities.path}: {_reason(exc)}") from None
     except OSError as exc:
-        raise ValueError(f"cannot read {path}: {exc.strerror}") from None
-
-
-def _check_readable(*paths: str) -> None:
-    for path in paths:
-        try:
-            open(path, "rb").close()
-        except OSError as exc:
-            raise ValueError(f"cannot read {path}: {exc.strerror}") from None
+        raise ValueError(f"cannot read {authorities.path}: {exc.strerror}") from None
+    lists = len(_REVOCATION_LIST.findall(without_marks(authorities.content)))
+    if lists != context.cert_store_stats()["crl"]:
+        raise ValueError(f"{authorities.path} holds {lists} revocation lists (CRLs), and not all of them are usable")
+    if lists:
+        # For every certificate of the chain, as nginx and HAProxy do: without a list, its issuer's certificates are
+        # rejected.
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN

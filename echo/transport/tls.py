@@ -26,7 +26,7 @@ import time
 from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
-from .tls_messages import explain, format_subject
+from .tls_messages import check_still_valid, explain, format_subject
 
 _CHUNK = 64 * 1024  # bytes encrypted at a time, which bounds the memory for a peer that does not read
 
@@ -93,6 +93,8 @@ class TLSSocket(socket.socket):
             raise TimeoutError(f"the handshake was not done after {timeout:g} s") from None
         finally:
             self.settimeout(before)
+        if server_side and tls.session_reused:
+            check_still_valid(tls.getpeercert())  # OpenSSL has verified it for the first session only
         self._tls = tls
         self._decrypt(b"")  # data that came together with the end of the handshake
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import ssl
 from itertools import starmap
+from time import time
 from typing import Any, Dict, Optional
 
 from ..text import printable
@@ -29,6 +30,16 @@ def explain(exc: BaseException) -> str:
         return exc.strerror or str(exc)
     return str(exc)
 
+
+def check_still_valid(certificate: Any) -> None:
+    """Raise ``ssl.SSLCertVerificationError`` if a certificate, as ``getpeercert`` returns it, has expired."""
+    if certificate and ssl.cert_time_to_seconds(certificate["notAfter"]) < time():
+        expired = ssl.SSLCertVerificationError("certificate has expired")
+        expired.verify_code, expired.verify_message = _EXPIRED, "certificate has expired"
+        raise expired
+
+
+_EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 
 _NOT_TLS = {
     "BAD_RECORD_TYPE",

@@ -74,6 +74,19 @@ def test_limits_and_networks_hold_for_the_socket_that_was_passed(serve_over, lis
     assert ask(listener.getsockname(), b"") == b""
 
 
+@pytest.mark.parametrize("option", ["--allow", "--deny", "--proxy-allow-from"])
+def test_networks_are_refused_for_a_unix_socket_that_was_passed(serve_over, tmp_path, option):
+    """Row 59."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(16)
+        proxied = ["--proxy-protocol"] if option == "--proxy-allow-from" else []
+        server = serve_over(listener, *proxied, option, "10.0.0.0/8", until=None)
+        assert server.finish() == (2, b"")
+    words = "needs addresses, and clients of a Unix socket have none; see --help"
+    assert server.log == f"echo.server: {option} {words}\n"
+
+
 def test_the_path_of_a_unix_socket_that_was_passed_is_left_alone(serve_over, tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))

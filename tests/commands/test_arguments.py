@@ -32,6 +32,56 @@ def test_an_invalid_port_is_refused_with_the_range(text):
     assert refusal(arguments.port, text) == f"invalid port {text!r}: expected 0 to 65535"
 
 
+ADDRESSES = [
+    ("localhost", "localhost", None),
+    ("localhost:80", "localhost", 80),
+    ("192.0.2.1:0", "192.0.2.1", 0),
+    ("::1", "::1", None),
+    ("::", "::", None),
+    ("[::1]", "::1", None),
+    ("[::1]:80", "::1", 80),
+    ("[fe80::1%eth0]:80", "fe80::1%eth0", 80),
+    ("2001:db8::1:80", "2001:db8::1:80", None),
+]
+
+
+@pytest.mark.parametrize(("text", "host", "port"), ADDRESSES)
+def test_a_host_may_have_its_port_as_people_and_logs_write_it(text, host, port):
+    """Row 75."""
+    assert arguments.host(text) == (host, port)
+    if port is not None:
+        assert arguments.port_or_address(text) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", ":80", "[]:80", "[::1", "::1]", "[::1]80", "a b", "tcp://192.0.2.1:80", "s/k"]
+)
+def test_what_is_not_an_address_is_refused_with_examples(text):
+    """Rows 75 and 76."""
+    words = "expected a host, or HOST:PORT, like 127.0.0.1:65432 or [::1]:65432"
+    assert refusal(arguments.host, text) == f"invalid address {text!r}: {words}"
+
+
+@pytest.mark.parametrize("text", ["localhost:", "localhost:http", "[::1]:65536", "[::1]:", "localhost:-1"])
+def test_an_address_with_an_invalid_port_is_refused(text):
+    assert "expected 0 to 65535" in refusal(arguments.host, text)
+
+
+def test_an_address_without_a_port_is_not_a_port():
+    assert arguments.port_or_address("80") == (None, 80)
+    assert "no port in '[::1]'" in refusal(arguments.port_or_address, "[::1]")
+    assert "invalid port 'localhost'" in refusal(arguments.port_or_address, "localhost")
+
+
+def test_parts_of_an_address_that_contradict_each_other_are_refused():
+    one, other = arguments.Address("a", 1), arguments.Address("b", 2)
+    assert arguments.joined(None, one, arguments.Address("a"), arguments.Address(port=1)) == one
+    with pytest.raises(ValueError, match="two hosts are given, a and b"):
+        arguments.joined(one, other)
+    with pytest.raises(ValueError, match="two ports are given, 1 and 2"):
+        arguments.joined(one, arguments.Address(port=2))
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

@@ -21,12 +21,14 @@ import pytest
 
 import echo
 from echo.cli.client.pipe import CHUNK, Pipe, has_more
+from echo.cli.server.command import main as server_main
 from echo.connection import Connection
 from echo.sockets import set_receive_timeout, unread
 from support import DEADLINE, ROOT, Recorder, eventually, plain, read_all, read_exactly, reset
 from support.client import UnixServer, address_options, call_client
 from support.measuring import echo_of, one_complaint
 from support.processes import wait_until_it_sleeps
+from support.usage_errors import error_line
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
 
@@ -924,6 +926,66 @@ def test_a_refused_connection_is_one_line(nobody):
     assert one_complaint(done, advice)
 
 
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "localhost:{}"])
+def test_a_host_may_have_its_port(serve, form):
+    """Row 75."""
+    done = call_client(form.format(serve().server_address[1]), "-m", "hello")
+    assert done == (0, b"hello\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["localhost:7000", "8000"], "two ports are given, 7000 and 8000"),
+        (["localhost:0"], "invalid port 0: give the port that the server logs"),
+        (["7000"], "invalid host '7000': the host comes first"),
+        (["", "7000"], "invalid address ''"),
+        (["/run/echo.sock"], "invalid address '/run/echo.sock'"),
+        (["--unix", "s", "localhost:7000"], "--unix excludes host and port"),
+        (["--unix", "localhost:7000"], "invalid path 'localhost:7000': give an address without --unix, or ./localhost"),
+    ],
+)
+def test_an_address_that_makes_no_sense_is_a_usage_error(arguments, words):
+    """Rows 75 and 76."""
+    done = call_client(*arguments, "-m", "hello")
+    assert done[:2] == (2, b"")
+    assert one_complaint(done, words)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("missing", "nothing listens on missing; start a server there: python3 -m echo.server --unix missing"),
+        ("dead", "nothing listens on dead; start a server there: python3 -m echo.server --unix dead"),
+        ("no/folder", "cannot connect to no/folder: the folder no does not exist; make it, or give another path"),
+        ("file", "cannot connect to file: that file is not a socket; give another path"),
+    ],
+)
+def test_each_reason_why_a_path_has_no_server_has_its_own_words(tmp_path, monkeypatch, path, words):
+    """Row 57."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("dead")
+    done = call_client("--unix", path, "-m", "hello")
+    assert done == (1, b"", f"echo.client: {words}\n")
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX") or sys.platform == "darwin", reason="needs a folder to be deleted")
+def test_a_current_folder_that_was_deleted_is_named_as_the_reason(tmp_path, monkeypatch, capsys):
+    """Row 57."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deleted").mkdir()
+    os.chdir("deleted")
+    os.rmdir(str(tmp_path / "deleted"))
+    advice = "the current folder was deleted; change to another one, or give the whole path"
+    done = call_client("--unix", "s", "-m", "hello")
+    assert done == (1, b"", f"echo.client: cannot connect to s: {advice}\n")
+    line = f"echo.server: cannot listen on s: No such file or directory; {advice}"
+    assert error_line(capsys, server_main, "--unix", "s") == (1, line)
+
+
 SCRIPT = """\
 import sys
 from echo.cli.client.command import main
@@ -1013,11 +1075,10 @@ def test_without_a_thread_to_send_in_a_pipe_ends_with_one_line(serve, monkeypatc
 
 
 @pytest.mark.slow  # it asks the name servers, which may have to be waited for
-@pytest.mark.parametrize("host", ["nohost.invalid", ""], ids=["unknown", "empty"])
-def test_a_host_that_the_system_does_not_know_is_one_line(host):
-    done = call_client(host, "9", "-m", "x")
+def test_a_host_that_the_system_does_not_know_is_one_line():
+    done = call_client("nohost.invalid", "9", "-m", "x")
     assert done[:2] == (1, b"")
-    assert one_complaint(done, repr(host))
+    assert one_complaint(done, "'nohost.invalid'")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -28,8 +29,8 @@ COUNTS = ["1", pytest.param("2", marks=needs_fork)]
 
 SAMPLES = {
     # option: a value as text, the same as it is read, another one for the command line, the same as it is read
-    "PORT": ("1234", 1234, "4321", 4321),
-    "BIND": ("192.0.2.1", "192.0.2.1", "::", "::"),
+    "PORT": ("1234", (None, 1234), "localhost:4321", ("localhost", 4321)),
+    "BIND": ("192.0.2.1", ("192.0.2.1", None), "[::]:4321", ("::", 4321)),
     "UNIX": ("/run/echo/s", "/run/echo/s", "@echo", "@echo"),
     "UNIX_MODE": ("660", 0o660, "0600", 0o600),
     "FRAMING": ("length", "length", "raw", "raw"),
@@ -60,6 +61,7 @@ SAMPLES = {
 
 JUNK = {
     "PORT": "http",
+    "BIND": "[::1",
     "UNIX_MODE": "rw",
     "FRAMING": "morse",
     "MAX_MESSAGE": "0",
@@ -119,6 +121,31 @@ def test_a_switch_that_is_0_is_off_and_the_command_line_may_turn_it_on(name):
     assert read({f"ECHO_{name}": "0"}, *flag(name)) == read({}, *flag(name)) != read({})
 
 
+@pytest.mark.parametrize(
+    "argv, environment, address",
+    [
+        ("", "", ("127.0.0.1", 65432)),
+        ("7000", "PORT=8000", ("127.0.0.1", 7000)),
+        ("0", "PORT=8000", ("127.0.0.1", 0)),
+        ("", "PORT=8000 BIND=::1", ("::1", 8000)),
+        ("", "BIND=[::1]:8000", ("::1", 8000)),
+        ("", "PORT=[::1]:8000", ("::1", 8000)),
+        ("-b 127.0.0.2", "BIND=[::1]:8000", ("127.0.0.2", 8000)),
+        ("localhost:7000", "BIND=::1 PORT=8000", ("localhost", 7000)),
+        ("7000 -b 127.0.0.2:7000", "", ("127.0.0.2", 7000)),
+        ("7000 -b [::1]", "", ("::1", 7000)),
+        ("7000", "UNIX=s", ("127.0.0.1", 7000)),
+    ],
+)
+def test_the_parts_of_an_address_come_together_and_the_command_line_wins(monkeypatch, argv, environment, address):
+    """Row 75."""
+    for setting in environment.split():
+        monkeypatch.setenv(*f"ECHO_{setting}".split("="))
+    options = command._options(argv.split())
+    assert (options.bind, options.port) == address
+    assert options.unix is None
+
+
 def test_other_variables_and_names_in_small_letters_are_ignored():
     others = {"ECHO_HISTFILE": "/dev/null", "ECHO_COLOUR": "red", "ECHO_HELP": "1", "ECHO_VERSION": "1"}
     assert read({**others, "echo_port": "1", "PORT": "1", "XECHO_PORT": "1"}) == read({})
@@ -159,7 +186,7 @@ def test_the_command_reads_its_environment(run, tmp_path):
     assert server.terminate() == 0
 
 
-@pytest.mark.parametrize("name, text", [("PORT", "junk"), ("DENY", "@/nowhere"), ("WORKERS", "0"), ("QUIET", "yes")])
+@pytest.mark.parametrize("name, text", [("PORT", "junk"), ("DENY", "nowhere"), ("WORKERS", "0"), ("QUIET", "yes")])
 def test_the_command_refuses_an_invalid_variable_in_one_line_with_code_2(capsys, monkeypatch, name, text):
     monkeypatch.setenv(f"ECHO_{name}", text)
     code, line = error_line(capsys, main)
@@ -340,7 +367,7 @@ READ_AGAIN = rf"INFO +{WHO}SIGHUP: certificates and networks read again"
 )
 def test_sighup_reads_the_lists_again_for_new_clients(server_command, dial, tmp_path, count, option, closed):
     networks = tmp_path / "networks"
-    opened = "# nobody yet\n" if option == "--deny" else "127.0.0.0/8  # all\n"
+    opened = "192.0.2.1  # not us\n" if option == "--deny" else "127.0.0.0/8  # all\n"
     networks.write_text(opened)
     server = server_command(option, "@networks", "--workers", count, cwd=str(tmp_path))
     wait_for_workers(server, count)
@@ -386,36 +413,64 @@ def test_an_allow_file_that_is_empty_for_a_moment_lets_no_other_client_in(server
     assert not serves(server.address)
 
 
-def test_a_sighup_in_the_midst_of_another_reads_again_and_the_newest_stays():
-    newest, in_force = ["first"], []
+def test_the_thread_of_a_signal_handler_does_not_wait_for_a_reload_and_each_call_is_a_reload_of_its_own():
+    """Row 62: a slow file is never in the way of serving."""
+    may_go_on, ended = threading.Event(), threading.Event()
+    threads = []
 
-    def read():
-        found = newest[-1]
-        if len(newest) < 3:
-            newest.append("second" if len(newest) == 1 else "third")
-            reload()
-        in_force.append(found)
+    def work():
+        threads.append(threading.current_thread())
+        assert may_go_on.wait(DEADLINE)
+        if len(threads) == 3:
+            ended.set()
 
-    reload = command._reloader(read)
-    reload()
-    assert in_force == ["first", "second", "third"]
-    reload()
-    assert in_force[3:] == ["third"]
-
-
-def test_a_reload_that_fails_is_not_the_last():
-    outcomes = [ZeroDivisionError, None]
-
-    def read():
-        error = outcomes.pop(0)
-        if error is not None:
-            raise error
-
-    reload = command._reloader(read)
-    with pytest.raises(ZeroDivisionError):
+    reload = command.in_thread(work)
+    for _ in range(3):
         reload()
-    reload()
-    assert not outcomes
+    may_go_on.set()
+    assert ended.wait(DEADLINE)
+    assert threading.current_thread() not in threads and len(set(threads)) == 1
+
+
+@on_posix
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for pipes here")
+def test_a_list_from_a_pipe_is_in_force_and_stays_so_when_the_files_are_read_again(server_command, tmp_path):
+    """Row 61: ``--deny @<(...)`` was read twice, was empty the second time, and let everybody in."""
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:
+        file.write(b"127.0.0.0/8\n")
+    (tmp_path / "allow").write_text("192.0.2.0/24\n")
+    pipe = f"/dev/fd/{reading}"
+    try:
+        server = server_command("--deny", f"@{pipe}", "--allow", "@allow", pass_fds=[reading], cwd=str(tmp_path))
+    finally:
+        os.close(reading)
+    assert not serves(server.address)
+    (tmp_path / "allow").write_text("127.0.0.1\n")
+    hang_up(server, f"{READ_AGAIN}, except {pipe}: a pipe can be read only once\n")
+    assert not serves(server.address)
+    assert server.terminate() == 0
+
+
+@on_posix
+def test_a_file_of_denied_networks_that_is_empty_for_a_moment_lets_no_client_in(server_command, tmp_path):
+    """Row 61."""
+    (tmp_path / "deny").write_text("127.0.0.1\n")
+    server = server_command("--deny", "@deny", cwd=str(tmp_path))
+    (tmp_path / "deny").write_text("")
+    hang_up(server, "WARNING SIGHUP: deny names no network now, but did before; .*; all stays as it was")
+    assert not serves(server.address)
+
+
+@on_posix
+def test_a_list_that_has_become_a_pipe_is_not_waited_for_and_the_server_serves(server_command, tmp_path):
+    """Row 62."""
+    (tmp_path / "allow").write_text("127.0.0.1\n")
+    server = server_command("--allow", "@allow", cwd=str(tmp_path))
+    (tmp_path / "allow").unlink()
+    os.mkfifo(str(tmp_path / "allow"))
+    hang_up(server, "WARNING SIGHUP: the pipe allow did not end in time: .*; all stays as it was")
+    assert serves(server.address)
 
 
 @on_posix

@@ -788,7 +788,6 @@ def test_options_that_make_no_sense_are_one_line(serve, options, words):
     "host",
     [
         pytest.param("nohost.invalid", marks=pytest.mark.slow, id="unknown"),  # where no name server answers
-        pytest.param("", id="empty"),
         pytest.param("a" * 80, id="long"),
         pytest.param("a..b", id="dots"),
     ],

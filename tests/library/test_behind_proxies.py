@@ -265,13 +265,13 @@ def test_a_server_on_a_unix_socket_reads_headers_too(tmp_path):
     class Guest(AddressRecorder):
         met = []
 
-    options = {"proxy_protocol": True, "proxy_allow_from": ["192.0.2.0/24"], "handshake_timeout": None}
+    options = {"proxy_protocol": True, "handshake_timeout": None}
     with echo.Server(str(tmp_path / "s"), Guest, **options) as server:
         server.start()
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(DEADLINE)
             sock.connect(server.server_address)
-            converse(sock, LINE)  # proxy_allow_from has addresses; here the permissions of the path decide
+            converse(sock, LINE)
     ((address, peer, via),) = Guest.met
     assert (address, peer) == (("192.0.2.1", 56324), CLIENT)
     assert via.startswith("unix")
@@ -409,6 +409,34 @@ def test_an_exception_out_of_verify_request_refuses_that_client_and_is_logged_wi
     assert server.stats().refused == {"error": 1}  # as it is without a proxy
     assert server.stats().ended == {}
     converse(dial(server), line_of("192.0.2.2"))
+
+
+WITHOUT_AN_ADDRESS = {name: header for name, header in UNNAMED.items()}
+WITHOUT_AN_ADDRESS["v2, Unix"] = block(PROXY, 0x31, unix(b"/run/app.sock", b"/b"))
+WITHOUT_AN_ADDRESS["v2, Unix without a name"] = block(PROXY, 0x31, unix())
+
+
+@pytest.fixture(scope="module")
+def guarded_unix_socket(tmp_path_factory):
+    """A server on a Unix socket behind a proxy. It has networks."""
+    path = str(tmp_path_factory.mktemp("guarded") / "s")
+    options = {"proxy_protocol": True, "allow": ["192.0.2.0/24"], "handshake_timeout": None}
+    with echo.Server(path, echo.EchoRequestHandler, **options) as server:
+        yield server.start()
+
+
+@pytest.mark.parametrize("header", WITHOUT_AN_ADDRESS.values(), ids=WITHOUT_AN_ADDRESS)
+@pytest.mark.parametrize("lists", [{"allow": ["192.0.2.0/24"]}, {"deny": ["203.0.113.0/24"]}], ids=["allow", "deny"])
+def test_a_client_of_which_no_address_is_known_is_in_no_network(guarded_unix_socket, header, lists):
+    """Row 89: neither its proxy nor the connection, which is one over a Unix socket, has an address."""
+    server = guarded_unix_socket
+    server.set_access(lists.get("allow", []), lists.get("deny", []))
+    for data, reply in ((header, b""), (LINE, b"hello\n")):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(DEADLINE)
+            sock.connect(server.server_address)
+            sock.sendall(data + b"hello\n")
+            assert read_exactly(sock, 6) == reply
 
 
 # The limit for each host.

@@ -9,6 +9,7 @@ import pytest
 
 import echo
 from echo.cli.client.exchange import Exchange
+from echo.client import dialing
 from echo.measure.report import Report
 from echo.sockets import receive_timeout, unread
 from support import DEADLINE, Recorder, eventually, plain, read_exactly
@@ -413,3 +414,20 @@ def test_an_exit_that_comes_back_is_a_reply_like_any_other(serve, connect, messa
     Exchange(connect(serve(handler)), messages, lines.append, Report(lines.append, as_json=True)).run()
     figures = {"sent": due, "received": due, "different": 0, "missing": 0}
     assert json.loads(lines[-1]) == {"event": "summary", **figures}
+
+
+# A connection to itself.
+
+
+def test_a_connection_to_itself_is_refused_and_leaves_the_port_free(monkeypatch):
+    """Row 48: TCP does that where nobody listens on a port from which clients get theirs, too."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+        sock.connect(address)
+        monkeypatch.setattr(dialing, "_begin", lambda _: sock)
+        with pytest.raises(ConnectionRefusedError):
+            echo.connect(address)
+        assert sock.fileno() == -1
+    with socket.socket() as listener:
+        listener.bind(address)  # without SO_REUSEADDR

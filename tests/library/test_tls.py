@@ -12,16 +12,19 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 
 import pytest
 
 import echo
 from echo.sockets import LINGER_TIMEOUT, has_input, linger, set_receive_timeout, set_send_timeout
+from echo.transport import tls_messages
 from echo.transport.certificates import client_context, server_context
 from echo.transport.tls import TLSSocket
 from echo.transport.tls_messages import explain
 from support import DEADLINE, eventually, read_all, read_exactly, reset
 from support.background import Background
+from support.certificates import openssl
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="deadlines as POSIX has them")
 
@@ -1042,3 +1045,219 @@ def test_a_server_asks_for_a_certificate_only_if_it_has_a_ca_for_its_clients(cer
     assert server_context(*certificates.server).verify_mode == ssl.CERT_NONE
     asking = server_context(*certificates.server, certificates.authority.certificate)
     assert asking.verify_mode == ssl.CERT_REQUIRED
+
+
+CRL_SETTINGS = """\
+[ca]
+default_ca = authority
+[authority]
+database = {folder}/index.txt
+crlnumber = {folder}/crlnumber
+default_md = sha256
+default_crl_days = {days}
+"""
+
+
+@pytest.fixture
+def revocation_list(certificates, tmp_path):
+    """``revocation_list(*pairs)``: the path of a file with the CA and its list of these revoked certificates."""
+
+    def make(*revoked, days=30):
+        (tmp_path / "index.txt").write_text("")
+        (tmp_path / "crlnumber").write_text("01\n")
+        settings = tmp_path / "crl.cnf"
+        settings.write_text(CRL_SETTINGS.format(folder=tmp_path, days=days))
+        authority = certificates.authority
+        ca = ("ca", "-config", str(settings), "-cert", authority.certificate, "-keyfile", authority.key)
+        for pair in revoked:
+            openssl(*ca, "-revoke", pair.certificate)
+        both = tmp_path / "ca-and-crl.pem"
+        openssl(*ca, "-gencrl", "-out", str(both))
+        both.write_bytes(both.read_bytes() + read_bytes(authority.certificate))
+        return str(both)
+
+    return make
+
+
+def read_bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def test_a_client_whose_certificate_is_revoked_by_a_list_beside_the_ca_is_rejected(
+    plain, certificates, version, revocation_list
+):
+    """Row 72."""
+    revoked = certificates.issue("revoked", "/CN=revoked")
+    accepting = server_context(*certificates.server, revocation_list(revoked))
+    for own, words in ((certificates.client, None), (revoked, "its certificate is not accepted: certificate revoked")):
+        connecting = client_context(certificates.authority.certificate, *own)
+        connecting.minimum_version = connecting.maximum_version = version
+        server, client = plain()
+        server_side = Background(server.handshake, accepting, server_side=True, timeout=DEADLINE)
+        with contextlib.suppress(OSError):
+            client.handshake(connecting, server_hostname="localhost", timeout=DEADLINE)
+        if words is None:
+            server_side.result()
+        else:
+            with pytest.raises(ssl.SSLCertVerificationError) as caught:
+                server_side.result()
+            assert explain(caught.value) == words
+
+
+def test_a_server_whose_certificate_is_revoked_is_rejected(plain, certificates, revocation_list):
+    """Row 72."""
+    connecting = client_context(revocation_list(certificates.server))
+    server, client = plain()
+    server_side = Background(server.handshake, server_context(*certificates.server), server_side=True, timeout=DEADLINE)
+    with pytest.raises(ssl.SSLCertVerificationError, match="revoked"):
+        client.handshake(connecting, server_hostname="localhost", timeout=DEADLINE)
+    with pytest.raises(OSError):
+        server_side.result()
+
+
+DAMAGED_LISTS = {
+    "indented": lambda text: text.replace("-----BEGIN X509", " -----BEGIN X509"),
+    "with another name": lambda text: text.replace("X509 CRL", "CRL"),
+    "cut off": lambda text: text.replace("-----END X509 CRL-----", ""),
+    "alone": lambda text: text[: text.index("-----BEGIN CERTIFICATE")],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LISTS.values(), ids=DAMAGED_LISTS)
+def test_a_revocation_list_that_cannot_be_used_is_an_error_and_is_not_passed_over(
+    certificates, revocation_list, damage
+):
+    """Row 72: OpenSSL passes over what it does not recognize."""
+    path = revocation_list(certificates.client)
+    with open(path, "r+") as file:
+        text = damage(file.read())
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+    with pytest.raises(ValueError) as caught:
+        server_context(*certificates.server, path)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", "utf-16"], ids=["UTF-8", "UTF-16"])
+def test_a_byte_order_mark_in_a_pem_file_is_accepted(plain, certificates, contexts, tmp_path, mark):
+    """Row 78."""
+
+    def marked(path):
+        data = read_bytes(path)
+        copy = tmp_path / os.path.basename(path)
+        copy.write_bytes(data.decode().encode(mark) if mark == "utf-16" else mark + data)
+        return str(copy)
+
+    server, client = plain()
+    accepting = server_context(*map(marked, certificates.server), marked(certificates.authority.certificate))
+    connecting = client_context(marked(certificates.authority.certificate), *map(marked, certificates.client))
+    agree(server, client, (accepting, connecting))
+    assert server.subject == "CN=alice,O=Example"
+
+
+def test_a_mark_between_joined_files_hides_no_revocation_list(certificates, revocation_list):
+    """Rows 72 and 78."""
+    path = revocation_list(certificates.client)
+    with open(path, "r+b") as file:
+        data = file.read()
+        file.seek(0)
+        file.write(b"\xef\xbb\xbf" + data.replace(b"-----BEGIN C", b"\xef\xbb\xbf-----BEGIN C"))
+    assert server_context(*certificates.server, path).cert_store_stats() == {"x509": 1, "crl": 1, "x509_ca": 1}
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for pipes here")
+def test_certificates_and_keys_may_come_from_pipes(plain, certificates, contexts):
+    """Row 61: each is read once, also if it holds the key as well."""
+    authority = read_bytes(certificates.authority.certificate)
+    both = b"".join(map(read_bytes, certificates.server))
+    with piped(both) as chain, piped(authority) as clients, piped(authority) as servers:
+        accepting, connecting = server_context(chain, None, clients), client_context(servers, *certificates.client)
+    server, client = plain()
+    agree(server, client, (accepting, connecting))
+    assert (server.subject, client.subject) == ("CN=alice,O=Example", "CN=localhost")
+
+
+@contextlib.contextmanager
+def piped(data):
+    """The path of a pipe with this content, like a shell's ``<(...)``."""
+    reading, writing = os.pipe()
+    try:
+        with open(writing, "wb") as file:
+            file.write(data)
+        yield f"/dev/fd/{reading}"
+    finally:
+        os.close(reading)
+
+
+def test_each_reason_why_a_certificate_is_unusable_has_its_own_words(certificates, tmp_path):
+    """Row 60."""
+    weak, weak_key = str(tmp_path / "weak.pem"), str(tmp_path / "weak.key")
+    openssl("req", "-x509", "-newkey", "rsa:512", "-nodes", "-subj", "/CN=weak", "-keyout", weak_key, "-out", weak)
+    text = read_bytes(certificates.server.certificate)
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_bytes(text.replace(b"M", b"!", 2))
+    joined = tmp_path / "joined.pem"
+    joined.write_bytes(text + text[:200])
+    wrong = [
+        ((weak, weak_key), f"cannot use the certificate in {weak} with the key in {weak_key}: ee key too small"),
+        ((str(damaged), certificates.server.key), ": one of its blocks is damaged"),
+        ((str(joined), certificates.server.key), ": bad end line"),
+        ((certificates.server.certificate, weak_key), f"the key in {weak_key} is not that of the certificate in"),
+    ]
+    for pair, words in wrong:
+        with pytest.raises(ValueError) as caught:
+            server_context(*pair)
+        assert words in str(caught.value)
+    for path in (damaged, joined):
+        with pytest.raises(ValueError, match=f"^cannot use the certificates in {path}: "):
+            client_context(str(path))
+
+
+# Sessions that are resumed.
+
+
+def resume(accepting, connecting, plain, session=None):
+    """Connect with the standard library's client; return its session, and whether it was resumed."""
+    server, client = plain()
+    server_side = Background(server.handshake, accepting, server_side=True, timeout=DEADLINE)
+    client.settimeout(DEADLINE)
+    with connecting.wrap_socket(
+        socket.socket(fileno=os.dup(client.fileno())), server_hostname="localhost", session=session
+    ) as sock:
+        server_side.result()
+        server.sendall(b"x")
+        assert sock.recv(1) == b"x"  # tickets come with it
+        return sock.session, sock.session_reused
+
+
+@pytest.fixture
+def requiring(certificates, version):
+    """A server's context that requires a client certificate and lets sessions be resumed, and a client's."""
+    accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    accepting.load_cert_chain(*certificates.server)
+    accepting.load_verify_locations(certificates.authority.certificate)
+    accepting.verify_mode = ssl.CERT_REQUIRED
+    connecting = client_context(certificates.authority.certificate, *certificates.client)
+    connecting.maximum_version = version
+    accepting.maximum_version = version
+    return accepting, connecting
+
+
+def test_a_session_whose_client_certificate_has_expired_is_not_resumed(requiring, plain, monkeypatch):
+    """Row 88."""
+    session, _ = resume(*requiring, plain)
+    assert resume(*requiring, plain, session)[1]
+    monkeypatch.setattr(tls_messages, "time", lambda: time.time() + 60 * 86400)
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        resume(*requiring, plain, session)
+    assert explain(caught.value) == "its certificate is not accepted: certificate has expired"
+
+
+def test_a_server_that_requires_client_certificates_gives_no_tickets(certificates, requiring, plain, version):
+    """Row 88: nothing of a resumed session is verified again, its issuer and revocation lists among it."""
+    accepting = server_context(*certificates.server, certificates.authority.certificate)
+    accepting.maximum_version = version
+    session, _ = resume(accepting, requiring[1], plain)
+    assert not (session and session.has_ticket)

@@ -10,7 +10,9 @@ import threading
 import pytest
 
 import echo
+from echo.server import listening
 from support import DEADLINE
+from support.background import Background
 from support.servers import echoes
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
@@ -30,7 +32,7 @@ def dial_unix(path):
 
 def test_a_unix_socket_serves_names_its_client_and_goes_with_the_server(unix_path):
     """Rows 24 and 25: no TCP_NODELAY there, and an address '' tells nothing."""
-    with echo.Server(unix_path, echo.EchoRequestHandler, max_connections_per_host=1).start() as server:
+    with echo.Server(unix_path, echo.EchoRequestHandler).start() as server:
         with dial_unix(unix_path) as one, dial_unix(unix_path) as two:
             assert echoes(one) and echoes(two)
             assert all(info.peer.startswith("unix") for info in server.connections)
@@ -117,6 +119,111 @@ def test_the_path_of_a_server_that_came_after_is_left_alone(unix_path):
         first.server_close()
         with dial_unix(unix_path) as sock:
             assert echoes(sock)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"allow": ["0.0.0.0/0"]}, {"deny": ["192.0.2.0/24"]}, {"max_connections_per_host": 1}],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("made", ["here", "elsewhere"])
+def test_what_needs_addresses_is_refused_on_a_unix_socket_wherever_that_was_made(unix_path, options, made):
+    """Row 59: it would do nothing, and let everybody in."""
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} needs addresses, and clients of a Unix socket"):
+        make(unix_path, made, **options)
+    assert os.path.exists(unix_path) == (made == "elsewhere")
+
+
+@pytest.mark.parametrize("made", ["here", "elsewhere"])
+def test_networks_of_proxies_are_refused_on_a_unix_socket(unix_path, made):
+    """Row 59."""
+    options = {"proxy_protocol": True, "allow": ["192.0.2.0/24"]}
+    with pytest.raises(ValueError, match=r"^proxy_allow_from needs addresses"):
+        make(unix_path, made, proxy_allow_from=["192.0.2.0/24"], **options)
+    if made == "elsewhere":
+        os.unlink(unix_path)
+    with make(unix_path, made, **options) as server:
+        with pytest.raises(ValueError, match=r"^proxy_allow_from needs addresses"):
+            server.set_access([], [], ["192.0.2.0/24"])
+
+
+def test_new_networks_are_refused_on_a_unix_socket(unix_path):
+    """Row 59."""
+    with echo.Server(unix_path, echo.EchoRequestHandler) as server:
+        server.set_access([], [])
+        for lists in (["192.0.2.1"], []), ([], ["192.0.2.1"]):
+            with pytest.raises(ValueError, match="needs addresses"):
+                server.set_access(*lists)
+
+
+def make(path, made, **options):
+    if made == "here":
+        return echo.Server(path, echo.EchoRequestHandler, **options)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        listener.listen()
+        return echo.Server.from_socket(listener, echo.EchoRequestHandler, **options)
+    except BaseException:
+        listener.close()
+        raise
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", b"localhost:80", "[::1]:80", "127.0.0.1", "::1", "[::1]"])
+def test_a_string_that_is_a_tcp_address_is_refused_with_a_hint(address, tmp_path, monkeypatch):
+    """Row 75: it would be the name of a Unix socket's file."""
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda: echo.Server(address, echo.EchoRequestHandler), lambda: echo.connect(address)):
+        with pytest.raises(ValueError, match=r"^'.*' is not an address; write \('[^][]*', (\d+|PORT)\), or './"):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["./127.0.0.1:0", "echo.sock", "a:b"])
+def test_other_names_are_those_of_unix_sockets(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with echo.Server(name, echo.EchoRequestHandler).start(), echo.connect(name) as client:
+        assert client.echo(b"hello") == b"hello"
+
+
+def test_between_the_look_at_a_path_and_listening_there_no_other_server_starts(unix_path, monkeypatch):
+    """Row 45."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(unix_path)
+    others = []
+
+    def claim_and_wait(path):
+        claim(path)
+        if not others:
+            others.append(Background(echo.Server, unix_path, echo.EchoRequestHandler))
+            assert asked.wait(DEADLINE)
+
+    def lock(descriptor, deadline):
+        if threading.current_thread() is not threading.main_thread():
+            asked.set()
+        lock_folder(descriptor, deadline)
+
+    asked = threading.Event()
+    claim, lock_folder = listening.claim_path, listening._lock
+    monkeypatch.setattr(listening, "claim_path", claim_and_wait)
+    monkeypatch.setattr(listening, "_lock", lock)
+    with echo.Server(unix_path, echo.EchoRequestHandler) as server:
+        with pytest.raises(OSError, match="another server listens"):
+            others[0].result()
+        server.start()
+        with dial_unix(unix_path) as sock:
+            assert echoes(sock)
+
+
+def test_a_folder_that_another_program_has_locked_for_long_delays_a_start_and_does_not_stop_it(unix_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(listening, "START_TIMEOUT", 0.01)
+    folder = os.open(os.path.dirname(unix_path), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        echo.Server(unix_path, echo.EchoRequestHandler).server_close()
+    finally:
+        os.close(folder)
 
 
 def test_a_unix_socket_of_a_stock_server_has_no_nagle_to_switch_off(unix_path):

@@ -458,3 +458,17 @@ def test_ping_and_bench_reach_a_link_local_address_by_its_zone(far_server, far_c
     assert code == 0 and out.count(f"64 bytes from [fe80::1%veth0]:{server.port}: seq=") == 2
     bench = far_client(server, "--bench", "-P", "2", "-d", "10m", "-J", host="fe80::1%veth0")
     assert f'"address": "[fe80::1%veth0]:{server.port}"' in bench_finds_nothing_wrong(bench)
+
+
+# A connection to itself.
+
+
+def test_a_client_never_takes_its_own_port_for_a_server(lan, run):
+    """Row 48: without a listener, TCP connects a port from the range of the clients' ports with itself."""
+    with lan.client:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+            file.write("40000 40003")
+        process = run("echo.client", "127.0.0.1", "40002", "--ping", "-i", "10ms", "-c", "30", "-w", "1s")
+    code, out = process.finish()
+    assert code == 1
+    assert "nothing listens on 127.0.0.1:40002" in process.log or b" 0 received" in out

@@ -82,7 +82,7 @@ class Certificates:
     def locked_key(self):
         """The server's key, behind a password."""
         path = self._path("locked.key")
-        _openssl("pkcs8", "-topk8", "-in", self.server.key, "-out", path, "-passout", "pass:secret")
+        openssl("pkcs8", "-topk8", "-in", self.server.key, "-out", path, "-passout", "pass:secret")
         return path
 
     def issue(self, name, subject, names="DNS:localhost,IP:127.0.0.1", *, days=30, issuer=None):
@@ -102,12 +102,12 @@ class Certificates:
             *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", pair.key),
         ]
         if issuer is None:
-            _openssl(
+            openssl(
                 *request, "-x509", "-sha256", "-days", str(days), "-extensions", "authority", "-out", pair.certificate
             )
         else:
-            _openssl(*request, "-out", unsigned)
-            _openssl(
+            openssl(*request, "-out", unsigned)
+            openssl(
                 *("x509", "-req", "-in", unsigned, "-out", pair.certificate, "-days", str(days), "-sha256"),
                 *(
                     "-CA",
@@ -126,7 +126,7 @@ class Certificates:
         return os.path.join(self.folder, name)
 
 
-def _openssl(*arguments):
+def openssl(*arguments):
     done = subprocess.run(
         ["openssl", *arguments],
         stdin=subprocess.DEVNULL,

@@ -53,11 +53,19 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _main(argv: Optional[List[str]]) -> int:
-    options = _parser().parse_complete(argv)
-    if not options.port:
+    parser = _parser()
+    options = parser.parse_complete(argv)
+    try:
+        host, port = arguments.joined(options.host, arguments.Address(port=options.port))
+    except ValueError as exc:
+        parser.error(str(exc))
+    if port == 0:
         arguments.fail(PROG, "invalid port 0: give the port that the server logs", 2)
-    if options.host.isdigit():
-        arguments.fail(PROG, f"invalid host {options.host!r}: the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
+    if host is not None and host.isdigit():
+        arguments.fail(PROG, f"invalid host {host!r}: the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
+    if options.unix is not None and (host or port):
+        arguments.fail(PROG, "--unix excludes host and port; give one of them", 2)
+    options.host, options.port = host or protocol.DEFAULT_HOST, port or protocol.DEFAULT_PORT
     _check(options)
     framing = FRAMINGS[options.framing](options.max_message)
     options.endpoint = _endpoint(options)
@@ -222,8 +230,6 @@ def _probe_size(text: str) -> int:
 def _endpoint(options: argparse.Namespace) -> Endpoint:
     address: Any = (options.host, options.port)
     if options.unix is not None:
-        if address != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
-            arguments.fail(PROG, "--unix excludes host and port; give one of them", 2)
         address = arguments.unix_address(options.unix)
     if not options.tls:
         return Endpoint(address)
@@ -293,13 +299,18 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         why = f"TLS with {where} failed: {explain(exc)}; {_CERTIFICATE_ADVICE.get(exc.verify_code, _UNKNOWN_CA)}"
     except ssl.SSLError as exc:
         why = f"TLS with {where} failed: {explain(exc)}; check that the server uses TLS, and what it requires"
-    except (ConnectionRefusedError, FileNotFoundError):
+    except (ConnectionRefusedError, FileNotFoundError) as exc:
         command = "echo-server" if PROG == "echo-client" else "python3 -m echo.server"
         if options.unix is not None:
             command += f" --unix {shlex.quote(options.unix)}"
         elif options.port != protocol.DEFAULT_PORT:
             command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
+        if options.unix is not None:
+            trouble = arguments.trouble_with_path(options.unix)
+            why = f"cannot connect to {where}: {trouble}" if trouble else why
+        elif isinstance(exc, FileNotFoundError):  # not from a connection: the processes of --bench need some files
+            why = f"cannot start: {exc}"
     except OSError as exc:
         why = f"cannot connect to {where}: {exc.strerror or exc}; {_advice(exc, options)}"
     if why is not None:
@@ -354,8 +365,8 @@ GROUPS = [
     Group(
         "",
         "",
-        Row("host", "host name or address of the server", default=protocol.DEFAULT_HOST),
-        Row("port", "port of the server", arguments.port, protocol.DEFAULT_PORT),
+        Row("host", "host name or address of the server, or HOST:PORT", arguments.host, shown=protocol.DEFAULT_HOST),
+        Row("port", "port of the server", arguments.port, shown=str(protocol.DEFAULT_PORT)),
         Row("-m TEXT", "send this message and print its reply", many=True, mode=True),
         Row("--ping", "send one message a second, time and check each reply; Ctrl-C ends it", mode=True),
         Row("--bench", "put a load on the server, and print throughput and round-trip times", mode=True),

@@ -10,27 +10,31 @@ import argparse
 import errno
 import logging
 import os
+import queue
 import random
 import signal
-import ssl
+import socket
 import sys
+import threading
 import time
 from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
 from ... import protocol
+from ...files import RepeatedFiles
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
 from ...mixins import LoggingMixin
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
-from ...text import format_address
+from ...text import escape, format_address
 from ...transport import affinity
 from ...transport.certificates import server_context
 from .. import arguments
 from . import systemd
 from .command_log import Log
 from .loading import combine, load_handler, load_mixin
+from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
 from .queue_logging import QueueLoggingMixin
 from .workers import Workers
@@ -55,8 +59,9 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _run(options: argparse.Namespace, log: Log) -> int:
+    files = Files(options)
     try:
-        server = _server(options)
+        server = _server(options, files)
     except ValueError as exc:
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
@@ -64,16 +69,30 @@ def _run(options: argparse.Namespace, log: Log) -> int:
         arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options)}", 1)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     _calm_waiting_threads(server.max_connections)
-    return _run_alone(server, options, log) if options.workers == 1 else _run_workers(server, options, log)
+    if options.workers == 1:
+        return _run_alone(server, log, files)
+    return _run_workers(server, options.workers, log, files)
 
 
 def _options(argv: Optional[List[str]]) -> argparse.Namespace:
     commands = parser()
     said = commands.parse_args(argv)  # first: --help works with an invalid environment
-    if said.unix is not None and (said.bind, said.port) != (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT):
+    here = bool(said.bind or said.port)
+    if said.unix is not None and here:
         arguments.fail(PROG, "--unix excludes the port and --bind; give one of them", 2)
     commands.read_environment(os.environ)
-    return commands.parse_complete(argv)
+    options = commands.parse_complete(argv)
+    around = commands.parse_args([])
+    try:
+        given, default = arguments.joined(said.bind, said.port), arguments.joined(around.bind, around.port)
+    except ValueError as exc:
+        commands.error(str(exc))
+    options.bind = given.host or default.host or protocol.DEFAULT_HOST
+    ports = (given.port, default.port, protocol.DEFAULT_PORT)
+    options.port = next(port for port in ports if port is not None)
+    if here:
+        options.unix = None  # the environment's
+    return options
 
 
 def _calm_waiting_threads(sessions: Optional[int]) -> None:
@@ -86,20 +105,21 @@ def _calm_waiting_threads(sessions: Optional[int]) -> None:
 
 def _by_options(text: str) -> str:
     """The library says ``cpu_affinity is ...``; here that is ``--cpu-affinity``."""
-    name, _, rest = text.partition(" is ")
+    name, _, rest = text.partition(" ")
     flags = [row.flags[-1] for row in ROWS if isinstance(row, ServerRow) and row.option == name]
-    return f"{flags[0]} is {rest}" if flags else text
+    return f"{flags[0]} {rest}" if flags else text
 
 
-def _run_alone(server: Server, options: argparse.Namespace, log: Log) -> int:
+def _run_alone(server: Server, log: Log, files: Files) -> int:
     with log.to(log.queue()):
-        return _serve(server, lambda: _announce(server), _reloader(lambda: _reload(server, options)), _watch_terminal())
+        return _serve(server, lambda: _announce(server), lambda: _reload(server, files), _watch_terminal())
 
 
-def _run_workers(server: Server, options: argparse.Namespace, log: Log) -> int:
+def _run_workers(server: Server, count: int, log: Log, files: Files) -> int:
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
-    reload = _reloader(lambda: _reload(server, options))
+    def reload() -> None:
+        _reload(server, files)
 
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
@@ -113,7 +133,7 @@ def _run_workers(server: Server, options: argparse.Namespace, log: Log) -> int:
 
     server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
     with log.to(log.direct()):
-        processes = Workers(options.workers, work, stop, reload, _watch_terminal())
+        processes = Workers(count, work, stop, reload, _watch_terminal())
         _announce(server)
         server.balance = processes.balance
         try:
@@ -134,6 +154,7 @@ def _serve(
 ) -> int:
     """Serve until a signal. ``ready`` is called once signals have their handlers: a stop may follow at once."""
     first: Optional[float] = None
+    reload = in_thread(reload)
 
     def stop(signum: int, frame: Optional[FrameType]) -> None:
         nonlocal first
@@ -194,66 +215,75 @@ def _has_terminal() -> bool:
     return True
 
 
-def _reloader(read: Callable[[], None]) -> Callable[[], None]:
-    """Return what SIGHUP calls. It calls ``read``; if it is itself called meanwhile, the call under way calls ``read``
-    again afterwards: otherwise older files would be put in force after newer ones."""
-    asked = done = 0
-    reading = False
+def in_thread(work: Callable[[], None]) -> Callable[[], None]:
+    """Return a function for a signal handler: it lets a thread call ``work`` once for each call, one by one. So no slow
+    file delays a client, and older files are never put in force after newer ones."""
+    calls: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may interrupt its put()
 
-    def reload() -> None:
-        nonlocal asked, done, reading
-        asked += 1
-        while not reading and done != asked:
-            reading = True
-            done = asked
-            try:
-                read()
-            finally:
-                reading = False
+    def run() -> None:
+        while True:
+            calls.get()
+            work()
 
-    return reload
+    threading.Thread(target=run, name="echo-reload", daemon=True).start()
+    return lambda: calls.put(None)
 
 
-def _reload(server: Server, options: argparse.Namespace) -> None:
+def _reload(server: Server, files: Files) -> None:
     """Read the files again; if one is broken, all stays as it is."""
     systemd.notify(systemd.reloading())
     try:
-        again = _server_options(options)
+        again = files.server_options()
         server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
         server.ssl_context = again["ssl_context"]
-    except ValueError as exc:
+    except (ValueError, OSError, MemoryError) as exc:
         log_event(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
     else:
-        log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again")
+        kept = files.kept
+        text = f", except {', '.join(kept)}: a pipe can be read only once" if kept else ""
+        log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again%s", text)
     systemd.notify(systemd.READY)
 
 
-def _context(options: argparse.Namespace) -> Optional[ssl.SSLContext]:
-    if options.tls_cert is not None:
-        return server_context(options.tls_cert, options.tls_key, options.tls_client_ca)
-    return None
+class Files:
+    """The files that the options name. SIGHUP reads them again."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._files = RepeatedFiles()
+        self._lists = NetworkLists(self._files.read)
 
-def _server_options(options: argparse.Namespace) -> Dict[str, Any]:
-    """The options of ``Server``. It reads files, and SIGHUP calls it again."""
-    return dict(settings(options), ssl_context=_context(options))
+    @property
+    def kept(self) -> List[str]:
+        """The files that could be read only once."""
+        return [escape(os.fsencode(path)) for path in self._files.kept]
+
+    def server_options(self) -> Dict[str, Any]:
+        """Read them all; return the options of ``Server``. ``ValueError`` names a file that cannot be used."""
+        options = self._options
+        found = settings(options, self._lists)
+        if options.tls_cert is None:
+            return dict(found, ssl_context=None)
+        context = server_context(options.tls_cert, options.tls_key, options.tls_client_ca, read=self._files.read)
+        return dict(found, ssl_context=context)
 
 
 def _address(options: argparse.Namespace) -> Any:
     return (options.bind, options.port) if options.unix is None else arguments.unix_address(options.unix)
 
 
-def _server(options: argparse.Namespace) -> Server:
+def _server(options: argparse.Namespace, files: Files) -> Server:
     handler = _handler(options)
-    server_options = _server_options(options)
+    server_options = files.server_options()
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
         raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
-    limited = any(server_options[name] for name in ("allow", "deny", "max_connections_per_host"))
-    if options.unix is not None and not options.proxy_protocol and limited:
-        raise ValueError("--allow, --deny and --max-per-host need addresses; clients of a --unix socket have none")
     passed = systemd.listening_socket()
     if passed is not None:
-        return Server.from_socket(passed, handler, **server_options)
+        try:
+            return Server.from_socket(passed, handler, **server_options)
+        except BaseException:
+            passed.close()
+            raise
     return Server(_address(options), handler, **server_options)
 
 
@@ -287,7 +317,9 @@ def _logging_mixins(options: argparse.Namespace) -> List[type]:
 
 def _advice(exc: OSError, options: argparse.Namespace) -> str:
     if options.unix is not None:
-        return "give another path, of 107 bytes at most, in a folder that you may write to"
+        return arguments.trouble_with_path(options.unix) or "give another path, in a folder that you may write to"
+    if isinstance(exc, socket.gaierror):
+        return "check the name, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
     if exc.errno == errno.EADDRINUSE:
         return "another program uses this port; stop it, or choose another port (0 takes any free one)"
     if exc.errno == errno.EACCES:

@@ -7,30 +7,40 @@ handler class, and any other ``Row`` is for ``command``.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
+import socket
 from typing import Any, Callable, Dict, List
 
 from ... import protocol
 from ...handlers import MessageRequestHandler
-from ...server.access import expand
 from ...server.options import OPTIONS
 from ...server.server import Server
 from ...transport import affinity
 from .. import arguments
 from ..arguments import Group, Row
-from . import workers
+from . import networks, workers
+from .networks import NetworkLists
 
 PROG = arguments.program("echo.server")
 
 
 def _networks(text: str) -> str:
     try:
-        expand([text], may_be_empty=True)
+        return networks.checked(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
-    return text
+
+
+def _bind(text: str) -> arguments.Address:
+    address = arguments.host(text)
+    try:
+        socket.inet_aton(address.host or "")
+    except OSError:
+        return address
+    if not re.fullmatch(r"\d+\.\d+\.\d+\.\d+", address.host or "", re.ASCII):  # 0 and 0.0 are 0.0.0.0
+        raise argparse.ArgumentTypeError(f"invalid address {text!r}: write all four numbers, like 127.0.0.1")
+    return address
 
 
 def _mode(text: str) -> int:
@@ -79,7 +89,7 @@ def _workers(text: str) -> int:
 class ServerRow(Row):
     """An option of ``Server``. Unless given here, its meaning, its default and the name of that are the declared ones.
 
-    ``load`` turns the parsed value into the option's. It may read files, and SIGHUP calls it again.
+    ``load`` turns the parsed value into the option's. It may read lists of networks, and SIGHUP calls it again.
     """
 
     def __init__(
@@ -89,7 +99,7 @@ class ServerRow(Row):
         read: Callable[[str], Any] = str,
         meaning: str = "",
         *,
-        load: Callable[[Any], Any] = lambda value: value,
+        load: Callable[[NetworkLists, Any], Any] = lambda lists, value: value,
         **more: Any,
     ) -> None:
         declared = OPTIONS[option]
@@ -116,15 +126,16 @@ GROUPS = [
         "",
         Row(
             "port",
-            "port to listen on; 0: any free port",
-            arguments.port,
-            protocol.DEFAULT_PORT,
+            "port to listen on, or ADDRESS:PORT; 0: any free port",
+            arguments.port_or_address,
+            shown=str(protocol.DEFAULT_PORT),
             more="the first line of the log shows it",
         ),
         Row(
             "-b, --bind ADDRESS",
             "address to listen on; :: for all IPv6 and IPv4 addresses of this machine",
-            default=protocol.DEFAULT_HOST,
+            _bind,
+            shown=protocol.DEFAULT_HOST,
             more="0.0.0.0 for all its IPv4 addresses",
         ),
         Row("--unix PATH", "listen on a Unix socket instead; @NAME for an abstract one", arguments.unix),
@@ -147,7 +158,7 @@ GROUPS = [
             "--allow CIDR",
             _networks,
             "network that may connect; @FILE for a file with one network a line, which SIGHUP reads again",
-            load=expand,
+            load=NetworkLists.allowed,
             many=True,
             shown="all",
             more="comments begin with #",
@@ -157,7 +168,7 @@ GROUPS = [
             "--deny CIDR",
             _networks,
             "network that may not connect; overrides --allow; @FILE as above",
-            load=functools.partial(expand, may_be_empty=True),
+            load=NetworkLists.denied,
             many=True,
             shown="none",
         ),
@@ -213,7 +224,7 @@ GROUPS = [
             "--proxy-allow-from CIDR",
             _networks,
             "network that may send a PROXY header; other connections are closed at once; @FILE as above",
-            load=expand,
+            load=NetworkLists.allowed,
             many=True,
             shown="all",
             needs=("proxy_protocol",),
@@ -264,9 +275,9 @@ def parser() -> arguments.ArgumentParser:
     )
 
 
-def settings(options: argparse.Namespace) -> Dict[str, Any]:
+def settings(options: argparse.Namespace, lists: NetworkLists) -> Dict[str, Any]:
     """The parsed options of ``Server``. Raises ``ValueError`` for an unusable file."""
-    return {row.option: row.load(getattr(options, row.dest)) for row in ROWS if isinstance(row, ServerRow)}
+    return {row.option: row.load(lists, getattr(options, row.dest)) for row in ROWS if isinstance(row, ServerRow)}
 
 
 def handler_attributes(options: argparse.Namespace) -> Dict[str, Any]:

@@ -1,0 +1,139 @@
+"""Files that decide who gets in: networks, certificates, keys. Each is read whole and once, and has a maximum size.
+
+``ValueError`` names a file that cannot be used. Its message is one line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import select
+import stat
+import sys
+import tempfile
+import time
+from typing import Dict, Iterator, List, Set
+
+MAX_SIZE = 32 * 1024 * 1024
+"""Maximum size of a file, in bytes."""
+
+PIPE_TIMEOUT = 30.0
+"""Maximum time in seconds to wait for the content of a pipe."""
+
+_CHUNK = 1024 * 1024
+
+_DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+
+
+def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT) -> bytes:
+    """Return the content of a regular file, a device or a pipe.
+
+    It waits only for a pipe (the shell's ``<(...)``), at most ``pipe_timeout`` seconds. A pipe without any content is
+    an error: the program that was to write it has failed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _DO_NOT_WAIT)  # waiting would block in open() for a FIFO's writer
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        raise ValueError(f"cannot read {path}: {_reason(exc)}") from None
+    try:
+        before = os.fstat(descriptor)
+        is_pipe = stat.S_ISFIFO(before.st_mode)
+        data = _read(path, descriptor, time.monotonic() + pipe_timeout if is_pipe else 0.0)
+        after = os.fstat(descriptor)
+    except OSError as exc:
+        raise ValueError(f"cannot read {path}: {_reason(exc)}") from None
+    finally:
+        os.close(descriptor)
+    if is_pipe and not data:
+        raise ValueError(f"nothing was written to the pipe {path}")
+    if stat.S_ISREG(before.st_mode) and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise ValueError(f"{path} was written while it was read; try again")
+    return data
+
+
+def _read(path: str, descriptor: int, pipe_deadline: float) -> bytes:
+    parts: List[bytes] = []
+    size = 0
+    while True:
+        if pipe_deadline:
+            _await_input(path, descriptor, pipe_deadline)
+        part = os.read(descriptor, _CHUNK)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+        size += len(part)
+        if size > MAX_SIZE:
+            raise ValueError(f"{path} is too large: the maximum is {MAX_SIZE // 1024**2} MiB")
+
+
+def _await_input(path: str, descriptor: int, deadline: float) -> None:
+    # A pipe that nobody has opened for writing yet has no end either; a read would report one.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise ValueError(f"the pipe {path} did not end in time: its writer is missing or too slow")
+
+
+def _reason(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or str(exc)
+
+
+def without_marks(data: bytes) -> bytes:
+    """Return the text as UTF-8 without byte-order marks: at the start, and where files were joined. UTF-16 with a mark,
+    as some editors write it, becomes UTF-8."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16", "replace").replace("\ufeff", "").encode("utf-8", "replace")
+    return data.replace(codecs.BOM_UTF8, b"")
+
+
+class RepeatedFiles:
+    """Reads files again and again, for a process that runs.
+
+    A regular file is read anew each time. The content of a pipe is kept from the first time, since it can be read only
+    once. Only the first read of a path waits for a pipe.
+    """
+
+    def __init__(self) -> None:
+        self._read_before: Set[str] = set()
+        self._kept: Dict[str, bytes] = {}
+
+    @property
+    def kept(self) -> List[str]:
+        """The pipes, whose content is kept."""
+        return list(self._kept)
+
+    def read(self, path: str) -> bytes:
+        """Return the content. ``ValueError`` names a file that cannot be used."""
+        if path in self._kept and not os.path.isfile(path):
+            return self._kept[path]
+        is_pipe = _is_pipe(path)
+        data = read_file(path, 0.0 if path in self._read_before else PIPE_TIMEOUT)
+        self._read_before.add(path)
+        self._kept.pop(path, None)
+        if is_pipe:
+            self._kept[path] = data
+        return data
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def named_copy(data: bytes) -> Iterator[str]:
+    """A path under which a library that takes only paths finds this content. It exists until the ``with`` block ends.
+
+    The content may be a key, so it is on no disk where the system can do that.
+    """
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
+        with open(os.memfd_create("echo"), "wb", buffering=0) as copy:
+            copy.write(data)
+            yield f"/proc/self/fd/{copy.fileno()}"
+    else:
+        with tempfile.NamedTemporaryFile(buffering=0) as file:  # no other user may open it
+            file.write(data)
+            yield file.name
