@@ -93,6 +93,14 @@ def test_an_explained_difference_is_named_and_any_other_counts():
     assert result({explained: "passed"}, {explained: "failed"}, "werkzeug").unexplained() == [explained]
 
 
+def test_a_failure_that_does_not_repeat_is_named_and_does_not_count():
+    once = result({"A.a": "passed"}, {"A.a": "failed"})._replace(again=Run({"A.a": "passed"}, 1.0, 1))
+    assert (once.differences(), once.unexplained()) == (["A.a"], [])
+    assert "A.a: unsteady" in "\n".join(thirdparty.summary([once]))
+    twice = once._replace(again=Run({"A.a": "failed"}, 1.0, 1))
+    assert twice.unexplained() == ["A.a"]
+
+
 def test_every_explanation_belongs_to_a_suite():
     assert {name.partition(".")[0] for name in thirdparty.EXPLAINED} <= {suite.name for suite in thirdparty.SUITES}
 
