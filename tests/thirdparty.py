@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import xml.etree.ElementTree
 from typing import Dict, List, NamedTuple, Optional
@@ -267,7 +268,7 @@ class Workplace:
             raise SetupError(str(exc)) from exc
         if done.returncode:
             errors = [line for line in done.stdout.splitlines() if line.strip() and "WARNING" not in line]
-            raise SetupError(" / ".join(errors[-3:]))
+            raise SetupError(textwrap.shorten(" / ".join(errors[-3:]), 300))
         return done.stdout
 
     def run(self, suite, side, cwd, label=""):
