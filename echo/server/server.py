@@ -582,9 +582,10 @@ class Server(ListeningServer):
                     stop.hurry(hurried)
             self._release_path()
             if timeout != 0:
+                stop.start_draining()  # first: with many clients in the backlog, the others would have no time left
                 self._accept_waiting(stop)
             super().server_close()
-            stop.drain(log_end=self._past >= Past.REQUEST)
+            stop.finish(log_end=self._past >= Past.REQUEST)
             self._session_threads.close()
         finally:
             stop.ended.set()

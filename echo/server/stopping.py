@@ -8,10 +8,12 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
                   +---- handle_request() --------------------+---> REQUEST   a stop logs "stopped"
                   +---- serve_forever(), start() ------------+---> LOOP      it also accepts the backlog first
 
-    Stop       begun ------> deadline set -----> sessions drain -------> the rest is cut ----> ended
-               the loop      the backlog is      each ends its input,    its sockets are       all callers
-               ends          accepted, then      answers what has        shut down             wake
-                             nobody any more     come, and closes
+    Stop       begun ------> deadline set -----> backlog accepted -----> the rest is cut ----> ended
+               the loop      sessions drain:     its clients' sessions   its sockets are       all callers
+               ends          each ends its       drain, too; then        shut down             wake
+                             input, answers      nobody is accepted
+                             what has come,      any more
+                             and closes
 
     Session    open ---- the handler is done ----> closing ---- the socket is closed ----> closed
                  +-- a stop --> draining ------------^
@@ -88,6 +90,8 @@ class Stop:
         self._cut_grace = cut_grace
         self._registry = registry
         self._timeout: Optional[float] = None
+        self._sessions = 0  # that drain, or have drained
+        self._last_number = 0  # of these sessions
 
     def begin(self, timeout: Optional[float]) -> None:
         """From now on all sessions together have ``timeout`` seconds; None: no limit."""
@@ -114,14 +118,20 @@ class Stop:
             return None
         return max(0.0, self.deadline + self._cut_grace / 2 - time.monotonic())
 
-    def drain(self, *, log_end: bool) -> None:
-        """Let each session answer what has arrived, and cut those that are not done by the deadline."""
-        sessions = self._registry.sessions()
+    def start_draining(self) -> None:
+        """Let each session answer what has arrived, and end. Call it again for sessions that have begun since then."""
+        sessions = [session for session in self._registry.sessions() if session.number > self._last_number]
         if sessions:
+            self._last_number = max(session.number for session in sessions)
+            self._sessions += len(sessions)
             left = "without limit" if self._timeout is None else f"for {self._timeout:g} s at most"
             count = plural(len(sessions), "session")
             log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
-        self._drain_each(sessions)
+            self._drain_each(sessions)
+
+    def finish(self, *, log_end: bool) -> None:
+        """Drain all sessions, and cut those that are not done by the deadline."""
+        self.start_draining()
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
         left_over = self._registry.sessions()
         cut = [session for session in left_over if not session.is_only_lingering()]
@@ -134,7 +144,7 @@ class Stop:
         grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
         if log_end:
-            drained = len(sessions) - len(cut)
+            drained = self._sessions - len(cut)
             text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
             log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
 

@@ -15,6 +15,7 @@ import pytest
 
 import echo
 from support import DEADLINE, ROOT, Recorder, eventually, read_all
+from support.background import Background
 from support.servers import echoes
 
 
@@ -462,3 +463,36 @@ def test_a_process_that_ends_during_a_stop_waits_for_the_stop():
             threading.Event().wait(0.01)
     """
     assert reply_of_a_process(script) == b"late\n"
+
+
+def test_sessions_drain_before_the_clients_that_wait_in_the_backlog_are_accepted(dial):
+    """Row 90: with many of those, or a slow look at each, the sessions would have no time left."""
+    reached, may_go_on = threading.Event(), threading.Event()
+    ends = []
+
+    class Slow(echo.Server):
+        looks = 0
+
+        def verify_request(self, request, client_address):
+            self.looks += 1
+            if self.looks == 2:  # the accepting thread stays here until the stop has begun
+                reached.set()
+                assert may_go_on.wait(DEADLINE)
+            elif self.looks == 3:  # the one that waits in the backlog
+                ends.append(first.recv(1))
+            return True
+
+    server = Slow(("127.0.0.1", 0), echo.EchoRequestHandler, shutdown_timeout=DEADLINE).start()
+    first = dial(server)
+    assert echoes(first)
+    second, third = dial(server), dial(server)
+    assert reached.wait(DEADLINE)
+    stopping = Background(server.stop)
+    eventually(lambda: server._serving.stopping)
+    may_go_on.set()
+    for sock in (second, third):
+        assert read_all(sock) == b""
+        sock.close()
+    first.close()
+    assert stopping.result()
+    assert ends == [b""]
