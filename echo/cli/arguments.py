@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoR
 
 from ..framing import FRAMINGS, Framing
 from ..sockets import check_path
+from ..text import printable
 from ..version import __version__
 from .streams import CannotWrite, best_effort, open_missing, whole
 
@@ -187,7 +188,7 @@ def program(module: str) -> str:
 
 def fail(prog: str, message: str, code: int) -> NoReturn:
     """End the program with one line on stderr."""
-    line = f"{prog}: {message}".replace("\n", "\\n")
+    line = printable(f"{prog}: {message}", keep="\t")
     with contextlib.suppress(OSError):  # of a stream that is not best_effort's, one without bytes below it
         print(line, file=best_effort(sys.stderr), flush=True)
     raise SystemExit(code)

@@ -1,5 +1,6 @@
 """Whatever a handler and Python print beside the log is a record of it, and nothing in it can forge one."""
 
+import argparse
 import contextlib
 import io
 import logging
@@ -15,7 +16,9 @@ import pytest
 
 import echo
 from echo.cli.server.captured import captured_stderr
+from echo.cli.server.command_log import Log
 from echo.cli.server.formatters import JsonFormatter, TextFormatter
+from echo.cli.server.logs import LineHandler, LogQueue
 from support import DEADLINE, TESTS, eventually, read_all
 from support.evil_handler import ACTIONS
 from support.log_lines import records_of
@@ -63,6 +66,7 @@ def test_each_line_is_a_record_and_lines_of_several_threads_do_not_mix():
         print("b\n\nc", file=sys.stderr)
         sys.stderr.buffer.write(b"\xff\n")
         print("no end", end="", file=sys.stderr, flush=True)
+        sys.stderr.reconfigure(errors="strict")
         sys.stderr.close()
         print("still there", file=sys.stderr)
     assert stream.log.lines == [f"stderr: {line}" for line in ("other", "ab", "c", "\\xff", "no end", "still there")]
@@ -92,6 +96,15 @@ def test_functions_that_a_program_has_put_in_place_stay():
         assert (sys.unraisablehook, sys.stderr, warnings.showwarning) == before[1:]
     finally:
         threading.excepthook = before[0]
+
+
+def test_an_exception_that_ends_the_server_is_a_record_and_code_1(capfd):
+    options = argparse.Namespace(workers=1, log_format="text")
+    with Log(options) as log, pytest.raises(SystemExit) as ended, log.to(log.queue()):
+        raise ValueError(FORGED)
+    assert ended.value.code == 1
+    assert [message for _, message in records_of(capfd.readouterr().err.encode(), "text")] == ["the server has failed"]
+    assert not logging.getLogger().handlers or not isinstance(logging.getLogger().handlers[-1], LogQueue)
 
 
 # A server with a handler that lets everything into its log.
@@ -292,8 +305,6 @@ def random_record(rng):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_random_records_are_lines_that_a_strict_reader_accepts(trials, form):
     """``ECHO_FUZZ_SECONDS`` gives it more time."""
-    from echo.cli.server.logs import LineHandler
-
     handler = LineHandler({"text": TextFormatter, "json": JsonFormatter}[form]())
     seconds = os.environ.get("ECHO_FUZZ_SECONDS")
     deadline = time.monotonic() + float(seconds or 0)

@@ -66,6 +66,9 @@ class Stderr(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    def reconfigure(self, **options: Any) -> None:
+        """As that of the stream in whose place this is. Records need no encoding."""
+
     def fileno(self) -> int:
         return self._original.fileno()
 

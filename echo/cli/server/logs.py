@@ -19,6 +19,7 @@ The rules:
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import queue
@@ -180,26 +181,29 @@ class LogQueue(LineHandler):
     def _write_all(self) -> None:
         try:
             while not self._ended:
-                batch = self._next_batch()
-                try:
-                    self._write(self._lines(batch))
-                except MemoryError:
-                    self._drop("no memory", len(batch))
-                del batch  # not to be kept while this thread waits
+                self._write_batch()
         finally:
             self._output.close()
 
-    def _next_batch(self) -> List[Union[bytes, _Line]]:
-        batch = [self._records.get()]
+    def _write_batch(self) -> None:
+        batch: List[Union[bytes, _Line]] = []
+        try:
+            self._fill_batch(batch)
+            self._write(self._lines(batch))
+        except Exception as exc:  # no memory; the thread must go on
+            self._drop(f"{type(exc).__name__} while they were written", len(batch))
+
+    def _fill_batch(self, batch: List[Union[bytes, _Line]]) -> None:
+        first = self._records.get()
         if self._records.qsize() < BATCH_PLACES:
             self._ending.wait(BATCH_DELAY)
-        try:
-            while len(batch) < BATCH_PLACES:
-                batch.append(self._records.get_nowait())
-        except queue.Empty:
-            pass
-        self._ended = None in batch
-        return [item for item in batch if item is not None and item != b""]
+        with contextlib.suppress(queue.Empty):
+            for place in range(BATCH_PLACES):
+                item = self._records.get_nowait() if place else first
+                if item is None:
+                    self._ended = True
+                elif item:  # else it only holds a place
+                    batch.append(item)
 
     def _lines(self, batch: List[Union[bytes, _Line]]) -> List[bytes]:
         """The batch as lines. Those of ``put_line`` are printable, unless a handler has put something else into what
