@@ -74,20 +74,37 @@ class JsonFormatter(logging.Formatter):
     gets an underscore after its name.
     """
 
+    _last = (-1, "")
+
     def __init__(self, with_process: bool = False) -> None:
         super().__init__()
         self._with_process = with_process
         self._encode = json.JSONEncoder(allow_nan=False).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.datetime.fromtimestamp(_in_calendar(record.created), datetime.timezone.utc)
+        # Nearly all records are simple, and that shows in their lines: JSON escapes whatever is not printable. To look
+        # at each value first, as _strict() does, costs 4 us of 12.
+        if not (record.exc_info or record.exc_text or record.stack_info):
+            fields = self._beginning(record, record.levelname, record.name)
+            for name, value in vars(record).items():
+                if name not in _STANDARD:
+                    if type(value) not in _SIMPLE or name in _OURS or type(name) is not str:
+                        return self._strict(record)
+                    fields[name] = value
+            if self._with_process:
+                fields["process"] = record.process
+            fields["message"] = message = record.getMessage()
+            try:
+                line = self._encode(fields)
+            except (TypeError, ValueError):
+                return self._strict(record)
+            if len(line) <= LONGEST and ("\\" not in line or ("\\u" not in line and message.isprintable())):
+                return line
+        return self._strict(record)
+
+    def _strict(self, record: logging.LogRecord) -> str:
         plain = _Plain()
-        fields: Dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": plain.value(record.levelname),
-            "logger": plain.value(record.name),
-            "event": "log",
-        }
+        fields = self._beginning(record, plain.value(record.levelname), plain.value(record.name))
         for name, value in vars(record).items():
             if name not in _STANDARD:
                 fields[f"{name}_" if name in _OURS else plain.key(name)] = plain.value(value)
@@ -99,7 +116,18 @@ class JsonFormatter(logging.Formatter):
                 fields[name] = "\n".join(lines)
         return self._encode(fields)
 
+    def _beginning(self, record: logging.LogRecord, level: str, logger: str) -> Dict[str, Any]:
+        created = _in_calendar(record.created)
+        millisecond, text = self._last
+        if int(created * 1000) != millisecond:
+            millisecond = int(created * 1000)
+            moment = datetime.datetime.fromtimestamp(millisecond / 1000, datetime.timezone.utc)
+            text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            self._last = millisecond, text
+        return {"time": text, "level": level, "logger": logger, "event": "log"}
 
+
+_SIMPLE = {str, int, bool, float, type(None)}
 _OURS = {"time", "level", "logger", "message", "process", "exception", "stack"}
 
 
