@@ -1,8 +1,6 @@
 """``python -m echo.server``."""
 
-import sys
-
-from ..cli.server.command import main
+from ..cli.server.command import run as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -56,7 +56,7 @@ from .accepting import ReentrantEvent
 from .reporting import log_event
 from .sessions import Registry, Session
 
-CUT_GRACE = 1.0
+CUT_GRACE = 0.5
 """Seconds that sessions which were cut at the deadline have to notice it."""
 
 DRAIN_PATIENCE = 0.1

@@ -367,7 +367,7 @@ def test_workers_ignore_an_interrupt_which_the_parent_passes_on(start, dial):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_for_the_whole_process_group_is_one(changed, dial, folder, signum):
     """Ctrl-C reaches the workers too; and timeout(1) signals the process and then its group."""
-    change = "command.SAME_SIGNAL = 3600"  # however busy this machine is
+    change = "process.SAME_SIGNAL = 3600"  # however busy this machine is
     server = changed(change, "--workers", "2", start_new_session=True)
     clients = client_of_each(server, dial, 2)
     busy, idle = clients.values()
@@ -521,7 +521,7 @@ def test_a_worker_that_ends_does_not_make_the_others_block(changed, dial, how):
     assert server.finish()[0] == 0
 
 
-CANNOT_LIVE = "workers.Workers.min_pause = 0.01; workers.Workers.settled = 3600.0\n"
+CANNOT_LIVE = "workers.Workers.min_pause = 0.01; workers.Workers.settled = workers.Workers.quick = 3600.0\n"
 
 
 def test_workers_that_cannot_live_are_given_up_after_growing_pauses(changed):
@@ -533,6 +533,26 @@ def test_workers_that_cannot_live_are_given_up_after_growing_pauses(changed):
     last = server.log.splitlines()[-1]
     assert "ERROR" in last and "no worker can live, giving up" in last
     eventually(lambda: refuses(server.address))
+
+
+def test_workers_that_die_each_for_its_own_reason_are_replaced_for_ever(changed, dial):
+    """Row 70: all at once, far more often than they would be given up."""
+    pauses = "workers.Workers.min_pause = workers.Workers.max_pause = 0.001; workers.Workers.quick = 3600.0"
+    server = changed(pauses, "--workers", "2", preexec_fn=no_core_files)
+    for reasons in [(signal.SIGKILL, signal.SIGKILL), (signal.SIGSEGV, signal.SIGABRT)] * 3:
+        pids = started(server, 2)
+        server.log = ""
+        for reason, pid in zip(reasons, pids.values()):
+            os.kill(pid, reason)
+    started(server, 2)
+    assert ask(dial(server.address), b"hello") == b"hello"
+    assert server.terminate() == 0
+
+
+def no_core_files():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def test_an_exception_in_a_worker_is_shown_and_ends_that_worker_alone(changed):

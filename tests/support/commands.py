@@ -26,14 +26,14 @@ def call(main, *arguments):
 
 CHANGED = """
 import functools, logging, os, sys
-from echo.cli.server import command as command, balance, command_log, workers
+from echo.cli.server import command as command, balance, command_log, process, workers
 from echo.transport import affinity
 from echo.server import server
 
 {change}
 
 if __name__ == "__main__":
-    sys.exit(command.main())
+    command.run()
 """
 
 

@@ -1,12 +1,13 @@
 """``python -m echo.server``: an echo server with everything the library offers, on the command line.
 
 It parses, wires and returns the exit code; every policy lives in the library. Exit codes: 0 if all sessions ended
-before the deadline, 1 if some had to be cut or the address is not available, 2 for a usage error.
+before the deadline, 1 if anything had to be cut or the address is not available, 2 for a usage error.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -16,9 +17,8 @@ import signal
 import socket
 import sys
 import threading
-import time
-from types import FrameType
-from typing import Any, Callable, Dict, List, Optional
+import traceback
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional
 
 from ... import protocol
 from ...files import RepeatedFiles
@@ -36,12 +36,9 @@ from .command_log import Log
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
+from .process import Process, Stopped
 from .queue_logging import QueueLoggingMixin
 from .workers import Workers
-
-SAME_SIGNAL = 0.25
-"""Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
-its group."""
 
 MANY_SESSIONS = 1024
 LOOKS_PER_SECOND = 20_000
@@ -50,18 +47,39 @@ of them take all processors with it: three servers that ended 10,000 sessions ea
 processors, took 8 to 52 s, and two of them once more than 300 s; with this figure, three take 6 to 14 s."""
 
 
+def run() -> NoReturn:
+    """The whole process of the command, to its exit."""
+    process = Process().__enter__()
+    try:
+        options = _options(None)
+        code = _run(options, process, Log(options).__enter__())
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    except Stopped:
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    process.exit(code)
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
-    with arguments.standard_streams(PROG):
+    with Process() as process:
         options = _options(argv)
-    with Log(options) as log:  # before a handler's module is imported: it may close descriptors, or print
-        return _run(options, log)
+        with Log(options) as log:
+            return _run(options, process, log)
 
 
-def _run(options: argparse.Namespace, log: Log) -> int:
+def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
+    """``log`` has begun before a handler's module is imported: that may close descriptors, or print."""
+    process.timeout = options.shutdown_timeout
+    process.close_log = log.close
     files = Files(options)
     try:
-        server = _server(options, files)
+        server = _server(options, files, process)
+    except Stopped:
+        return 0
     except ValueError as exc:
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
@@ -70,11 +88,16 @@ def _run(options: argparse.Namespace, log: Log) -> int:
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     _calm_waiting_threads(server.max_connections)
     if options.workers == 1:
-        return _run_alone(server, log, files)
-    return _run_workers(server, options.workers, log, files)
+        return _run_alone(server, process, log, files)
+    return _run_workers(server, options.workers, process, log, files)
 
 
 def _options(argv: Optional[List[str]]) -> argparse.Namespace:
+    with arguments.standard_streams(PROG):
+        return _parsed(argv)
+
+
+def _parsed(argv: Optional[List[str]]) -> argparse.Namespace:
     commands = parser()
     said = commands.parse_args(argv)  # first: --help works with an invalid environment
     here = bool(said.bind or said.port)
@@ -110,12 +133,12 @@ def _by_options(text: str) -> str:
     return f"{flags[0]} {rest}" if flags else text
 
 
-def _run_alone(server: Server, log: Log, files: Files) -> int:
-    with log.to(log.queue()):
-        return _serve(server, lambda: _announce(server), lambda: _reload(server, files), _watch_terminal())
+def _run_alone(server: Server, process: Process, log: Log, files: Files) -> int:
+    log.to(log.queue())
+    return _serve(server, process, lambda: _announce(server), lambda: _reload(server, files), _watch_terminal())
 
 
-def _run_workers(server: Server, count: int, log: Log, files: Files) -> int:
+def _run_workers(server: Server, count: int, process: Process, log: Log, files: Files) -> int:
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
     def reload() -> None:
@@ -124,22 +147,33 @@ def _run_workers(server: Server, count: int, log: Log, files: Files) -> int:
     def work(number: int, ready: Callable[[], None]) -> int:
         server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
-        with log.to(log.queue()):
-            return _serve(server, ready, reload, lambda: False)
+        log.to(log.queue())
+        return _serve(server, process, ready, reload, lambda: False)
 
     def stop() -> None:
         systemd.notify(systemd.STOPPING)
         server.server_close()
 
     server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
-    with log.to(log.direct()):
-        processes = Workers(count, work, stop, reload, _watch_terminal())
+    log.to(log.direct())
+    with _failure_logged():
+        processes = Workers(count, work, process, stop, reload, _watch_terminal())
         _announce(server)
         server.balance = processes.balance
         try:
             return processes.run()
         finally:
             server.server_close()  # if it ended without a stop: a Unix socket's path must not stay
+
+
+@contextlib.contextmanager
+def _failure_logged() -> Iterator[None]:
+    """An exception is logged, and ends the program with code 1."""
+    try:
+        yield
+    except Exception as exc:
+        log_event(logging.ERROR, "error", "the server has failed", exc_info=exc)
+        raise SystemExit(1) from None
 
 
 def _announce(server: Server) -> None:
@@ -150,20 +184,16 @@ def _announce(server: Server) -> None:
 
 
 def _serve(
-    server: Server, ready: Callable[[], None], reload: Callable[[], None], terminal_is_gone: Callable[[], bool]
+    server: Server,
+    process: Process,
+    ready: Callable[[], None],
+    reload: Callable[[], None],
+    terminal_is_gone: Callable[[], bool],
 ) -> int:
-    """Serve until a signal. ``ready`` is called once signals have their handlers: a stop may follow at once."""
-    first: Optional[float] = None
+    """Serve until a signal. ``ready`` is called once signals are acted on: a stop may follow at once."""
     reload = in_thread(reload)
 
-    def stop(signum: int, frame: Optional[FrameType]) -> None:
-        nonlocal first
-        now = time.monotonic()
-        begins = first is None
-        if first is None:
-            first = now  # at once: the next signal may come inside this function
-        elif now - first < SAME_SIGNAL:
-            return
+    def stop(signum: int, begins: bool) -> None:
         name = signal.Signals(signum).name
         what = "stopping" if begins else "stopping now"
         log_event(logging.INFO, "signal", "%s: %s", name, what, signal=name)
@@ -173,27 +203,24 @@ def _serve(
         else:
             server.stop(timeout=0)
 
-    def log_statistics(signum: int, frame: Optional[FrameType]) -> None:
+    def act(signum: int) -> None:
+        if signum == getattr(signal, "SIGUSR1", None):
+            log_statistics()
+        elif terminal_is_gone():
+            process.stop(signum)
+        elif not process.is_stopping():
+            reload()
+
+    def log_statistics() -> None:
         stats = server.stats()._asdict()
         text = ", ".join(f"{name} {_sum(value) if isinstance(value, dict) else value}" for name, value in stats.items())
         log_always("statistics", "statistics: %s", text, **stats)
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, log_statistics)
-
-    def hang_up(signum: int, frame: Optional[FrameType]) -> None:
-        if terminal_is_gone():
-            stop(signum, frame)
-        else:
-            reload()
-
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1)
-        signal.signal(signal.SIGHUP, hang_up)
-    ready()
-    server.serve_forever()
-    return 0 if server.stop() else 1
+    with _failure_logged():
+        process.pass_signals(stop, act)
+        ready()
+        server.serve_forever()
+        return 0 if server.stop() else 1
 
 
 def _sum(counts: Dict[str, int]) -> str:
@@ -203,16 +230,21 @@ def _sum(counts: Dict[str, int]) -> str:
 
 def _watch_terminal() -> Callable[[], bool]:
     """Return a function that says whether the terminal of this process is gone. SIGHUP means that, or reload."""
-    had = _has_terminal()
-    return lambda: had and not _has_terminal()
+    had = _terminal() == 0
+    return lambda: had and _terminal() in _GONE
 
 
-def _has_terminal() -> bool:
+_GONE = {errno.ENXIO, errno.EIO, errno.ENODEV, errno.ENOENT}
+"""Errors that say so. Others do not: there may be no descriptor at the moment."""
+
+
+def _terminal() -> int:
+    """The error of opening the terminal of this process; 0: it is there."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY))
-    except OSError:
-        return False
-    return True
+    except OSError as exc:
+        return exc.errno or errno.EIO
+    return 0
 
 
 def in_thread(work: Callable[[], None]) -> Callable[[], None]:
@@ -272,11 +304,14 @@ def _address(options: argparse.Namespace) -> Any:
     return (options.bind, options.port) if options.unix is None else arguments.unix_address(options.unix)
 
 
-def _server(options: argparse.Namespace, files: Files) -> Server:
+def _server(options: argparse.Namespace, files: Files, process: Process) -> Server:
     handler = _handler(options)
     server_options = files.server_options()
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
         raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
+    process.may_interrupt = False  # from here on an exception would leave a Unix socket's path behind
+    if process.is_stopping():  # and the user's module has caught the exception
+        raise Stopped
     passed = systemd.listening_socket()
     if passed is not None:
         try:

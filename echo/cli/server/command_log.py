@@ -10,9 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import Iterator
 
-from ...server.reporting import log_event
 from .captured import captured_stderr
 from .formatters import JsonFormatter, TextFormatter
 from .logs import DirectLog, LogQueue
@@ -43,7 +41,15 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
         self._stack.close()
+
+    def close(self) -> None:
+        """Write the records that wait. What is printed from now on is left alone."""
+        handler, self._stderr.log = self._stderr.log, None
+        if handler is not None:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
 
     def queue(self) -> LogQueue:
         """The log of a process that serves."""
@@ -53,21 +59,10 @@ class Log:
         """The log of a process that forks."""
         return DirectLog(self._descriptor, self._formatter, lock=self._lock)
 
-    @contextlib.contextmanager
-    def to(self, handler: logging.Handler) -> Iterator[None]:
-        """Let records go to this handler alone. An exception is logged, and ends the program with code 1."""
-        before = self._stderr.log
+    def to(self, handler: logging.Handler) -> None:
+        """From now on let records go to this handler alone."""
+        before, self._stderr.log = self._stderr.log, handler
         root = logging.getLogger()
         if before is not None:
             root.removeHandler(before)
         root.addHandler(handler)
-        self._stderr.log = handler
-        try:
-            yield
-        except Exception as exc:
-            log_event(logging.ERROR, "error", "the server has failed", exc_info=exc)
-            raise SystemExit(1) from None
-        finally:
-            self._stderr.log = before
-            root.removeHandler(handler)
-            handler.close()

@@ -195,7 +195,8 @@ GROUPS = [
             "shutdown_timeout",
             "--shutdown-timeout TIME",
             arguments.seconds,
-            more="a handler that hangs has one more second to notice",
+            more="threads and exit functions of the handler's module have the same time, and one second later the"
+            " process is gone",
         ),
     ),
     Group(

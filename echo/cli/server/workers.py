@@ -5,24 +5,27 @@ worker that died. All workers accept from one listening socket, which they inher
 backlog is not lost when a worker dies. (Rejected: ``SO_REUSEPORT``, where each worker has a backlog of its own, which
 is lost with it.)
 
-The parent blocks its signals and waits for them, one by one. It has no signal handlers, so that no signal can come at
-a wrong moment. This module does not know what the workers do; its caller passes that in.
+The parent's signal handlers only take notes and wake it, so that no signal can come at a wrong moment. It stops its
+workers with SIGTERM. One that still lives after the deadline, since it is stopped or its C code keeps the interpreter's
+lock, is killed. This module does not know what the workers do; its caller passes that in.
 """
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import signal
-import sys
+import socket
 import threading
 import time
 import traceback
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, Callable, Deque, NoReturn, Optional
 
 from ...server.reporting import log_event
 from ...text import plural
 from .balance import Balance
+from .process import HANDLED, Process, flush
 
 MIN_PAUSE = 0.1
 MAX_PAUSE = 10.0
@@ -33,23 +36,20 @@ SETTLED = 10.0
 """Seconds after which a worker counts as stable: its next death counts as its first."""
 
 GIVE_UP = 5
-"""Number of deaths in a row, of each worker, after which the parent gives up."""
+QUICK = 0.2
+"""Number of deaths in a row, of each worker, after which the parent gives up. They count if the worker died within so
+many seconds, for the same reason each time, and not by a signal that only others send: then it cannot live. Workers
+that served in between, were killed, or found no memory, are replaced for ever, after longer and longer pauses."""
+
+FROM_OUTSIDE = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
+
+KILL_GRACE = 0.9
+"""Seconds after the deadline at which workers that still live are killed."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds; the system's calls take no number above some weeks."""
 
 SUPPORTED = hasattr(os, "fork")
-
-_WAITED = (
-    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
-    if SUPPORTED
-    else set()
-)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):
-            pass  # it is None, closed, or a pipe that nobody reads
 
 
 def _name(number: int) -> str:
@@ -67,6 +67,8 @@ class _Worker:
         self.pid: Optional[int] = None
         self.started_at = 0.0
         self.deaths = 0  # in a row
+        self.failures = 0  # in a row, and at once
+        self.reason = ""  # of the last one
         self.due_at: Optional[float] = 0.0  # when to start it; None while it runs, or if it is not to start again
 
     def log_event(self, level: int, event: str, text: str, *args: Any, **fields: Any) -> None:
@@ -76,7 +78,8 @@ class _Worker:
 class Workers:
     """``count`` processes, each of which calls ``work(number, ready)`` and exits with the code that this returns.
 
-    Numbers count from 0. ``work`` must call ``ready`` as soon as SIGTERM can stop it.
+    Numbers count from 0. ``work`` must call ``ready`` as soon as SIGTERM can stop it. ``process`` has the signals
+    and the deadline: the parent's, and in each worker that worker's.
 
     The other functions are called in the parent: ``stop`` on SIGINT or SIGTERM; ``reload`` on SIGHUP, which is also
     passed on to the workers (one that is started later inherits what the parent has read). Where ``hung_up()`` is true,
@@ -86,78 +89,109 @@ class Workers:
     min_pause = MIN_PAUSE
     max_pause = MAX_PAUSE
     settled = SETTLED
+    quick = QUICK
     give_up = GIVE_UP
 
     def __init__(
         self,
         count: int,
         work: Callable[[int, Callable[[], None]], int],
+        process: Process,
         stop: Callable[[], None],
         reload: Callable[[], None] = lambda: None,
         hung_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._work = work
+        self._process = process
+        process.become_parent()
         self._stop = stop
         self._reload = reload
         self._hung_up = hung_up
         self._workers = [_Worker(number) for number in range(count)]
         self._stopped = False
         self._failed = False
+        self._killed = False
         # Only the parent has the writing end. A worker that reads sees the end of the pipe when the parent has died.
         self._lifeline, self._lifeline_end = os.pipe()
         self.balance = Balance(count)
-        # It needs a handler: sigwait() does not return a signal that is ignored, and SIGCHLD is by default.
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._waited = set(_WAITED)
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup(1); a blocked SIGHUP would arrive all the same
-            self._waited.remove(signal.SIGHUP)
-        # Blocked from now on: a program that learns that the server listens may stop it at once.
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)
+        self._notes: Deque[Callable[[], None]] = collections.deque()
+        self._alarm, self._bell = socket.socketpair()
+        self._bell.setblocking(False)
 
     def run(self) -> int:
         """Start and watch the workers until all have ended. Return the exit code: 0 if each worker's was 0, else 1."""
+        # It needs a handler: a signal that is ignored wakes nobody, and SIGCHLD is by default.
+        found = signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+        self._process.pass_signals(self._note_stop, self._note)
         try:
             while True:
+                self._reap()
+                while self._notes:
+                    self._notes.popleft()()
+                self._kill_late()
                 self._start_due()
                 if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
                     return 1 if self._failed else 0
-                number = signal.sigwait(self._waited)
-                if number == signal.SIGCHLD:
-                    self._reap()
-                elif number == signal.SIGUSR1:
-                    self._signal(number)
-                elif number == signal.SIGHUP and not self._hung_up():
-                    self._reload()
-                    self._signal(number)
-                elif number != signal.SIGALRM:
-                    self._stop_all(number)
+                self._wait()
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, signal.SIG_IGN)  # drops one that is pending, and would kill this process now
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            signal.set_wakeup_fd(wakeup)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if found is None else found)
+            self._alarm.close()
+            self._bell.close()
             os.close(self._lifeline)
             os.close(self._lifeline_end)
+
+    def _note_stop(self, number: int, begins: bool) -> None:
+        self._notes.append(lambda: self._stop_all(number))
+
+    def _note(self, number: int) -> None:
+        self._notes.append(lambda: self._pass_on(number))
+
+    def _pass_on(self, number: int) -> None:
+        if number != getattr(signal, "SIGHUP", None):
+            self._signal(number)
+        elif self._hung_up():
+            self._process.stop(number)
+        elif not self._stopped:
+            self._reload()
+            self._signal(number)
+
+    def _wait(self) -> None:
+        """Wait for a signal, or until something is due."""
+        times = [worker.due_at for worker in self._workers if worker.due_at is not None]
+        if self._process.deadline is not None and not self._killed:
+            times.append(self._process.deadline + KILL_GRACE)
+        left = min(times) - time.monotonic() if times else LONGEST_WAIT
+        self._alarm.settimeout(min(max(left, 0.001), LONGEST_WAIT))
+        try:
+            self._alarm.recv(4096)
+        except socket.timeout:
+            pass
 
     def _start_due(self) -> None:
         now = time.monotonic()
         for worker in self._workers:
             if worker.due_at is not None and worker.due_at <= now:
                 self._start(worker)
-        waits = [worker.due_at - now for worker in self._workers if worker.due_at is not None]
-        if waits:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(waits)))
 
     def _start(self, worker: _Worker) -> None:
         worker.due_at = None
         worker.started_at = time.monotonic()
         self.balance.began(worker.number)
-        _flush()  # otherwise each child would write what waits in the buffers, too
+        flush()  # otherwise each child would write what waits in the buffers, too
+        # Blocked until the worker has its own handlers: the default action would kill it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             worker.pid = os.fork()
         except OSError as exc:
             self.balance.ended(worker.number)
-            self._died(worker, f"could not be started: {exc.strerror}")
+            self._died(worker, f"could not be started: {exc.strerror}", from_outside=True)
             return
+        finally:
+            if worker.pid != 0:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not worker.pid:
             self._run_worker(worker)
         worker.log_event(logging.INFO, "worker-started", " is process %d", worker.pid, pid=worker.pid)
@@ -166,20 +200,19 @@ class Workers:
         """The worker's process, from the fork to its exit."""
         code = 1
         try:
-            os.close(self._lifeline_end)
+            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._alarm.close()
+            self._bell.close()
+            os.close(self._lifeline_end)
+            self._process.become_worker()
             self.balance.become(worker.number)
             threading.Thread(target=self._end_with_parent, name="echo-parent", daemon=True).start()
-            code = self._work(worker.number, self._ready)
+            code = self._work(worker.number, self._process.unblock)
         except BaseException:
             traceback.print_exc()
         finally:
-            _flush()
-            os._exit(code)  # not sys.exit(): the parent's exit functions must not run in its children
-
-    def _ready(self) -> None:
-        # SIGINT stays blocked: Ctrl-C reaches all processes, and the parent passes it on as SIGTERM.
-        signal.pthread_sigmask(signal.SIG_SETMASK, {*self._mask, signal.SIGINT})
+            self._process.exit(code)
 
     def _end_with_parent(self) -> None:
         os.read(self._lifeline, 1)
@@ -194,25 +227,35 @@ class Workers:
                 worker.pid = None
                 self.balance.ended(worker.number)
                 if os.WIFSIGNALED(status):
-                    self._died(worker, f"process {pid} was killed by {_name(os.WTERMSIG(status))}")
+                    name = _name(os.WTERMSIG(status))
+                    how = f"process {pid} was killed by {name}" + (", not done in time" if self._killed else "")
+                    self._died(worker, how, name, from_outside=name in FROM_OUTSIDE)
                 elif self._stopped:
                     self._failed = self._failed or os.WEXITSTATUS(status) != 0
                 else:
-                    self._died(worker, f"process {pid} ended with exit code {os.WEXITSTATUS(status)}")
+                    reason = f"exit code {os.WEXITSTATUS(status)}"
+                    self._died(worker, f"process {pid} ended with {reason}", reason)
 
-    def _died(self, worker: _Worker, how: str) -> None:
+    def _died(self, worker: _Worker, how: str, reason: str = "", *, from_outside: bool = False) -> None:
         now = time.monotonic()
-        worker.deaths = 1 if now - worker.started_at >= self.settled else worker.deaths + 1
+        lived = now - worker.started_at
+        worker.deaths = 1 if lived >= self.settled else worker.deaths + 1
+        if from_outside or lived >= self.quick:
+            worker.failures = 0
+        else:
+            worker.failures = worker.failures + 1 if reason == worker.reason else 1
+        worker.reason = reason
         if self._stopped:
             self._failed = True
             worker.log_event(logging.WARNING, "worker-died", ": %s", how)
-        elif all(each.pid is None and each.deaths >= self.give_up for each in self._workers):
+        elif all(each.pid is None and each.failures >= self.give_up for each in self._workers):
             self._failed = True
             for each in self._workers:
                 each.due_at = None
-            worker.log_event(logging.ERROR, "worker-died", ": %s; no worker can live, giving up", how)
+            why = f"for the {self.give_up}th time within {self.quick:g} s of the start"
+            worker.log_event(logging.ERROR, "worker-died", ": %s, %s; no worker can live, giving up", how, why)
         else:
-            pause = min(self.min_pause * 2 ** (worker.deaths - 1), self.max_pause)
+            pause = min(self.min_pause * 2 ** min(worker.deaths - 1, 20), self.max_pause)
             worker.due_at = now + pause
             worker.log_event(logging.WARNING, "worker-died", ": %s; the next in %g s", how, pause)
 
@@ -231,3 +274,9 @@ class Workers:
         for worker in self._workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)  # safe: until waitpid(), no other process gets the number of a dead one
+
+    def _kill_late(self) -> None:
+        deadline = self._process.deadline
+        if self._stopped and not self._killed and deadline is not None and time.monotonic() >= deadline + KILL_GRACE:
+            self._killed = True
+            self._signal(signal.SIGKILL)

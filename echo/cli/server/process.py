@@ -1,0 +1,256 @@
+"""The process of the server command: its signals from the first line to the exit, one deadline, and a short exit.
+
+**Signals.** ``Process`` sets the handlers before anything of the user's is imported. They stay until ``os._exit()``.
+Python's own way out restores the default actions some milliseconds before the end, and a signal that came then would
+kill a process that has lost nothing. A signal that was ignored at the start stays ignored (``nohup``, a shell's
+background job); one that was blocked is not any more. Whichever thread the system gives a signal to, Python calls its
+handler in the main thread. What that sleeps on is woken through ``signal.set_wakeup_fd()``, so a user's thread that
+takes the signal does no harm.
+
+**Deadline.** The first signal to stop starts it, a second one brings it forward to now. It bounds all that comes before
+the exit. In that order, after it::
+
+    + 0.5 s  sessions that were cut have had time to notice it (stopping.CUT_GRACE)
+    + 0.7 s  threads and exit functions of the user's module are cut; the log says so
+    + 0.9 s  workers that still live are killed (workers.KILL_GRACE)
+    + 1.0 s  the process ends even while C code keeps the interpreter's lock
+
+The last one is a timer of ``faulthandler``, a thread without Python: nothing else would run then. The exit code is 1 if
+anything was cut.
+
+**Exit.** What Python does at an exit for the user's sake, as ``multiprocessing`` does it in its children: wait for the
+threads, call the exit functions, flush. Then ``os._exit()``.
+
+**Children** that a handler forks have none of this: the default actions again, and no deadline. Signals are blocked
+around the fork. One that comes at once, as ``multiprocessing`` sends it, waits until the child has the default actions.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+from typing import Any, Callable, Dict, List, NoReturn, Optional
+
+from ...server import forking
+from ...server.reporting import log_event
+
+SAME_SIGNAL = 0.25
+"""Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
+its group."""
+
+CUT_GRACE = 0.7
+"""Seconds after the deadline at which threads and exit functions are cut."""
+
+LEAST = 0.1
+"""Seconds that they have at least."""
+
+LAST_GRACE = 1.0
+"""Seconds after the deadline at which the process ends, whatever it does."""
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (*STOPPING, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)))
+
+
+class Stopped(BaseException):
+    """A signal to stop has come before there was a server."""
+
+
+class Process:
+    """This process. ``timeout`` is what a stop has in seconds; None: no limit, until a second signal comes.
+
+    As a context it puts everything back at its end. ``exit`` ends the process instead.
+    """
+
+    def __init__(self) -> None:
+        self.timeout: Optional[float] = None
+        self.deadline: Optional[float] = None  # of time.monotonic()
+        self.may_interrupt = True
+        """Whether a signal to stop raises ``Stopped``: nothing has been opened yet that an exception would leave."""
+        self._first: Optional[float] = None  # when the first signal to stop came
+        self._on_stop: Optional[Callable[[int, bool], None]] = None
+        self._on_signal: Optional[Callable[[int], None]] = None
+        self._early_stop: Optional[int] = None
+        self._early: List[int] = []
+        self.close_log: Callable[[], None] = lambda: None
+        """Writes the log's last records."""
+        self._code: Optional[int] = None  # once nothing is left that could be cut
+        self._found: Dict[int, Any] = {}
+        self._has_last_deadline = True
+        self._nowhere = open(os.devnull, "wb")  # now: later there may be no descriptor
+        forking.in_child(self._let_go)
+
+    # Signals.
+
+    def __enter__(self) -> Process:
+        for number in HANDLED:
+            found = signal.getsignal(number)
+            if found != signal.SIG_IGN:
+                self._found[number] = found
+                signal.signal(number, self._handle)
+        self.unblock()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, found in self._found.items():
+            signal.signal(number, signal.SIG_DFL if found is None else found)
+        faulthandler.cancel_dump_traceback_later()
+        self._nowhere.close()
+
+    def unblock(self) -> None:
+        """Let the signals through, in this thread and those that it starts."""
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        if number in STOPPING:
+            self.stop(number)
+        elif self._on_signal is not None:
+            self._on_signal(number)
+        else:
+            self._early.append(number)
+
+    def stop(self, number: int) -> None:
+        """A signal has asked for a stop."""
+        now = time.monotonic()
+        begins = self._first is None
+        if self._first is None:
+            self._first = now  # at once: the next signal may come inside this function
+            self._bound(self.timeout)
+        elif now - self._first < SAME_SIGNAL:
+            return
+        else:
+            self._bound(0.0)
+        if self._on_stop is not None:
+            self._on_stop(number, begins)
+        else:
+            self._early_stop = number
+            if self.may_interrupt:
+                raise Stopped
+
+    def is_stopping(self) -> bool:
+        """Whether a signal to stop has come."""
+        return self._first is not None
+
+    def pass_signals(self, on_stop: Callable[[int, bool], None], on_signal: Callable[[int], None]) -> None:
+        """From now on call ``on_stop(number, begins)`` for a signal to stop, and ``on_signal(number)`` for others;
+        first for those that have come already. ``begins`` is false for a second signal to stop."""
+        self._on_stop, self._on_signal = on_stop, on_signal
+        if self._early_stop is not None:
+            on_stop(self._early_stop, True)
+        while self._early:
+            on_signal(self._early.pop(0))
+
+    def _bound(self, seconds: Optional[float]) -> None:
+        """This process has so many seconds left, and some grace."""
+        if seconds is not None:
+            now = time.monotonic()
+            self.deadline = now + seconds if self.deadline is None else min(self.deadline, now + seconds)
+            if not self._has_last_deadline:
+                return
+            left = self.deadline + LAST_GRACE - now
+            with contextlib.suppress(RuntimeError):  # the system has no thread now
+                faulthandler.dump_traceback_later(max(left, 0.001), file=self._nowhere, exit=True)
+
+    # Forks.
+
+    def _let_go(self) -> None:
+        """In a forked child: it has its own signals, and no deadline."""
+        for number in self._found:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._found = {}
+        self.deadline = None
+
+    def become_parent(self) -> None:
+        """This process forks workers. It has no last deadline: a child would wait for the thread of ``faulthandler``,
+        and the parent has to be there to kill the workers."""
+        self._has_last_deadline = False
+        faulthandler.cancel_dump_traceback_later()
+
+    def become_worker(self) -> None:
+        """In a worker, with its signals blocked: it is stopped by SIGTERM, which its parent sends. Ctrl-C reaches all
+        processes, and the parent passes it on. What the parent was to do at its exit is not for its children."""
+        self._first = self._on_stop = self._on_signal = self._early_stop = None
+        self._early.clear()
+        self._has_last_deadline = True
+        for number in HANDLED:
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                self._found[number] = signal.SIG_DFL
+                signal.signal(number, _ignore if number == signal.SIGINT else self._handle)
+        getattr(atexit, "_clear")()  # noqa: B009
+        multiprocessing = sys.modules.get("multiprocessing.util")
+        if multiprocessing is not None:  # a worker may have children of its own, and the parent's are not its
+            sys.modules["multiprocessing.process"]._children.clear()
+            atexit.register(multiprocessing._exit_function)
+
+    # The exit.
+
+    def exit(self, code: int) -> NoReturn:
+        """End the process with this code; with 1 if something has to be cut for that."""
+        if self.deadline is None:
+            self._bound(self.timeout)
+        try:
+            threading.Thread(target=self._end_in_time, name="echo-exit", daemon=True).start()
+        except (RuntimeError, MemoryError):
+            pass  # the last deadline remains
+        atexit.unregister(logging.shutdown)  # last, and a log that nobody reads is not cut work
+        for function in (getattr(threading, "_shutdown"), getattr(atexit, "_run_exitfuncs")):  # noqa: B009
+            try:
+                function()
+            except BaseException:  # CPython 3.8 raises an exit function's after it has printed it
+                if function is not getattr(atexit, "_run_exitfuncs"):  # noqa: B009
+                    traceback.print_exc()
+        self._code = code
+        flush()
+        with contextlib.suppress(Exception):
+            self.close_log()
+            logging.shutdown()
+        os._exit(code)
+
+    def _end_in_time(self) -> None:
+        least = time.monotonic() + LEAST
+        while self.deadline is None or time.monotonic() < max(self.deadline + CUT_GRACE, least):
+            time.sleep(0.02)  # looked at again and again: a signal may bring it forward
+        if self._code is None:
+            main, me = threading.main_thread(), threading.current_thread()
+            names = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread in (main, me))]
+            what = ", ".join(f"thread {name}" for name in names) or "exit functions"
+            log_event(logging.WARNING, "cut", "%s cut: not done in time", what)
+            self.close_log()  # if nobody reads it, the last deadline remains
+        os._exit(1 if self._code is None else self._code)
+
+
+_mask = threading.local()
+
+
+def _block() -> None:
+    _mask.value = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.value)
+
+
+if hasattr(os, "register_at_fork"):  # after that of forking, which brings back the default actions
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_unblock)
+
+
+def _ignore(number: int, frame: Optional[FrameType]) -> None:
+    """Not ``SIG_IGN``, which programs that a handler starts would inherit."""
+
+
+def flush() -> None:
+    """Flush the standard streams, if they are there and can be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # it is None, closed, or a pipe that nobody reads

@@ -1,0 +1,276 @@
+"""How the server command ends: signals from the first moment to the last, one deadline for all that it leaves behind,
+and the exit code."""
+
+import errno
+import os
+import re
+import signal
+
+import pytest
+
+from echo.cli.server import command, workers
+from support import eventually, read_exactly
+from support.commands import start_changed
+from support.processes import is_alive, state_of
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+COUNTS = [
+    "1",
+    pytest.param("2", marks=pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")),
+]
+
+LEAVES = """
+import atexit, concurrent.futures, echo, multiprocessing, os, re, threading, time
+
+def imported(what):
+    if what == "thread":
+        threading.Thread(target=threading.Event().wait, name="poller").start()
+    elif what == "daemon thread":
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    elif what == "busy pool":
+        concurrent.futures.ThreadPoolExecutor(1, "pool").submit(threading.Event().wait)
+    elif what == "idle pool":
+        concurrent.futures.ThreadPoolExecutor(1).submit(int).result()
+    elif what == "exit function":
+        atexit.register(os.write, 1, b"exit function called")
+    elif what == "exit function that hangs":
+        atexit.register(threading.Event().wait)
+    elif what == "import that hangs":
+        open("importing", "w").close()
+        threading.Event().wait()
+    elif what == "import that catches all":
+        while True:
+            try:
+                open("importing", "w").close()
+                threading.Event().wait()
+            except BaseException:
+                open("caught", "w").close()
+                break
+
+imported(os.environ.get("LEAVES"))
+
+def hold_the_lock_of_the_interpreter():
+    re.match("(a+)+$", "a" * 60 + "b")
+
+class Leaves(echo.EchoRequestHandler):
+    def message_received(self, message):
+        if message == b"hold":
+            self.send(message)
+            self.flush()
+            hold_the_lock_of_the_interpreter()
+        elif message.startswith(b"process "):
+            context = multiprocessing.get_context(message.split()[1].decode())
+            process = context.Process(target=time.sleep, args=(600,))
+            process.start()
+            process.terminate()
+            process.join()
+            message = b"%d" % process.exitcode
+        elif message == b"child":
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+            process.start()
+            message = b"%d" % process.pid
+        self.send(message)
+
+    def drain(self):
+        super().drain()
+        if os.environ.get("LEAVES") == "drain that holds the lock":
+            hold_the_lock_of_the_interpreter()
+"""
+
+SOON = "process.LEAST = process.CUT_GRACE = workers.KILL_GRACE = 0.01; process.LAST_GRACE = 60.0"
+"""What has to be cut is cut without a second of grace, and there is time to log it, however busy this machine is."""
+
+
+@pytest.fixture
+def leaves(run, tmp_path):
+    """``leaves(what, *options)``: the command with a handler whose module leaves that behind, or nothing."""
+    (tmp_path / "leaves.py").write_text(LEAVES)
+
+    def start(what, *options, change=SOON, **popen_options):
+        return start_changed(
+            *(run, tmp_path, change, "--handler", "leaves:Leaves", *options),
+            env={"LEAVES": what, "PYTHONWARNINGS": "ignore"},  # of forks with threads, from 3.12 on
+            **popen_options,
+        )
+
+    return start
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_signals_until_the_process_is_gone_change_nothing_about_code_0(server_command, count):
+    """Row 43."""
+    server = server_command("--workers", count, start_new_session=True)
+    number = 0
+    while server.popen.poll() is None:
+        os.killpg(server.pid, signal.SIGINT if number % 2 else signal.SIGTERM)
+        if number % 1000 == 500:  # seldom, since what they log stays in the pipe until the end
+            os.killpg(server.pid, signal.SIGUSR1)
+            os.killpg(server.pid, signal.SIGHUP)
+        number += 1
+    assert server.finish()[0] == 0
+    assert "Traceback" not in server.log and "died" not in server.log
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(server_command, count, signum):
+    """Row 56: in a shell's background job it is SIGINT."""
+    server = server_command("--workers", count, preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN))
+    server.popen.send_signal(signum)
+    server.popen.send_signal(signal.SIGHUP)  # would be acted on after it
+    server.read_log_until("SIGHUP: certificates and networks read again")
+    assert server.terminate() == 0
+    assert signum.name not in server.log and "statistics" not in server.log
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_signals_that_were_blocked_at_the_start_are_not(server_command, count):
+    """Row 58."""
+    blocked = [signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
+    server = server_command("--workers", count, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, blocked))
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("SIGHUP: certificates and networks read again")
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_thread_that_the_handlers_module_starts_takes_no_signal_away(leaves, count):
+    """Row 82."""
+    server = leaves("daemon thread", "--workers", count)
+    assert server.terminate() == 0
+    assert "SIGTERM: stopping" in server.log
+
+
+@pytest.mark.parametrize("what", ["import that hangs", "import that catches all"])
+def test_a_signal_while_the_handlers_module_is_imported_ends_the_process_with_code_0(run, tmp_path, what):
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    server = run("echo.server", "0", "--handler", "leaves:Leaves", cwd=str(tmp_path), env={"LEAVES": what})
+    eventually((tmp_path / "importing").exists)
+    assert server.terminate() == 0
+    assert server.log == ""
+    assert (tmp_path / "caught").exists() == (what == "import that catches all")
+
+
+# What the handler's module leaves behind.
+
+
+@pytest.mark.parametrize(
+    "what, name",
+    [
+        ("thread", "thread poller"),
+        ("busy pool", "thread pool_0"),
+        ("exit function that hangs", "exit functions"),
+    ],
+)
+@pytest.mark.parametrize("count", COUNTS)
+def test_what_is_left_at_the_deadline_is_cut_and_the_code_is_1(leaves, what, name, count):
+    """Row 64."""
+    server = leaves(what, "--workers", count, "--shutdown-timeout", "0")
+    assert server.terminate() == 1
+    assert re.search(rf"WARNING .*{name} cut: not done in time\n", server.log)
+
+
+def test_a_second_signal_cuts_what_is_left(leaves):
+    server = leaves("thread", "--shutdown-timeout", "10m", change=f"process.SAME_SIGNAL = 0; {SOON}")
+    server.popen.send_signal(signal.SIGTERM)
+    server.read_log_until("stopped: 0 sessions drained, 0 cut")
+    assert server.terminate() == 1
+    assert "thread poller cut: not done in time" in server.log
+
+
+@pytest.mark.parametrize(
+    "what, output", [("idle pool", b""), ("exit function", b"exit function called")], ids=["pool", "function"]
+)
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_pool_ends_and_exit_functions_are_called_once(leaves, what, output, count):
+    server = leaves(what, "--workers", count)
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.finish() == (0, output)
+    assert "cut: not done" not in server.log
+
+
+def test_c_code_that_keeps_the_lock_of_the_interpreter_is_cut_as_well(leaves, dial):
+    change = "process.LAST_GRACE = 0.1"
+    server = leaves("drain that holds the lock", "--shutdown-timeout", "0", change=change)
+    client = dial(server.address)
+    client.sendall(b"hello\n")
+    assert read_exactly(client, 6) == b"hello\n"
+    assert server.terminate() == 1
+
+
+# Workers that do not answer.
+
+
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
+@pytest.mark.parametrize("second", [False, True], ids=["deadline", "second signal"])
+@pytest.mark.parametrize("how", ["stopped", "holds the lock"])
+def test_a_worker_that_hangs_is_killed_and_the_code_is_1(leaves, dial, how, second):
+    """Row 44."""
+    options = ["--workers", "2", "--shutdown-timeout", "10m" if second else "0"]
+    server = leaves("", *options, change=f"process.SAME_SIGNAL = 0; {SOON}")
+    server.read_log_until(r"(?s)worker 0.*worker 1.*\n")
+    pids = [int(pid) for pid in re.findall(r"is process (\d+)", server.log)]
+    client = dial(server.address)
+    if how == "stopped":
+        os.kill(pids[0], signal.SIGSTOP)
+        eventually(lambda: state_of(pids[0]) == "T")
+    else:
+        client.sendall(b"hold\n")
+        assert read_exactly(client, 5) == b"hold\n"
+    server.popen.send_signal(signal.SIGTERM)
+    if second:
+        server.read_log_until("SIGTERM: stopping 2 workers")
+        server.popen.send_signal(signal.SIGTERM)
+    assert server.finish()[0] == 1
+    assert "was killed by SIGKILL, not done in time" in server.log
+    assert not [pid for pid in pids if is_alive(pid)]
+
+
+# Children of a handler.
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(m, marks=pytest.mark.slow) for m in ("spawn", "forkserver"))]
+)
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_process_that_a_handler_starts_ends_when_it_is_terminated(leaves, dial, method, count):
+    """Row 80."""
+    server = leaves("", "--workers", count)
+    client = dial(server.address)
+    client.sendall(b"process %s\n" % method.encode())
+    assert read_exactly(client, 4) == b"-15\n"
+    client.close()
+    assert server.terminate() == 0
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_daemonic_process_of_a_handler_ends_with_the_server(leaves, dial, count):
+    server = leaves("", "--workers", count)
+    client = dial(server.address)
+    client.sendall(b"child\n")
+    child = int(client.makefile("rb").readline())
+    assert is_alive(child)
+    assert server.terminate() == 0
+    eventually(lambda: not is_alive(child))
+
+
+# The terminal.
+
+
+@pytest.mark.parametrize("number, gone", [(errno.ENXIO, True), (errno.EIO, True), (errno.EMFILE, False)])
+def test_a_terminal_that_cannot_be_opened_for_want_of_descriptors_is_not_gone(monkeypatch, number, gone):
+    """Row 69."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    monkeypatch.setattr(os, "open", lambda *arguments: descriptor)
+    terminal_is_gone = command._watch_terminal()
+
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    assert terminal_is_gone() is gone
