@@ -7,8 +7,9 @@ The rules for all framings:
 
 * A decoder looks at every byte once. It keeps the bytes of an unfinished message and never scans them again. To search
   from the start each time made a line of 1 MB in pieces of 100 bytes 600 times slower.
-* Every message has a maximum size (``max_message``, default: 64 KiB). A length prefix is checked before anything is
-  stored. Memory grows with the bytes that have arrived, not with the size that was announced.
+* Every message that arrives has a maximum size (``max_message``, default: 64 KiB). A length prefix is checked before
+  anything is stored. Memory grows with the bytes that have arrived, not with the size that was announced. A message to
+  send is in memory already: it has a limit (``max_sent``) only if one is wanted.
 * An error does not lose the messages before it. ``feed`` returns them and keeps the error in ``error``. The caller
   raises it after those messages have been answered. Rejected: to raise from ``feed`` at once, which loses the good
   messages of the same read.
@@ -60,8 +61,9 @@ class Decoder:
 class Framing:
     """A way to mark where a message begins and ends. Subclass it for a framing of your own.
 
-    ``max_message``: the maximum size of a message, in bytes (default: 64 KiB). Raises ``ValueError`` if it is below 1.
-    A connection uses only ``encode`` and ``decoder``.
+    ``max_message``: the maximum size of a message that arrives, in bytes (default: 64 KiB). ``max_sent``: the maximum
+    size of a message to send; default: None, no limit for a server's replies, and ``max_message`` for what a ``Client``
+    sends. Raises ``ValueError`` if one of them is below 1. A connection uses only ``encode`` and ``decoder``.
     """
 
     name = ""
@@ -70,16 +72,22 @@ class Framing:
     keeps_boundaries = True
     """Whether the receiver gets the same messages that were sent, and not only the same bytes."""
 
-    def __init__(self, max_message: int = DEFAULT_MAX_MESSAGE) -> None:
-        if max_message < 1:
-            raise ValueError(f"max_message is {max_message}; a message is limited to at least 1 byte")
+    max_message = DEFAULT_MAX_MESSAGE
+    max_sent: Optional[int] = None
+
+    def __init__(self, max_message: int = DEFAULT_MAX_MESSAGE, max_sent: Optional[int] = None) -> None:
+        for name, limit in (("max_message", max_message), ("max_sent", max_sent)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}; a message is limited to at least 1 byte")
         self.max_message = max_message
+        self.max_sent = max_sent
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_message={self.max_message})"
+        sent = "" if self.max_sent is None else f", max_sent={self.max_sent}"
+        return f"{type(self).__name__}(max_message={self.max_message}{sent})"
 
     def encode(self, message: bytes) -> bytes:
-        """Return the bytes that carry ``message``. Raises ``MessageTooLong`` if it is longer than ``max_message``."""
+        """Return the bytes that carry ``message``. Raises ``MessageTooLong`` if it is longer than ``max_sent``."""
         raise NotImplementedError
 
     def encode_many(self, messages: Sequence[bytes]) -> bytes:
@@ -101,8 +109,8 @@ class LineFraming(Framing):
     name = "line"
 
     def encode(self, message: bytes) -> bytes:
-        if len(message) > self.max_message:
-            raise MessageTooLong(self.max_message)
+        if self.max_sent is not None and len(message) > self.max_sent:
+            raise MessageTooLong(self.max_sent)
         if _LF in message:
             raise ValueError("a message that holds a line feed is no single line; send its lines one by one")
         return message + b"\n"
@@ -110,7 +118,8 @@ class LineFraming(Framing):
     def encode_many(self, messages: Sequence[bytes]) -> bytes:
         data = b"\n".join(messages) + b"\n"
         # Together they are short enough, and no message holds a line feed: three calls instead of one for each message.
-        if len(data) <= self.max_message and data.count(b"\n") == len(messages) and type(self).encode is _ENCODE_LINE:
+        short = self.max_sent is None or len(data) <= self.max_sent
+        if short and data.count(b"\n") == len(messages) and type(self).encode is _ENCODE_LINE:
             return data
         return super().encode_many(messages)
 
@@ -160,9 +169,12 @@ class LengthFraming(Framing):
     name = "length"
 
     def encode(self, message: bytes) -> bytes:
-        if len(message) > self.max_message:
-            raise MessageTooLong(self.max_message)
-        return _PREFIX.pack(len(message)) + message
+        if self.max_sent is not None and len(message) > self.max_sent:
+            raise MessageTooLong(self.max_sent)
+        try:
+            return _PREFIX.pack(len(message)) + message
+        except struct.error:  # the prefix cannot count so many
+            raise MessageTooLong((1 << 8 * _PREFIX.size) - 1) from None
 
     def decoder(self) -> Decoder:
         return _LengthDecoder(self.max_message)
@@ -208,13 +220,15 @@ class RawFraming(Framing):
     """A message is whatever one read returns, as in the simplest socket programs and in RFC 862.
 
     TCP keeps no boundaries: a message may arrive in parts or together with others. Only the bytes and their order stay.
-    More bytes than ``max_message`` are split into several messages, so that none is too long.
+    More bytes than ``max_message`` that arrive are split into several messages, so that none is too long.
     """
 
     name = "raw"
     keeps_boundaries = False
 
     def encode(self, message: bytes) -> bytes:
+        if self.max_sent is not None and len(message) > self.max_sent:
+            raise MessageTooLong(self.max_sent)
         return b"" + message  # raises TypeError for a str
 
     def decoder(self) -> Decoder:

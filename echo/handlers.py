@@ -208,9 +208,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
         In the session's own thread the message is queued, and goes out before the next read that may block. From
         another thread it goes out whole and at once; the call blocks while the client does not read (``send_timeout``).
-        Raises ``MessageTooLong`` or ``ValueError`` if the framing cannot carry the message (its limit counts for both
-        directions), ``TypeError`` if it is not bytes, ``SendTimeout`` or ``ConnectionClosed`` if the client cannot be
-        reached.
+        Raises ``ValueError`` if the framing cannot carry the message, ``MessageTooLong`` if it is longer than the
+        framing's ``max_sent`` (default: no limit), ``TypeError`` if it is not bytes, ``SendTimeout`` or
+        ``ConnectionClosed`` if the client cannot be reached.
         """
         if get_ident() == self._thread:
             self.connection.write(message)

@@ -15,7 +15,15 @@ import time
 from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
 from ..connection import Connection
-from ..exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage, MessageTimeout, ReceiveTimeout
+from ..exceptions import (
+    ConnectionClosed,
+    EchoError,
+    EchoMismatch,
+    IncompleteMessage,
+    MessageTimeout,
+    MessageTooLong,
+    ReceiveTimeout,
+)
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..sockets import has_input, linger, set_send_timeout, undelivered
@@ -67,6 +75,10 @@ class Client:
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
         )
         self._timeout = timeout
+        self._limit = self.framing.max_sent
+        if self._limit is None and self.framing.keeps_boundaries:
+            # The server's limit is most likely the same. It would end the session, and not say why.
+            self._limit = self.framing.max_message
         self._messages: Deque[bytes] = collections.deque()
         self._end: Optional[EchoError] = None  # an error that was met while sending, for recv() to raise
         self._closed = False
@@ -75,13 +87,20 @@ class Client:
     def send(self, message: bytes) -> None:
         """Send a whole message now.
 
-        Raises ``TypeError`` if ``message`` is not bytes and ``MessageTooLong`` or ``ValueError`` if the framing cannot
-        carry it, before anything is sent. Raises ``SendTimeout`` if the server does not read, and ``ConnectionClosed``
-        if the connection is lost or closed.
+        Raises ``TypeError`` if ``message`` is not bytes, ``ValueError`` if the framing cannot carry it, and
+        ``MessageTooLong`` if it is longer than the framing's ``max_sent`` (default: its ``max_message``), before
+        anything is sent. Raises ``SendTimeout`` if the server does not read, and ``ConnectionClosed`` if the connection
+        is lost or closed.
         """
         if self._closed:
             raise ConnectionClosed("this client is closed")
-        self.connection.send(message)
+        self.connection.send_raw(self._encode(message), 1)
+
+    def _encode(self, message: bytes) -> bytes:
+        data = self.connection.encode(message)
+        if self._limit is not None and len(message) > self._limit:
+            raise MessageTooLong(self._limit)
+        return data
 
     def recv(self) -> bytes:
         """Wait for the next message and return it.
@@ -219,7 +238,7 @@ class _Sender:
         self._thread = threading.Thread(target=self._run, name="echo-send", daemon=True)
 
     def put(self, message: bytes) -> None:
-        self._queue.put(self._client.connection.encode(message))
+        self._queue.put(self._client._encode(message))
 
     def _run(self) -> None:
         while not self._abandoned:

@@ -103,6 +103,21 @@ def test_a_message_over_the_limit_is_refused_before_anything_of_it_is_sent(serve
     assert handler.events == ["made", b"x" * 10]
 
 
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming])
+def test_a_client_may_send_more_than_it_receives_if_that_is_asked_for(serve, connect, framing):
+    class Counts(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(b"%d" % len(message))
+
+    Counts.framing = framing()
+    client = connect(serve(Counts), framing=framing(max_message=10, max_sent=20))
+    client.send(b"x" * 20)
+    assert client.recv() == b"20"
+    with pytest.raises(echo.MessageTooLong) as caught:
+        client.send(b"x" * 21)
+    assert caught.value.limit == 20
+
+
 def test_a_message_that_holds_a_line_feed_is_refused_before_anything_of_it_is_sent(serve, connect):
     handler = Recorder.of(echo.EchoRequestHandler)
     client = connect(serve(handler))

@@ -314,7 +314,7 @@ def test_many_messages_are_queued_as_each_of_them_is(connect, framing):
 
 @pytest.mark.parametrize(("bad", "error"), [(b"too long", MessageTooLong), (b"a\nb", ValueError), ("text", TypeError)])
 def test_of_many_messages_with_one_that_cannot_be_carried_none_is_queued(connect, bad, error):
-    connection, peer = connect(LineFraming(5))
+    connection, peer = connect(LineFraming(max_sent=5))
     with pytest.raises(error):
         connection.write_many([b"one", bad, b"two"])
     connection.end_output()
@@ -322,7 +322,7 @@ def test_of_many_messages_with_one_that_cannot_be_carried_none_is_queued(connect
 
 
 def test_many_messages_may_be_longer_together_than_one_may_be(connect):
-    connection, peer = connect(LineFraming(5))
+    connection, peer = connect(LineFraming(max_sent=5))
     connection.write_many([b"12345"] * 3)
     connection.end_output()
     assert read_all(peer) == b"12345\n" * 3
@@ -338,7 +338,7 @@ def test_raw_bytes_are_queued_among_the_messages_without_framing(connect):
 
 
 def test_a_message_that_cannot_be_framed_is_an_error_and_loses_no_other(connect):
-    connection, peer = connect(LineFraming(5))
+    connection, peer = connect(LineFraming(max_sent=5))
     connection.write(b"one")
     for refused, error in ((b"too long", MessageTooLong), (b"a\nb", ValueError)):
         with pytest.raises(error):

@@ -252,12 +252,33 @@ def test_after_an_error_nothing_more_is_returned_and_nothing_is_stored(cls):
 
 @MARKING
 def test_encoding_refuses_a_message_over_the_limit(cls):
-    framing = cls(5)
+    framing = cls(3, max_sent=5)
     assert framing.encode(b"x" * 5)
     with pytest.raises(MessageTooLong) as caught:
         framing.encode(b"x" * 6)
     assert caught.value.limit == 5
     assert caught.value.reason == "too-long"
+
+
+@ALL
+def test_a_message_to_send_is_unlimited_unless_asked_for(cls):
+    framing = cls(5)
+    assert (framing.max_message, framing.max_sent) == (5, None)
+    long = b"x" * 100_000
+    assert long in framing.encode(long)
+    assert framing.encode_many([long, long]) == framing.encode(long) * 2
+
+
+class Huge(bytes):
+    """More bytes than a prefix of 32 bits can count."""
+
+    def __len__(self):
+        return 1 << 32
+
+
+def test_a_message_that_no_prefix_can_count_is_too_long():
+    with pytest.raises(MessageTooLong, match="4294967295 bytes"):
+        LengthFraming().encode(Huge())
 
 
 @pytest.mark.parametrize("message", [b"\n", b"two\nlines", b"one\n", b"\none"])
@@ -269,8 +290,10 @@ def test_encoding_refuses_a_line_feed_in_a_line(message):
 @ALL
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_byte_is_refused(cls, limit):
-    with pytest.raises(ValueError, match="at least 1 byte"):
+    with pytest.raises(ValueError, match=f"max_message is {limit}; .* at least 1 byte"):
         cls(limit)
+    with pytest.raises(ValueError, match=f"max_sent is {limit}; .* at least 1 byte"):
+        cls(max_sent=limit)
 
 
 @ALL
@@ -495,3 +518,4 @@ def test_framings_have_names_and_say_whether_they_keep_boundaries():
 @ALL
 def test_a_framing_shows_its_limit(cls):
     assert repr(cls(123)) == f"{cls.__name__}(max_message=123)"
+    assert repr(cls(123, 45)) == f"{cls.__name__}(max_message=123, max_sent=45)"

@@ -292,6 +292,37 @@ def test_a_message_over_the_limit_ends_its_session_alone_and_what_came_before_is
     assert read_exactly(other, 11) == b"still here\n"
 
 
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming, echo.RawFraming])
+def test_a_reply_may_be_longer_than_a_message_that_arrives(serve, framing):
+    class Repeats(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message * 100_000)
+
+    Repeats.framing = framing(max_message=10)
+    with echo.connect(serve(Repeats).server_address, framing=framing(1 << 20)) as client:
+        assert client.echo(b"") == b"" if framing.keeps_boundaries else True
+        client.send(b"0123456789")
+        received = b""
+        while len(received) < 1_000_000:
+            received += client.recv()
+        assert received == b"0123456789" * 100_000
+
+
+@pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming, echo.RawFraming])
+def test_a_limit_for_replies_that_was_asked_for_is_the_handlers_error(serve, framing):
+    class Repeats(echo.MessageRequestHandler):
+        def message_received(self, message):
+            try:
+                self.send(message * 3)
+            except echo.MessageTooLong as exc:
+                self.send(b"%d" % exc.limit)
+
+    Repeats.framing = framing(max_sent=10)
+    with echo.connect(serve(Repeats).server_address, framing=framing()) as client:
+        client.send(b"0123")
+        assert client.recv() == b"10"
+
+
 def test_input_that_breaks_a_framing_of_ones_own_is_logged_once_and_ends_the_session_as_error(serve, dial, caplog):
     class Digits(echo.LineFraming):
         def decoder(self):

@@ -68,6 +68,7 @@ def _main(argv: Optional[List[str]]) -> int:
     options.host, options.port = host or protocol.DEFAULT_HOST, port or protocol.DEFAULT_PORT
     _check(options)
     framing = FRAMINGS[options.framing](options.max_message)
+    framing.max_sent = framing.max_message if framing.keeps_boundaries else None
     options.endpoint = _endpoint(options)
     messages = [_message(framing, text) for text in options.text]
     try:

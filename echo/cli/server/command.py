@@ -336,6 +336,7 @@ def _handler(options: argparse.Namespace) -> type:
         cls = FRAMINGS[given["framing"]] if "framing" in given else type(handler.framing)
         try:
             given["framing"] = cls(given.pop("max_message", handler.framing.max_message))
+            given["framing"].max_sent = handler.framing.max_sent
         except TypeError:
             raise ValueError(f"{options.handler} has its own framing; --max-message cannot change its limit") from None
     if options.no_log_messages:
