@@ -68,12 +68,12 @@ SUITES = [
     cpython("test_xmlrpc", "`SimpleXMLRPCServer`", quick=False),
     cpython("test_docxmlrpc", "`DocXMLRPCServer`"),
     cpython("test_logging", "`logging.config.listen`, socket handlers", "-p no:logging", quick=False),
-    cpython("test_imaplib", "an IMAP server, TLS begun in the middle", quick=False),
+    cpython("test_imaplib", "an IMAP server that starts TLS in a session", quick=False),
     cpython("test_urllib2_localnet", "an HTTP proxy with authentication"),
     cpython("test_robotparser", "`HTTPServer` in a thread"),
-    cpython("test_pydoc", "a server with a loop of its own around `handle_request`", "-k PydocServerTest"),
-    cpython("test_ssl", "`HTTPServer` that wraps in `get_request`", "-k test_socketserver"),
-    cpython("test_asyncio", "the WSGI servers of its clients, with TLS", module="test_asyncio.test_streams"),
+    cpython("test_pydoc", "a loop of its own around `handle_request`", "-k PydocServerTest"),
+    cpython("test_ssl", "`HTTPServer` with TLS in `get_request`", "-k test_socketserver"),
+    cpython("test_asyncio", "WSGI servers with and without TLS", module="test_asyncio.test_streams"),
     Suite(
         "werkzeug",
         "its development server: TLS, Unix sockets, reloader",
@@ -127,7 +127,7 @@ SUITES = [
     ),
     Suite(
         "pynetdicom",
-        "DICOM servers, which hand each connection to a thread of their own; TLS in `get_request`",
+        "DICOM servers that make threads of their own; TLS in `get_request`",
         "pynetdicom/tests/test_transport.py pynetdicom/tests/test_service_verification.py",
         "pynetdicom==3.0.4",
         "567ef761d73b34a380a4350e0d10ae549d749c66da4f1bdf8793cab9a6a326e4",
@@ -393,12 +393,12 @@ def tried(workplace, suite):
     return result
 
 
-ROW = "{:<24}{:>6}  {:>13}  {:>13}  {:>8}  {:>15}"
+ROW = "{:<34}{:>5}  {:>13}  {:>13}  {:>8}  {:>15}"
 
 
 def row(result):
     if result.problem:
-        return f"{result.suite.requirement or result.suite.name:<24}  {result.problem}"
+        return f"{result.suite.requirement or result.suite.name:<34}  {result.problem}"
     stock, echo = (result.runs[side] for side in SIDES)
     return ROW.format(
         result.suite.requirement or result.suite.name,

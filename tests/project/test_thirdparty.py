@@ -113,6 +113,13 @@ def test_each_program_has_a_version_and_a_hash():
             assert len(suite.sha256) == 64
 
 
+def test_readme_shows_every_suite():
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        table = file.read().partition("| suite | ")[2].partition("\n\n")[0]
+    shown = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]]
+    assert shown == [suite.requirement.replace("==", " ") or suite.name for suite in thirdparty.SUITES]
+
+
 def test_a_report_is_read_with_the_worst_outcome_of_each_test(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text(
