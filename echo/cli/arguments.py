@@ -297,6 +297,20 @@ def count(text: str) -> int:
     return int(text)
 
 
+def own_address(text: str) -> str:
+    """An IP address, to connect from."""
+    try:
+        address_family(text)
+    except (OSError, UnicodeError):
+        raise argparse.ArgumentTypeError(f"invalid address {text!r}: expected an IP address of this machine") from None
+    return text
+
+
+def address_family(address: str) -> int:
+    """Return the family of an IP address. Raises ``OSError`` or ``UnicodeError`` if it is not one."""
+    return int(socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][0])
+
+
 def unix(text: str) -> str:
     """A Unix socket's path, or ``@NAME``."""
     if not hasattr(socket, "AF_UNIX"):

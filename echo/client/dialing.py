@@ -34,13 +34,15 @@ _STARTED = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
-def look_up(host: str, port: int, timeout: Optional[float]) -> List[Any]:
+def look_up(host: str, port: int, timeout: Optional[float], family: int = 0) -> List[Any]:
     """Return what ``socket.getaddrinfo`` does for stream sockets, within ``timeout`` seconds; None: no limit.
+
+    ``family``: that of all addresses; default: 0, any.
 
     Raises ``TimeoutError``, and the errors of ``getaddrinfo``: ``socket.gaierror`` and ``UnicodeError``.
     """
     try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         pass  # not an address but a name
     found: List[Any] = []
@@ -48,7 +50,7 @@ def look_up(host: str, port: int, timeout: Optional[float]) -> List[Any]:
 
     def ask() -> None:
         try:
-            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            found.extend(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
         except Exception as exc:
             failures.append(exc)
 
@@ -68,18 +70,24 @@ def look_up(host: str, port: int, timeout: Optional[float]) -> List[Any]:
     return found
 
 
-def connect_to_host(host: str, port: int, timeout: Optional[float]) -> socket.socket:
+def connect_to_host(
+    host: str, port: int, timeout: Optional[float], family: int = 0, source: Optional[str] = None
+) -> socket.socket:
     """Return a non-blocking socket that is connected to the first address of the host that answers.
+
+    ``family`` is as for ``look_up``. ``source``: the own address of the connection; default: None, the system chooses.
 
     Raises ``TimeoutError`` after ``timeout`` seconds in all (None: no limit), the errors of ``look_up``, and the last
     ``OSError`` if all addresses fail.
     """
     began = time.monotonic()
-    addresses = look_up(host, port, timeout)
-    return connect_to_first(addresses, None if timeout is None else began + timeout)
+    addresses = look_up(host, port, timeout, family)
+    return connect_to_first(addresses, None if timeout is None else began + timeout, source)
 
 
-def connect_to_first(addresses: Sequence[Any], deadline: Optional[float]) -> socket.socket:
+def connect_to_first(
+    addresses: Sequence[Any], deadline: Optional[float], source: Optional[str] = None
+) -> socket.socket:
     """As ``connect_to_host``, for the result of ``look_up``, until ``deadline`` of ``time.monotonic()``."""
     waiting = collections.deque(addresses)
     error = OSError("the host has no address")
@@ -94,7 +102,7 @@ def connect_to_first(addresses: Sequence[Any], deadline: Optional[float]) -> soc
                 if waiting and (now >= next_at or not attempts.get_map()):
                     next_at = now + min(ATTEMPT_DELAY, left / len(waiting))
                     try:
-                        attempts.register(_begin(waiting.popleft()), selectors.EVENT_WRITE)
+                        attempts.register(_begin(waiting.popleft(), source), selectors.EVENT_WRITE)
                     except OSError as exc:
                         error = exc
                     continue
@@ -129,12 +137,21 @@ def _refusal_of_itself(sock: socket.socket) -> int:
     return errno.ECONNREFUSED
 
 
-def _begin(address: Any) -> socket.socket:
+def _bind(sock: socket.socket, source: str) -> None:
+    try:
+        sock.bind((source, 0))
+    except OSError as exc:
+        raise OSError(exc.errno, f"the source address {source} cannot be used: {exc.strerror}") from None
+
+
+def _begin(address: Any, source: Optional[str]) -> socket.socket:
     """Begin to connect to an address, of ``look_up``; return the socket."""
     family, kind, protocol, _, where = address
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setblocking(False)
+        if source is not None:
+            _bind(sock, source)
         failure = sock.connect_ex(where)
         if failure == errno.EADDRNOTAVAIL and _can_be_reached(family, where):
             raise OSError(failure, "all local ports for this server are in use")

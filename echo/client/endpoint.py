@@ -9,7 +9,7 @@ import functools
 import socket
 import ssl
 import time
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 from ..sockets import INET, check_path, keep_alive, keep_urgent_data
 from ..text import format_address
@@ -46,12 +46,15 @@ def _context(security: Security) -> ssl.SSLContext:
 class Endpoint(NamedTuple):
     """A server. ``address``: ``(host, port)`` or a path; ``security``: the TLS settings; default: None, no TLS.
 
-    ``found``: what ``resolve`` has found. Without it, ``open`` looks the host up each time.
+    ``found``: what ``resolve`` has found. Without it, ``open`` looks the host up each time. ``family`` and ``source``
+    are as for ``connect_to_host``; a path has none.
     """
 
     address: Any
     security: Optional[Security] = None
     found: Tuple[Any, ...] = ()
+    family: int = 0
+    source: Optional[str] = None
 
     def __str__(self) -> str:
         return format_address(self.address)
@@ -66,14 +69,14 @@ class Endpoint(NamedTuple):
         found. Raises ``TimeoutError``, and ``socket.gaierror`` or ``UnicodeError`` if it has no address."""
         if not isinstance(self.address, tuple):
             return self
-        return self._replace(found=tuple(look_up(*_host_and_port(self.address), timeout)))
+        return self._replace(found=tuple(look_up(*_host_and_port(self.address), timeout, self.family)))
 
     def open(self, timeout: Optional[float]) -> socket.socket:
         """Return a connected socket. ``timeout`` in seconds and the errors are those of ``echo.connect``."""
-        if self.security is None:
-            return open_socket(self.address, timeout, found=self.found)
-        context, name = self.security.context(), self.security.server_hostname
-        return open_socket(self.address, timeout, context, name, found=self.found)
+        context = name = None
+        if self.security is not None:
+            context, name = self.security.context(), self.security.server_hostname
+        return open_socket(self.address, timeout, context, name, self)
 
 
 def open_socket(
@@ -81,18 +84,19 @@ def open_socket(
     timeout: Optional[float],
     ssl_context: Optional[ssl.SSLContext] = None,
     server_hostname: Optional[str] = None,
-    *,
-    found: Sequence[Any] = (),
+    endpoint: Optional[Endpoint] = None,
 ) -> socket.socket:
     """Return a connected, blocking socket. Parameters and errors are those of ``echo.connect``.
 
-    With an ``ssl_context`` that verifies names, ``server_hostname`` must be given. ``found``: the result of
-    ``look_up`` for the address, if there is one.
+    With an ``ssl_context`` that verifies names, ``server_hostname`` must be given. ``endpoint``: what else is known
+    about the way to the address.
     """
-    if found:
-        sock = connect_to_first(found, None if timeout is None else time.monotonic() + timeout)
+    way = endpoint or Endpoint(address)
+    if way.found:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        sock = connect_to_first(way.found, deadline, way.source)
     elif isinstance(address, tuple):
-        sock = connect_to_host(*_host_and_port(address), timeout)
+        sock = connect_to_host(*_host_and_port(address), timeout, way.family, way.source)
     else:
         check_path(address)
         sock = connect_to_path(address, timeout)

@@ -38,7 +38,7 @@ class Lane:
         self._encode = framing.encode
         self._decoder: Union[Decoder, ProbeStream]
         self._replies: Callable[[bytes], List[Reply]]
-        if framing.keeps_boundaries:
+        if framing.keeps_boundaries or not ledger.checks:
             self._decoder = decoder = framing.decoder()
             self._replies = functools.partial(_settle_all, ledger.settle, decoder.feed)
         else:

@@ -29,7 +29,7 @@ from ..framing import Framing
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .lane import Lane
-from .probes import Ledger, Probe, Reply, Verdict
+from .probes import Ledger, Probe, Reply, UncheckedLedger, Verdict
 
 EXAMPLES = 3
 """Maximum number of wrong replies that each process passes on in full. The others are only counted."""
@@ -76,7 +76,7 @@ class Plan(NamedTuple):
 
     ``lanes``: the numbers of its connections among all ``connections``. ``rate``: probes per second in the timetable of
     all connections; None for a closed loop. ``timeout``: in nanoseconds; None for no limit. ``tag``: that of the first
-    connection.
+    connection. ``verify``: whether replies are compared with the probes.
     """
 
     endpoint: Endpoint
@@ -88,6 +88,7 @@ class Plan(NamedTuple):
     rate: Optional[int]
     timeout: Optional[int]
     tag: int
+    verify: bool = True
 
 
 class Period(NamedTuple):
@@ -203,8 +204,9 @@ class _Load:
         began = self._clock.now()
         sock = plan.endpoint.open(None if plan.timeout is None else plan.timeout / SECOND)
         took = self._clock.now() - began
-        lane = Lane(sock, plan.framing, Ledger(plan.size, (plan.tag + number) & 0xFFFF), self._clock.now)
-        lane.ledger.counts_from = _NOTHING
+        ledger = (Ledger if plan.verify else UncheckedLedger)(plan.size, (plan.tag + number) & 0xFFFF)
+        ledger.counts_from = _NOTHING
+        lane = Lane(sock, plan.framing, ledger, self._clock.now)
         self._lanes[lane] = number
         self._selector.register(lane, selectors.EVENT_READ)
         return took

@@ -518,6 +518,17 @@ def test_under_raw_framing_a_greeting_is_reported_once_for_each_connection_and_a
     assert "shifted     2 x by 10 bytes\n" in result.text
 
 
+@every_framing
+def test_without_verification_any_reply_is_counted(framing):
+    class IsNoEcho(EchoesBytes):
+        def received(self, data):
+            self.send(b"ok" if framing != "raw" else b"0" * 64)
+
+    result = simulate_bench(IsNoEcho, framing, verify=False)
+    assert result.code == 0
+    assert all_right(result.text)
+
+
 def test_replies_of_another_connection_are_reported():
     class Crosses(Service):
         waiting = []

@@ -1226,3 +1226,48 @@ def test_input_typed_ahead_at_a_terminal_is_left_to_the_shell():
     assert os.read(slave, 10) == b"ls\n"
     os.close(master)
     os.close(slave)
+
+
+# Addresses to connect to and from.
+
+
+@pytest.mark.parametrize("options", [["-4"], ["--ipv4"], ["--source", "127.0.0.1"], ["-4", "--source", "127.0.0.1"]])
+def test_a_family_or_a_source_address_is_connected_with(serve, options):
+    _, port = serve().server_address
+    assert call_client("localhost", str(port), *options, "-m", "hello")[:2] == (0, b"hello\n")
+
+
+@pytest.mark.parametrize(
+    "options, code, words",
+    [
+        (["-4", "-6"], 2, "different address families"),
+        (["-6", "--source", "127.0.0.1"], 2, "different address families"),
+        (["--source", "localhost"], 2, "invalid address 'localhost'"),
+        (["--source", ""], 2, "invalid address ''"),
+        (["--unix", "/nowhere", "-4"], 2, "--unix excludes -4"),
+        (["--unix", "/nowhere", "--source", "127.0.0.1"], 2, "--unix excludes -4, -6 and --source"),
+        (["127.0.0.1", "9", "-6"], 1, "check its name, and that it has such an address"),
+        (["127.0.0.1", "9", "--source", "192.0.2.1"], 1, "give an address of this machine as --source"),
+    ],
+)
+def test_addresses_that_cannot_be_used_are_one_line(options, code, words):
+    done = call_client(*options, "-m", "x")
+    assert done[:2] == (code, b"")
+    assert one_complaint(done, words)
+
+
+# Services that are not echoes.
+
+
+def test_without_verification_whatever_comes_back_is_printed_and_right(serve):
+    done = client(serve(Shout), "--no-verify", "-J", "-m", "ab", "-m", "CD")
+    assert (done.code, done.log) == (0, "")
+    *replies, last = objects(done.out)
+    assert [without_time(event) for event in replies] == [reply("ab", "AB"), reply("CD")]
+    assert last == summary(2, 2)
+
+
+def test_no_verify_needs_something_to_verify():
+    done = call_client("--no-verify")
+    assert done[:2] == (2, b"")
+    assert one_complaint(done, "--no-verify needs -m, --ping or --bench")

@@ -368,6 +368,25 @@ def test_under_raw_framing_one_byte_that_is_missing_damages_one_reply():
     assert sum("shifted_bytes" in event for event in events(result.text)) == 1
 
 
+@every_framing
+def test_without_verification_each_reply_answers_the_oldest_message(framing):
+    class IsNoEcho(EchoesBytes):
+        def received(self, data):
+            self.number += 1
+            self.send(b"ok" if framing != "raw" else b"0" * 64)
+
+    result = simulate_ping(IsNoEcho, framing, count=5, verify=False)
+    assert result.code == 0
+    assert all_right(result.text, 5)
+
+
+def test_without_verification_lost_messages_are_still_lost_and_extra_replies_told():
+    result = simulate_ping(DropsEachFifth, count=6, timeout=1.0, verify=False)
+    assert (result.code, counts(result.text)["lost"]) == (1, 1)
+    result = simulate_ping(SaysItTwice, count=3, interval=0.1, verify=False)
+    assert (result.code, counts(result.text)["not asked for"]) == (0, 3)
+
+
 def test_a_reply_that_belongs_to_another_connection_is_reported():
     class MixesUp(Service):
         def answer(self, message):

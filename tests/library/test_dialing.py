@@ -72,7 +72,7 @@ def test_in_a_short_time_all_addresses_are_tried_too(silent, refused):
 
 
 def test_the_look_up_takes_of_the_same_time(silent, refused, monkeypatch):
-    def look_up(host, port, timeout):
+    def look_up(host, port, timeout, family=0):
         silent.now += 0.75
         return [refused]
 
@@ -257,3 +257,20 @@ def test_an_endpoint_that_has_looked_its_host_up_does_not_do_it_again_in_another
         assert echoes(sock)
     with pytest.raises(socket.gaierror):
         endpoint.open(DEADLINE)
+
+
+def test_a_family_and_a_source_address_are_kept_to(serve):
+    _, port = serve().server_address
+    assert {found[0] for found in dialing.look_up("localhost", port, DEADLINE, socket.AF_INET)} == {socket.AF_INET}
+    with pytest.raises(socket.gaierror):
+        dialing.look_up("::1", port, DEADLINE, socket.AF_INET)
+    endpoint = Endpoint(("localhost", port), family=socket.AF_INET, source="127.0.0.1")
+    for each in (endpoint, endpoint.resolve()):
+        with each.open(DEADLINE) as sock:
+            assert sock.getsockname()[0] == "127.0.0.1"
+            assert echoes(sock)
+
+
+def test_a_source_address_that_is_not_ours_is_an_error_that_names_it(serve):
+    with pytest.raises(OSError, match=r"the source address 192\.0\.2\.1 cannot be used: "):
+        dialing.connect_to_host(*serve().server_address, DEADLINE, source="192.0.2.1")

@@ -209,7 +209,7 @@ class Simulation:
 
 
 def simulate_ping(
-    service=Service, framing="line", *, size=64, count=3, interval=0.0, timeout=10.0, **report_and_network
+    service=Service, framing="line", *, size=64, count=3, interval=0.0, timeout=10.0, verify=True, **report_and_network
 ):
     """``--ping`` a service that is of this class; return the ``Simulation``. Without ``count`` the service ends it, by
     ``self.network.simulation.client.stop()``, which is what a signal does."""
@@ -222,6 +222,7 @@ def simulate_ping(
         count=count,
         interval=interval,
         timeout=timeout,
+        verify=verify,
         clock=simulation.network,
     )
     simulation.client.resolve()
@@ -246,6 +247,7 @@ def simulate_bench(
     rate=None,
     timeout=10.0,
     percentiles=BENCH_PERCENTILES,
+    verify=True,
     **report_and_network,
 ):
     """``--bench`` a service that is of this class; return the ``Simulation``. A thread does what the processes of the
@@ -269,6 +271,7 @@ def simulate_bench(
         rate=rate,
         timeout=timeout,
         percentiles=percentiles,
+        verify=verify,
         clock=_OneTickEachTime(),
         start_load=start_load,
     )

@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         quiet=options.quiet,
         verbose=options.verbose,
         stderr=sys.stderr,
-        conditions=options.fail_if,
+        conditions=options.fail_if if options.ping or options.bench else (),
     )
     if options.ping or options.bench:
         return _measure(options, framing, report)
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
     report.detail(f"connected to {where} in {', '.join(filter(None, [took, *tls]))}")
     with client:
         if messages:
-            Exchange(client, messages, _show, report).run()
+            Exchange(client, messages, _show, report, not options.no_verify).run()
         elif at_terminal:
             if not options.quiet:
                 print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
@@ -124,7 +124,9 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
 
 
 def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
-    percentiles = {} if options.percentiles is None else {"percentiles": options.percentiles}
+    more: Any = {"verify": not options.no_verify}
+    if options.percentiles is not None:
+        more["percentiles"] = options.percentiles
     # Imported only here: with multiprocessing they take 20 of the 75 ms that a client needs to start.
     if options.ping:
         from ...measure.ping import Ping
@@ -137,7 +139,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             count=options.count,
             interval=options.interval,
             timeout=options.timeout,
-            **percentiles,
+            **more,
         )
         _on_signals(ping.stop)
         with _connecting(options, report):
@@ -157,7 +159,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             depth=options.depth,
             rate=options.rate,
             timeout=options.timeout,
-            **percentiles,
+            **more,
         )
         _on_signals(bench.stop)
         with contextlib.closing(bench):
@@ -232,8 +234,9 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     address: Any = (options.host, options.port)
     if options.unix is not None:
         address = arguments.unix_address(options.unix)
+    family = _family(options)
     if not options.tls:
-        return Endpoint(address)
+        return Endpoint(address, family=family, source=options.source)
     security = Security(
         options.sni or options.host, options.cacert, options.cert, options.key, verify=not options.insecure
     )
@@ -245,7 +248,19 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
         security.context()
     except ValueError as exc:
         arguments.fail(PROG, str(exc), 2)
-    return Endpoint(address, security)
+    return Endpoint(address, security, family=family, source=options.source)
+
+
+def _family(options: argparse.Namespace) -> int:
+    """The address family that was asked for; 0 for any."""
+    families = [socket.AF_INET] * options.ipv4 + [socket.AF_INET6] * options.ipv6
+    if options.source is not None:
+        families.append(socket.AddressFamily(arguments.address_family(options.source)))
+    if len(set(families)) > 1:
+        arguments.fail(PROG, "-4, -6 and --source name different address families; give one of them", 2)
+    if families and options.unix is not None:
+        arguments.fail(PROG, "--unix excludes -4, -6 and --source: a Unix socket has no IP address", 2)
+    return int(families[0]) if families else 0
 
 
 _UNKNOWN_CA = "give the CA that issued it as --cacert"
@@ -267,6 +282,7 @@ _SHORTAGES = {  # what this machine may lack
 _ADVICE = {  # by words of our own errors
     "local ports": "wait a minute, ask for fewer connections, or widen net.ipv4.ip_local_port_range",
     "look-up": "check its name, and the name servers",
+    "source address": "give an address of this machine as --source",
     "handshake": "the server may not use TLS; try without --tls",
 }
 
@@ -293,7 +309,8 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     try:
         yield
     except socket.gaierror as exc:
-        why = f"cannot find the host {options.host!r}: {exc.strerror}; check its name"
+        advice = "check its name" if not options.endpoint.family else "check its name, and that it has such an address"
+        why = f"cannot find the host {options.host!r}: {exc.strerror}; {advice}"
     except UnicodeError:
         why = f"invalid host name {options.host!r}: check it"
     except ssl.SSLCertVerificationError as exc:
@@ -373,6 +390,9 @@ GROUPS = [
         Row("--bench", "put a load on the server, and print throughput and round-trip times", mode=True),
         *arguments.framing_rows(LineFraming()),
         Row("--unix PATH", "connect to a Unix socket instead; @NAME for an abstract one", arguments.unix),
+        Row("-4, --ipv4", "use only the IPv4 addresses of the host"),
+        Row("-6, --ipv6", "use only the IPv6 addresses of the host"),
+        Row("--source ADDRESS", "connect from this IP address of this machine", arguments.own_address, shown="any"),
         Row(
             "-w, --timeout TIME",
             "maximum time to connect, and to wait for a reply, like 500ms, 30s or 5m; a bare number is seconds; 0: no"
@@ -384,6 +404,12 @@ GROUPS = [
             "-J, --json",
             "with -m, --ping or --bench: print one JSON object a line",
             more="the last one is the summary",
+            needs=("text", *_MEASURING),
+        ),
+        Row(
+            "--no-verify",
+            "with -m, --ping or --bench: do not compare replies, for services that are not echoes",
+            more="replies are timed and counted",
             needs=("text", *_MEASURING),
         ),
         Row("-q, --quiet", "print only the summary", more="a pipe still writes the replies"),
