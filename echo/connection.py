@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import enum
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -50,7 +51,7 @@ from typing import Callable, List, Optional, Tuple, Type, TypeVar
 from .exceptions import ConnectionClosed, EchoError, SendTimeout
 from .framing import Framing
 from .message_clock import MessageClock
-from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, unread
+from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, shut_down, unread
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
@@ -397,6 +398,9 @@ def _explained(exc: Exception, message: object) -> Exception:
 
 def _shut(sock: socket.socket, how: int) -> None:
     try:
-        sock.shutdown(how)
+        if isinstance(sock, ssl.SSLSocket):
+            shut_down(sock, how)
+        else:
+            sock.shutdown(how)
     except OSError:
         pass  # the peer or another thread was faster

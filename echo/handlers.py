@@ -242,10 +242,14 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def setup(self) -> None:
         self._thread = get_ident()
         self.peer = format_address(self.client_address)
+        idle_timeout = self.timeout
+        if self.request.gettimeout() is not None:  # socket.setdefaulttimeout(); a connection has timeouts of its own
+            idle_timeout = self.request.gettimeout() if idle_timeout is None else idle_timeout
+            self.request.settimeout(None)
         self.connection = Connection(
             self.stream(),
             self.framing,
-            idle_timeout=self.timeout,
+            idle_timeout=idle_timeout,
             message_timeout=self.message_timeout,
             send_timeout=self.send_timeout,
         )

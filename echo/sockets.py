@@ -18,6 +18,7 @@ import os
 import select
 import selectors
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -41,6 +42,10 @@ LONGEST_WAIT = 24 * 86400.0
 several."""
 
 _CHUNK = 64 * 1024  # bytes read at a time where they are dropped
+
+_IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Python before 3.10 always sets it
+
+_DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # for one call: setblocking() would change another thread's reads
 
 _TIMEVAL = struct.Struct("@ll")
 
@@ -165,6 +170,8 @@ def _queue_size(sock: Union[socket.socket, int], request: str) -> Optional[int]:
 
 def buffered(sock: socket.socket) -> int:
     """Return the number of bytes that a TLS socket has taken from the system and not returned yet; otherwise 0."""
+    if isinstance(sock, ssl.SSLSocket):
+        return sock.pending()
     return int(getattr(sock, "buffered", 0))
 
 
@@ -184,41 +191,72 @@ def has_room(sock: socket.socket, seconds: float) -> bool:
         return seconds > 0 and bool(selector.select(min(seconds, LONGEST_WAIT)))
 
 
+def shut_down(request: Any, how: int) -> None:
+    """End the input or output of the connection under ``request``, whatever wraps it.
+
+    ``ssl.SSLSocket.shutdown`` would drop the TLS state: what is sent later would go out in clear. Other wrappers have a
+    ``shutdown`` of their own kind, or none; a duplicate of their descriptor reaches the same connection.
+    """
+    if isinstance(request, ssl.SSLSocket):
+        socket.socket.shutdown(request, how)
+    elif isinstance(request, socket.socket):
+        request.shutdown(how)
+    else:
+        with socket.socket(fileno=os.dup(request.fileno())) as plain:
+            plain.shutdown(how)
+
+
+def expect_shut_down(sock: Any) -> None:
+    """Let ``shut_down`` end the input of connections like this one, which is a socket of the ``ssl`` module, or none.
+
+    OpenSSL 3 answers an end of input without ``close_notify`` with an alert, and writes nothing after it. Python hides
+    such an end from the program by default (``suppress_ragged_eofs``), so nothing is lost if OpenSSL ignores it, too.
+    Sockets that exist already do not change: a listening one has to be prepared before it accepts.
+    """
+    if isinstance(sock, ssl.SSLSocket) and getattr(sock, "suppress_ragged_eofs", False):
+        if not sock.context.options & _IGNORE_RAGGED_EOF:
+            sock.context.options |= _IGNORE_RAGGED_EOF
+
+
 def linger(
     sock: socket.socket,
     delivery_timeout: Optional[float] = None,
     silence: float = LINGER_SILENCE,
     timeout: float = LINGER_TIMEOUT,
     send_timeout: Optional[float] = 0.0,
+    *,
+    shared: bool = False,
 ) -> None:
     """End the output, then read and drop what the peer still sends, so that the close loses no reply.
 
     Returns when the peer has ended too, has sent nothing for ``silence`` seconds (default: 1), or has gone on sending
     for ``timeout`` seconds (default: 5). A peer whose host has not accepted everything has more time, as long as it
     accepts something within ``send_timeout`` seconds (default: 0; None: no limit). Never raises. The caller closes the
-    socket, which now has a ``settimeout``.
+    socket; its mode stays as it is.
+
+    ``shared``: other code may still read, from a file or a duplicate of the socket. Then nothing is dropped that it
+    may want, and the close of this one resets nothing.
 
     ``delivery_timeout`` is for a socket after ``shutdown(SHUT_RD)``, the only way to wake a thread that reads. After
     that, Linux answers data that meets our FIN with a reset, which drops our send queue. So this first waits, at most
     so many seconds, until the peer's host has everything. Default: None, no wait.
     """
+    if not isinstance(sock, socket.socket) or (shared and _has_file(sock)):
+        return
     try:
         if delivery_timeout is not None:
             _await_delivery(sock, time.monotonic() + delivery_timeout)
-        sock.settimeout(silence)
-        sock.shutdown(socket.SHUT_WR)
+        shut_down(sock, socket.SHUT_WR)
         accepted_at = time.monotonic()
         deadline = accepted_at + timeout
         left = undelivered(sock)
         while True:
-            try:
-                if not sock.recv(_CHUNK):
+            sends = _is_readable(sock, silence)
+            if sends:
+                if shared and unread(sock) and _has_duplicate(sock):
                     return
-                sends = True
-            except socket.timeout as exc:
-                if exc.errno is not None:  # ETIMEDOUT of the system: the connection itself is lost
+                if not _drop(sock):
                     return
-                sends = False
             now = time.monotonic()
             if sends and now < deadline:
                 continue
@@ -230,19 +268,52 @@ def linger(
                 break
         # The time may be over because this thread had no processor. So it still reads what has arrived, since the close
         # would be a reset otherwise. It reads no more than that, and does not wait: a peer that goes on sending must
-        # not keep the socket open. A read of a TLS socket may take less than it is asked for.
-        sock.settimeout(0)
-        for _ in range(0, unread(sock) or 0, _CHUNK // 2):
-            sock.recv(_CHUNK)
+        # not keep the socket open.
+        for _ in range(0, unread(sock) or 0, _CHUNK):
+            _drop(sock)
     except (OSError, ValueError):
         pass  # reset, or closed by its handler: there is nothing left to protect
+
+
+def _drop(sock: socket.socket) -> int:
+    """Drop what has arrived; return how many bytes, 0 at the end of the input. Encrypted bytes stay encrypted."""
+    return len(socket.socket.recv(sock, _CHUNK, _DO_NOT_WAIT))
+
+
+def _is_readable(sock: socket.socket, seconds: float) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(select.select([sock], [], [], seconds)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(max(1, round(seconds * 1000))))
+
+
+def _has_file(sock: socket.socket) -> bool:
+    """Whether a file of ``makefile()`` is still open. The socket closes after it."""
+    return bool(getattr(sock, "_io_refs", 0))
+
+
+def _has_duplicate(sock: socket.socket) -> bool:
+    """Whether this process has the socket a second time. Only Linux says so."""
+    own = os.fstat(sock.fileno())
+    try:
+        others = {int(name) for name in os.listdir("/proc/self/fd")} - {sock.fileno()}
+    except OSError:
+        return False
+    for descriptor in others:
+        try:
+            if os.path.samestat(os.fstat(descriptor), own):
+                return True
+        except OSError:
+            pass  # closed meanwhile
+    return False
 
 
 def _await_delivery(sock: socket.socket, deadline: float) -> None:
     pause = 0.001
     while undelivered(sock) and time.monotonic() < deadline and not is_dead(sock):
         # The input was ended, so that this read never blocks. It keeps the peer's window open.
-        if not sock.recv(_CHUNK):
+        if not _drop(sock):
             time.sleep(pause)  # no system call waits for "all acknowledged"; only a stop gets here
             pause = min(2 * pause, 0.05)
 

@@ -14,15 +14,21 @@ In their order, with and without ``proxy_protocol``::
                                   TLS handshake, if ssl_context is set
 
 A step that waits for the client must not run at the door: one silent client would block all others (flask #4841,
-gunicorn #2507). The header and the handshake live in ``echo.transport``. They are imported here, in the step that needs
-them, so a server without them loads and runs none of their code.
+gunicorn #2507). These steps are bound to the socket (``Opening``): whatever methods a subclass replaces, the first use
+of the socket does them, if the server has not done so before.
+
+The header and the handshake live in ``echo.transport``. They are imported here, in the step that needs them, so a
+server without them loads and runs none of their code.
 
 Nothing here counts or closes: the registry counts, and the server closes what is refused.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import socket
+import threading
 from typing import Any, Dict, Iterable, Optional
 
 from ..text import format_address, plural
@@ -31,14 +37,46 @@ from .reporting import log_event
 from .sessions import Registry, Session, host_of
 
 
-class Refused(Exception):
+class Refused(ConnectionError):
     """A connection gets no session. ``reason`` is the word for it in statistics and log, ``why`` says more.
-    ``left``: the client connected and left without sending a byte, as health probes do."""
+    ``left``: the client connected and left without sending a byte, as health probes do.
+
+    It is a ``ConnectionError``, since the first use of the socket may raise it."""
 
     def __init__(self, reason: str, why: str, left: bool = False) -> None:
         super().__init__(f"{reason} ({why})")
         self.reason = reason
+        self.why = why
         self.left = left
+
+
+class Opening:
+    """The steps of one session that wait for its client. They are done once, by the first who calls."""
+
+    def __init__(self, admission: Admission, server: Any, session: Session) -> None:
+        self._steps = functools.partial(admission.check_in_thread, server, session)
+        self._session = session
+        self._lock = threading.RLock()
+        self._runs = False
+        self._refused: Optional[Refused] = None
+
+    def __call__(self) -> None:
+        """Do the steps, or find them done. Raises ``Refused``, each time; the first time also what ``verify_request``
+        raises."""
+        with self._lock:
+            if self._refused is not None:
+                raise Refused(self._refused.reason, self._refused.why, self._refused.left)
+            if self._runs:  # verify_request, which is one of the steps, uses the socket
+                return
+            self._runs = True
+            try:
+                self._steps()
+            except BaseException as exc:
+                refused = exc if isinstance(exc, Refused) else Refused("error", "its admission failed")
+                self._refused = Refused(refused.reason, refused.why, refused.left)  # no traceback keeps the session
+                self._session.refused = refused.reason
+                raise
+            self._session.opened()
 
 
 class Admission:
@@ -54,11 +92,17 @@ class Admission:
             self._proxies = AccessList(proxies, option="proxy_allow_from")
         self._clients = clients
 
-    def check_at_door(self, server: Any, request: Any, client_address: Any) -> None:
+    def guard(self, server: Any, session: Session) -> None:
+        """Bind the steps that wait for the client to its socket."""
+        session.request = session.stream = session.handler.request = guarded_socket(server, session.request)
+        session.opening = session.request.guard = Opening(self, server, session)
+
+    def check_at_door(self, server: Any, session: Session) -> None:
         """The steps that do not wait, in the accepting thread."""
-        host = host_of(client_address)
+        host = host_of(session.client_address)
         if not server.proxy_protocol:
-            self._check_client(server, request, client_address, host, self._registry.from_host(host))
+            others = self._registry.from_host(host)
+            self._check_client(server, session.request, session.client_address, host, others)
         elif not self._proxies.permits(host):
             raise Refused("proxy", "no proxy of ours")
 
@@ -89,6 +133,24 @@ class Admission:
             raise Refused("limit", f"{plural(limit, 'session')} from this address")
         if not server.verify_request(request, client_address):
             raise Refused("denied", "verify_request")
+
+
+def guarded_socket(server: Any, request: Any) -> Any:
+    """Return the socket as one that is not used before the header has been read and the handshake is done."""
+    cls: Any
+    if server.ssl_context is not None:
+        from ..transport import tls
+
+        cls = tls.TLSSocket
+    else:
+        from ..transport import guarded
+
+        cls = guarded.GuardedSocket
+    if isinstance(request, cls):
+        return request
+    if type(request) is not socket.socket:
+        raise TypeError("with ssl_context or proxy_protocol, get_request() has to return a plain socket")
+    return cls(request)
 
 
 def log_refused(client_address: Any, refused: Refused, via: Optional[str] = None) -> None:

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any, Iterator, Optional, Tuple, Type, TypeVar
 
 from ..sockets import INET, check_path, keep_alive, keep_urgent_data
+from .admission import guarded_socket
 from .options import Options, set_options
 
 if sys.platform != "win32":  # which has neither Unix sockets nor locks like these
@@ -129,14 +130,12 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
-        if not _ACCEPTED_BLOCK or request.gettimeout() is not None:  # socket.setdefaulttimeout()
+        if not _ACCEPTED_BLOCK and request.gettimeout() is None:  # else socket.setdefaulttimeout() says how long
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = peer_name(request)
-        if self.ssl_context is not None:
-            from ..transport.tls import TLSSocket
-
-            request = TLSSocket(request)  # plain until its handshake
+        if self.ssl_context is not None or self.proxy_protocol:
+            request = guarded_socket(self, request)
         return request, client_address
 
     def _release_path(self) -> None:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import functools
 import logging
 import socket
 import socketserver
@@ -35,7 +34,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Optional, TypeVar
 
-from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, linger
+from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger
 from ..text import format_address
 from . import forking, threads
 from .accepting import BackOff, Serving, SharedPort, is_held
@@ -43,7 +42,7 @@ from .admission import Admission, Refused, import_what_options_need, log_refused
 from .listening import ListeningServer, check_addresses, is_listening
 from .options import OPTIONS
 from .reporting import log_event
-from .sessions import Registry, Session, peer_is_gone
+from .sessions import Registry, Session, is_loss
 from .statistics import ConnectionInfo, Statistics
 from .stopping import CUT_GRACE, Past, Stop
 
@@ -170,6 +169,7 @@ class Server(ListeningServer):
             if self._serving is not None:
                 raise RuntimeError("the server is serving already")
             try:
+                expect_shut_down(self.socket)
                 return Serving(self.socket, shared=self._inherited)
             except OSError:
                 if self._stop_under_way is not None:  # a signal handler has stopped the server meanwhile
@@ -302,25 +302,29 @@ class Server(ListeningServer):
             self._back_off(exc)
             return False
         self._registry.accepted()
+        session = Session(request, client_address, proxied=self.proxy_protocol)
         try:
-            self._admission.check_at_door(self, request, client_address)
-            self.process_request(request, client_address)
+            if self.proxy_protocol or self.ssl_context is not None:
+                self._admission.guard(self, session)
+            self._admission.check_at_door(self, session)
+            self._registry.add(session)
+            self.process_request(session.request, client_address)
         except Refused as exc:
-            self._registry.refused(exc.reason)
             log_refused(client_address, exc)
-            self._close_quietly(request)
+            self._turn_away(session, exc.reason)
         except threads.NotStarted as exc:
-            self._registry.refused("error")
             self._registry.accept_failed()
-            self._close_quietly(request)
+            self._turn_away(session, "error")
             self._back_off(exc)
             return False
         except BaseException as exc:
             if isinstance(exc, Exception):
-                self._report(request, client_address)
-            if self._registry.get(request) is None:  # else its thread runs, and closes it
-                self._registry.refused("error")
-                self._close_quietly(request)
+                self._report(session.request, client_address)
+            if session.thread_id == threading.get_ident():  # a subclass serves clients in this thread
+                session.failed(exc)
+                self._end_session(session)
+            elif not session.begun:  # else its thread runs, and closes it
+                self._turn_away(session, "error")
             if not isinstance(exc, Exception):
                 raise
         if self._failures.succeeded():
@@ -342,74 +346,106 @@ class Server(ListeningServer):
         check_addresses(self, allow, deny, proxy_allow_from)
         self._admission.set_access(allow, deny, proxy_allow_from)
 
-    def _close_quietly(self, request: socket.socket) -> None:
+    def _turn_away(self, session: Session, reason: str) -> None:
+        """Close a connection that gets no session. Does not linger: this is the accepting thread."""
+        self._registry.forget(session)
+        self._registry.refused(reason)
+        self._close_quietly(session)
+
+    def _close_quietly(self, session: Session) -> None:
         try:
-            self.shutdown_request(request)
+            self.shutdown_request(session.request)
         except Exception as exc:
             log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
+        session.closed()  # a subclass may close in its own way
 
     # Sessions.
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the session a thread of its own."""
-        session = Session(request, client_address, proxied=self.proxy_protocol)
-        self._registry.add(session)
+        session = self._session(request, client_address)
+        session.begun = True
         task = self.process_request_thread, (request, client_address)
-        forget = functools.partial(self._registry.forget, session)
+
+        def not_begun() -> None:
+            session.begun = False
+
         if self.daemon_threads:
-            self._session_threads.run(task, forget)
+            self._session_threads.run(task, not_begun)
         else:  # the interpreter waits for such threads at its exit; they must not wait for another session then
-            threads.start(*task, forget, daemon=False)
+            threads.start(*task, not_begun, daemon=False)
+
+    def _session(self, request: Any, client_address: Any) -> Session:
+        """The session of a request; a new one for a request that this server has not accepted itself."""
+        session = self._registry.get(request)
+        if session is None:
+            session = Session(request, client_address)
+            self._registry.add(session)
+        return session
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """A session, in its own thread, from admission to the closed socket."""
-        session = self._registry.get(request) or Session(request, client_address)
+        session = self._session(request, client_address)
+        session.begun = session.ours = True
         session.thread_id = threading.get_ident()
-        refused: Optional[str] = "error"  # until the session begins
         try:
-            if self.proxy_protocol or self.ssl_context is not None:
-                self._admission.check_in_thread(self, session)
+            if session.opening is not None:
+                session.opening()
                 client_address = session.client_address
-            refused = None
             self.finish_request(request, client_address)
-        except Refused as exc:
-            refused = self._refuse(session, exc)
         except Exception as exc:
-            if refused is None:
-                session.failed(exc)
+            if isinstance(exc, Refused) and session.refused is not None:
+                self._refuse(session, exc)
             else:
-                self._registry.release_host(session)
-            self._report(request, session.client_address)
+                if session.refused is not None:
+                    self._registry.release_host(session)
+                session.failed(exc)
+                self.handle_error(request, session.client_address)
         except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
-            refused = None
             session.failed(exc)
             peer, name = format_address(session.client_address), type(exc).__name__
             log_event(logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, name, peer=peer)
             raise
         finally:
-            self._end_session(session, refused)
+            self._end_session(session)
 
-    def _refuse(self, session: Session, exc: Refused) -> Optional[str]:
-        """Log that admission has refused a client, and return the reason; None if it was the stop that ended the
-        client's input, which is an orderly end."""
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Make the handler, which serves the session. ``request`` may be a wrapper of what was accepted (TLS)."""
+        session = self._registry.find(request)
+        if session is not None:
+            if session.opening is not None:
+                session.opening()
+                client_address = session.client_address
+            if session.thread_id is None:
+                session.thread_id = threading.get_ident()
+            if request is not session.request:
+                session.wrapped(request)
+            if type(request) is not socket.socket:
+                expect_shut_down(request)
+        handler_class: Any = self.RequestHandlerClass
+        handler_class(request, client_address, self)
+
+    def _refuse(self, session: Session, exc: Refused) -> None:
+        """Log that admission has refused a client. If it was the stop that ended the client's input, that is an
+        orderly end."""
         if session.state == "draining":  # not input_ended: the stop wakes this thread before it sets that
+            session.refused = None
             session.handler.ended_as = "drain"
             peer = format_address(session.client_address)
             log_event(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
-            return None
-        self._registry.release_host(session)
-        log_refused(session.client_address, exc, None if session.unnamed else session.via)
-        return exc.reason
+        else:
+            self._registry.release_host(session)
+            log_refused(session.client_address, exc, None if session.unnamed else session.via)
 
-    def _end_session(self, session: Session, refused: Optional[str]) -> None:
-        """Close the socket and count the end. ``refused``: why admission ended it; None: it was a session."""
-        session.closing()
-        self._close_quietly(session.request)
-        if session.state != "closed":  # a subclass closes in its own way
-            session.closed()
-        self._registry.end(session, refused)
+    def _end_session(self, session: Session) -> None:
+        """Close the socket, if that has not been done, and count the end."""
+        if self._registry.get(session.request) is session:
+            self._close_quietly(session)
+            self._count_end(session)
+
+    def _count_end(self, session: Session) -> None:
         serving = self._serving
-        if serving is not None and serving.full:
+        if self._registry.end(session) and serving is not None and serving.full:
             serving.full = False
             serving.wake()  # there is room again
 
@@ -417,16 +453,29 @@ class Server(ListeningServer):
         """Close an accepted socket; after a session gently, so that no reply is lost."""
         session = self._registry.get(request)
         if session is not None:
+            session.closing()
             connection = session.handler.connection
             if connection.aborted:
-                session.closed()
                 self.close_request(request)  # without the FIN that would come before the reset
                 return
             if not connection.peer_ended:  # else nothing more can arrive that a close would answer with a reset
                 delivery_timeout = self._delivery_timeout() if connection.input_ended else None
-                linger(request, delivery_timeout, self._linger_silence, send_timeout=connection.send_timeout)
-            session.closed()
+                timeouts = delivery_timeout, self._linger_silence, LINGER_TIMEOUT, connection.send_timeout
+                linger(request, *timeouts, shared=not session.attached)
         super().shutdown_request(request)
+
+    def close_request(self, request: Any) -> None:
+        """Close an accepted socket at once. Here, at the latest, its session is over."""
+        session = self._registry.get(request)
+        if session is None:
+            super().close_request(request)
+            return
+        session.closing()
+        session.closed()
+        try:
+            super().close_request(request)
+        finally:
+            self._count_end(session)
 
     def _delivery_timeout(self) -> float:
         timeout = None if self._stop_under_way is None else self._stop_under_way.delivery_timeout()
@@ -441,7 +490,7 @@ class Server(ListeningServer):
         how the socket is closed. Sets ``handler.via`` and ``handler.unnamed``, which say what is known of a proxy.
         Returns the session's number, from 1 on; None if this server does not track the handler's request.
         """
-        session = self._registry.get(handler.request)
+        session = self._registry.find(handler.request)
         if session is None:
             return None
         handler.via, handler.unnamed = session.via, session.unnamed
@@ -461,7 +510,13 @@ class Server(ListeningServer):
         """
         exc = sys.exc_info()[1]
         peer = format_address(client_address)
-        if peer_is_gone(exc, self._registry.get(request)):
+        session = self._registry.find(request)
+        if session is not None and exc is not None:
+            if isinstance(exc, Refused) and session.refused is not None:  # by the first use of the socket
+                self._refuse(session, exc)
+                return
+            session.failed(exc)
+        if is_loss(exc, request) if session is None else session.is_loss(exc):
             log_event(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
         else:
             log_event(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=exc, peer=peer)
@@ -471,10 +526,12 @@ class Server(ListeningServer):
     @property
     def connections(self) -> List[ConnectionInfo]:
         """The live connections, as they are now."""
+        self._registry.reap()
         return [session.info() for session in self._registry.sessions()]
 
     def stats(self) -> Statistics:
         """Sums since the server was made."""
+        self._registry.reap()
         return self._registry.statistics()
 
     # Stopping.

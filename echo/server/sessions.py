@@ -1,6 +1,7 @@
 """The live sessions: the clients that are connected, their traffic, and how each session ended.
 
-A ``Session`` begins when the connection is accepted; the handler's session begins later, after admission. The registry
+A ``Session`` lasts from ``accept`` to the close of its socket, whatever methods a subclass of the server replaces in
+between; the handler's session begins later, after admission. The registry
 knows sockets and addresses, no handler class and no accept loop. It is the one place that counts, and
 the one place that ends a session from outside; both under locks of its own, so that its figures are right on a
 build without the GIL too (gh-128277, gh-153935).
@@ -16,7 +17,7 @@ import threading
 import time
 from typing import Any, Callable, Counter, Dict, List, Optional
 
-from ..sockets import SEND_TIMEOUT
+from ..sockets import SEND_TIMEOUT, is_dead, shut_down
 from ..text import format_address, unmapped
 from .accepting import is_held
 from .reporting import log_event
@@ -27,14 +28,14 @@ class StandIn:
     """Takes a handler's place in its session until the handler attaches itself; many never do. It counts nothing, and
     is drained by the end of its input."""
 
-    __slots__ = ("_request", "ended_as", "input_ended")
+    __slots__ = ("ended_as", "input_ended", "request")
 
     messages_in = messages_out = bytes_in = bytes_out = 0
     peer_ended = aborted = False
     send_timeout = SEND_TIMEOUT
 
-    def __init__(self, request: socket.socket) -> None:
-        self._request = request
+    def __init__(self, request: Any) -> None:
+        self.request = request
         self.input_ended = False
         self.ended_as: Optional[str] = None
         """A reason that counts more than how its input ended."""
@@ -48,7 +49,7 @@ class StandIn:
         return self.ended_as or ("drain" if self.input_ended else "exit")
 
     def drain(self) -> None:
-        self._request.shutdown(socket.SHUT_RD)
+        shut_down(self.request, socket.SHUT_RD)
         self.input_ended = True
 
 
@@ -57,25 +58,38 @@ class Session:
 
     ``handler`` is the handler that has attached itself (``Server.attach``), or a ``StandIn``. It has a ``connection``
     that counts and knows which side has ended it, a ``reason``, and ``drain()``.
+
+    ``request`` is what ``get_request`` returned, of any type, and ``stream`` what the handler uses: a wrapper that has
+    taken the descriptor over, if there is one.
     """
 
     __slots__ = (
         "_drained",
         "_lock",
+        "begun",
         "client_address",
+        "descriptor",
         "handler",
         "host",
         "number",
+        "opening",
+        "ours",
+        "refused",
         "request",
         "since",
         "state",
+        "stream",
         "thread_id",
         "unnamed",
         "via",
     )
 
-    def __init__(self, request: socket.socket, client_address: Any, *, proxied: bool = False) -> None:
-        self.request = request
+    def __init__(self, request: Any, client_address: Any, *, proxied: bool = False) -> None:
+        self.request = self.stream = request
+        try:
+            self.descriptor = request.fileno()
+        except Exception:  # not a socket
+            self.descriptor = -1
         self.client_address = client_address
         # Behind a proxy the client is not known until Registry.identify.
         self.host = None if proxied else host_of(client_address)
@@ -86,6 +100,10 @@ class Session:
         self.handler: Any = StandIn(request)
         self.thread_id: Optional[int] = None
         self.number = 0  # given by the registry
+        self.begun = False  # a thread has it, or will have it at once
+        self.ours = False  # and that thread runs the server's own method, which ends it
+        self.opening: Optional[Callable[[], None]] = None  # the steps of admission that its first use has to do
+        self.refused: Optional[str] = None  # why admission ended it
         # Held, or _drained not set yet, while another thread acts on the socket, so that it is not closed under that
         # thread's hands and its descriptor given to another connection (gh-116912).
         self._lock = threading.Lock()
@@ -95,10 +113,30 @@ class Session:
         """Whether the handler reports its end itself."""
         return not isinstance(self.handler, StandIn)
 
+    def opened(self) -> None:
+        """Admission is done: anybody may use the socket."""
+        self.opening = None
+        self.request.release()
+
+    def wrapped(self, stream: Any) -> None:
+        """The handler uses ``stream``, which has taken the connection over (TLS, for example)."""
+        with self._lock:
+            self.stream = stream
+            if not self.attached:
+                self.handler.request = stream
+            draining = self.state == "draining"
+        if draining:  # the stop was faster
+            self._end_input(self.handler)
+
     def failed(self, exc: BaseException) -> None:
         """The handler has raised ``exc``."""
         if not self.attached:
-            self.handler.ended_as = "reset" if isinstance(exc, ConnectionError) else "error"
+            self.handler.ended_as = "reset" if self.is_loss(exc) else "error"
+
+    def is_loss(self, exc: Optional[BaseException]) -> bool:
+        """Whether an exception of the handler only says that its client is gone."""
+        # An attached handler reports its own peer's end by its reason; an exception is about something else.
+        return not self.attached and is_loss(exc, self.stream)
 
     def drain(self) -> None:
         """Let the session answer what has arrived, and end."""
@@ -133,15 +171,15 @@ class Session:
         with self._lock:
             if self.state != "closed":
                 try:
-                    self.request.shutdown(socket.SHUT_RDWR)
-                except OSError:
+                    shut_down(self.stream, socket.SHUT_RDWR)
+                except Exception:  # closed, or something without a descriptor: there is no way to end that
                     pass
 
     def closing(self) -> None:
         """The handler is done; from here on the socket lingers, and draining would only disturb that."""
         with self._lock:
-            if self.state == "open":
-                self.state = "closing"
+            if self.state != "draining":
+                self.state = "closing" if self.state == "open" else self.state
                 return
         self._drained.wait()  # until then drain() acts on the socket, which must not be closed under it
         with self._lock:
@@ -151,10 +189,16 @@ class Session:
         """From here on no other thread touches the socket."""
         with self._lock:
             self.state = "closed"
+        if self.opening is not None:  # refused; the socket's guard refers to this session
+            self.opening = self.request.guard = None
 
     def is_only_lingering(self) -> bool:
         """Whether the handler is done and its input was not cut off: the close only waits for the client's own end."""
         return self.state == "closing" and not self.handler.connection.input_ended
+
+    def was_closed(self) -> bool:
+        """Whether other code than the server's own has closed the socket."""
+        return not self.ours and isinstance(self.stream, socket.socket) and self.stream.fileno() == -1
 
     def info(self) -> ConnectionInfo:
         """Take a snapshot."""
@@ -173,10 +217,15 @@ class Session:
         )
 
 
-def peer_is_gone(exc: Optional[BaseException], session: Optional[Session]) -> bool:
-    """Whether an exception of a handler only says that its client is gone."""
-    # An attached handler reports its own peer's end by its reason; an exception is about something else.
-    return isinstance(exc, ConnectionError) and (session is None or not session.attached)
+def is_loss(exc: Optional[BaseException], request: Any) -> bool:
+    """Whether an exception says that this connection is lost. A ``ConnectionError`` may come from any other one: from a
+    database, or a pipe to another process."""
+    if not isinstance(exc, ConnectionError):
+        return False
+    try:
+        return is_dead(request) or bool(getattr(request, "input_failed", False))
+    except Exception:  # closed, or not a socket
+        return False
 
 
 def host_of(client_address: Any) -> Optional[str]:
@@ -195,7 +244,7 @@ class Registry:
         self.publish: Optional[Callable[[int], None]] = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
-        self._live: Dict[Any, Session] = {}
+        self._live: Dict[int, Session] = {}  # by id(): what get_request() returns need not be hashable
         self._hosts: Dict[str, int] = {}
         self._numbers = 0
         self._accepted = 0
@@ -212,9 +261,24 @@ class Registry:
         # Not with get(), for whose lock the threads of CPython 3.13t spin and yield eighty times a short session, which
         # took 240 to 257 us of CPU and takes 161 to 200.
         try:
-            return self._live[request]
+            return self._live[id(request)]
         except KeyError:
             return None
+
+    def find(self, stream: Any) -> Optional[Session]:
+        """The session of an accepted socket, or of what has taken its descriptor over (``ssl.SSLSocket``)."""
+        session = self.get(stream)
+        if session is not None:
+            return session
+        try:
+            descriptor = stream.fileno()
+        except Exception:  # not a socket
+            return None
+        # The newest: a handler may have closed its socket itself, and the system has used the number again.
+        for session in reversed(self.sessions()):
+            if session.descriptor == descriptor != -1:
+                return session
+        return None
 
     def from_host(self, host: Optional[str]) -> int:
         """How many sessions this host has; 0 for None."""
@@ -236,7 +300,7 @@ class Registry:
         with self._lock:
             self._numbers += 1
             session.number = self._numbers
-            self._live[session.request] = session
+            self._live[id(session.request)] = session
             self._count_host(session.host)
             if self.publish is not None:
                 self.publish(len(self._live))
@@ -256,7 +320,7 @@ class Registry:
             if client_address is not None:
                 session.unnamed = False
                 session.client_address = client_address
-            if self._live.get(session.request) is not session:  # a subclass that keeps its own count
+            if self._live.get(id(session.request)) is not session:  # closed meanwhile
                 return 0
             session.host = host_of(session.client_address)
             return self._count_host(session.host)
@@ -266,34 +330,45 @@ class Registry:
         host's next client out."""
         with self._lock:
             host, session.host = session.host, None
-            if host is not None and self._live.get(session.request) is session:
+            if host is not None:
                 if self._hosts[host] == 1:
                     del self._hosts[host]
                 else:
                     self._hosts[host] -= 1
 
-    def forget(self, session: Session) -> None:
-        """Remove a session that has not begun."""
+    def forget(self, session: Session) -> bool:
+        """Remove a session, and count nothing; return whether it was here."""
         with self._lock:
+            if self._live.pop(id(session.request), None) is None:
+                return False
             self.release_host(session)
-            del self._live[session.request]
             if self.publish is not None:
                 self.publish(len(self._live))
             if not self._live:
                 self._changed.notify_all()
+            return True
 
-    def end(self, session: Session, refused: Optional[str]) -> None:
-        """Remove a session, and count how it ended or, if it never began, why it was ``refused``. Does nothing for a
-        session that is not here: a subclass has its own way to count."""
+    def end(self, session: Session) -> bool:
+        """Remove a session, and count how it ended or, if it never began, why it was refused; return whether it was
+        here."""
         with self._lock:
-            if self._live.get(session.request) is not session:
-                return
-            if refused is not None:
-                self._refused[refused] += 1
+            if not self.forget(session):
+                return False
+            if session.refused is not None:
+                self._refused[session.refused] += 1
             else:
                 self._ended[session.handler.reason] += 1
                 self._totals.add(session.handler.connection)
-            self.forget(session)
+            return True
+
+    def reap(self) -> bool:
+        """End the sessions whose socket was closed without the server; return whether there were any. A subclass that
+        serves clients in threads of its own may do so."""
+        with self._lock:
+            left = [session for session in self._live.values() if session.was_closed()]
+            for session in left:
+                self.end(session)
+            return bool(left)
 
     def let_go(self) -> None:
         """In a forked child: the sessions are its parent's, except the one whose thread has forked, which the child may
@@ -303,7 +378,9 @@ class Registry:
             session._lock = threading.Lock()
             if session.thread_id not in (None, me):
                 try:
-                    os.close(session.request.detach())  # not close(), which waits for the end of makefile()'s files
+                    os.close(
+                        socket.socket.detach(session.stream)
+                    )  # not close(), which waits for the end of makefile()'s files
                 except Exception:
                     pass
         self._lock = threading.RLock()
@@ -328,6 +405,8 @@ class Registry:
         ``wake`` then."""
         with self._changed:
             while self._live:
+                if self.reap():
+                    continue
                 left = deadline() - time.monotonic()
                 if left <= 0:
                     break

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any, Optional
+from typing import Optional
 
 from ..server.admission import Refused
 from .tls import TLSSocket
 from .tls_messages import explain
 
 
-def shake_hands(sock: Any, context: ssl.SSLContext, timeout: Optional[float]) -> None:
+def shake_hands(sock: TLSSocket, context: ssl.SSLContext, timeout: Optional[float]) -> None:
     """Do the server's part of a TLS handshake on an accepted ``TLSSocket``, within ``timeout`` seconds; None: no
     limit. Raises ``Refused``."""
-    if not isinstance(sock, TLSSocket):
-        raise TypeError("with ssl_context, get_request() has to return a TLSSocket, as it does by default")
     try:
         sock.handshake(context, server_side=True, timeout=timeout)
     except OSError as exc:  # ssl.SSLError is one

@@ -9,28 +9,32 @@ from typing import Optional
 
 from ..server.admission import Refused
 from ..sockets import set_deadline
+from .guarded import GuardedSocket
 from .proxy_protocol import Header, HeaderParser, InvalidHeader
 
 
-def receive_header(sock: socket.socket, timeout: Optional[float]) -> Header:
-    """Read a PROXY header, and not a byte of what follows it, within ``timeout`` seconds; None: no limit. ``sock`` is
-    blocking, before and after. Raises ``Refused``."""
+def receive_header(sock: GuardedSocket, timeout: Optional[float]) -> Header:
+    """Read a PROXY header, and not a byte of what follows it, within ``timeout`` seconds; None: no limit. It comes
+    before the TLS handshake, and is read underneath. Raises ``Refused``."""
     parser = HeaderParser()
     deadline = None if timeout is None else time.monotonic() + timeout
     begun = False
+    before = sock.gettimeout()
     try:
         while parser.header is None:
             set_deadline(sock, deadline)
-            data = sock.recv(parser.missing)
+            data = super(GuardedSocket, sock).recv(parser.missing)
             if not data:
-                raise Refused("proxy", "left in mid-header" if begun else "left without a header", left=not begun)
+                break
             begun = True
             parser.feed(data)
-        sock.settimeout(None)
+        sock.settimeout(before)
     except InvalidHeader as exc:
         raise Refused("proxy", str(exc)) from None
     except OSError as exc:
         if isinstance(exc, socket.timeout) and exc.errno is None:  # else the connection itself is lost (ETIMEDOUT)
             raise Refused("proxy", f"no whole header after {timeout:g} s") from None
         raise Refused("proxy", exc.strerror or str(exc), left=not begun) from None
+    if parser.header is None:
+        raise Refused("proxy", "left in mid-header" if begun else "left without a header", left=not begun)
     return parser.header

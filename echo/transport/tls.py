@@ -4,8 +4,9 @@ It knows sockets and ``ssl``. It does not know framing, policies or the server.
 
 The rules:
 
-* ``TLSSocket`` is a plain socket until its ``handshake``. So a PROXY header can be read before it, and the owner
-  chooses where the handshake is done: in the session's own thread.
+* Nothing passes in clear. Before its ``handshake`` a ``TLSSocket`` reads and writes nothing; the first use calls its
+  ``guard``, which has to shake hands. A PROXY header is read underneath. The owner chooses
+  where the handshake is done: in the session's own thread.
 * One thread may read while others send, as on a plain socket. An OpenSSL object allows one thread at a time, so it is
   used under a lock, and only on memory. The calls that block, those of the socket itself, are made without that lock.
   Rejected: ``ssl.SSLSocket``. It has no lock up to Python 3.12, and in 3.13.6 a reader that held its lock blocked every
@@ -26,6 +27,7 @@ import time
 from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
+from .guarded import GuardedSocket
 from .tls_messages import check_still_valid, explain, format_subject
 
 _CHUNK = 64 * 1024  # bytes encrypted at a time, which bounds the memory for a peer that does not read
@@ -35,8 +37,8 @@ _DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # for one call: setblocking()
 _RECORD = 16 * 1024 + 2048 + 5  # maximum size of an encrypted record in bytes (RFC 5246, section 6.2.3)
 
 
-class TLSSocket(socket.socket):
-    """Takes over a connected socket; speaks TLS from ``handshake`` on.
+class TLSSocket(GuardedSocket):
+    """Takes over a connected socket; speaks TLS from ``handshake`` on, and nothing before.
 
     The socket's timeouts (``SO_RCVTIMEO``, ``SO_SNDTIMEO``, ``settimeout``) work as on a plain socket. A read or write
     that timed out can be tried again and loses nothing; a ``send`` must be tried again with the same bytes.
@@ -46,9 +48,7 @@ class TLSSocket(socket.socket):
     """Maximum time in seconds that ``shutdown(SHUT_WR)`` waits for a peer that does not read."""
 
     def __init__(self, sock: socket.socket) -> None:
-        timeout = sock.gettimeout()
-        super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        self.settimeout(timeout)
+        super().__init__(sock)
         self._tls: Optional[ssl.SSLObject] = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -81,7 +81,7 @@ class TLSSocket(socket.socket):
         try:
             while not self._advance(tls, deadline):
                 set_deadline(self, deadline)
-                data = super().recv(_CHUNK)
+                data = super(GuardedSocket, self).recv(_CHUNK)
                 if not data:
                     when = "before its handshake" if server_side and self.untouched else "in mid-handshake"
                     raise ConnectionResetError(f"the peer left {when}")
@@ -97,6 +97,13 @@ class TLSSocket(socket.socket):
             check_still_valid(tls.getpeercert())  # OpenSSL has verified it for the first session only
         self._tls = tls
         self._decrypt(b"")  # data that came together with the end of the handshake
+
+    def _begin(self) -> ssl.SSLObject:
+        """Shake hands now: this is the first use."""
+        self.pass_guard()
+        if self._tls is None:
+            raise ConnectionAbortedError("this connection has no TLS session yet; shake hands first")
+        return self._tls
 
     def _advance(self, tls: ssl.SSLObject, deadline: Optional[float]) -> bool:
         """Take the next steps of the handshake that need no further bytes; return whether it is done."""
@@ -115,9 +122,18 @@ class TLSSocket(socket.socket):
     def _send_answer(self, deadline: Optional[float]) -> None:
         if self._outgoing.pending:
             set_deadline(self, deadline)
-            super().sendall(self._outgoing.read())
+            super(GuardedSocket, self).sendall(self._outgoing.read())
+
+    def release(self) -> None:
+        """The handshake is done."""
+        self.guard = None
 
     # Input, by one thread.
+
+    @property
+    def input_failed(self) -> bool:
+        """Whether the peer has sent something that is not valid TLS."""
+        return bool(self._failure)
 
     @property
     def buffered(self) -> int:
@@ -126,7 +142,7 @@ class TLSSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if self._tls is None:
-            return super().recv(size, flags)
+            self._begin()
         _refuse_flags(flags)
         deadline: Optional[float] = None
         while not self._plain:
@@ -140,7 +156,7 @@ class TLSSocket(socket.socket):
                 raise BlockingIOError("a record was not complete in time")
             # Read no more than fits into ``size``, if that is large. Otherwise bytes would be left in here, and a
             # caller that waits with select() for more would not see them.
-            data = super().recv(max(size - _RECORD, 4096))
+            data = super(GuardedSocket, self).recv(max(size - _RECORD, 4096))
             if not data:
                 return b""  # not kept in _ended: after shutdown(SHUT_RD), bytes in the system can still be read
             self._decrypt(data)
@@ -193,8 +209,7 @@ class TLSSocket(socket.socket):
     # Output, by any thread.
 
     def send(self, data: Any, flags: int = 0) -> int:
-        if self._tls is None:
-            return super().send(data, flags)
+        tls = self._tls or self._begin()
         _refuse_flags(flags)
         chunk = memoryview(data)[:_CHUNK]
         with self._output:
@@ -204,7 +219,7 @@ class TLSSocket(socket.socket):
             if not taken:
                 while taken < len(chunk):
                     with self._lock:
-                        taken += self._tls.write(chunk[taken:])
+                        taken += tls.write(chunk[taken:])
             try:
                 self._push()
             except OSError:
@@ -214,9 +229,6 @@ class TLSSocket(socket.socket):
             return taken
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        if self._tls is None:
-            super().sendall(data, flags)
-            return
         view = memoryview(data).cast("B")
         while view:
             view = view[self.send(view, flags) :]
@@ -225,7 +237,7 @@ class TLSSocket(socket.socket):
         """Send all encrypted bytes in order. The caller holds ``_output``."""
         while True:
             while self._unsent:
-                self._unsent = self._unsent[super().send(self._unsent) :]
+                self._unsent = self._unsent[super(GuardedSocket, self).send(self._unsent) :]
             with self._lock:
                 if not self._outgoing.pending:
                     return
@@ -263,13 +275,11 @@ class TLSSocket(socket.socket):
             while self._unsent and (not must_wait or has_room(self, deadline - time.monotonic())):
                 must_wait = True
                 with contextlib.suppress(BlockingIOError):
-                    self._unsent = self._unsent[super().send(self._unsent, _DO_NOT_WAIT) :]
+                    self._unsent = self._unsent[super(GuardedSocket, self).send(self._unsent, _DO_NOT_WAIT) :]
 
     # Other methods of a socket, as ssl.SSLSocket has them: none may bypass the encryption.
 
     def sendfile(self, file: Any, offset: int = 0, count: Optional[int] = None) -> int:
-        if self._tls is None:
-            return super().sendfile(file, offset, count)
         file.seek(offset)
         sent = 0
         while count is None or sent < count:
@@ -279,6 +289,8 @@ class TLSSocket(socket.socket):
             self.sendall(data)
             sent += len(data)
         return sent
+
+    detach = socket.socket.detach
 
     def _refused(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError("a TLS socket has recv(), recv_into(), send(), sendall() and sendfile()")

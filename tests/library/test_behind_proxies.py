@@ -18,6 +18,7 @@ import pytest
 import echo
 from echo.cli.server.command import main
 from echo.sockets import undelivered
+from echo.transport.guarded import GuardedSocket
 from support import DEADLINE, eventually, read_all, read_exactly, reset
 from support.proxy_headers import BLOCK, INVALID, LOCAL, PROXY, block, checked, inet, tlv, unix
 from support.usage_errors import error_line
@@ -617,10 +618,13 @@ def test_a_client_that_resets_within_the_header_is_refused_with_one_line(proxied
             taken.set()
             return data
 
+    class Guarded(GuardedSocket, Watched):
+        pass
+
     class Watching(echo.Server):
         def get_request(self):
             request, client_address = super().get_request()
-            return Watched(fileno=request.detach()), client_address
+            return Guarded(request), client_address
 
     server = proxied(cls=Watching)
     sock = dial(server)

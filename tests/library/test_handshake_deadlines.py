@@ -9,7 +9,7 @@ import time
 import pytest
 
 from echo.server.admission import Refused
-from echo.transport import tls
+from echo.transport import guarded, tls
 from echo.transport.handshake import shake_hands
 from echo.transport.proxy_header import receive_header
 
@@ -57,9 +57,12 @@ class Lost(socket.socket):
 
 
 def header_over(kind, timeout, **state):
-    with kind() as sock:
-        vars(sock).update(state, begun=BLOCK)
-        receive_header(sock, timeout)
+    class Over(guarded.GuardedSocket, kind):
+        seconds = None
+
+    with socket.socket() as sock, Over(sock) as over:
+        vars(over).update(state, begun=BLOCK)
+        receive_header(over, timeout)
 
 
 def handshake_over(kind, timeout, **state):

@@ -118,13 +118,24 @@ def test_an_ipv6_address_makes_an_ipv6_server():
         assert server.connections[0].peer.startswith("[::1]:")
 
 
-def test_a_default_timeout_of_the_program_is_not_the_sessions(serve, dial):
-    class Told(echo.EchoRequestHandler):
-        def connection_made(self):
-            self.send(repr(self.request.gettimeout()).encode())
+class Stock(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(repr(self.request.gettimeout()).encode() + b"\n")
 
+
+class Messages(echo.EchoRequestHandler):
+    def connection_made(self):
+        self.send(repr(self.connection.idle_timeout).encode())
+
+
+class Patient(Messages):
+    timeout = 2 * DEADLINE
+
+
+@pytest.mark.parametrize("handler_class, seconds", [(Stock, DEADLINE), (Messages, DEADLINE), (Patient, 2 * DEADLINE)])
+def test_a_default_timeout_of_the_program_is_how_long_a_client_may_be_silent(serve, dial, handler_class, seconds):
     socket.setdefaulttimeout(DEADLINE)
     try:
-        assert dial(serve(Told)).makefile("rb").readline() == b"None\n"
+        assert float(dial(serve(handler_class)).makefile("rb").readline()) == seconds
     finally:
         socket.setdefaulttimeout(None)

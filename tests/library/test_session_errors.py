@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import echo
-from support import DEADLINE, eventually, read_all
+from support import DEADLINE, eventually, read_all, reset
 from support.servers import FailingServer, echoes
 
 
@@ -25,8 +25,10 @@ def test_handle_error_may_still_answer_on_the_socket(serve, dial):
     assert read_all(dial(serve(cls=Apologetic))) == b"sorry"
 
 
-def test_exceptions_in_the_reporting_itself_do_not_end_the_server(serve, dial):
-    """Row 27: the socket closes whatever reporting does."""
+def test_exceptions_in_the_reporting_itself_do_not_end_the_server(serve, dial, monkeypatch):
+    """Row 27: the socket closes whatever reporting does, and the program's own hook hears of it."""
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
 
     class Worse(echo.Server):
         def handle_error(self, request, client_address):
@@ -45,6 +47,7 @@ def test_exceptions_in_the_reporting_itself_do_not_end_the_server(serve, dial):
     good = dial(server)
     good.sendall(b".")
     assert read_all(good) == b"fine"
+    eventually(lambda: raised == [ZeroDivisionError])
 
 
 def test_a_log_that_raises_leaves_no_socket_open_and_does_not_end_the_server(serve, dial):
@@ -145,15 +148,13 @@ def test_an_error_in_a_stock_handler_is_one_record_with_the_peer(serve, dial, ca
 def test_a_client_that_vanishes_from_a_stock_handler_prints_no_traceback(serve, dial, caplog):
     """Row 26."""
 
-    class Bad(socketserver.BaseRequestHandler):
+    class Reading(socketserver.BaseRequestHandler):
         def handle(self):
-            raise ConnectionResetError(errno.ECONNRESET, "gone")
+            self.request.recv(1)
 
-    server = serve(Bad)
+    server = serve(Reading)
     with caplog.at_level(logging.DEBUG, "echo.server"):
-        client = dial(server)
-        assert read_all(client) == b""
-        client.close()
+        reset(dial(server))
         eventually(lambda: server.stats().ended == {"reset": 1})
     assert not [record for record in caplog.records if record.exc_info or record.levelno > logging.INFO]
 

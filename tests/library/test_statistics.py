@@ -57,6 +57,7 @@ def test_statistics_add_up(serve, dial):
 def test_a_connection_has_one_of_the_documented_states_to_the_last(serve, dial):
     class Watched(echo.Server):
         def close_request(self, request):
+            states.extend(info.state for info in self.connections)
             super().close_request(request)
             states.extend(info.state for info in self.connections)
 
@@ -145,8 +146,8 @@ def test_the_number_of_sessions_is_published_whenever_it_has_changed():
         sessions = [Session(sock, ("192.0.2.1", 1)) for sock in (first, second, unknown)]
         registry.add(sessions[0])
         registry.add(sessions[1])
-        registry.end(sessions[0], None)
+        registry.end(sessions[0])
         registry.forget(sessions[1])
-        registry.end(sessions[2], None)
+        registry.end(sessions[2])
     assert published == [1, 2, 1, 0]
     assert registry.statistics().ended == {"exit": 1}

@@ -20,6 +20,7 @@ import echo
 from echo.sockets import LINGER_TIMEOUT, has_input, linger, set_receive_timeout, set_send_timeout
 from echo.transport import tls_messages
 from echo.transport.certificates import client_context, server_context
+from echo.transport.guarded import GuardedSocket
 from echo.transport.tls import TLSSocket
 from echo.transport.tls_messages import explain
 from support import DEADLINE, eventually, read_all, read_exactly, reset
@@ -104,13 +105,26 @@ def sockets():
         yield connect
 
 
+class Bare(TLSSocket):
+    """A plain socket until its handshake: a peer that speaks no TLS, or speaks it by itself."""
+
+    def recv(self, *arguments):
+        return (super().recv if self._tls else super(GuardedSocket, self).recv)(*arguments)
+
+    def send(self, *arguments):
+        return (super().send if self._tls else super(GuardedSocket, self).send)(*arguments)
+
+    def sendall(self, *arguments):
+        return (super().sendall if self._tls else super(GuardedSocket, self).sendall)(*arguments)
+
+
 @pytest.fixture
 def plain(sockets):
     """``plain()``: the server's and the client's ``TLSSocket`` of a connection, before the handshake."""
     with contextlib.ExitStack() as stack:
 
         def connect():
-            return tuple(stack.enter_context(contextlib.closing(TLSSocket(sock))) for sock in sockets())
+            return tuple(stack.enter_context(contextlib.closing(Bare(sock))) for sock in sockets())
 
         yield connect
 
@@ -163,11 +177,20 @@ def noise(size, seed=0):
 # The handshake.
 
 
-def test_before_its_handshake_a_tls_socket_is_a_plain_socket(plain, contexts):
+def test_before_its_handshake_nothing_passes_a_tls_socket_in_clear(sockets, plain, contexts):
+    raw, theirs = sockets()
+    theirs.sendall(b"GET /")
+    with TLSSocket(raw) as sock:
+        for use in (lambda: sock.recv(1), lambda: sock.recv_into(bytearray(1)), lambda: sock.makefile("rb").read(1)):
+            with pytest.raises(ConnectionAbortedError):
+                use()
+        for use in (sock.send, sock.sendall, sock.makefile("wb", 0).write):
+            with pytest.raises(ConnectionAbortedError):
+                use(b"plain")
+        with pytest.raises(NotImplementedError):
+            sock.dup()
+        assert not has_input(theirs, 0)
     server, client = plain()
-    client.sendall(b"PROXY UNKNOWN\r\n")
-    assert read_exactly(server, 15) == b"PROXY UNKNOWN\r\n"
-    assert server.send(b"plain") == 5 and client.recv(100) == b"plain"
     assert (server.version(), server.cipher(), server.getpeercert(), server.subject) == (None, None, None, None)
     agree(server, client, contexts)
     client.sendall(b"encrypted")

@@ -673,24 +673,6 @@ def test_the_header_of_a_proxy_comes_before_the_handshake(secure, dial, stock):
     assert client.recv(100) == b"192.0.2.7:4711 via 127.0.0.1:%d\n" % client.getsockname()[1]
 
 
-def test_a_get_request_that_returns_a_plain_socket_is_an_error_that_says_so(certificates, dial, caplog):
-    class Own(echo.Server):
-        def get_request(self):
-            return self.socket.accept()
-
-    context = server_context(*certificates.server)
-    with Own(("127.0.0.1", 0), echo.EchoRequestHandler, ssl_context=context) as server:
-        server.start()
-        client = dial(server)
-        assert read_all(client) == b""
-        client.close()
-        eventually(lambda: server.stats().refused == {"error": 1})
-    assert any(
-        "get_request() has to return a TLSSocket" in (record.exc_text or str(record.exc_info))
-        for record in caplog.records
-    )
-
-
 def test_an_invalid_context_is_a_type_error():
     with pytest.raises(TypeError, match="ssl_context is 'cert"):
         echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, ssl_context="cert.pem")

@@ -1,0 +1,430 @@
+"""TLS as programs written for ``socketserver`` use it, and TLS and PROXY headers of ours under replaced methods.
+
+Whatever wraps a socket and whatever a subclass replaces: nothing that was to be encrypted goes out in clear, and no
+handler sees a client that was not let in.
+"""
+
+import contextlib
+import os
+import socket
+import socketserver
+import ssl
+import threading
+
+import pytest
+
+import echo
+from support import DEADLINE, eventually, read_all, read_exactly
+from support.servers import ends_in_time
+
+SECRET = b"THE SECRET\n"
+
+
+@pytest.fixture
+def context(certificates):
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(*certificates.server)
+    return made
+
+
+@pytest.fixture
+def dial_tls(dial, certificates):
+    """Connect, shake hands, and return the TLS socket."""
+    trusting = ssl.create_default_context(cafile=certificates.authority.certificate)
+    with contextlib.ExitStack() as stack:
+
+        def connect(server):
+            sock = trusting.wrap_socket(dial(server), server_hostname="localhost")
+            return stack.enter_context(contextlib.closing(sock))
+
+        yield connect
+
+
+class Lines(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+class Busy(socketserver.StreamRequestHandler):
+    """Answers the first line only when the test says so, and notes what it reads after that."""
+
+    def handle(self):
+        self.rfile.readline()
+        self.server.busy.set()
+        assert self.server.go_on.wait(DEADLINE)
+        self.wfile.write(SECRET)
+        self.server.rest = self.rfile.read()
+
+
+class BusyServer(echo.Server):
+    def __init__(self, *arguments, **options):
+        self.busy, self.go_on, self.rest = threading.Event(), threading.Event(), None
+        super().__init__(*arguments, **options)
+
+
+class WrappedListener(BusyServer):
+    """The usual idiom: ``server.socket = context.wrap_socket(server.socket, server_side=True)``."""
+
+    def wrap(self, context):
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+
+
+class WrappingGetRequest(BusyServer):
+    def wrap(self, context):
+        self.context = context
+
+    def get_request(self):
+        request, client_address = super().get_request()
+        return self.context.wrap_socket(request, server_side=True), client_address
+
+
+class WrappingFinishRequest(BusyServer):
+    def wrap(self, context):
+        self.context = context
+
+    def finish_request(self, request, client_address):
+        with self.context.wrap_socket(request, server_side=True) as wrapped:
+            super().finish_request(wrapped, client_address)
+
+
+class WrappingHandler(BusyServer):
+    """The handler wraps its socket itself; the server cannot know, and leaves it to the deadline."""
+
+    def wrap(self, context):
+        inner = self.RequestHandlerClass
+
+        class Wrapping(inner):
+            def setup(self):
+                self.request = context.wrap_socket(self.request, server_side=True)
+                super().setup()
+
+            def finish(self):
+                super().finish()
+                self.request.close()
+
+        self.RequestHandlerClass = Wrapping
+
+
+STOCK_TLS = [WrappedListener, WrappingGetRequest, WrappingFinishRequest]
+
+
+def on_the_wire(client):
+    """The same connection without TLS, as a listener on the wire would see it."""
+    wire = socket.socket(fileno=os.dup(client.fileno()))
+    wire.settimeout(DEADLINE)
+    return wire
+
+
+@pytest.mark.parametrize("cls", [*STOCK_TLS, WrappingHandler])
+def test_what_a_handler_writes_after_a_stop_has_begun_is_encrypted(cls, context, dial_tls):
+    with cls(("127.0.0.1", 0), Busy) as server:
+        server.wrap(context)
+        server.start()
+        client = dial_tls(server)
+        wire = on_the_wire(client)
+        client.sendall(b"one\n")
+        assert server.busy.wait(DEADLINE)
+        client.sendall(b"two\n")
+        stop = threading.Thread(target=server.stop)
+        stop.start()
+        eventually(lambda: server.connections[0].state == "draining")
+        server.go_on.set()
+        with wire:
+            data = wire.recv(65536)
+            client.close()
+        stop.join(DEADLINE)
+        assert not stop.is_alive()
+    assert data, "the handler's reply is missing"
+    assert SECRET not in data
+    assert server.rest == b"two\n"
+
+
+@pytest.mark.parametrize("cls", STOCK_TLS)
+@pytest.mark.parametrize("handler_class", [Lines, echo.EchoRequestHandler])
+def test_a_stop_ends_an_idle_session_over_stock_tls_at_once(cls, handler_class, context, dial_tls):
+    with cls(("127.0.0.1", 0), handler_class, shutdown_timeout=None) as server:
+        server.wrap(context)
+        server.start()
+        # A context that the server has not seen before ends its first sessions with an alert.
+        with dial_tls(server) as first:
+            first.sendall(b"HELLO\n")
+            assert read_exactly(first, 6) == b"HELLO\n"
+        client = dial_tls(server)
+        client.sendall(b"HELLO\n")
+        assert read_exactly(client, 6) == b"HELLO\n"
+        ends_in_time(server.stop)
+        assert client.recv(1) == b""
+        assert server.stats().ended["drain"] == 1
+
+
+def test_a_handler_that_has_read_the_end_of_its_input_may_still_write_over_stock_tls(context, dial_tls):
+    class Polite(Lines):
+        def handle(self):
+            super().handle()
+            self.wfile.write(b"goodbye\n")
+
+    with WrappedListener(("127.0.0.1", 0), Polite) as server:
+        server.wrap(context)
+        server.start()
+        client = dial_tls(server)
+        client.sendall(b"hello\n")
+        assert read_exactly(client, 6) == b"HELLO\n"
+        ends_in_time(server.stop)
+        assert read_all(client) == b"goodbye\n"
+
+
+@pytest.mark.parametrize("cls", STOCK_TLS)
+def test_messages_that_tls_has_decrypted_already_are_answered_before_a_stop(cls, context, dial_tls):
+    """One record holds many messages: those that are not read yet are in no queue of the system."""
+    count = 2000
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(echo.EchoRequestHandler):
+        def connection_made(self):
+            self.first = True
+
+        def message_received(self, message):
+            if self.first:
+                self.first = False
+                entered.set()
+                assert go_on.wait(DEADLINE)
+            self.send(message)
+
+    lines = b"".join(b"%05d\n" % number for number in range(count))
+    with cls(("127.0.0.1", 0), Slow) as server:
+        server.wrap(context)
+        server.start()
+        client = dial_tls(server)
+        client.sendall(lines)
+        assert entered.wait(DEADLINE)
+        stop = threading.Thread(target=server.stop)
+        stop.start()
+        eventually(lambda: server.connections[0].state == "draining")
+        go_on.set()
+        assert read_all(client) == lines
+        stop.join(DEADLINE)
+        assert not stop.is_alive()
+
+
+def test_the_half_close_of_our_connection_keeps_stock_tls_encrypted(context, certificates):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        trusting = ssl.create_default_context(cafile=certificates.authority.certificate)
+        made = []
+        thread = threading.Thread(
+            target=lambda: made.append(trusting.wrap_socket(theirs, server_hostname="localhost")), daemon=True
+        )
+        thread.start()
+        wrapped = context.wrap_socket(ours, server_side=True)
+        thread.join(DEADLINE)
+        with wrapped, made[0] as client:
+            connection = echo.Connection(wrapped, echo.LineFraming())
+            connection.end_output()
+            client.sendall(b"still read\n")
+            assert connection.receive() == [b"still read"]
+
+
+# TLS and PROXY headers of ours.
+
+
+class Answers(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(SECRET + self.rfile.readline())
+
+
+class InTheServingThread(echo.Server):
+    def process_request(self, request, client_address):
+        self.finish_request(request, client_address)
+        self.shutdown_request(request)
+
+
+class InAThreadOfItsOwn(echo.Server):
+    def process_request(self, request, client_address):
+        threading.Thread(target=self.work, args=(request, client_address)).start()
+
+    def work(self, request, client_address):
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
+
+class ACopyOfTheStandardBody(echo.Server):
+    def process_request_thread(self, request, client_address):
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
+
+class ByName(echo.Server):
+    def process_request(self, request, client_address):
+        socketserver.ThreadingMixIn.process_request(self, request, client_address)
+
+
+class WithoutAHandler(echo.Server):
+    """Nothing of the server's is left between accept and close."""
+
+    def process_request(self, request, client_address):
+        threading.Thread(target=self.work, args=(request,)).start()
+
+    def work(self, request):
+        with contextlib.suppress(OSError):
+            request.sendall(SECRET + request.recv(100))
+        request.close()
+
+
+class AHandlerOfItsOwn(echo.Server):
+    def finish_request(self, request, client_address):
+        with request.makefile("rwb", 0) as file:
+            file.write(SECRET + file.readline())
+
+
+class AnAcceptOfItsOwn(InAThreadOfItsOwn):
+    def get_request(self):
+        return self.socket.accept()
+
+
+class AnAcceptAndNothingElse(WithoutAHandler):
+    get_request = AnAcceptOfItsOwn.get_request
+
+
+REPLACED = [
+    InTheServingThread,
+    InAThreadOfItsOwn,
+    ACopyOfTheStandardBody,
+    ByName,
+    WithoutAHandler,
+    AHandlerOfItsOwn,
+    AnAcceptOfItsOwn,
+    AnAcceptAndNothingElse,
+]
+
+replaced = pytest.mark.parametrize("cls", REPLACED)
+
+
+@replaced
+def test_whatever_a_subclass_replaces_a_client_without_tls_gets_nothing_in_clear(cls, context, dial):
+    with cls(("127.0.0.1", 0), Answers, ssl_context=context).start() as server:
+        client = dial(server)
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert SECRET not in read_all(client)
+        client.close()
+        eventually(lambda: server.connections == [])
+
+
+@replaced
+def test_whatever_a_subclass_replaces_a_client_with_tls_is_served(cls, context, dial_tls):
+    with cls(("127.0.0.1", 0), Answers, ssl_context=context).start() as server:
+        client = dial_tls(server)
+        client.sendall(b"hello\n")
+        assert read_exactly(client, len(SECRET) + 6) == SECRET + b"hello\n"
+        client.close()
+
+
+@pytest.mark.parametrize("cls", [InTheServingThread, ACopyOfTheStandardBody, WithoutAHandler])
+def test_whatever_a_subclass_replaces_a_silent_client_has_no_longer_than_the_handshake_timeout(cls, context, dial):
+    with cls(("127.0.0.1", 0), Answers, ssl_context=context, handshake_timeout=0.02).start() as server:
+        client = dial(server)
+        assert SECRET not in read_all(client)
+        client.close()
+        eventually(lambda: server.stats().refused == {"handshake": 1})
+        assert server.stats().ended == {}
+
+
+@replaced
+def test_whatever_a_subclass_replaces_the_proxy_header_is_no_data(cls, dial):
+    with cls(("127.0.0.1", 0), Answers, proxy_protocol=True).start() as server:
+        client = dial(server)
+        client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\nhello\n")
+        assert read_exactly(client, len(SECRET) + 6) == SECRET + b"hello\n"
+        client.close()
+
+
+@replaced
+@pytest.mark.parametrize("header", [b"hello\n" * 20, b"PROXY TCP4 192.0.2.99 192.0.2.2 1111 2222\r\nhello\n"])
+def test_whatever_a_subclass_replaces_a_client_that_its_header_does_not_let_in_gets_nothing(cls, dial, header):
+    with cls(("127.0.0.1", 0), Answers, proxy_protocol=True, deny=["192.0.2.99"]).start() as server:
+        client = dial(server)
+        client.sendall(header)
+        with contextlib.suppress(ConnectionResetError):  # a program that closes over unread input resets
+            assert SECRET not in read_all(client)
+        client.close()
+        eventually(lambda: sum(server.stats().refused.values()) == 1)
+        assert server.stats().ended == {}
+
+
+def test_a_handler_behind_a_proxy_gets_the_clients_address_whatever_a_subclass_replaces(dial):
+    class Tells(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(repr(self.client_address).encode())
+
+    for cls in (echo.Server, InTheServingThread, InAThreadOfItsOwn, ACopyOfTheStandardBody, ByName):
+        with cls(("127.0.0.1", 0), Tells, proxy_protocol=True).start() as server:
+            client = dial(server)
+            client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\n")
+            assert read_all(client) == b"('192.0.2.1', 1111)"
+            client.close()
+
+
+def test_a_client_that_was_refused_stays_refused_if_the_program_tries_again(dial):
+    tried, done = [], threading.Event()
+
+    class Stubborn(WithoutAHandler):
+        def work(self, request):
+            for use, *arguments in [(request.recv, 10), (request.recv, 10), (request.dup,), (request.sendall, b"x")]:
+                try:
+                    tried.append(use(*arguments))
+                except OSError as exc:
+                    tried.append(type(exc).__name__)
+            request.close()
+            done.set()
+
+    with Stubborn(("127.0.0.1", 0), Answers, proxy_protocol=True, deny=["192.0.2.99"]).start() as server:
+        client = dial(server)
+        client.sendall(b"PROXY TCP4 192.0.2.99 192.0.2.2 1111 2222\r\nhello\n")
+        assert done.wait(DEADLINE)
+        assert tried == ["Refused"] * 4
+
+
+def test_two_threads_that_use_a_socket_first_shake_hands_once(context, dial_tls):
+    class TwoThreads(WithoutAHandler):
+        def work(self, request):
+            reader = threading.Thread(target=lambda: self.got.append(request.recv(100)))
+            reader.start()
+            request.sendall(SECRET)
+            reader.join(DEADLINE)
+            request.close()
+
+    with TwoThreads(("127.0.0.1", 0), Answers, ssl_context=context) as server:
+        server.got = []
+        server.start()
+        client = dial_tls(server)
+        assert read_exactly(client, len(SECRET)) == SECRET
+        client.sendall(b"hello\n")
+        assert client.recv(1) == b""
+        assert server.got == [b"hello\n"]
+
+
+def test_a_request_that_cannot_be_guarded_is_refused_with_the_reason(context, dial, caplog):
+    class Wrapper:
+        def __init__(self, sock):
+            self.sock = sock
+
+        def __getattr__(self, name):
+            return getattr(self.sock, name)
+
+    class Wraps(InAThreadOfItsOwn):
+        def get_request(self):
+            sock, client_address = self.socket.accept()
+            return Wrapper(sock), client_address
+
+    with Wraps(("127.0.0.1", 0), Answers, ssl_context=context).start() as server:
+        assert read_all(dial(server)) == b""
+        eventually(lambda: server.stats().refused == {"error": 1})
+    assert "get_request() has to return" in caplog.text
