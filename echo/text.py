@@ -44,6 +44,8 @@ def printable(text: str, limit: Optional[int] = None, *, keep: str = "") -> str:
     A backslash stays, since parts of the text may be escaped already. ``limit``: maximum number of characters to show,
     followed by the number of characters left out; default: None, no limit.
     """
+    if type(text) is not str:
+        text = str.__str__(text)  # a subclass may have ideas of its own of what is printable
     hidden = 0 if limit is None else max(0, len(text) - limit)
     if hidden:
         return f"{printable(text[:limit], keep=keep)}... ({plural(hidden, 'more character')})"
@@ -91,6 +93,8 @@ def _make_printable(part: Any) -> None:
         value = getattr(part, name, None)
         if isinstance(value, str):
             setattr(part, name, printable(value.rstrip("\n") if name == "text" else value, LONGEST))
+    for frame in part.stack or ():
+        frame.filename, frame.name = printable(frame.filename), printable(frame.name)
     notes = getattr(part, "__notes__", None)
     if isinstance(notes, (list, tuple)):
         part.__notes__ = [printable(note, LONGEST) if isinstance(note, str) else note for note in notes]

@@ -68,7 +68,7 @@ def test_each_line_is_a_record_and_lines_of_several_threads_do_not_mix():
         print("no end", end="", file=sys.stderr, flush=True)
         sys.stderr.reconfigure(errors="strict")
         sys.stderr.close()
-        print("still there", file=sys.stderr)
+        print("still there", file=sys.__stderr__)
     assert stream.log.lines == [f"stderr: {line}" for line in ("other", "ab", "c", "\\xff", "no end", "still there")]
     assert original.getvalue() == ""
 

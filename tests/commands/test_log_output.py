@@ -158,7 +158,7 @@ def test_the_log_does_not_go_to_whoever_gets_its_descriptor(pipe, closed):
     """Rows 68 and 87."""
     reader, writer = pipe
     output = Output(writer)
-    number = writer if closed == "the one it was made of" else output._descriptor
+    number = writer if closed == "the one it was made of" else output._own.number
     client, accepted = socket.socketpair()
     with client, accepted:
         os.dup2(accepted.fileno(), number)
@@ -171,3 +171,12 @@ def test_the_log_does_not_go_to_whoever_gets_its_descriptor(pipe, closed):
         assert lost == 0 and os.read(reader, 100) == b"secret\n"
     else:
         assert lost == 1
+
+
+def test_a_log_whose_own_descriptor_was_closed_goes_on_with_stderr(capfd):
+    """As by ``os.closerange(3, 1000)``."""
+    output = Output(2)
+    os.close(output._own.number)
+    assert output.write([b"hello\n"]) == 0
+    output.close()
+    assert capfd.readouterr().err == "hello\n"

@@ -101,6 +101,7 @@ ACTIONS = {
     "del": Dies,
     "warn": warnings.warn,
     "print": lambda text: print(text, file=sys.stderr),
+    "print_there": lambda text: print(text, file=sys.__stderr__),
     "bytes": lambda text: sys.stderr.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n"),
     "traceback": print_exception,
     "info": log.info,

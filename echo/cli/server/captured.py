@@ -97,6 +97,7 @@ def captured_stderr() -> Iterator[Stderr]:
     with contextlib.ExitStack() as stack:
         for place, name, value in (
             (sys, "stderr", stream),
+            (sys, "__stderr__", stream),
             (sys, "unraisablehook", _unraisable),
             (threading, "excepthook", _thread_failed),
             (warnings, "showwarning", _show_warning(warnings.showwarning)),

@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import sys
 
 from .captured import captured_stderr
 from .formatters import JsonFormatter, TextFormatter
 from .logs import DirectLog, LogQueue
-from .output import new_lock
+from .output import Owned, duplicate, new_lock
 
 
 class Log:
@@ -29,13 +28,12 @@ class Log:
 
     def __enter__(self) -> Log:
         with contextlib.ExitStack() as stack:
-            self._descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-            with contextlib.suppress(OSError):
-                self._descriptor = os.dup(self._descriptor)
-                stack.callback(os.close, self._descriptor)
+            stderr = duplicate(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
+            stack.callback(stderr.close)
+            self._descriptor = stderr.number
             self._lock = new_lock()
             if self._lock is not None:
-                stack.callback(os.close, self._lock)
+                stack.callback(Owned(self._lock).close)
             self._stderr = stack.enter_context(captured_stderr())
             self._stack = stack.pop_all()
         return self

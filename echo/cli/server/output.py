@@ -19,9 +19,31 @@ PATIENCE = 0.25
 finish its own: a pipe may take the beginning of a long line, and no more."""
 
 
+class Owned:
+    """A descriptor of ours, of which only we are to know. Other code may still close it, since it is just a number
+    (``os.closerange``), which then belongs to the next client."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.identity = _identity(number)
+
+    def is_ours(self) -> bool:
+        """Whether it still refers to what it was made for."""
+        return self.identity is not None and _identity(self.number) == self.identity
+
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return self.identity is not None and stat.S_ISREG(self.identity[2])
+
+    def close(self) -> None:
+        """Close it, unless it is somebody else's."""
+        if self.is_ours():
+            os.close(self.number)
+        self.identity = None
+
+
 class Output:
-    """A duplicate of ``descriptor``, made here: other code may close its own (``os.close(2)``), and the number would
-    then belong to the next client.
+    """A duplicate of ``descriptor``, made here: other code may close its own (``os.close(2)``).
 
     ``shared``: other processes write to it, too. A pipe takes ``PIPE_BUF`` bytes in one go; a longer line is written
     under ``lock``, which all of them share. ``waits``: whether to wait for room, and for the lock, for as long as it
@@ -39,10 +61,7 @@ class Output:
         self._error: Optional[OSError] = None
         self._rest = b""  # of a line that was written in part
         self._waits_for_lock = False
-        self._descriptor = -1
-        with contextlib.suppress(OSError):
-            self._descriptor = os.dup(descriptor)
-        self._identity = _identity(self._descriptor)
+        self._own = duplicate(descriptor)
         if not waits:
             self.wait_no_more()
 
@@ -53,18 +72,16 @@ class Output:
         # Another process may fill the pipe between a look and the write. A descriptor that is opened anew can be
         # non-blocking without changing that of the others. A socket cannot be opened so, and a regular file never
         # blocks, and must not be opened again, since all its writers share one position.
-        if self._identity is None or self._is_file():
+        if self._own.is_file():
             return
         with contextlib.suppress(OSError):
-            own = os.open(f"/dev/fd/{self._descriptor}", os.O_WRONLY | os.O_NONBLOCK)
-            os.close(self._descriptor)
-            self._descriptor, self._identity = own, _identity(own)
+            again = os.open(f"/dev/fd/{self._own.number}", os.O_WRONLY | os.O_NONBLOCK)
+            self._own.close()
+            self._own = Owned(again)
 
     def close(self) -> None:
-        """Close the duplicate, if it still is one."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0 and _identity(descriptor) == self._identity:
-            os.close(descriptor)
+        """Close the duplicate."""
+        self._own.close()
 
     def problem(self) -> str:
         """Why lines could not be written."""
@@ -72,7 +89,7 @@ class Output:
 
     def has_room(self) -> bool:
         """Whether a write would not block now."""
-        return not self._waits_for_lock and _can_write(self._descriptor, 0)
+        return not self._waits_for_lock and _can_write(self._own.number, 0)
 
     def write(self, lines: List[bytes]) -> int:
         """Write the lines, each as a whole; return how many were lost."""
@@ -89,8 +106,8 @@ class Output:
         return len(lines) - written
 
     def _write(self, lines: List[bytes]) -> int:
-        if _identity(self._descriptor) != self._identity:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # other code has closed it: it may be a client now
+        if not self._own.is_ours():
+            self._find_again()
         data = self._rest + b"".join(lines)
         view = memoryview(data)
         done = 0
@@ -99,15 +116,21 @@ class Output:
                 raise BlockingIOError
             while done < len(data):
                 try:
-                    done += os.write(self._descriptor, view[done:])
+                    done += os.write(self._own.number, view[done:])
                 except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
-                    if not _can_write(self._descriptor, None if self._waits else self.patience):
+                    if not _can_write(self._own.number, None if self._waits else self.patience):
                         raise
         except OSError as exc:
             self._error = exc
             return self._lost(lines, data, done)
         self._rest = b""
         return 0
+
+    def _find_again(self) -> None:
+        """Other code has closed our descriptor: go on with stderr's own, if that is where the log goes."""
+        if self._own.identity is None or _identity(2) != self._own.identity:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._own = duplicate(2)
 
     def _lost(self, lines: List[bytes], data: bytes, done: int) -> int:
         """Only ``done`` bytes were written: how many of the lines are lost? One that was written in part is taken back
@@ -121,23 +144,20 @@ class Output:
             end += len(lines[whole])
             whole += 1
         self._rest = b""
-        if done > end and self._is_file():
+        if done > end and self._own.is_file():
             self._take_back(done - end)
         elif done > end:
             self._rest = data[done : end + len(lines[whole])]
             whole += 1
         return len(lines) - whole
 
-    def _is_file(self) -> bool:
-        return self._identity is not None and stat.S_ISREG(self._identity[2])
-
     def _take_back(self, size: int) -> None:
         """Shorten the file by what was written last, unless another program has written to it since."""
         with contextlib.suppress(OSError):
-            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-            if os.fstat(self._descriptor).st_size == end:
-                os.ftruncate(self._descriptor, end - size)
-                os.lseek(self._descriptor, end - size, os.SEEK_SET)
+            end = os.lseek(self._own.number, 0, os.SEEK_CUR)
+            if os.fstat(self._own.number).st_size == end:
+                os.ftruncate(self._own.number, end - size)
+                os.lseek(self._own.number, end - size, os.SEEK_SET)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -171,6 +191,14 @@ class Output:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
         return False
+
+
+def duplicate(descriptor: int) -> Owned:
+    """Return a duplicate of a descriptor. It refers to nothing if that is not possible."""
+    try:
+        return Owned(os.dup(descriptor))
+    except OSError:
+        return Owned(-1)
 
 
 def new_lock() -> Optional[int]:
