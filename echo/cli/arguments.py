@@ -235,8 +235,12 @@ class Address(NamedTuple):
 def host(text: str) -> Address:
     """A host, alone or with its port, as people and log lines write them: ``localhost``, ``192.0.2.1:80``, ``::1``,
     ``[::1]``, ``[::1]:80``."""
+    if "/" in text or text.startswith("@"):
+        raise argparse.ArgumentTypeError(
+            f"invalid address {text!r}: expected a host, or HOST:PORT; for a Unix socket, write --unix PATH"
+        )
     match = _ADDRESS.fullmatch(text)
-    if match is None or "/" in text:
+    if match is None:
         raise argparse.ArgumentTypeError(
             f"invalid address {text!r}: expected a host, or HOST:PORT, like 127.0.0.1:65432 or [::1]:65432"
         )

@@ -89,6 +89,8 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         server.socket.close()
         server.address_family = sock.family
         check_addresses(server, server.allow, server.deny, server.proxy_allow_from)  # now of the socket's own family
+        if server.unix_mode is not None:
+            raise ValueError("unix_mode needs a path that the server itself binds")
         server.socket = sock
         server._inherited = True
         sock.setblocking(False)
@@ -108,6 +110,8 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             self.server_address = with_zone(self.server_address)
             super().server_bind()
         else:
+            if self.unix_mode is not None and not _is_file(self.server_address):
+                raise ValueError("unix_mode needs a path; an abstract address has no permissions")
             self._path = absolute(self.server_address)
             with start_alone(self._path):
                 claim_path(self.server_address)

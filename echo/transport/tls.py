@@ -28,7 +28,7 @@ from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
 from .guarded import GuardedSocket
-from .tls_messages import check_still_valid, explain, format_subject
+from .tls_messages import check_resumed, explain, format_subject
 
 _CHUNK = 64 * 1024  # bytes encrypted at a time, which bounds the memory for a peer that does not read
 
@@ -94,7 +94,7 @@ class TLSSocket(GuardedSocket):
         finally:
             self.settimeout(before)
         if server_side and tls.session_reused:
-            check_still_valid(tls.getpeercert())  # OpenSSL has verified it for the first session only
+            check_resumed(tls.getpeercert(), context.verify_mode)  # OpenSSL has verified the first session only
         self._tls = tls
         self._decrypt(b"")  # data that came together with the end of the handshake
 

@@ -31,15 +31,20 @@ def explain(exc: BaseException) -> str:
     return str(exc)
 
 
-def check_still_valid(certificate: Any) -> None:
-    """Raise ``ssl.SSLCertVerificationError`` if a certificate, as ``getpeercert`` returns it, has expired."""
-    if certificate and ssl.cert_time_to_seconds(certificate["notAfter"]) < time():
-        expired = ssl.SSLCertVerificationError("certificate has expired")
-        expired.verify_code, expired.verify_message = _EXPIRED, "certificate has expired"
-        raise expired
+def check_resumed(certificate: Any, mode: ssl.VerifyMode) -> None:
+    """Raise ``ssl.SSLCertVerificationError`` if the certificate of a resumed session has expired, or if there is none
+    and ``mode`` requires one. ``certificate`` is what ``getpeercert`` returns."""
+    code, message = 0, ""
+    if certificate:
+        if ssl.cert_time_to_seconds(certificate["notAfter"]) < time():
+            code, message = 10, "certificate has expired"  # X509_V_ERR_CERT_HAS_EXPIRED
+    elif mode == ssl.CERT_REQUIRED:
+        code, message = 1, "the session began without a certificate"  # X509_V_ERR_UNSPECIFIED
+    if message:
+        rejected = ssl.SSLCertVerificationError(message)
+        rejected.verify_code, rejected.verify_message = code, message
+        raise rejected
 
-
-_EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 
 _NOT_TLS = {
     "BAD_RECORD_TYPE",

@@ -53,12 +53,17 @@ def test_a_host_may_have_its_port_as_people_and_logs_write_it(text, host, port):
         assert arguments.port_or_address(text) == (host, port)
 
 
-@pytest.mark.parametrize(
-    "text", ["", " ", ":80", "[]:80", "[::1", "::1]", "[::1]80", "a b", "tcp://192.0.2.1:80", "s/k"]
-)
+@pytest.mark.parametrize("text", ["", " ", ":80", "[]:80", "[::1", "::1]", "[::1]80", "a b"])
 def test_what_is_not_an_address_is_refused_with_examples(text):
     """Rows 75 and 76."""
     words = "expected a host, or HOST:PORT, like 127.0.0.1:65432 or [::1]:65432"
+    assert refusal(arguments.host, text) == f"invalid address {text!r}: {words}"
+
+
+@pytest.mark.parametrize("text", ["/run/echo.sock", "./s", "@echo", "tcp://192.0.2.1:80"])
+def test_a_path_is_refused_as_an_address_with_the_option_for_it(text):
+    """Row 75: the server logs a path as its address."""
+    words = "expected a host, or HOST:PORT; for a Unix socket, write --unix PATH"
     assert refusal(arguments.host, text) == f"invalid address {text!r}: {words}"
 
 

@@ -1278,6 +1278,17 @@ def test_a_session_whose_client_certificate_has_expired_is_not_resumed(requiring
     assert explain(caught.value) == "its certificate is not accepted: certificate has expired"
 
 
+def test_a_session_that_began_without_a_certificate_is_not_resumed_where_one_is_required(requiring, plain):
+    """Row 88."""
+    accepting, connecting = requiring
+    accepting.verify_mode = ssl.CERT_NONE
+    session, _ = resume(accepting, connecting, plain)
+    accepting.verify_mode = ssl.CERT_REQUIRED
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        resume(accepting, connecting, plain, session)
+    assert explain(caught.value) == "its certificate is not accepted: the session began without a certificate"
+
+
 def test_a_server_that_requires_client_certificates_gives_no_tickets(certificates, requiring, plain, version):
     """Row 88: nothing of a resumed session is verified again, its issuer and revocation lists among it."""
     accepting = server_context(*certificates.server, certificates.authority.certificate)

@@ -352,6 +352,12 @@ def _logging_mixins(options: argparse.Namespace) -> List[type]:
 
 
 def _advice(exc: OSError, options: argparse.Namespace) -> str:
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        return "close other programs, or raise the limit of open files (ulimit -n)"
+    if exc.errno in (errno.ENOMEM, errno.ENOBUFS):
+        return "the system has no memory left for it; close other programs"
+    if exc.errno == errno.EAFNOSUPPORT:
+        return "this system does not support addresses of this kind; give another one, like 127.0.0.1"
     if options.unix is not None:
         return arguments.trouble_with_path(options.unix) or "give another path, in a folder that you may write to"
     if isinstance(exc, socket.gaierror):
