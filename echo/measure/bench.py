@@ -32,6 +32,13 @@ MAX_WARM_UP = 1.0
 """Maximum duration of the warm-up in seconds, in which nothing is counted. Short loads warm up for a tenth of their
 duration."""
 
+BUSY = 0.9
+"""Share of a processor from which a process of the load has no time to spare: it may be slower than the server."""
+
+LATE_SHARE = 0.01
+LATE_AT_LEAST = 10
+"""Share of the messages, and their number, that the load may send late before its figures are doubtful."""
+
 _DIED = "a process of the load has died"
 
 
@@ -275,6 +282,19 @@ class Bench:
         if total.warm_up:
             kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
             rows.append(("warm-up", f"{', '.join(kinds)}; not counted above"))
+        share = total.busy / total.watched if total.watched else 0.0
+        if total.watched:
+            late = (
+                f", {total.late:,} messages sent late, by {milliseconds(total.latest)} ms at most" if total.late else ""
+            )
+            rows.append(("client", f"{share:.0%} of a processor in each process{late}"))
+        doubts = []
+        if share >= BUSY:
+            doubts.append("it had no processor time to spare")
+        if total.late > max(LATE_AT_LEAST, LATE_SHARE * total.issued):
+            doubts.append("it was late itself")
+        if doubts:
+            rows.append(("warning", f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"))
         if self._plan.endpoint.is_named:
             rows.append(("look-up", f"{milliseconds(self._look_up_took)} ms"))
         lines = [f"{name:12}{text}" for name, text in rows]
@@ -307,6 +327,10 @@ class Bench:
             shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
             lookup_us=microseconds(self._look_up_took),
+            client_busy_percent=round(100 * share, 1),
+            client_late=total.late,
+            client_late_max_us=microseconds(total.latest),
+            client_is_bottleneck=bool(doubts),
             **as_fields("connect", connects, self._percentiles),
             **fields,
         )

@@ -45,6 +45,9 @@ LOOK = SECOND // 100
 """Minimum of nanoseconds between two looks for probes whose time is over: each look goes through all connections. A
 reply that arrives after its time is late, whether or not its probe was given up before."""
 
+LATE = SECOND // 1000
+"""Nanoseconds after which a probe that was not sent in time counts as late by the client's own fault."""
+
 _FOREVER = 1 << 62
 _NOTHING = sys.maxsize  # as a ledger's number of the first probe that counts
 TIMED_OUT = "no reply in time"
@@ -118,12 +121,16 @@ class Slice:
     ``lost``: lost probes. ``wrong``: wrong replies by verdict. ``errors``: how often each error happened. ``examples``:
     wrong replies, a damaged one together with its probe.
 
+    About this process itself: ``late``: probes that it sent later than ``LATE``, although nothing was in the way;
+    ``latest``: nanoseconds by which the latest of them was late; ``busy`` of ``watched`` nanoseconds it was running.
+
     ``warm_up`` has what was lost and wrong before. ``shifts``: by how many bytes replies were shifted, and how often,
     in the warm-up too.
     """
 
     def __init__(self) -> None:
         self.received = self.issued = self.unsent = self.damaged = self.lost = 0
+        self.late = self.latest = self.busy = self.watched = 0
         self.warm_up: Counter[str] = collections.Counter()
         self.shifts: Counter[int] = collections.Counter()
         self.examples: List[Tuple[Verdict, Optional[bytes], bytes]] = []
@@ -148,6 +155,10 @@ class Slice:
         self.unsent += other.unsent
         self.damaged += other.damaged
         self.lost += other.lost
+        self.late += other.late
+        self.latest = max(self.latest, other.latest)
+        self.busy += other.busy
+        self.watched += other.watched
         self.warm_up.update(other.warm_up)
         self.shifts.update(other.shifts)
         self.rtt.merge(other.rtt)
@@ -195,6 +206,7 @@ class _Load:
         self._issued_before = 0  # by connections that were lost
         self._issued_told = 0  # of all that were issued, those in earlier slices
         self._counting = False  # the measured time has begun
+        self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time
         self._end = 0
         self._interrupted = False
         self._examples_left = EXAMPLES
@@ -333,6 +345,12 @@ class _Load:
         return [probe for probe in ledger.outstanding if probe.seq not in never_sent]
 
     def _tick(self, now: int) -> None:
+        if self._counting and now < self._end:
+            cpu = self._clock.cpu()
+            if self._watched_from is not None:
+                self._slice.watched += now - self._watched_from[0]
+                self._slice.busy += cpu - self._watched_from[1]
+            self._watched_from = now, cpu
         if self._pipe.poll():
             self._pipe.recv()
             self._end = min(self._end, now)
@@ -411,6 +429,7 @@ class _OpenLoop(_Load):
         self._turns: List[Tuple[int, int]] = []  # a heap: when and which turn each lane has next, without those held
         self._held: Dict[int, Tuple[int, int]] = {}  # the same of lanes that wait for replies
         self._by_number: Dict[int, Lane] = {}
+        self._looked_at = 0  # when it last looked for turns; those of before were held up by missing replies
 
     def _start(self, start: int, begin: int) -> None:
         self._started_at = start
@@ -431,7 +450,11 @@ class _OpenLoop(_Load):
                 continue
             following = turn + self._plan.connections
             heapq.heappush(self._turns, (self._started_at + self._timetable.moment(following), following))
+            if now - due_at > LATE and due_at > self._looked_at and self._counting:
+                self._slice.late += 1
+                self._slice.latest = max(self._slice.latest, now - due_at)
             self._send(lane, due_at)
+        self._looked_at = now
 
     def _replied(self, lane: Lane) -> None:
         turn = self._held.pop(self._lanes[lane], None)

@@ -376,6 +376,50 @@ def test_due_is_always_what_came_was_lost_was_never_sent_and_is_on_the_way(seed)
     assert summary["lost"] >= summary["errors"].get("no reply in time", 0)
 
 
+# The client itself.
+
+
+@pytest.mark.parametrize("busy, warned", [(0.5, False), (0.89, False), (0.95, True)])
+@pytest.mark.parametrize("rate", [None, 100])
+def test_a_client_without_processor_time_to_spare_is_named_as_the_bottleneck(busy, warned, rate):
+    network = type("Busy", (Network,), {"busy": busy})
+    text = simulate_bench(network=network, duration=2, rate=rate).text
+    assert f"\nclient      {busy:.0%} of a processor in each process\n" in text
+    expected = (
+        "warning     the client was the bottleneck: it had no processor time to spare; the server may be faster\n"
+    )
+    assert (expected in text) == warned == ("warning" in text)
+    summary = events(simulate_bench(network=network, duration=2, rate=rate, as_json=True).text)[-1]
+    assert summary["client_busy_percent"] == pytest.approx(100 * busy, abs=0.1)
+    assert summary["client_is_bottleneck"] is warned
+
+
+def test_a_client_that_sends_late_says_so_and_a_server_that_is_slow_is_not_blamed_on_it():
+    class HoldsTheClientUp(Service):
+        def answer(self, message):
+            self.send(message)
+            if self.network.time > 500_000_000:
+                self.network.time += 30_000_000  # and it has three turns in that time
+
+    summary = events(simulate_bench(HoldsTheClientUp, rate=100, duration=1, as_json=True).text)[-1]
+    assert summary["client_late"] > 10
+    assert summary["client_late_max_us"] >= 20_000
+    assert summary["client_is_bottleneck"]
+
+    class IsSlow(Service):
+        held = None
+
+        def answer(self, message):
+            if self.held is not None:
+                self.send(self.held)
+            self.held = message
+
+    result = simulate_bench(IsSlow, rate=100, depth=1, duration=1, timeout=0.05, as_json=True)
+    summary = events(result.text)[-1]
+    assert summary["rtt_samples"] + summary["lost"] + summary["never_sent"] == 100
+    assert (summary["client_late"], summary["client_is_bottleneck"]) == (0, False)
+
+
 # Services that are not echoes, or bad ones.
 
 

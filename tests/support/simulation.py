@@ -137,6 +137,7 @@ class Network:
     def __str__(self):
         return ADDRESS
 
+    busy = 0.0
     is_named = False
     look_up_takes = 0
 
@@ -155,6 +156,9 @@ class Network:
 
     def now(self):
         return self.time
+
+    def cpu(self):
+        return round(self.time * self.busy)
 
     def sleep(self, seconds):
         self.time += math.ceil(seconds * 1e9)
