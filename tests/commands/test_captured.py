@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 
 import pytest
@@ -98,13 +99,20 @@ def test_functions_that_a_program_has_put_in_place_stay():
         threading.excepthook = before[0]
 
 
-def test_an_exception_that_ends_the_server_is_a_record_and_code_1(capfd):
-    options = argparse.Namespace(workers=1, log_format="text")
-    with Log(options) as log, pytest.raises(SystemExit) as ended, log.to(log.queue()):
-        raise ValueError(FORGED)
-    assert ended.value.code == 1
-    assert [message for _, message in records_of(capfd.readouterr().err.encode(), "text")] == ["the server has failed"]
-    assert not logging.getLogger().handlers or not isinstance(logging.getLogger().handlers[-1], LogQueue)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_traceback_that_ends_the_server_is_records(capfd, form):
+    with Log(argparse.Namespace(workers=1, log_format=form)) as log:
+        log.to(log.queue())
+        try:
+            raise ValueError(FORGED)
+        except ValueError:
+            traceback.print_exc()
+    records = records_of(capfd.readouterr().err.encode(), form)
+    messages = [record[1] if form == "text" else record["message"] for record in records]
+    assert messages[0] == "stderr: Traceback (most recent call last):"
+    assert "forged" in messages[-1]
+    assert not [message for message in messages if not message.startswith("stderr: ")]
+    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, LogQueue)]
 
 
 # A server with a handler that lets everything into its log.
