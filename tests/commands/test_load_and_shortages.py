@@ -121,7 +121,7 @@ def test_clients_that_reset_at_any_point_leave_no_error_and_nothing_behind(run, 
 
     with echo.connect(server.address, timeout=DEADLINE) as client:
         assert client.echo(b"hello") == b"hello"
-    eventually(lambda: threads_of(server.pid) == 2)  # the one that accepts, and the log's
+    eventually(lambda: threads_of(server.pid) == 3)  # the one that accepts, the log's, and the one that reloads
     idle = in_use()
 
     def at_connect(sock):
