@@ -736,6 +736,20 @@ def test_a_message_that_comes_at_the_prompt_leaves_the_typed_text_in_view(conver
         assert ESC not in session.user.screen
 
 
+@both
+def test_many_messages_that_come_at_the_prompt_are_shown_in_their_order(conversation, starter):
+    numbers = [b"number %d" % number for number in range(500)]
+    with conversation(starter) as session:
+        session.user.type(b"ab")
+        session.user.until(rb"ab")
+        for number in numbers:
+            session.say(number)
+        session.user.until(numbers[-1] + rb"\r\n> ab")
+        session.user.type(b"\r")
+        session.user.until(rb"\nab\r\n> ")
+        assert re.findall(rb"(?m)^number \d+(?=\r$)", session.user.screen) == numbers
+
+
 @needs_readline
 def test_a_message_that_comes_while_the_user_edits_leaves_the_cursor_where_it_was(conversation):
     with conversation(kind="xterm") as session:

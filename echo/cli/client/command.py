@@ -104,12 +104,12 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
             framing if messages or at_terminal else Pipe.wire(framing),
             timeout=options.timeout,
         )
-    where = str(options.endpoint)
-    sock = client.connection.socket
-    tls = [f"{sock.version()} {sock.cipher()[0]}", sock.subject] if isinstance(sock, TLSSocket) else []
-    took = f"{milliseconds(time.perf_counter_ns() - began)} ms"
-    report.detail(f"connected to {where} in {', '.join(filter(None, [took, *tls]))}")
     with client:
+        where = str(options.endpoint)
+        sock = client.connection.socket
+        tls = [f"{sock.version()} {sock.cipher()[0]}", sock.subject] if isinstance(sock, TLSSocket) else []
+        took = f"{milliseconds(time.perf_counter_ns() - began)} ms"
+        report.detail(f"connected to {where} in {', '.join(filter(None, [took, *tls]))}")
         if messages:
             Exchange(client, messages, _show, report, not options.no_verify).run()
         elif at_terminal:

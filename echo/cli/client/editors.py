@@ -6,6 +6,7 @@ it either: the next prompt shows it.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import sys
@@ -101,12 +102,16 @@ class ReadlineEditor(_TerminalEditor):
 
     def read(self) -> bytes:
         self._reads = True
-        self._set(echo=True)  # otherwise readline would show nothing
+        if self._library is not None:
+            readline.set_startup_hook(self._library.show_keys)
+        else:
+            self._set(echo=True)  # otherwise it would show nothing; a key typed right now is shown twice
         try:
             return super().read()
         finally:
-            self._reads = False
+            readline.set_startup_hook()
             self._set(echo=False)
+            self._reads = False
 
     def waits(self) -> bool:
         if self._library is not None:
@@ -127,16 +132,12 @@ class ReadlineEditor(_TerminalEditor):
         self._redraw()
 
     def take_terminal(self) -> None:
-        if not self._reads:
-            self._set(echo=False)
-            return
-        if self._library is None:
-            self._set(echo=False)
-        else:
-            self._set(echo=True)
-            self._library.prepare()
-        _write("\r")
-        self._redraw()
+        self._set(echo=False)
+        if self._reads:
+            if self._library is not None:
+                self._library.prepare()
+            _write("\r")
+            self._redraw()
 
     def release_terminal(self) -> None:
         if self._library is not None:
@@ -171,6 +172,9 @@ class _GNUReadline:
         self.redraw = library.rl_forced_update_display
         self._prepare = library.rl_prep_terminal
         self._restore = library.rl_deprep_terminal
+        self.show_keys = functools.partial(library.rl_tty_set_echoing, 1)
+        """A startup hook: show what is typed, though the terminal does not. It runs no Python code, in which a signal
+        handler's exception would be lost."""
 
     def is_prepared(self) -> bool:
         """Whether the prompt is shown."""
@@ -185,6 +189,7 @@ class _GNUReadline:
         """Set the terminal up again, from the settings that it has now."""
         self._restore()
         self._prepare(1)
+        self.show_keys()
         self._flush(None)
 
     def restore(self) -> None:

@@ -10,18 +10,19 @@ default, after the terminal has been restored. A signal that was ignored before 
 
 from __future__ import annotations
 
-import collections
 import os
 import signal
 import sys
 import threading
 import time
 from types import FrameType
-from typing import Any, Callable, Deque, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from .editors import line_editor
 
 _STEP = 0.05  # seconds between two signals to the main thread
+_MAX_PENDING = 64 * 1024  # characters
+
 _WAIT_STEP = 0.2  # maximum time of one wait in seconds: on Windows a signal takes effect only after it
 
 _HAS_SIGNALS = hasattr(signal, "pthread_kill") and hasattr(signal, "SIGURG")
@@ -44,7 +45,9 @@ class Prompt:
         self._before_death = before_death
         self._editor = line_editor()
         self._closed = False
-        self._pending: Deque[str] = collections.deque()  # messages that are to be printed above the prompt
+        self._ended = False  # whether this context has ended
+        self._pending: List[str] = []  # messages that are to be printed above the prompt
+        self._pending_size = 0
         self._asks = False  # from now on others must not print by themselves
         self._may_raise = False  # whether a signal handler may raise _Left
         self._seen = False  # whether the main thread has run its signal handlers
@@ -53,7 +56,6 @@ class Prompt:
         self._helper: Optional[threading.Thread] = None
 
     def __enter__(self) -> Prompt:
-        self._editor.take_terminal()
         handlers = {
             "SIGINT": self._interrupt,
             "SIGTERM": self._die,
@@ -73,17 +75,21 @@ class Prompt:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 self._handlers[number] = signal.signal(number, handler)
+        self._take_terminal()  # now that each signal gives it back
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._ended = True
         self._editor.release_terminal()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         if self._helper is not None:
             signal.set_wakeup_fd(-1)
-            os.close(self._wake_end)
+            with self.changed:
+                os.close(self._wake_end)
+                self._wake_end = -1
             self._helper.join()
             os.close(self._wake)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def ask(self) -> Optional[bytes]:
         """Return a line that the user types; None if Ctrl-C or ``close`` ended the prompt.
@@ -121,16 +127,19 @@ class Prompt:
         return True
 
     def show(self, text: str) -> None:
-        """Print a message; above the prompt, if the user is typing."""
+        """Print a message; soon and above the prompt, if the user is typing."""
         with self.changed:
-            if not self._asks:
+            if self._ended:
+                pass  # the user has left
+            elif not self._asks:
                 print(text, flush=True)
             elif self._helper is None:
                 self._editor.above(text)
             else:
                 self._pending.append(text)
+                self._pending_size += len(text)
                 self._wake_up()
-                while self._pending:  # or messages would pile up while the terminal takes none
+                while self._pending_size > _MAX_PENDING:  # the terminal takes nothing at the moment
                     self.changed.wait()
 
     def close(self) -> None:
@@ -143,18 +152,17 @@ class Prompt:
         return self._closed or self.interrupted
 
     def _print_pending(self, write: Callable[[str], None]) -> None:
-        try:
-            while self._pending:
-                write(self._pending[0])
-                self._pending.popleft()
-        finally:
-            self._pending.clear()  # nothing can be printed any more
+        if self._pending:
+            text = "\n".join(self._pending)
+            self._pending.clear()
+            self._pending_size = 0
             self.changed.notify_all()
+            write(text)
 
     # The helper thread.
 
     def _wake_up(self) -> None:
-        if self._helper is not None:
+        if self._wake_end >= 0:
             try:
                 os.write(self._wake_end, b"\0")
             except BlockingIOError:
@@ -170,7 +178,7 @@ class Prompt:
             with self.changed:
                 self.changed.notify_all()
                 self._seen = not set(numbers) - {signal.SIGURG}
-                while self._asks and (self._pending or self._closed or not self._seen):
+                while self._asks and (self._pending or self._is_over() or not self._seen):
                     signal.pthread_kill(main, signal.SIGURG)
                     self.changed.wait(_STEP)
 
@@ -208,7 +216,11 @@ class Prompt:
         # Here the process has been stopped, and goes on.
         signal.signal(number, self._stop)
         signal.signal(signal.SIGCONT, going_on)
-        self._editor.take_terminal()
+        self._take_terminal()
 
     def _continue(self, number: int, frame: Optional[FrameType]) -> None:
-        self._editor.take_terminal()  # it was stopped by SIGSTOP, and the shell has set the terminal up for itself
+        self._take_terminal()  # it was stopped by SIGSTOP, and the shell has set the terminal up for itself
+
+    def _take_terminal(self) -> None:
+        if not self._ended:
+            self._editor.take_terminal()

@@ -73,7 +73,7 @@ class Terminal:
                 return not self._ended
             if not message and not self._connection.framing.keeps_boundaries:
                 continue  # without boundaries, there is no empty message
-            with self._prompt.changed:  # otherwise a message that is being shown right now would count as the reply
+            with self._prompt.changed:
                 awaited = self._received + 1
             try:
                 self._connection.send(message)
@@ -119,8 +119,8 @@ class Terminal:
             self._show(message)
 
     def _show(self, message: bytes) -> None:
-        self._prompt.show(escape(message, exact=False))
-        with self._prompt.changed:
+        with self._prompt.changed:  # a message that is shown and not counted would count as the reply to the next line
+            self._prompt.show(escape(message, exact=False))
             self._received += 1
             self._prompt.changed.notify_all()
 
