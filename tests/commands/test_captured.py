@@ -107,10 +107,12 @@ def test_a_traceback_that_ends_the_server_is_records(capfd, form):
             raise ValueError(FORGED)
         except ValueError:
             traceback.print_exc()
+        log.close()
+        print("late", file=sys.stderr)
     records = records_of(capfd.readouterr().err.encode(), form)
     messages = [record[1] if form == "text" else record["message"] for record in records]
     assert messages[0] == "stderr: Traceback (most recent call last):"
-    assert "forged" in messages[-1]
+    assert "forged" in messages[-2] and messages[-1] == "stderr: late"
     assert not [message for message in messages if not message.startswith("stderr: ")]
     assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, LogQueue)]
 

@@ -16,7 +16,7 @@ from echo.cli.server.command import main
 from echo.cli.server.loading import combine
 from echo.cli.server.options import parser
 from echo.mixins.logging import SessionLoggingMixin
-from support import DEADLINE, read_all, read_exactly
+from support import DEADLINE, eventually, read_all, read_exactly
 from support.commands import (
     SLOW_HANDLER,
     UNREAD,
@@ -66,6 +66,20 @@ def test_a_signal_ends_it_with_code_0_and_idle_clients_see_the_end(server_comman
     assert read_all(client) == b""
     assert "stopped: 1 session drained, 0 cut" in server.log
     assert "Traceback" not in server.log
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_log_that_cannot_be_written_changes_neither_service_nor_exit_code(run, tmp_path):
+    """Row 50."""
+    with open("/dev/full", "wb") as full:
+        server = run("echo.server", "--unix", "socket", cwd=str(tmp_path), stderr=full)
+    path = str(tmp_path / "socket")
+    eventually(lambda: os.path.exists(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        eventually(lambda: client.connect_ex(path) == 0)
+        client.sendall(b"hello\n")
+        assert read_exactly(client, 6) == b"hello\n"
+    assert server.terminate() == 0
 
 
 def test_messages_are_logged_with_the_clients_address(server):

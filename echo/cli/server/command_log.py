@@ -40,13 +40,17 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        self._stack.close()
-
-    def close(self) -> None:
-        """Write the records that wait. What is printed from now on is left alone."""
         handler, self._stderr.log = self._stderr.log, None
         if handler is not None:
             logging.getLogger().removeHandler(handler)
+            handler.close()
+        self._stack.close()
+
+    def close(self) -> None:
+        """Write the records that wait. One that comes later, of a thread that still runs, is written at once."""
+        handler = self._stderr.log
+        if handler is not None:
+            self.to(self.direct())
             handler.close()
 
     def queue(self) -> LogQueue:
