@@ -13,6 +13,7 @@ import socketserver
 import ssl
 import threading
 import time
+import types
 
 import pytest
 
@@ -22,7 +23,7 @@ from echo.transport import tls_messages
 from echo.transport.certificates import client_context, server_context
 from echo.transport.guarded import GuardedSocket
 from echo.transport.tls import TLSSocket
-from echo.transport.tls_messages import explain
+from echo.transport.tls_messages import explain, format_subject
 from support import DEADLINE, eventually, read_all, read_exactly, reset
 from support.background import Background
 from support.certificates import openssl
@@ -965,6 +966,16 @@ def test_the_subject_of_a_certificate_is_one_printable_line_that_cannot_be_forge
     agree(server, client, (accepting, client_context(certificates.authority.certificate, *own)))
     assert server.subject == text
     assert server.subject.isprintable()
+
+
+def test_a_subject_that_python_decodes_to_anything_is_printable_and_one_that_it_cannot_decode_is_none():
+    certificate = {"subject": ((("commonName", "a\tb\ud800\x85"),),)}
+    assert format_subject(certificate) == r"CN=a\tb\ud800\u0085"
+
+    def undecodable():
+        return b"\xff".decode()
+
+    assert TLSSocket.subject.fget(types.SimpleNamespace(getpeercert=undecodable)) is None
 
 
 # Contexts.
