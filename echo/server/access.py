@@ -11,6 +11,8 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
+_CLASSES = (ipaddress.IPv4Network, ipaddress.IPv6Network)
+
 
 class AccessList:
     """``deny`` wins; with any ``allow``, all others are refused; with neither, all may connect.
@@ -46,7 +48,8 @@ class _Networks:
         try:
             for each in [networks] if isinstance(networks, str) else networks:
                 found = network(each)
-                first, last = int(found.network_address), int(found.broadcast_address)
+                first = int(found.network_address)
+                last = first | (1 << found.max_prefixlen - found.prefixlen) - 1
                 ranges.setdefault(found.version, []).append((first, last))
         except ValueError as exc:
             raise ValueError(f"{option}: {exc}") from None
@@ -76,14 +79,14 @@ def _merged(ranges: List[Tuple[int, int]]) -> Tuple[List[int], List[int]]:
 
 
 def network(text: Any) -> Network:
-    """Read a network; host bits may be set (``192.0.2.7/24``). ``ValueError`` names an invalid one."""
+    """Return a network; host bits may be set in a text (``192.0.2.7/24``). ``ValueError`` names an invalid one."""
     try:
         # str(): ipaddress also takes numbers and bytes, and would read b"10.1" as 49.48.46.49.
-        found = ipaddress.ip_network(str(text), strict=False)
-        valid = "%" not in str(text)  # a zone, which newer versions of ipaddress take, would be ignored
+        found = text if isinstance(text, _CLASSES) else ipaddress.ip_network(str(text), strict=False)
     except ValueError:
-        valid = False
-    if not valid:
+        found = None
+    # A zone, which newer versions of ipaddress take, would be ignored.
+    if found is None or getattr(found.network_address, "scope_id", None) or (found is not text and "%" in str(text)):
         raise ValueError(f"{text!r} is no network; write it like 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7")
     mapped = getattr(found.network_address, "ipv4_mapped", None)
     if mapped is not None and found.prefixlen >= 96:  # clients are looked for as IPv4
