@@ -639,7 +639,6 @@ class Server(ListeningServer):
                     stop.hurry(hurried)
             self._release_path()
             if timeout != 0:
-                stop.start_draining()  # first: with many clients in the backlog, the others would have no time left
                 self._accept_waiting(stop)
             super().server_close()
             stop.finish(log_end=self._past >= Past.REQUEST)
@@ -659,9 +658,11 @@ class Server(ListeningServer):
             except OSError:
                 return  # out of descriptors: nobody could be let in
             try:
-                for _ in range(max(1, self.request_queue_size)):
+                for number in range(max(1, self.request_queue_size)):
                     if not self._accept(serving) or stop.is_over():
                         break
+                    if number == 0:
+                        stop.start_draining()  # now: after a flood of others, the sessions would have no time left
             finally:
                 serving.close(restore=False)
 

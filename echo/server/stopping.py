@@ -8,12 +8,12 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
                   +---- handle_request() --------------------+---> REQUEST   a stop logs "stopped"
                   +---- serve_forever(), start() ------------+---> LOOP      it also accepts the backlog first
 
-    Stop       begun ------> deadline set -----> backlog accepted -----> the rest is cut ----> ended
-               the loop      sessions drain:     its clients' sessions   its sockets are       all callers
-               ends          each ends its       drain, too; then        shut down             wake
-                             input, answers      nobody is accepted
-                             what has come,      any more
-                             and closes
+    Stop       begun ------> deadline set -----> sessions drain -------> the rest is cut ----> ended
+               the loop      the backlog is      each ends its input,    its sockets are       all callers
+               ends          accepted, then      answers what has        shut down             wake
+                             nobody any more     come, and closes
+
+               Where several clients wait in the backlog, sessions begin to drain after the first of them.
 
     Session    open ---- the handler is done ----> closing ---- the socket is closed ----> closed
                  +-- a stop --> draining ------------^
@@ -119,19 +119,24 @@ class Stop:
         return max(0.0, self.deadline + self._cut_grace / 2 - time.monotonic())
 
     def start_draining(self) -> None:
-        """Let each session answer what has arrived, and end. Call it again for sessions that have begun since then."""
+        """Let each session answer what has arrived, and end. Others may begin after this; ``finish`` drains them."""
+        self._drain_each(self._new_sessions())
+
+    def _new_sessions(self) -> List[Session]:
+        """The sessions that have not been drained before."""
         sessions = [session for session in self._registry.sessions() if session.number > self._last_number]
-        if sessions:
-            self._last_number = max(session.number for session in sessions)
-            self._sessions += len(sessions)
-            left = "without limit" if self._timeout is None else f"for {self._timeout:g} s at most"
-            count = plural(len(sessions), "session")
-            log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=len(sessions))
-            self._drain_each(sessions)
+        self._last_number = max((session.number for session in sessions), default=self._last_number)
+        self._sessions += len(sessions)
+        return sessions
 
     def finish(self, *, log_end: bool) -> None:
-        """Drain all sessions, and cut those that are not done by the deadline."""
-        self.start_draining()
+        """Drain all sessions, and cut those that are not done by the deadline. Nobody is accepted any more."""
+        sessions = self._new_sessions()
+        if self._sessions:
+            left = "without limit" if self._timeout is None else f"for {self._timeout:g} s at most"
+            count = plural(self._sessions, "session")
+            log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=self._sessions)
+        self._drain_each(sessions)
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
         left_over = self._registry.sessions()
         cut = [session for session in left_over if not session.is_only_lingering()]

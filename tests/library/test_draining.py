@@ -465,7 +465,7 @@ def test_a_process_that_ends_during_a_stop_waits_for_the_stop():
     assert reply_of_a_process(script) == b"late\n"
 
 
-def test_sessions_drain_before_the_clients_that_wait_in_the_backlog_are_accepted(dial):
+def test_sessions_drain_before_all_clients_that_wait_in_the_backlog_are_accepted(dial):
     """Row 90: with many of those, or a slow look at each, the sessions would have no time left."""
     reached, may_go_on = threading.Event(), threading.Event()
     ends = []
@@ -478,19 +478,19 @@ def test_sessions_drain_before_the_clients_that_wait_in_the_backlog_are_accepted
             if self.looks == 2:  # the accepting thread stays here until the stop has begun
                 reached.set()
                 assert may_go_on.wait(DEADLINE)
-            elif self.looks == 3:  # the one that waits in the backlog
+            elif self.looks == 4:  # the second one that waits in the backlog
                 ends.append(first.recv(1))
             return True
 
     server = Slow(("127.0.0.1", 0), echo.EchoRequestHandler, shutdown_timeout=DEADLINE).start()
     first = dial(server)
     assert echoes(first)
-    second, third = dial(server), dial(server)
+    others = [dial(server) for _ in range(3)]
     assert reached.wait(DEADLINE)
     stopping = Background(server.stop)
     eventually(lambda: server._serving.stopping)
     may_go_on.set()
-    for sock in (second, third):
+    for sock in others:
         assert read_all(sock) == b""
         sock.close()
     first.close()
