@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from echo.cli.server import command, workers
-from support import eventually, read_exactly
+from support import ROOT, TESTS, eventually, read_exactly
 from support.commands import start_changed
 from support.processes import is_alive, state_of
 
@@ -20,63 +20,7 @@ COUNTS = [
     pytest.param("2", marks=pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")),
 ]
 
-LEAVES = """
-import atexit, concurrent.futures, echo, multiprocessing, os, re, threading, time
-
-def imported(what):
-    if what == "thread":
-        threading.Thread(target=threading.Event().wait, name="poller").start()
-    elif what == "daemon thread":
-        threading.Thread(target=threading.Event().wait, daemon=True).start()
-    elif what == "busy pool":
-        concurrent.futures.ThreadPoolExecutor(1, "pool").submit(threading.Event().wait)
-    elif what == "idle pool":
-        concurrent.futures.ThreadPoolExecutor(1).submit(int).result()
-    elif what == "exit function":
-        atexit.register(os.write, 1, b"exit function called")
-    elif what == "exit function that hangs":
-        atexit.register(threading.Event().wait)
-    elif what == "import that hangs":
-        open("importing", "w").close()
-        threading.Event().wait()
-    elif what == "import that catches all":
-        while True:
-            try:
-                open("importing", "w").close()
-                threading.Event().wait()
-            except BaseException:
-                open("caught", "w").close()
-                break
-
-imported(os.environ.get("LEAVES"))
-
-def hold_the_lock_of_the_interpreter():
-    re.match("(a+)+$", "a" * 60 + "b")
-
-class Leaves(echo.EchoRequestHandler):
-    def message_received(self, message):
-        if message == b"hold":
-            self.send(message)
-            self.flush()
-            hold_the_lock_of_the_interpreter()
-        elif message.startswith(b"process "):
-            context = multiprocessing.get_context(message.split()[1].decode())
-            process = context.Process(target=time.sleep, args=(600,))
-            process.start()
-            process.terminate()
-            process.join()
-            message = b"%d" % process.exitcode
-        elif message == b"child":
-            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
-            process.start()
-            message = b"%d" % process.pid
-        self.send(message)
-
-    def drain(self):
-        super().drain()
-        if os.environ.get("LEAVES") == "drain that holds the lock":
-            hold_the_lock_of_the_interpreter()
-"""
+PATH = os.pathsep.join([ROOT, TESTS])
 
 SOON = "process.LEAST = process.CUT_GRACE = workers.KILL_GRACE = 0.01; process.LAST_GRACE = 60.0"
 """What has to be cut is cut without a second of grace, and there is time to log it, however busy this machine is."""
@@ -85,12 +29,11 @@ SOON = "process.LEAST = process.CUT_GRACE = workers.KILL_GRACE = 0.01; process.L
 @pytest.fixture
 def leaves(run, tmp_path):
     """``leaves(what, *options)``: the command with a handler whose module leaves that behind, or nothing."""
-    (tmp_path / "leaves.py").write_text(LEAVES)
 
     def start(what, *options, change=SOON, **popen_options):
         return start_changed(
-            *(run, tmp_path, change, "--handler", "leaves:Leaves", *options),
-            env={"LEAVES": what, "PYTHONWARNINGS": "ignore"},  # of forks with threads, from 3.12 on
+            *(run, tmp_path, change, "--handler", "support.leaves:Leaves", *options),
+            env={"LEAVES": what, "PYTHONPATH": PATH, "PYTHONWARNINGS": "ignore"},  # of forks with threads, from 3.12 on
             **popen_options,
         )
 
@@ -147,8 +90,8 @@ def test_a_thread_that_the_handlers_module_starts_takes_no_signal_away(leaves, c
 
 @pytest.mark.parametrize("what", ["import that hangs", "import that catches all"])
 def test_a_signal_while_the_handlers_module_is_imported_ends_the_process_with_code_0(run, tmp_path, what):
-    (tmp_path / "leaves.py").write_text(LEAVES)
-    server = run("echo.server", "0", "--handler", "leaves:Leaves", cwd=str(tmp_path), env={"LEAVES": what})
+    options = ["0", "--handler", "support.leaves:Leaves"]
+    server = run("echo.server", *options, cwd=str(tmp_path), env={"LEAVES": what, "PYTHONPATH": PATH})
     eventually((tmp_path / "importing").exists)
     assert server.terminate() == 0
     assert server.log == ""

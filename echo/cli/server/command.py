@@ -50,25 +50,32 @@ processors, took 8 to 52 s, and two of them once more than 300 s; with this figu
 def run() -> NoReturn:
     """The whole process of the command, to its exit."""
     process = Process().__enter__()
+    code = 0
     try:
-        options = _options(None)
-        code = _run(options, process, Log(options).__enter__())
-    except SystemExit as exc:
-        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except Stopped:
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    process.exit(code)
+        process.may_interrupt()
+        try:
+            options = _options(None)
+            code = _run(options, process, Log(options).__enter__())
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        process.exit(code)
+    except Stopped:  # once at most, and wherever the main thread was
+        process.exit(code)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the server until SIGINT or SIGTERM; return the exit code."""
     with Process() as process:
-        options = _options(argv)
-        with Log(options) as log:
-            return _run(options, process, log)
+        try:
+            process.may_interrupt()
+            options = _options(argv)
+            with Log(options) as log:
+                return _run(options, process, log)
+        except Stopped:
+            return 0
 
 
 def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
@@ -78,8 +85,6 @@ def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
     files = Files(options)
     try:
         server = _server(options, files, process)
-    except Stopped:
-        return 0
     except ValueError as exc:
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
@@ -309,9 +314,7 @@ def _server(options: argparse.Namespace, files: Files, process: Process) -> Serv
     server_options = files.server_options()
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
         raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
-    process.may_interrupt = False  # from here on an exception would leave a Unix socket's path behind
-    if process.is_stopping():  # and the user's module has caught the exception
-        raise Stopped
+    process.must_not_interrupt()  # from here on an exception would leave a Unix socket's path behind
     passed = systemd.listening_socket()
     if passed is not None:
         try:

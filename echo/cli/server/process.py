@@ -73,12 +73,11 @@ class Process:
     def __init__(self) -> None:
         self.timeout: Optional[float] = None
         self.deadline: Optional[float] = None  # of time.monotonic()
-        self.may_interrupt = True
-        """Whether a signal to stop raises ``Stopped``: nothing has been opened yet that an exception would leave."""
         self._first: Optional[float] = None  # when the first signal to stop came
         self._on_stop: Optional[Callable[[int, bool], None]] = None
         self._on_signal: Optional[Callable[[int], None]] = None
         self._early_stop: Optional[int] = None
+        self._interrupts = False
         self._early: List[int] = []
         self.close_log: Callable[[], None] = lambda: None
         """Writes the log's last records."""
@@ -133,8 +132,26 @@ class Process:
             self._on_stop(number, begins)
         else:
             self._early_stop = number
-            if self.may_interrupt:
-                raise Stopped
+            self._interrupt()
+
+    def may_interrupt(self) -> None:
+        """From now on a signal to stop raises ``Stopped`` in the main thread, once: nothing has been opened yet that an
+        exception would leave behind, and the import of a handler's module may take for ever."""
+        self._interrupts = True
+        if self.is_stopping():
+            self._interrupt()
+
+    def must_not_interrupt(self) -> None:
+        """From now on a signal is acted on when there is something to stop. If one has come, and the handler's module
+        has caught its exception, that is raised again."""
+        self._interrupts = self._interrupts or self.is_stopping()
+        self._interrupt()
+        self._interrupts = False
+
+    def _interrupt(self) -> None:
+        if self._interrupts and self.is_stopping():
+            self._interrupts = False
+            raise Stopped
 
     def is_stopping(self) -> bool:
         """Whether a signal to stop has come."""
@@ -195,6 +212,7 @@ class Process:
 
     def exit(self, code: int) -> NoReturn:
         """End the process with this code; with 1 if something has to be cut for that."""
+        self._interrupts = False
         if self.deadline is None:
             self._bound(self.timeout)
         try:

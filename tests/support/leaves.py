@@ -1,0 +1,84 @@
+"""A handler whose module leaves something behind, as the variable ``LEAVES`` says: a thread, a pool, an exit function.
+
+The server command imports it, for what tests its end: ``--handler support.leaves:Leaves``.
+"""
+
+import atexit
+import concurrent.futures
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import time
+
+import echo
+
+WHAT = os.environ.get("LEAVES", "")
+
+
+def touch(name):
+    with open(name, "w", encoding="ascii"):
+        pass
+
+
+def leave(what):
+    if what == "thread":
+        threading.Thread(target=threading.Event().wait, name="poller").start()
+    elif what == "daemon thread":
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    elif what == "busy pool":
+        concurrent.futures.ThreadPoolExecutor(1, "pool").submit(threading.Event().wait)
+    elif what == "idle pool":
+        concurrent.futures.ThreadPoolExecutor(1).submit(int).result()
+    elif what == "exit function":
+        atexit.register(os.write, 1, b"exit function called")
+    elif what == "exit function that hangs":
+        atexit.register(threading.Event().wait)
+    elif what == "import that hangs":
+        touch("importing")
+        threading.Event().wait()
+    elif what == "import that catches all":
+        while True:
+            try:
+                touch("importing")
+                threading.Event().wait()
+            except BaseException:
+                touch("caught")
+                break
+
+
+leave(WHAT)
+
+
+def hold_the_lock_of_the_interpreter():
+    re.match("(a+)+$", "a" * 60 + "b")
+
+
+class Leaves(echo.EchoRequestHandler):
+    def message_received(self, message):
+        if message == b"hold":
+            self.send(message)
+            self.flush()
+            hold_the_lock_of_the_interpreter()
+        elif message.startswith(b"process "):
+            context = multiprocessing.get_context(message.split()[1].decode())
+            process = context.Process(target=time.sleep, args=(600,))
+            process.start()
+            process.terminate()
+            process.join()
+            message = b"%d" % process.exitcode
+        elif message == b"child":
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+            process.start()
+            message = b"%d" % process.pid
+        self.send(message)
+
+    def drain(self):
+        if WHAT == "drain that blocks":
+            threading.Event().wait()
+        super().drain()
+        if WHAT == "drain that holds the lock":
+            hold_the_lock_of_the_interpreter()
+        elif WHAT == "drain that exits":
+            sys.exit(3)
