@@ -240,12 +240,16 @@ class Server(ListeningServer):
         polls = not once and service_actions is not socketserver.BaseServer.service_actions
         deadline = _after(seconds if polls or once else None)
         while not serving.stopping:
-            self._wait(serving, deadline)
-            while not serving.stopping and self._accept(serving):
-                if once:
-                    return
-                if _is_over(deadline) or (self.balance is not None and self.balance.is_ahead()):
-                    break
+            try:
+                self._wait(serving, deadline)
+                while not serving.stopping and self._accept(serving):
+                    if once:
+                        return
+                    if _is_over(deadline) or (self.balance is not None and self.balance.is_ahead()):
+                        break
+            except MemoryError as exc:  # wherever it came: it passes, as want of descriptors does
+                self._back_off(exc)
+                time.sleep(self._failures.pause)
             if polls:
                 self._call_service_actions()
                 deadline = _after(seconds)
@@ -333,7 +337,8 @@ class Server(ListeningServer):
 
     def _back_off(self, exc: Exception) -> None:
         if self._failures.failed():  # once a burst, however often it fails
-            log_event(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", exc)
+            why = str(exc) or type(exc).__name__
+            log_event(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", why)
 
     # Admission.
 
@@ -357,6 +362,8 @@ class Server(ListeningServer):
             self.shutdown_request(session.request)
         except Exception as exc:
             log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
+            with contextlib.suppress(Exception):
+                self.close_request(session.request)  # no memory for a gentle end, for example
         session.closed()  # a subclass may close in its own way
 
     # Sessions.

@@ -377,10 +377,8 @@ class Registry:
         for session in self._live.values():
             session._lock = threading.Lock()
             if session.thread_id not in (None, me):
-                try:
-                    os.close(
-                        socket.socket.detach(session.stream)
-                    )  # not close(), which waits for the end of makefile()'s files
+                try:  # not with close(), which waits for the end of makefile()'s files
+                    os.close(socket.socket.detach(session.stream))
                 except Exception:
                     pass
         self._lock = threading.RLock()

@@ -15,11 +15,13 @@ import collections
 import contextvars
 import queue
 import threading
-from typing import Any, Callable, Deque, List, Optional, Tuple
+import time
+from typing import Any, Callable, Deque, List, Optional, Tuple, TypeVar
 
 IDLE_TIMEOUT = 5.0
 """Seconds that a thread waits for another session."""
 
+_Result = TypeVar("_Result")
 _Task = Tuple[Callable[..., None], Tuple[Any, ...]]
 _Waiting = Tuple["queue.SimpleQueue[Optional[_Task]]", threading.Thread]
 
@@ -63,7 +65,7 @@ class Threads:
         waiting: Optional[_Waiting] = None
         while task is not None:
             function, args = task
-            contextvars.Context().run(function, *args)
+            _patiently(contextvars.Context).run(function, *args)
             del task, function, args  # a waiting thread must not keep a session alive
             waiting = waiting or (queue.SimpleQueue(), threading.current_thread())
             task = self._next(waiting)
@@ -73,12 +75,22 @@ class Threads:
         self._idle.append(waiting)
         try:
             return tasks.get(timeout=0 if self._closed else self.idle_timeout)
-        except queue.Empty:
+        except (queue.Empty, MemoryError):
             try:
                 self._idle.remove(waiting)
             except ValueError:
-                return tasks.get()  # run() or close() has just taken it, and puts something in
+                return _patiently(tasks.get)  # run() or close() has just taken it, and puts something in
             return None
+
+
+def _patiently(make: Callable[[], _Result]) -> _Result:
+    """Return what ``make`` returns, as soon as there is memory for it: a session must not be lost to a thread that
+    ends."""
+    while True:
+        try:
+            return make()
+        except MemoryError:
+            time.sleep(0.01)
 
 
 class NotStarted(RuntimeError):

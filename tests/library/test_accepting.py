@@ -14,7 +14,7 @@ import threading
 import pytest
 
 import echo
-from echo.server.accepting import SILENCE, BackOff
+from echo.server.accepting import SILENCE, BackOff, Serving
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import FailingServer, echoes, ends_in_time
 
@@ -191,6 +191,42 @@ def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve):
     *pauses, last = itertools.dropwhile(lambda waited: waited[0], waits)
     assert all(not listening and deadline is not None for listening, deadline in pauses)
     assert last == (True, None)
+
+
+def test_no_memory_anywhere_in_the_loop_is_waited_out(serve, dial, caplog, monkeypatch):
+    """Row 65."""
+    left = [MemoryError, MemoryError, MemoryError]
+    real = Serving.wait
+
+    def wait(*arguments):
+        if left:
+            raise left.pop()
+        real(*arguments)
+
+    monkeypatch.setattr(Serving, "wait", wait)
+    server = serve()
+    assert echoes(dial(server))
+    assert not left
+    assert caplog.text.count("cannot accept connections for now: MemoryError; trying again") == 1
+    assert server.stop() is True
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_a_socket_is_closed_although_there_is_no_memory_for_a_gentle_end(dial, monkeypatch, daemon):
+    """Row 65."""
+
+    def no_memory(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("echo.server.server.linger", no_memory)
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    server.daemon_threads = daemon
+    server.start()
+    client = dial(server)
+    client.sendall(b"hello\nexit\n")
+    assert read_all(client) == b"hello\n"
+    eventually(lambda: not server.connections)
+    assert server.stop() is True
 
 
 def test_service_actions_that_always_raises_keeps_nobody_out(dial, caplog):

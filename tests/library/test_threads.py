@@ -503,6 +503,28 @@ def test_short_sessions_on_threads_that_are_always_leaving_lose_no_reply(serve, 
     assert (stats.accepted, sum(stats.ended.values()), stats.accept_errors) == (6 * sessions, 6 * sessions, 0)
 
 
+def test_no_task_is_lost_to_a_thread_that_has_no_memory_to_wait_for_it(monkeypatch):
+    """Row 65."""
+    given, failures = threading.Event(), [MemoryError, MemoryError]
+
+    class Queue(queue.SimpleQueue):
+        def get(self, *arguments, **options):
+            if failures:
+                given.wait(DEADLINE)
+                raise failures.pop()
+            return super().get(*arguments, **options)
+
+    monkeypatch.setattr(queue, "SimpleQueue", Queue)
+    threads = Threads()
+    first, second = threading.Event(), threading.Event()
+    threads.run((first.set, ()), lambda: None)
+    eventually(lambda: threads._idle)
+    threads.run((second.set, ()), lambda: None)
+    given.set()
+    assert second.wait(DEADLINE)
+    threads.close()
+
+
 def test_after_server_close_no_thread_waits(serve):
     server = serve(Ident)
     with socket.create_connection(server.server_address, DEADLINE) as sock:
