@@ -22,7 +22,7 @@ from echo.cli.server.formatters import JsonFormatter, TextFormatter
 from echo.cli.server.logs import DirectLog
 from echo.cli.server.queue_logging import QueueLoggingMixin, only_queue
 from echo.mixins.records import emit
-from echo.text import format_address
+from echo.text import LONGEST, format_address
 from support import DEADLINE, eventually, read_all
 from support.log_lines import records_of
 
@@ -443,6 +443,17 @@ def test_a_line_reads_as_a_record_with_the_same_time(pipe, logger, monkeypatch):
     lines = read_to_end(reader).splitlines()
     assert lines[0::2] == lines[1::2]
     assert [line[19:] for line in lines[0::2]] == [".702 INFO    hello", ".702 WARNING not a %s", ".702 INFO    hello"]
+
+
+def test_a_long_line_is_cut_and_says_so(pipe):
+    reader, writer = pipe
+    reading = Reader(reader)
+    reading.start()
+    with LogQueue(writer, TextFormatter()) as queue:
+        queue.put_line(logging.INFO, "x" * (LONGEST + 3))
+        queue.put_line(logging.INFO, "\n" * 1000)
+    os.close(writer)
+    assert [line[32:] for line in reading.lines()] == [f"{'x' * LONGEST}... (3 more characters)", r"\n" * 1000]
 
 
 def test_a_queue_drops_lines_as_it_drops_records(pipe):

@@ -1,4 +1,4 @@
-"""What reaches stderr beside the log, as records of the log.
+"""Text that is printed on stderr beside the log, as records of the log.
 
 Python prints there what nobody handles: exceptions of threads and of ``__del__``, warnings, tracebacks of
 ``multiprocessing`` and of logging handlers. A handler's module prints there, too. All that may quote what a peer sent,

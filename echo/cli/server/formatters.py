@@ -21,7 +21,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Tuple
 from ...text import LONGEST, escape, format_exception, printable
 
 MARK = "  | "
-"""What each line of a traceback begins with."""
+"""The beginning of each line of a traceback."""
 
 _LAST_MOMENT = 253402128000.0
 """9999-12-30 in UTC: no time zone is beyond the year 9999 then."""

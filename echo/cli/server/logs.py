@@ -29,7 +29,7 @@ import traceback
 from typing import Any, Callable, Counter, List, Optional, Tuple, Union
 
 from ...server import forking
-from ...text import plural, printable
+from ...text import LONGEST, plural, printable
 from .formatters import TextFormatter
 from .output import Output
 
@@ -145,8 +145,11 @@ class LogQueue(LineHandler):
     def put_line(self, level: int, message: str) -> None:
         """Queue a message in place of a record that has nothing else to show."""
         if not self._is_full():
+            long = len(message) > PLACE // 4  # a character takes up to four bytes
+            if long:
+                message = printable(message, LONGEST)
             self._records.put((time.time(), level, message))
-            if len(message) > PLACE // 4:  # a character takes up to four bytes
+            if long:
                 self._fill(len(message) if message.isascii() else 4 * len(message))
 
     def _put(self, line: bytes) -> None:

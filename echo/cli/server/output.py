@@ -215,7 +215,7 @@ def new_lock() -> Optional[int]:
 
 
 def _identity(descriptor: int) -> Optional[Tuple[int, int, int]]:
-    """What a descriptor refers to; None if it is closed."""
+    """The device and inode that a descriptor refers to, and its kind; None if it is closed."""
     try:
         status = os.fstat(descriptor)
     except OSError:
