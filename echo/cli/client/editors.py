@@ -215,8 +215,8 @@ class PlainEditor(_TerminalEditor):
 
     def read(self) -> bytes:
         self._line, self._shown, self._is_literal = bytearray(), "", False
-        _write(PROMPT)
         try:
+            _write(PROMPT)
             while not self._edit():
                 self._typed = self._wait()
         finally:

@@ -189,10 +189,12 @@ class Prompt:
         self._leave()
 
     def _look(self, number: int, frame: Optional[FrameType]) -> None:
+        may_raise, self._may_raise = self._may_raise, False  # an exception at the lock would leave it locked
         if self._editor.waits():
             with self.changed:
                 self._print_pending(self._editor.above)
         self._seen = True
+        self._may_raise = may_raise
         self._leave()
 
     def _leave(self) -> None:
