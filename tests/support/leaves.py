@@ -35,6 +35,10 @@ def leave(what):
         atexit.register(os.write, 1, b"exit function called")
     elif what == "exit function that hangs":
         atexit.register(threading.Event().wait)
+    elif what == "thread and an import that hangs":
+        threading.Thread(target=threading.Event().wait).start()
+        touch("importing")
+        threading.Event().wait()
     elif what == "import that hangs":
         touch("importing")
         threading.Event().wait()

@@ -63,7 +63,7 @@ def run() -> NoReturn:
             code = 1
         process.exit(code)
     except Stopped:  # once at most, and wherever the main thread was
-        process.exit(code)
+        process.exit(code, nothing_to_cut=True)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

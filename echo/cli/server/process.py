@@ -210,10 +210,14 @@ class Process:
 
     # The exit.
 
-    def exit(self, code: int) -> NoReturn:
-        """End the process with this code; with 1 if something has to be cut for that."""
+    def exit(self, code: int, *, nothing_to_cut: bool = False) -> NoReturn:
+        """End the process with this code; with 1 if something has to be cut for that. ``nothing_to_cut``: it has not
+        served. What the import of a module has left that a signal interrupted is not waited for."""
         self._interrupts = False
-        if self.deadline is None:
+        if nothing_to_cut:
+            self._code = code
+            self._bound(0.0)
+        elif self.deadline is None:
             self._bound(self.timeout)
         try:
             threading.Thread(target=self._end_in_time, name="echo-exit", daemon=True).start()
