@@ -255,7 +255,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         )
         # echo.Server adds up the connection's counters, drains the handler when it stops, and lingers before it closes.
         # Other servers do none of that.
-        attach = getattr(self.server, "attach", None)
+        attach = getattr(self.server, "_echo_attach", None)
         self.session = None if attach is None else attach(self)
         if self.disable_nagle_algorithm and self.session is None and self.request.family in INET:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

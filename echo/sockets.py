@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import math
 import os
 import select
 import selectors
@@ -251,7 +252,7 @@ def linger(
         deadline = accepted_at + timeout
         left = undelivered(sock)
         while True:
-            sends = _is_readable(sock, silence)
+            sends = is_readable(sock, silence)
             if sends:
                 if shared and unread(sock) and _has_duplicate(sock):
                     return
@@ -280,12 +281,13 @@ def _drop(sock: socket.socket) -> int:
     return len(socket.socket.recv(sock, _CHUNK, _DO_NOT_WAIT))
 
 
-def _is_readable(sock: socket.socket, seconds: float) -> bool:
+def is_readable(sock: socket.socket, seconds: float) -> bool:
+    """Wait at most so many seconds for input, or for a client of a listening socket. Return whether there is any."""
     if not hasattr(select, "poll"):
         return bool(select.select([sock], [], [], seconds)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return bool(poll.poll(max(1, round(seconds * 1000))))
+    return bool(poll.poll(math.ceil(seconds * 1000)))
 
 
 def _has_file(sock: socket.socket) -> bool:

@@ -100,7 +100,7 @@ class Admission:
     def check_at_door(self, server: Any, session: Session) -> None:
         """The steps that do not wait, in the accepting thread."""
         host = host_of(session.client_address)
-        if not server.proxy_protocol:
+        if not server._echo_options.proxy_protocol:
             others = self._registry.from_host(host)
             self._check_client(server, session.request, session.client_address, host, others)
         elif not self._proxies.permits(host):
@@ -108,18 +108,23 @@ class Admission:
 
     def check_in_thread(self, server: Any, session: Session) -> None:
         """The steps that wait for the client, in the session's own thread."""
-        if server.proxy_protocol:
+        if server._echo_options.proxy_protocol:
             from ..transport.proxy_header import receive_header
 
-            header = receive_header(session.request, server.handshake_timeout)
+            header = receive_header(session.request, server._echo_options.handshake_timeout)
             own = host_of(session.client_address)
             others = self._registry.identify(session, "unix" if header.source == "" else header.source)
             # A client that has no host, by what its proxy says, is local to the proxy, and not to this host.
             self._check_client(server, session.request, session.client_address, session.host or own, others)
-        if server.ssl_context is not None:
+        if server._echo_options.ssl_context is not None:
             from ..transport.handshake import shake_hands
 
-            shake_hands(session.request, server.ssl_context, server.handshake_timeout)
+            # The attribute may have another context by now. Anything else there is the program's own.
+            assigned = vars(server).get("ssl_context")
+            context = server._echo_options.ssl_context
+            if isinstance(assigned, type(context)):
+                context = assigned
+            shake_hands(session.request, context, server._echo_options.handshake_timeout)
 
     def _check_client(self, server: Any, request: Any, client_address: Any, host: Optional[str], others: int) -> None:
         """Networks, share of one host, ``verify_request``. ``others``: the sessions that the host had before this one.
@@ -128,7 +133,7 @@ class Admission:
         """
         if not self._clients.permits(host):
             raise Refused("denied", "it has no address" if host is None else "not from this address")
-        limit = server.max_connections_per_host
+        limit = server._echo_options.max_connections_per_host
         if limit is not None and others >= limit:
             raise Refused("limit", f"{plural(limit, 'session')} from this address")
         if not server.verify_request(request, client_address):
@@ -138,7 +143,7 @@ class Admission:
 def guarded_socket(server: Any, request: Any) -> Any:
     """Return the socket as one that is not used before the header has been read and the handshake is done."""
     cls: Any
-    if server.ssl_context is not None:
+    if server._echo_options.ssl_context is not None:
         from ..transport import tls
 
         cls = tls.TLSSocket
@@ -164,7 +169,7 @@ def log_refused(client_address: Any, refused: Refused, via: Optional[str] = None
 
 def import_what_options_need(server: Any) -> None:
     """Import what the options need now: later all descriptors may be taken, and no file can be opened."""
-    if server.proxy_protocol:
+    if server._echo_options.proxy_protocol:
         from ..transport import proxy_header  # noqa: F401
-    if server.ssl_context is not None:
+    if server._echo_options.ssl_context is not None:
         from ..transport import handshake  # noqa: F401

@@ -16,11 +16,11 @@ import stat
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Iterator, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..sockets import INET, check_path, keep_alive, keep_urgent_data
 from .admission import guarded_socket
-from .options import Options, set_options
+from .options import Options, options_of
 
 if sys.platform != "win32":  # which has neither Unix sockets nor locks like these
     import fcntl
@@ -58,18 +58,34 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         bind_and_activate: bool = True,
         **options: Unpack[ServerOptions],
     ) -> None:
-        set_options(self, options)
         if bind_and_activate:  # else its file may exist, as in from_socket()
             check_path(server_address)
-        self.address_family = family_of(server_address) or self.address_family
-        self._apply_options()
-        self._inherited = False  # the listening socket was made elsewhere
-        self._path: Any = None
-        self._inode: Optional[Inode] = None
+        self._echo_choose(options, family_of(server_address) or self.address_family)
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
-    def _apply_options(self) -> None:
-        """Called when the options and the address family are set, and nothing is bound yet."""
+    def __new__(cls: Type[_Self], *args: Any, **options: Any) -> _Self:
+        """Make all state here: subclasses may call ``socketserver.TCPServer.__init__`` instead of the method above."""
+        self = super().__new__(cls)
+        self._echo_prepare()
+        return self
+
+    def _echo_prepare(self) -> None:
+        self._echo_chosen: Optional[Options] = None
+        self._echo_inherited: Optional[socket.socket] = None  # the listening socket, if it was made elsewhere
+        self._echo_path: Any = None
+        self._echo_inode: Optional[Inode] = None
+
+    @property
+    def _echo_options(self) -> Options:
+        """The options in force."""
+        return self._echo_chosen or self._echo_choose({}, self.address_family)
+
+    def _echo_choose(self, given: Mapping[str, Any], family: Any) -> Options:
+        """Check the options and the address family, before anything is bound."""
+        options = options_of(self, given)
+        self.address_family = family
+        self._echo_chosen = options
+        return options
 
     @classmethod
     def from_socket(
@@ -88,11 +104,11 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         server = cls(sock.getsockname(), RequestHandlerClass, False, **options)
         server.socket.close()
         server.address_family = sock.family
-        check_addresses(server, server.allow, server.deny, server.proxy_allow_from)  # now of the socket's own family
-        if server.unix_mode is not None:
+        options_now = server._echo_options
+        check_addresses(server, options_now.allow, options_now.deny, options_now.proxy_allow_from)
+        if options_now.unix_mode is not None:
             raise ValueError("unix_mode needs a path that the server itself binds")
-        server.socket = sock
-        server._inherited = True
+        server.socket = server._echo_inherited = sock
         sock.setblocking(False)
         server.server_activate()
         return server
@@ -105,21 +121,22 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
+            set_dual_stack(self.socket, self._echo_options.dual_stack)
         if self.address_family != getattr(socket, "AF_UNIX", None):
             self.server_address = with_zone(self.server_address)
             super().server_bind()
         else:
-            if self.unix_mode is not None and not _is_file(self.server_address):
+            if self._echo_options.unix_mode is not None and not _is_file(self.server_address):
                 raise ValueError("unix_mode needs a path; an abstract address has no permissions")
-            self._path = absolute(self.server_address)
-            with start_alone(self._path):
+            self._echo_path = absolute(self.server_address)
+            with start_alone(self._echo_path):
                 claim_path(self.server_address)
                 super().server_bind()
-                self._inode = inode_of(self._path)
-                self._bound_by = os.getpid()  # a forked worker's end is not the path's
-                if self._inode is not None and self.unix_mode is not None:
-                    os.chmod(self._path, self.unix_mode)  # nobody can have connected: it does not listen yet
+                self._echo_inode = inode_of(self._echo_path)
+                self._echo_bound_by = os.getpid()  # a forked worker's end is not the path's
+                if self._echo_inode is not None and self._echo_options.unix_mode is not None:
+                    # Nobody can have connected: it does not listen yet.
+                    os.chmod(self._echo_path, self._echo_options.unix_mode)
                 self.socket.listen(self.request_queue_size)  # until then another start takes it for a dead server's
 
     def server_activate(self) -> None:
@@ -129,7 +146,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         keep_urgent_data(self.socket)
         if self.address_family in INET:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not self._inherited:  # else its maker has chosen the backlog
+        if self.socket is not self._echo_inherited:  # else its maker has chosen the backlog
             super().server_activate()
 
     def get_request(self) -> Tuple[socket.socket, Any]:
@@ -138,14 +155,23 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = peer_name(request)
-        if self.ssl_context is not None or self.proxy_protocol:
+        options = self._echo_options
+        if options.ssl_context is not None or options.proxy_protocol:
             request = guarded_socket(self, request)
         return request, client_address
 
-    def _release_path(self) -> None:
+    def _echo_release_path(self) -> None:
         """Remove a Unix socket's path, while the socket is open."""
-        if self._inode is not None and self._bound_by == os.getpid():
-            release_path(self._path, self._inode)
+        if self._echo_inode is not None and self._echo_bound_by == os.getpid():
+            release_path(self._echo_path, self._echo_inode)
+
+
+def set_dual_stack(sock: socket.socket, dual_stack: bool) -> None:
+    """Let an IPv6 socket accept IPv4 clients or not, unless a subclass has chosen before."""
+    with socket.socket(sock.family, sock.type) as other:
+        default = other.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == default:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
 
 
 def is_listening(sock: socket.socket) -> bool:
@@ -171,8 +197,8 @@ def check_addresses(server: Any, allow: Any, deny: Any, proxies: Any) -> None:
     if server.address_family in INET:
         return
     needing = {"proxy_allow_from": proxies}
-    if not server.proxy_protocol:
-        needing.update(allow=allow, deny=deny, max_connections_per_host=server.max_connections_per_host)
+    if not server._echo_options.proxy_protocol:
+        needing.update(allow=allow, deny=deny, max_connections_per_host=server._echo_options.max_connections_per_host)
     for name, value in needing.items():
         if value:
             kind = "a Unix" if server.address_family == getattr(socket, "AF_UNIX", None) else "this kind of"

@@ -78,7 +78,11 @@ class Options:
     """The options of a server, with their defaults. ``Server`` inherits them."""
 
     max_connections: Optional[int] = _option(
-        1024, "maximum number of sessions at a time; further clients wait in the backlog", int, 1, none="no limit"
+        1024,
+        "maximum number of sessions at a time; further clients wait in the backlog",
+        int,
+        1,
+        none="no limit",
     )
     max_connections_per_host: Optional[int] = _option(
         None,
@@ -144,6 +148,9 @@ class Options:
     daemon_threads: bool = _option(
         True, "sessions do not keep the process alive; a server that `start()` runs drains when the process exits"
     )
+    reuse_threads: bool = _option(
+        True, "a session may get the thread of an earlier one, with its `threading.local` data; False: a new thread"
+    )
     timeout: Optional[float] = _option(
         None, "maximum time that `handle_request()` waits for a client", _SECONDS, 0, none="no limit"
     )
@@ -168,23 +175,38 @@ class ServerOptions(TypedDict, total=False):
     allow_reuse_address: bool
     allow_reuse_port: bool
     daemon_threads: bool
+    reuse_threads: bool
     timeout: Optional[float]
 
 
-def set_options(server: Any, options: Mapping[str, Any]) -> None:
-    """Set ``options`` as attributes of ``server``; check all that it has now, a subclass's among them.
+STANDARD = ["request_queue_size", "allow_reuse_address", "allow_reuse_port", "daemon_threads", "timeout"]
+"""These are attributes of every ``socketserver`` server, which programs assign to at any time."""
 
-    Raises ``TypeError`` for an unknown option or a value of the wrong type, ``ValueError`` for a wrong value.
+
+def options_of(server: Any, given: Mapping[str, Any]) -> Options:
+    """Return the options of ``server``: those that are ``given``, then those in the body of a subclass of ``Server``.
+
+    An attribute of another class, an attribute of the object and a method have the name of an option by chance; they
+    are the program's own. Raises ``TypeError`` for an unknown option or a value of the wrong type, ``ValueError`` for a
+    wrong value.
     """
-    for name, value in options.items():
+    found = Options()
+    for name in OPTIONS:
+        bodies = [vars(cls) for cls in type(server).__mro__ if issubclass(cls, Options) and name in vars(cls)]
+        values = [body[name] for body in bodies if not hasattr(body[name], "__get__")]
+        setattr(found, name, getattr(server, name) if name in STANDARD else values[0])
+    for name, value in given.items():
         if name not in OPTIONS:
             raise TypeError(f"{type(server).__name__}() has no option {name!r}; it has {', '.join(OPTIONS)}")
-        setattr(server, name, value)
+        setattr(found, name, value)
+        if not hasattr(getattr(type(server), name), "__get__"):
+            setattr(server, name, value)
     for name, option in OPTIONS.items():
-        option.check(getattr(server, name))
-    seconds = server.handshake_timeout
-    if server.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
+        option.check(getattr(found, name))
+    seconds = found.handshake_timeout
+    if found.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
         raise ValueError(
             f"handshake_timeout is {seconds!r}; a PROXY header, which may have to be sent again, needs"
             f" {MIN_HEADER_TIMEOUT:g} s or more"
         )
+    return found

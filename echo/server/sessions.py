@@ -361,6 +361,10 @@ class Registry:
                 self._totals.add(session.handler.connection)
             return True
 
+    def may_close_unseen(self) -> bool:
+        """Whether code of a subclass may close a session's socket without the server."""
+        return any(not session.ours for session in self.sessions())
+
     def reap(self) -> bool:
         """End the sessions whose socket was closed without the server; return whether there were any. A subclass that
         serves clients in threads of its own may do so."""

@@ -3,8 +3,9 @@
 Starting a thread costs more than a short session: handing the connection to a waiting thread doubled the number of
 short sessions per second. There are as many threads as sessions at a time; two sessions never share one.
 
-Each session runs in a context of its own (``contextvars``). A ``threading.local`` stays for the next session, as in any
-pool, and may hold what is expensive to make.
+Each session runs in a context of its own (``contextvars``), and its thread has a name of its own: programs know a
+connection by that. A ``threading.local`` stays for the next session, as in any pool, and may hold what is expensive to
+make; ``reuse_threads = False`` gives each session a new thread.
 
 Nothing here knows sockets or sessions, only tasks.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextvars
+import itertools
 import queue
 import threading
 import time
@@ -65,6 +67,8 @@ class Threads:
         waiting: Optional[_Waiting] = None
         while task is not None:
             function, args = task
+            if waiting is not None:
+                waiting[1].name = _name()
             _patiently(contextvars.Context).run(function, *args)
             del task, function, args  # a waiting thread must not keep a session alive
             waiting = waiting or (queue.SimpleQueue(), threading.current_thread())
@@ -81,6 +85,13 @@ class Threads:
             except ValueError:
                 return _patiently(tasks.get)  # run() or close() has just taken it, and puts something in
             return None
+
+
+_numbers = itertools.count(1)
+
+
+def _name() -> str:
+    return f"echo-session-{next(_numbers)}"
 
 
 def _patiently(make: Callable[[], _Result]) -> _Result:
@@ -104,7 +115,7 @@ def start(
     has no thread."""
     thread: Optional[threading.Thread] = None
     try:
-        thread = threading.Thread(target=target, args=args, name="echo-session", daemon=daemon)
+        thread = threading.Thread(target=target, args=args, name=_name(), daemon=daemon)
         thread.start()
     except BaseException as exc:
         if thread is not None and thread.ident is not None:  # it runs; what was raised is a signal handler's

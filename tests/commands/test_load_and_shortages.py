@@ -105,7 +105,7 @@ IMPATIENT_THREADS = """
 class Impatient(command.Server):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self._session_threads.idle_timeout = 0.1
+        self._echo_session_threads.idle_timeout = 0.1
 
 command.Server = Impatient
 """
@@ -264,12 +264,12 @@ SERVER = """
 import echo
 
 server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
-server._session_threads.idle_timeout = 0.1
+server._echo_session_threads.idle_timeout = 0.1
 server.start()
 print(server.server_address[1], flush=True)
 while True:
     input()
-    print(len(server.connections), len(server._registry._hosts), server.stats().ended, flush=True)
+    print(len(server.connections), len(server._echo_registry._hosts), server.stats().ended, flush=True)
 """
 """A server that prints its port, and for each line of its input how many connections and hosts it has in its books."""
 

@@ -332,7 +332,7 @@ def test_the_listening_socket_is_closed_before_the_sessions_are_done(start, dial
 
 
 def test_a_session_that_has_to_be_cut_makes_the_code_1(changed, dial):
-    server = changed("server.Server._cut_grace = 0.05", "--workers", "2", "--shutdown-timeout", "100ms")
+    server = changed("server.Server._echo_cut_grace = 0.05", "--workers", "2", "--shutdown-timeout", "100ms")
     clients = client_of_each(server, dial, 2)
     busy = next(iter(clients.values()))
     assert ask(busy, b"work") == b"begun"
@@ -341,7 +341,7 @@ def test_a_session_that_has_to_be_cut_makes_the_code_1(changed, dial):
 
 
 def test_a_second_signal_cuts_and_the_code_is_1(changed, dial):
-    server = changed("server.Server._cut_grace = 0.05", "--workers", "2")
+    server = changed("server.Server._echo_cut_grace = 0.05", "--workers", "2")
     pid, busy = next(iter(client_of_each(server, dial, 2).items()))
     assert ask(busy, b"work") == b"begun"
     server.popen.send_signal(signal.SIGTERM)

@@ -158,7 +158,7 @@ def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypa
     failures = [RuntimeError("can't start new thread"), MemoryError()]
 
     def fail(thread, *arguments, **options):
-        if failures and threading.current_thread() is server._thread:
+        if failures and threading.current_thread() is server._echo_thread:
             raise failures.pop()
         real(thread, *arguments, **options)
 
@@ -173,7 +173,7 @@ def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypa
     assert server.stop() is True
 
 
-def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve):
+def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve, dial):
     """Row 10: once the pause is over there is nothing to look at the clock for."""
     waits = []
 
@@ -182,10 +182,10 @@ def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve):
         real_wait(listening, deadline)
 
     server = serve(cls=FailingServer)
-    run = server._serving
+    run = server._echo_serving
     real_wait, run.wait = run.wait, wait
     server.faults = [OSError(errno.EMFILE, "full")]
-    run.wake()
+    dial(server)
     # The thread that serves may come to its first wait only now.
     eventually(lambda: any(not listening for listening, _ in waits) and waits[-1][0])
     *pauses, last = itertools.dropwhile(lambda waited: waited[0], waits)

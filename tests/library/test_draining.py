@@ -22,7 +22,7 @@ from support.servers import echoes
 class Impatient(echo.Server):
     """Waits only a moment for sessions that it has cut; the stuck ones here never notice."""
 
-    _cut_grace = 0.01
+    _echo_cut_grace = 0.01
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_stuck_sessions_share_one_deadline_and_are_cut(serve, dial, stuck, monke
     stop = Stop(server)
     eventually(lambda: is_draining(server))
     passed[0] = 3600.0
-    server._registry.wake()
+    server._echo_registry.wake()
     assert stop.result() is False
 
 
@@ -218,7 +218,7 @@ def test_a_sender_whose_client_does_not_read_is_cut_at_the_deadline(serve, dial)
 
 def test_a_session_that_only_waits_for_its_client_to_close_is_not_counted_as_cut(serve, dial):
     server = serve()
-    server._linger_silence = DEADLINE
+    server._echo_linger_silence = DEADLINE
     client = dial(server)
     client.sendall(b"a\nexit\n")
     assert read_all(client) == b"a\n"  # and the client stays
@@ -498,7 +498,7 @@ def test_sessions_drain_before_all_clients_that_wait_in_the_backlog_are_accepted
     others = [dial(server) for _ in range(3)]
     assert reached.wait(DEADLINE)
     stopping = Background(server.stop)
-    eventually(lambda: server._serving.stopping)
+    eventually(lambda: server._echo_serving.stopping)
     may_go_on.set()
     for sock in others:
         assert read_all(sock) == b""

@@ -122,7 +122,7 @@ def test_a_child_that_is_forked_during_a_stop_does_not_wait_for_it():
     script = """
     class Forks(echo.EchoRequestHandler):
         def message_received(self, message):
-            eventually(lambda: self.server._stop_under_way is not None)
+            eventually(lambda: self.server._echo_stop is not None)
             child = os.fork()
             if not child:
                 os._exit(7 * self.server.stop())

@@ -132,7 +132,7 @@ def test_every_echo_before_exit_arrives_whatever_junk_follows(serve, dial, attem
 def test_a_byte_after_exit_costs_no_reply_that_the_client_has_not_read_yet(serve):
     """Row 83: the client is silent for longer than a close waits for the next byte."""
     server = serve()
-    server._linger_silence = 0.01
+    server._echo_linger_silence = 0.01
     lines = b"".join(b"line %07d\n" % number for number in range(20_000))
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -89,7 +89,7 @@ def test_everything_at_once_and_the_statistics_add_up_exactly(serve, seed, visit
     """Clients come and go, on threads that are always leaving, while the loop is stopped and started and all are
     watched."""
     server = serve(cls=Picky, shutdown_timeout=DEADLINE)
-    server._session_threads.idle_timeout = 0.001
+    server._echo_session_threads.idle_timeout = 0.001
     lock = threading.Lock()
     sums = collections.Counter()
 
@@ -304,7 +304,7 @@ def test_each_hosts_share_is_given_back_exactly(serve, visits):
     assert stats.accepted == 8 * visits == sum(outcomes.values())
     assert stats.ended.get("error") is None
     assert sum(stats.ended.values()) + stats.refused.get("limit", 0) == 8 * visits
-    assert not server._registry._hosts
+    assert not server._echo_registry._hosts
 
 
 def test_sessions_that_are_closed_and_aborted_from_other_threads_end_once(serve):

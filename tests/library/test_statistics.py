@@ -110,7 +110,7 @@ def test_finished_sessions_leave_nothing_behind(serve, dial):
 
     eventually(lambda: not server.connections)
     eventually(lambda: not remains())
-    assert not server._registry._hosts
+    assert not server._echo_registry._hosts
 
 
 @pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="counts are merged late without a GIL")
@@ -124,7 +124,7 @@ def test_what_a_session_leaves_needs_no_collector(serve, dial, data):
 
     remains = []
     server = serve(Kept)
-    server._linger_silence = DEADLINE  # a reset would keep a slow client from sending
+    server._echo_linger_silence = DEADLINE  # a reset would keep a slow client from sending
     gc.disable()
     try:
         for _ in range(5):

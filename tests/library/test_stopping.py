@@ -44,21 +44,22 @@ def test_start_serves_in_the_background_and_returns_the_server(serve, dial):
 
 def test_a_stop_right_after_the_start_ends_the_serving_thread_and_closes_the_socket():
     class Late(echo.Server):
-        def _serve(self, run, *arguments):
+        def _echo_serve(self, run, *arguments):
             eventually(lambda: run.stopping)  # the stop finds a thread that has not come to its first line
-            super()._serve(run, *arguments)
+            super()._echo_serve(run, *arguments)
 
     server = Late(("127.0.0.1", 0), echo.EchoRequestHandler).start()
     assert server.stop() is True
     assert server.socket.fileno() == -1
-    assert not server._thread.is_alive()
+    assert not server._echo_thread.is_alive()
 
 
 def test_a_closed_server_cannot_serve_again(serve):
     server = serve()
     server.stop()
     ends_in_time(server.serve_forever)
-    ends_in_time(server.handle_request)
+    with pytest.raises(ValueError, match="closed"):  # else "while True: handle_request()" would never end
+        server.handle_request()
     with pytest.raises(RuntimeError, match="closed"):
         server.start()
 
@@ -71,9 +72,9 @@ def test_shutdown_wakes_the_loop_which_otherwise_sleeps(serve):
     waits = []
 
     class Watched(echo.Server):
-        def _wait(self, run, deadline):
+        def _echo_wait(self, run, deadline):
             waits.append(deadline)
-            super()._wait(run, deadline)
+            super()._echo_wait(run, deadline)
 
     server = serve(cls=Watched)
     eventually(lambda: waits)
@@ -133,7 +134,7 @@ def test_handle_request_is_ended_from_another_thread(verb):
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        eventually(lambda: server._serving is not None)
+        eventually(lambda: server._echo_serving is not None)
         ends_in_time(getattr(server, verb))
         thread.join(DEADLINE)
         assert not thread.is_alive()
@@ -147,7 +148,7 @@ def test_a_listener_that_is_taken_away_ends_the_loop_and_does_not_spin(how):
     thread.start()
     with socket.create_connection(server.server_address, DEADLINE) as sock:
         assert echoes(sock)
-    run = server._serving
+    run = server._echo_serving
     if how == "shutdown":
         server.socket.shutdown(socket.SHUT_RDWR)
     else:
@@ -206,7 +207,7 @@ def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_d
     def stop_too(self, *arguments):
         entered.set()
         # The other one is inside its stop, and waits for this thread.
-        eventually(lambda: self._stop_under_way is not None)
+        eventually(lambda: self._echo_stop is not None)
         self.stop()
         return True
 
@@ -214,13 +215,13 @@ def test_stopping_from_a_hook_of_the_serving_thread_while_another_thread_stops_d
     dial(server)  # both hooks come after a client
     assert entered.wait(DEADLINE)
     ends_in_time(server.stop)
-    assert not server._thread.is_alive()
+    assert not server._echo_thread.is_alive()
 
 
 LOCKS = {
-    "the server's": lambda server: server._lock,
-    "the run's": lambda server: server._serving._lock,
-    "the registry's": lambda server: server._registry._lock,
+    "the server's": lambda server: server._echo_lock,
+    "the run's": lambda server: server._echo_serving._lock,
+    "the registry's": lambda server: server._echo_registry._lock,
 }
 
 
@@ -247,11 +248,11 @@ def test_a_signal_handler_may_stop_a_server_whose_locks_it_has_interrupted(serve
 
 def test_a_start_that_a_stop_overtakes_is_refused():
     class Overtaken(echo.Server):
-        def _new_serving(self):
+        def _echo_new_serving(self):
             stops.append(threading.Thread(target=self.stop))
             stops[0].start()
-            eventually(lambda: self._stop_under_way is not None)
-            return super()._new_serving()
+            eventually(lambda: self._echo_stop is not None)
+            return super()._echo_new_serving()
 
     stops = []
     with pytest.raises(RuntimeError, match="the server is closed"):
@@ -281,7 +282,7 @@ def test_an_interrupt_while_a_run_begins_leaves_no_run_behind(verb, moment):
     """Ctrl-C in a program without a handler for SIGINT."""
 
     def interrupt(frame, event, argument):
-        if frame.f_code.co_name == "_begin_serving" and event == moment:
+        if frame.f_code.co_name == "_echo_begin_serving" and event == moment:
             sys.setprofile(None)
             raise KeyboardInterrupt
 
@@ -292,7 +293,7 @@ def test_an_interrupt_while_a_run_begins_leaves_no_run_behind(verb, moment):
             getattr(server, verb)()
     finally:
         sys.setprofile(None)
-    assert server._serving is None
+    assert server._echo_serving is None
     assert server.stop() is True
     assert server.socket.fileno() == -1
 
@@ -312,7 +313,7 @@ def test_a_stop_that_an_exception_interrupts_does_not_report_that_all_is_done(se
     def interrupted(deadline):
         raise KeyboardInterrupt
 
-    server._registry.wait_until_empty = interrupted
+    server._echo_registry.wait_until_empty = interrupted
     with pytest.raises(KeyboardInterrupt):
         server.stop()
     assert server.stop() is False
@@ -347,7 +348,7 @@ def test_a_second_signals_stop_in_the_moment_in_which_the_first_sets_its_deadlin
         begin(stop, timeout)
 
     monkeypatch.setattr(Stop, "begin", interrupted)
-    server._cut_grace = 0.01
+    server._echo_cut_grace = 0.01
     ends_in_time(lambda: server.stop())
     assert server.stop() is False
     server.freed.set()
@@ -356,7 +357,7 @@ def test_a_second_signals_stop_in_the_moment_in_which_the_first_sets_its_deadlin
 def test_a_later_stop_never_gives_the_sessions_more_time(dial):
     class Busy(echo.Server):
         go_on = threading.Event()
-        _cut_grace = 0.01
+        _echo_cut_grace = 0.01
 
         def service_actions(self):
             self.go_on.wait(DEADLINE)
@@ -365,7 +366,7 @@ def test_a_later_stop_never_gives_the_sessions_more_time(dial):
     stuck_client(server, dial)
     first = threading.Thread(target=server.stop, args=(0.01,))
     first.start()
-    eventually(lambda: server._stop_under_way is not None)  # it waits for the loop, and has no deadline yet
+    eventually(lambda: server._echo_stop is not None)  # it waits for the loop, and has no deadline yet
     second = threading.Thread(target=server.stop, args=(10 * DEADLINE,))
     second.start()
     eventually(lambda: second.is_alive())
@@ -397,8 +398,8 @@ def test_a_handler_can_stop_a_serving_server_when_no_thread_can_start(serve, dia
     monkeypatch.setattr(threading.Thread, "start", no_thread_starts)
     client.sendall(b"\n")
     assert read_exactly(client, 5) == b"done\n"
-    server._thread.join(DEADLINE)
-    assert not server._thread.is_alive()
+    server._echo_thread.join(DEADLINE)
+    assert not server._echo_thread.is_alive()
     assert server.socket.fileno() == -1
 
 
@@ -422,12 +423,12 @@ def test_serve_forever_returns_when_the_stop_that_ended_it_is_over():
     reached = []
 
     class Slow(echo.Server):
-        def _accept_waiting(self, stop):
+        def _echo_accept_waiting(self, stop):
             reached.append(stop)
-            super()._accept_waiting(stop)
+            super()._echo_accept_waiting(stop)
 
     server = Slow(("127.0.0.1", 0), echo.EchoRequestHandler)
-    stopper = threading.Thread(target=lambda: (eventually(lambda: server._serving), server.stop()))
+    stopper = threading.Thread(target=lambda: (eventually(lambda: server._echo_serving), server.stop()))
     stopper.start()
     server.serve_forever()
     assert [stop.ended.is_set() for stop in reached] == [True]
@@ -490,7 +491,7 @@ def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
 
     class Looking(echo.Server):
         def service_actions(self):
-            seen.append((signal.set_wakeup_fd(self._serving._bell.fileno()), self._serving._bell.fileno()))
+            seen.append((signal.set_wakeup_fd(self._echo_serving._bell.fileno()), self._echo_serving._bell.fileno()))
             self.shutdown()
 
     seen = []
@@ -527,7 +528,7 @@ def test_any_order_of_verbs_from_any_threads_ends(seed):
                     socket.create_connection(server.server_address, 1).close()
                 else:
                     getattr(server, verb)()
-            except (RuntimeError, OSError):
+            except (RuntimeError, OSError, ValueError):
                 pass  # serving already, or closed
 
     def end_each_run():

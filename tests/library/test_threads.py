@@ -46,12 +46,14 @@ def ask_once(server, message=b"who"):
 
 def rests(server):
     """Wait until no session is left, and all threads that there are wait."""
-    eventually(lambda: not server.connections and len(server._session_threads._idle) == len(session_threads()))
+    eventually(lambda: not server.connections and len(server._echo_session_threads._idle) == len(session_threads()))
 
 
 def session_threads():
     """The sessions' threads that this test's servers have started; the tests that ask have one server at a time."""
-    return [thread for thread in threading.enumerate() if thread.name == "echo-session" and thread not in _others]
+    return [
+        thread for thread in threading.enumerate() if thread.name.startswith("echo-session-") and thread not in _others
+    ]
 
 
 _others = set()
@@ -70,7 +72,7 @@ def serve(serve):
 
     def start(handler_class=echo.EchoRequestHandler, *, idle_timeout=3600.0, **options):
         server = serve(handler_class, **options)
-        server._session_threads.idle_timeout = idle_timeout
+        server._echo_session_threads.idle_timeout = idle_timeout
         return server
 
     return start
@@ -104,7 +106,7 @@ def test_the_thread_that_worked_last_works_next_so_that_the_others_may_leave(ser
         first = ask(one)
         with socket.create_connection(server.server_address, DEADLINE) as other:
             assert ask(other) != first
-        eventually(lambda: len(server._session_threads._idle) == 1)
+        eventually(lambda: len(server._echo_session_threads._idle) == 1)
     rests(server)
     assert [ask_once(server) for _ in range(3)] == [first] * 3
 
@@ -123,7 +125,7 @@ def test_an_idle_thread_leaves(serve):
         (thread,) = session_threads()
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    assert not server._session_threads._idle
+    assert not server._echo_session_threads._idle
     assert not session_threads()
     assert ask_once(server)  # and a new one comes
 
@@ -263,7 +265,7 @@ def test_sys_exit_in_a_handler_ends_its_thread_alone(serve, dial):
     leaves.close()
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    assert not server._session_threads._idle
+    assert not server._echo_session_threads._idle
     assert ask(stays) == ident
     later = dial(server)
     assert ask(later) != ident
@@ -303,7 +305,7 @@ def test_threads_that_are_not_daemons_are_new_each_time_and_do_not_wait(serve):
         assert not met[number].is_alive()
     assert len(set(met)) == 3
     assert not any(thread.daemon for thread in met)
-    assert not server._session_threads._idle
+    assert not server._echo_session_threads._idle
 
 
 def test_a_program_does_not_wait_for_the_threads_that_wait_for_another_session():
@@ -312,7 +314,7 @@ def test_a_program_does_not_wait_for_the_threads_that_wait_for_another_session()
 
         for daemon in (False, True):
             server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, daemon_threads=daemon).start()
-            server._session_threads.idle_timeout = 3600.0
+            server._echo_session_threads.idle_timeout = 3600.0
             for _ in range(3):
                 with echo.connect(server.server_address) as client:
                     assert client.echo(b"hello") == b"hello"
@@ -333,7 +335,7 @@ def test_stop_lets_the_threads_that_wait_end_at_once(serve):
     assert len(threads) == 5
     for client in clients[:3]:
         client.close()
-    eventually(lambda: len(server._session_threads._idle) == 3)
+    eventually(lambda: len(server._echo_session_threads._idle) == 3)
     assert server.stop() is True
     for thread in threads:
         thread.join(DEADLINE)
@@ -352,7 +354,7 @@ def test_a_thread_whose_session_outlives_the_stop_does_not_wait_afterwards(serve
             release.wait(DEADLINE)
 
     server = serve(Stuck, idle_timeout=3600.0)
-    server._cut_grace = 0.01
+    server._echo_cut_grace = 0.01
     dial(server).sendall(b"\n")
     assert entered.wait(DEADLINE)
     assert server.stop(timeout=0) is False
@@ -374,7 +376,7 @@ def test_two_servers_share_no_thread(serve):
     one, other = serve(Ident), serve(Ident)
     with socket.create_connection(one.server_address, DEADLINE) as sock:
         first = ask(sock)
-    eventually(lambda: one._session_threads._idle)
+    eventually(lambda: one._echo_session_threads._idle)
     with socket.create_connection(other.server_address, DEADLINE) as sock:
         assert ask(sock) != first
 
@@ -531,7 +533,7 @@ def test_after_server_close_no_thread_waits(serve):
         sock.sendall(b"hello\n")
         sock.shutdown(socket.SHUT_WR)
         read_all(sock)
-    (waiting,) = eventually(lambda: list(server._session_threads._idle))
+    (waiting,) = eventually(lambda: list(server._echo_session_threads._idle))
     server.server_close()
     assert not waiting[1].is_alive()
 

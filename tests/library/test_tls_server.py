@@ -400,7 +400,7 @@ class Patient(socketserver.StreamRequestHandler):
 class Brisk(echo.Server):
     """Waits only a moment for a client that does not read ``close_notify``."""
 
-    _linger_silence = 0.05
+    _echo_linger_silence = 0.05
 
 
 def test_a_client_that_does_not_read_the_end_of_its_session_does_not_hold_up_the_server(secure, dial, stock):

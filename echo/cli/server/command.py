@@ -150,7 +150,8 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
         _reload(server, files)
 
     def work(number: int, ready: Callable[[], None]) -> int:
-        server.cpu_affinity = affinity.share(server.cpu_affinity, first + number)
+        options = server._echo_options
+        options.cpu_affinity = affinity.share(options.cpu_affinity, first + number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
         log.to(log.queue())
         return _serve(server, process, ready, reload, lambda: False)
@@ -164,7 +165,7 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
     with _failure_logged():
         processes = Workers(count, work, process, stop, reload, _watch_terminal())
         _announce(server)
-        server.balance = processes.balance
+        server._echo_balance = processes.balance
         try:
             return processes.run()
         finally:

@@ -1,0 +1,691 @@
+"""A subclass's own names, methods called by name, threads, and the order of calls, as programs for ``socketserver``
+have them. Most tests run with the standard library's class, too, since that defines what is right."""
+
+import http.server
+import queue
+import socket
+import socketserver
+import threading
+import urllib.request
+
+import pytest
+
+import echo
+from support import DEADLINE, eventually, read_all, read_exactly
+from support.servers import ends_in_time
+
+BOTH = (socketserver.ThreadingTCPServer, echo.Server)
+on_both = pytest.mark.parametrize("base", BOTH, ids=["stock", "echo"])
+
+ADDRESS = ("127.0.0.1", 0)
+
+
+class Lines(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+def is_answered(sock):
+    sock.sendall(b"are you there\n")
+    return read_exactly(sock, 14) == b"ARE YOU THERE\n"
+
+
+def serve_and_check(server, dial):
+    """Serve, check that a client is answered, and stop, with the calls of the standard library."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    with dial(server) as client:
+        assert is_answered(client)
+    server.shutdown()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    server.server_close()
+
+
+# Names.
+
+OWN = "ssl_context connections _closed _run _lock balance stats start stop attach set_access _registry _thread _serving"
+OWN += " _accept _wait _serve _past _session max_connections max_connections_per_host allow deny handshake_timeout"
+OWN += " proxy_protocol proxy_allow_from dual_stack unix_mode cpu_affinity shutdown_timeout options reuse_threads"
+
+
+@on_both
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_object_may_have_attributes_of_its_own_by_any_name(base, dial, when):
+    class Own(base):
+        daemon_threads = True
+
+        def __init__(self, *arguments):
+            if when == "after":
+                super().__init__(*arguments)
+            for name in OWN.split():
+                setattr(self, name, name.upper())
+            if when == "before":
+                super().__init__(*arguments)
+
+    server = Own(ADDRESS, Lines)
+    serve_and_check(server, dial)
+    assert all(getattr(server, name) == name.upper() for name in OWN.split())
+
+
+@on_both
+def test_a_class_may_have_methods_of_its_own_by_any_name(base, dial):
+    def own(self, *arguments):
+        raise AssertionError("a method of the subclass's own was called")
+
+    methods = {name: own for name in OWN.split()}
+    serve_and_check(type("Own", (base,), {"daemon_threads": True, **methods})(ADDRESS, Lines), dial)
+
+
+@on_both
+def test_a_mixin_may_have_class_attributes_of_its_own_by_any_name(base, dial):
+    class Mixin:
+        max_connections = 0
+        allow = deny = ["nobody"]
+        ssl_context = connections = _lock = "mine"
+        proxy_protocol = handshake_timeout = -1
+
+    class Own(Mixin, base):
+        daemon_threads = True
+
+    serve_and_check(Own(ADDRESS, Lines), dial)
+
+
+@on_both
+def test_a_class_named_server_may_have_private_names_of_its_own(base, dial):
+    class Server(base):
+        daemon_threads = True
+
+        def __init__(self, *arguments):
+            self.__lock = self.__registry = self.__serving = self.__thread = None
+            super().__init__(*arguments)
+
+    serve_and_check(Server(ADDRESS, Lines), dial)
+
+
+def test_an_option_in_the_body_of_a_subclass_counts_and_one_given_counts_more():
+    class Ten(echo.Server):
+        max_connections = 10
+
+    class Five(Ten):
+        def __init__(self, *arguments, **options):
+            self.max_connections = 7  # the program's own
+            super().__init__(*arguments, **options)
+
+    with Ten(ADDRESS, Lines) as server:
+        assert server._echo_options.max_connections == 10
+    with Ten(ADDRESS, Lines, max_connections=3) as server:
+        assert (server._echo_options.max_connections, server.max_connections) == (3, 3)
+    with Five(ADDRESS, Lines) as server:
+        assert (server._echo_options.max_connections, server.max_connections) == (10, 7)
+
+
+@on_both
+@pytest.mark.parametrize("init", ["thread first", "server first"])
+def test_a_server_may_be_a_thread(base, dial, init):
+    class Service(base, threading.Thread):
+        daemon_threads = True
+
+        def __init__(self):
+            if init == "thread first":
+                threading.Thread.__init__(self, daemon=True)
+            base.__init__(self, ADDRESS, Lines)
+            if init == "server first":
+                threading.Thread.__init__(self, daemon=True)
+
+        def run(self):
+            self.serve_forever(0.01)
+
+    service = Service()
+    service.start()
+    with dial(service) as client:
+        assert is_answered(client)
+    service.shutdown()
+    service.join(DEADLINE)
+    assert not service.is_alive()
+    service.server_close()
+
+
+# Calls by name.
+
+
+@on_both
+def test_the_constructors_of_the_standard_library_may_be_called_by_name(base, dial):
+    for call in (socketserver.TCPServer.__init__, lambda self, *rest: by_hand(self, *rest)):
+
+        class Own(base):
+            daemon_threads = True
+
+            def __init__(self, *arguments, call=call):
+                call(self, *arguments)
+
+        serve_and_check(Own(ADDRESS, Lines), dial)
+
+
+def by_hand(self, address, handler_class):
+    socketserver.BaseServer.__init__(self, address, handler_class)
+    self.socket = socket.socket(self.address_family, self.socket_type)
+    self.server_bind()
+    self.server_activate()
+
+
+@on_both
+def test_the_loop_of_the_standard_library_may_be_called_by_name(base, dial):
+    class Own(base):
+        daemon_threads = True
+
+        def serve_forever(self, poll_interval=0.01):
+            socketserver.BaseServer.serve_forever(self, poll_interval)
+
+    serve_and_check(Own(ADDRESS, Lines), dial)
+
+
+@on_both
+def test_one_request_of_the_standard_library_may_be_handled_by_name(base, dial):
+    with base(ADDRESS, Lines) as server:
+        client = dial(server)
+        socketserver.BaseServer.handle_request(server)
+        assert is_answered(client)
+        client.close()
+
+
+@on_both
+def test_the_private_flag_ends_the_loop_without_waiting_for_it(base, dial):
+    class Last(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.server._BaseServer__shutdown_request = True
+
+    with base(ADDRESS, Last) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        dial(server).close()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+def test_process_request_of_the_mixin_by_name_keeps_the_limit_and_the_drain(dial):
+    class ByName(echo.Server):
+        def process_request(self, request, client_address):
+            socketserver.ThreadingMixIn.process_request(self, request, client_address)
+
+    with ByName(ADDRESS, Lines, max_connections=1, shutdown_timeout=None).start() as server:
+        first, second = dial(server), dial(server)
+        assert is_answered(first)
+        assert len(server.connections) == 1
+        first.close()
+        assert is_answered(second)
+        ends_in_time(server.stop)
+        assert read_all(second) == b""
+        assert server.stats().ended == {"exit": 1, "drain": 1}
+
+
+# Registration.
+
+
+class APool(echo.Server):
+    """Sessions in threads of the program's own, which know nothing of the server's methods."""
+
+    def __init__(self, *arguments, **options):
+        self.waiting = queue.Queue()
+        super().__init__(*arguments, **options)
+        for _ in range(2):
+            threading.Thread(target=self.work, daemon=True).start()
+
+    def process_request(self, request, client_address):
+        self.waiting.put(request)
+
+    def work(self):
+        while True:
+            request = self.waiting.get()
+            if request is None:
+                return
+            with request:
+                request.sendall(request.recv(100).upper())
+
+    def server_close(self):
+        super().server_close()
+        self.waiting.put(None)
+        self.waiting.put(None)
+
+
+class ACopy(echo.Server):
+    def process_request_thread(self, request, client_address):
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
+
+class ClosesByItself(ACopy):
+    def shutdown_request(self, request):
+        self.close_request(request)
+
+
+@pytest.mark.parametrize("cls", [APool, ACopy, ClosesByItself])
+def test_many_short_sessions_leave_nothing_behind_whatever_is_replaced(cls, dial):
+    with cls(ADDRESS, Lines, max_connections=2, shutdown_timeout=DEADLINE).start() as server:
+        for _ in range(20):
+            with dial(server) as client:
+                assert is_answered(client)
+        eventually(lambda: not server.connections)
+        assert server.stats().accepted == sum(server.stats().ended.values()) == 20
+
+
+def test_sessions_that_were_closed_while_the_server_was_full_make_room(dial):
+    with APool(ADDRESS, Lines, max_connections=2, shutdown_timeout=DEADLINE).start() as server:
+        clients = [dial(server) for _ in range(2)]
+        eventually(lambda: len(server.connections) == 2 and server._echo_serving.full)
+        third = dial(server)
+        for client in clients:
+            assert is_answered(client)
+        assert is_answered(third)
+
+
+def test_a_request_need_not_be_a_socket_nor_hashable(dial):
+    class Wrapper(list):  # as hashable as a list
+        def __init__(self, sock):
+            super().__init__()
+            self.sock = sock
+            self.fileno, self.recv, self.sendall, self.close = sock.fileno, sock.recv, sock.sendall, sock.close
+
+        def shutdown(self):  # as pyOpenSSL's
+            self.sock.shutdown(socket.SHUT_WR)
+
+    class Wrapping(echo.Server):
+        def get_request(self):
+            request, client_address = super().get_request()
+            return Wrapper(request), client_address
+
+        def shutdown_request(self, request):
+            request.shutdown()
+            self.close_request(request)
+
+    class Plain(socketserver.BaseRequestHandler):
+        def handle(self):
+            while True:
+                data = self.request.recv(100)
+                if not data:
+                    return
+                self.request.sendall(data.upper())
+
+    with Wrapping(ADDRESS, Plain, shutdown_timeout=None).start() as server:
+        client = dial(server)
+        assert is_answered(client)
+        ends_in_time(server.stop)
+        assert read_all(client) == b""
+        assert server.stats().ended == {"drain": 1}
+
+
+def test_one_client_at_a_time(dial):
+    running, most = [], []
+
+    class Counting(Lines):
+        def handle(self):
+            running.append(self)
+            most.append(len(running))
+            super().handle()
+            running.remove(self)
+
+    with echo.Server(ADDRESS, Counting, max_connections=1).start() as server:
+        clients = [dial(server) for _ in range(4)]
+        for client in clients:
+            assert is_answered(client)
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b""
+    assert most == [1] * 4
+
+
+# Order of calls.
+
+
+@on_both
+def test_get_request_is_called_only_when_a_client_waits(base, dial):
+    calls = []
+
+    class Own(base):
+        daemon_threads = True
+
+        def get_request(self):
+            self.socket.settimeout(DEADLINE)  # with nobody there, it would wait
+            calls.append("get_request")
+            return self.socket.accept()
+
+    server = Own(ADDRESS, Lines)
+    serve_and_check(server, dial)
+    assert calls == ["get_request"]
+
+
+@on_both
+def test_a_failed_constructor_does_not_call_shutdown_of_the_subclass(base):
+    class Own(base):
+        allow_reuse_address = allow_reuse_port = False
+
+        def shutdown(self):
+            raise AssertionError("shutdown() was called")
+
+    with socket.create_server(ADDRESS) as taken, pytest.raises(OSError):
+        Own(taken.getsockname(), Lines)
+
+
+def test_server_close_does_not_call_shutdown_of_the_subclass(dial):
+    class Own(echo.Server):
+        def shutdown(self):
+            raise AssertionError("shutdown() was called")
+
+    with Own(ADDRESS, Lines).start() as server, dial(server) as client:
+        assert is_answered(client)
+
+
+@on_both
+def test_a_closed_server_with_a_new_socket_serves(base, dial):
+    class Own(base):
+        daemon_threads = True
+
+    with socket.create_server(ADDRESS) as listening:
+        server = Own(listening.getsockname(), Lines, bind_and_activate=False)
+        server.server_close()
+        for _ in range(2):
+            server.socket = socket.fromfd(listening.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+            server.server_address = server.socket.getsockname()
+            serve_and_check(server, dial)
+
+
+@on_both
+def test_server_close_by_name_closes_the_listening_socket_and_leaves_the_sessions(base, dial):
+    class Own(base):
+        daemon_threads = True
+
+    server = Own(ADDRESS, Lines)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    client = dial(server)
+    assert is_answered(client)
+    server.shutdown()
+    thread.join(DEADLINE)
+    socketserver.TCPServer.server_close(server)
+    assert is_answered(client)
+    client.close()
+    server.server_close()
+
+
+@on_both
+def test_a_loop_of_handle_request_ends_when_the_server_is_closed(base):
+    server = base(ADDRESS, Lines)
+    server.server_close()
+    with pytest.raises(ValueError):
+        while True:
+            server.handle_request()
+
+
+@on_both
+def test_what_a_subclass_has_said_about_ipv4_clients_stays(base):
+    class Own(base):
+        address_family = socket.AF_INET6
+
+        def server_bind(self):
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            super().server_bind()
+
+    try:
+        server = Own(("::1", 0), Lines)
+    except OSError as exc:
+        pytest.skip(f"no IPv6 here: {exc}")
+    with server:
+        assert server.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+# Errors.
+
+
+@on_both
+def test_a_handle_error_that_raises_reaches_the_programs_hook(base, dial, monkeypatch):
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
+
+    class Own(base):
+        daemon_threads = True
+
+        def handle_error(self, request, client_address):
+            raise
+
+    class Bad(socketserver.BaseRequestHandler):
+        def handle(self):
+            if self.request.recv(1) == b"!":
+                raise LookupError("a mistake")
+            self.request.sendall(b"fine")
+
+    server = Own(ADDRESS, Bad)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    with dial(server) as client:
+        client.sendall(b"!")
+        assert read_all(client) == b""
+    eventually(lambda: raised == [LookupError])
+    server.shutdown()
+    server.server_close()
+
+
+def upstream_is_down():
+    with socket.socket() as nobody:
+        nobody.bind(ADDRESS)
+        socket.create_connection(nobody.getsockname(), DEADLINE)
+
+
+def pipe_is_broken():
+    one, other = socket.socketpair()
+    with one:
+        other.close()
+        one.sendall(b"x")
+
+
+def upstream_has_reset():
+    raise ConnectionResetError("by the database")
+
+
+@pytest.mark.parametrize("fail", [upstream_is_down, pipe_is_broken, upstream_has_reset])
+def test_a_lost_connection_of_the_handlers_own_is_its_error(serve, dial, caplog, fail):
+    class Front(socketserver.BaseRequestHandler):
+        def handle(self):
+            fail()
+
+    server = serve(Front)
+    with dial(server) as client:
+        assert read_all(client) == b""
+    eventually(lambda: server.stats().ended == {"error": 1})
+    assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"]
+
+
+# Sockets.
+
+
+@on_both
+@pytest.mark.parametrize("kept", ["file", "duplicate"])
+def test_a_thread_of_the_handlers_own_reads_on_after_it(base, dial, kept):
+    got = []
+    begun, over = threading.Event(), threading.Event()
+
+    class Keeps(socketserver.StreamRequestHandler):
+        def handle(self):
+            file = self.rfile
+            if kept == "duplicate":
+                with self.request.dup() as duplicate:
+                    file = duplicate.makefile("rb")
+            threading.Thread(target=self.read_on, args=(file,), daemon=True).start()
+
+        def read_on(self, file):
+            with file:
+                for line in file:
+                    got.append(line)
+                    begun.set()
+            over.set()
+
+        def finish(self):
+            self.wfile.close()
+
+    class Own(base):
+        daemon_threads = True
+
+    server = Own(ADDRESS, Keeps)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    with dial(server) as client:
+        assert client.recv(1) == b""  # the handler is done
+        lines = [b"%02d\n" % number for number in range(20)]
+        for line in lines:
+            client.sendall(line)
+            assert begun.wait(DEADLINE)
+    assert over.wait(DEADLINE)
+    assert got == lines
+    server.shutdown()
+    server.server_close()
+
+
+# Threads.
+
+
+@on_both
+@pytest.mark.parametrize("sessions", [2, 5])
+def test_the_thread_of_each_session_has_a_name_of_its_own(base, dial, sessions):
+    class Tells(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(threading.current_thread().name.encode())
+
+    class Own(base):
+        daemon_threads = True
+
+    server = Own(ADDRESS, Tells)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    names = []
+    for _ in range(sessions):
+        with dial(server) as client:
+            names.append(read_all(client))
+    server.shutdown()
+    server.server_close()
+    assert len(set(names)) == sessions
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_reuse_threads_says_whether_a_session_may_get_the_thread_of_an_earlier_one(dial, reuse):
+    local = threading.local()
+
+    class Remembers(socketserver.BaseRequestHandler):
+        def handle(self):
+            seen = getattr(local, "seen", 0)
+            local.seen = seen + 1
+            self.request.sendall(b"%d" % seen)
+
+    class Own(echo.Server):
+        reuse_threads = reuse
+
+    with Own(ADDRESS, Remembers).start() as server:
+        seen = []
+        for _ in range(3):
+            with dial(server) as client:
+                seen.append(int(read_all(client)))
+            eventually(lambda: not server.connections and (not reuse or server._echo_session_threads._idle))
+    assert seen == ([0, 1, 2] if reuse else [0, 0, 0])
+
+
+# Ported side by side: one changed line, the base class.
+
+
+@pytest.mark.parametrize("mixin", [socketserver.ThreadingMixIn, echo.Server], ids=["stock", "echo"])
+def test_a_threading_http_server_is_ported_with_one_changed_line(mixin, tmp_path):
+    (tmp_path / "hello.txt").write_bytes(b"hello")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments):
+            pass
+
+    class S(mixin, http.server.HTTPServer):
+        daemon_threads = True
+
+    server = S(ADDRESS, Quiet)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/hello.txt"
+    with urllib.request.urlopen(url, timeout=DEADLINE) as response:
+        assert response.read() == b"hello"
+    server.shutdown()
+    server.server_close()
+
+
+class KeyValueHandler(socketserver.StreamRequestHandler):
+    """A small store as it is written for ``socketserver``: SET key value, GET key, DEL key, KEYS, QUIT."""
+
+    def handle(self):
+        for line in self.rfile:
+            words = line.decode("utf-8", "replace").split(None, 2)
+            if not words:
+                continue
+            command, arguments = words[0].upper(), [word.strip() for word in words[1:]]
+            if command == "QUIT":
+                self.reply("BYE")
+                return
+            method = getattr(self, f"do_{command.lower()}", None)
+            if method is None:
+                self.reply("ERROR unknown command")
+                continue
+            try:
+                self.reply(method(*arguments))
+            except TypeError:
+                self.reply("ERROR wrong number of arguments")
+
+    def reply(self, text):
+        self.wfile.write(text.encode() + b"\n")
+
+    def do_set(self, key, value):
+        with self.server.lock:
+            self.server.data[key] = value
+        return "OK"
+
+    def do_get(self, key):
+        with self.server.lock:
+            return self.server.data.get(key, "NONE")
+
+    def do_del(self, key):
+        with self.server.lock:
+            return "OK" if self.server.data.pop(key, None) is not None else "NONE"
+
+    def do_keys(self):
+        with self.server.lock:
+            return " ".join(sorted(self.server.data)) or "NONE"
+
+
+def key_value_server(base):
+    class KeyValueServer(base):  # the one line that changes
+        allow_reuse_address = True
+        daemon_threads = True
+
+        def __init__(self, address):
+            self.data = {}
+            self.lock = threading.Lock()
+            super().__init__(address, KeyValueHandler)
+
+    return KeyValueServer(ADDRESS)
+
+
+@on_both
+def test_a_key_value_service_is_ported_with_one_changed_line(base, dial):
+    server = key_value_server(base)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    with dial(server) as one, dial(server) as other:
+        one.sendall(b"SET a 1\nset b two words\nGET a\nGET c\nNO\nGET\n")
+        replies = one.makefile("rb")
+        expected = [b"OK", b"OK", b"1", b"NONE", b"ERROR unknown command", b"ERROR wrong number of arguments"]
+        assert [replies.readline().rstrip() for _ in expected] == expected
+        other.sendall(b"KEYS\nDEL a\nGET b\nKEYS\nQUIT\n")
+        assert read_all(other) == b"a b\nOK\ntwo words\nb\nBYE\n"
+        one.sendall(b"QUIT\n")
+        assert replies.read() == b"BYE\n"
+        replies.close()
+    server.shutdown()
+    server.server_close()
