@@ -568,7 +568,7 @@ def test_a_worker_that_cannot_live_is_tried_again_while_others_can(changed, dial
     change = (
         "real = server.Server.serve_forever\n"
         "def serve_forever(self):\n"
-        "    real(self) if self.balance._mine else os._exit(3)\n"
+        "    real(self) if self._echo_balance._mine else os._exit(3)\n"
         "server.Server.serve_forever = serve_forever\n"
         "workers.Workers.min_pause, workers.Workers.max_pause = 0.005, 0.01"
     )

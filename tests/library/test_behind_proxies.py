@@ -642,7 +642,7 @@ def impatient(proxied):
 
     def start(*arguments, **options):
         server = proxied(*arguments, **options)
-        server.handshake_timeout = 0.05
+        server._echo_options.handshake_timeout = 0.05
         return server
 
     return start

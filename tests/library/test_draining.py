@@ -245,12 +245,12 @@ def test_a_drain_that_blocks_holds_up_neither_the_deadline_nor_the_other_session
             else:
                 release.wait(2 * DEADLINE)
 
-    server = Impatient(("127.0.0.1", 0), Blocks).start()
+    # No machine is too busy for half a second to be over.
+    server = Impatient(("127.0.0.1", 0), Blocks, shutdown_timeout=0.5).start()
     clients = [dial(server)]
     eventually(lambda: len(connected) == 1)
     clients += [dial(server) for _ in range(3)]
     eventually(lambda: len(connected) == 4)
-    server.shutdown_timeout = 0.5  # no machine is too busy for this to be over
     stop = Stop(server)
     assert read_all(clients[0]) == b""
     assert stop.result() is False
