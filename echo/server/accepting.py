@@ -6,12 +6,13 @@ It knows the listening socket as something to wait for. It accepts nothing, and 
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import signal
 import socket
 import threading
 import time
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, Set
 
 from ..sockets import LONGEST_WAIT
 
@@ -103,6 +104,9 @@ class ReentrantEvent:
                 self._changed.wait(STEP)
 
 
+_runs: Set[Serving] = set()
+
+
 class Serving:
     """One period of serving. The loop sleeps on the listening socket, and is woken through a socket pair."""
 
@@ -131,6 +135,8 @@ class Serving:
         self._bell.setblocking(False)
         self._selector = _Selector()
         self._selector.register(self._alarm, selectors.EVENT_READ)
+        self._inode = os.fstat(listener.fileno()).st_ino  # duplicates of the socket share it, and the mode
+        _runs.add(self)
 
     def close(self, *, restore: bool = True) -> None:
         """``restore``: put the listening socket's mode back. Not while another run uses the socket, and not before it
@@ -143,6 +149,9 @@ class Serving:
             self._selector.close()
             self._alarm.close()
             self._bell.close()
+            _runs.discard(self)
+            if any(other._inode == self._inode for other in list(_runs)):
+                restore = False
             if restore and self._listener.fileno() != -1 and not self._shared:
                 self._listener.settimeout(self.listener_timeout)
 

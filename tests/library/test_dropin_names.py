@@ -2,6 +2,7 @@
 have them. Most tests run with the standard library's class, too, since that defines what is right."""
 
 import http.server
+import os
 import queue
 import socket
 import socketserver
@@ -541,6 +542,21 @@ def test_a_thread_of_the_handlers_own_reads_on_after_it(base, dial, kept):
     assert got == lines
     server.shutdown()
     server.server_close()
+
+
+def test_of_two_servers_on_one_socket_the_last_to_stop_puts_its_mode_back():
+    with socket.create_server(ADDRESS) as listening:
+        servers = []
+        for _ in range(2):
+            servers.append(echo.Server(listening.getsockname(), Lines, bind_and_activate=False))
+            servers[-1].socket.close()
+            servers[-1].socket = listening.dup()
+            servers[-1].start()
+        for server, blocking in zip(servers, [False, True]):
+            server.shutdown()
+            assert os.get_blocking(listening.fileno()) is blocking
+        for server in servers:
+            server.server_close()
 
 
 # Threads.
