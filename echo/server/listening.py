@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import socketserver
@@ -70,21 +71,20 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         return self
 
     def _echo_prepare(self) -> None:
-        self._echo_chosen: Optional[Options] = None
         self._echo_inherited: Optional[socket.socket] = None  # the listening socket, if it was made elsewhere
         self._echo_path: Any = None
         self._echo_inode: Optional[Inode] = None
 
-    @property
+    @functools.cached_property
     def _echo_options(self) -> Options:
-        """The options in force."""
-        return self._echo_chosen or self._echo_choose({}, self.address_family)
+        """The options in force. Each session reads them several times, so that they become a plain attribute."""
+        return self._echo_choose({}, self.address_family)
 
     def _echo_choose(self, given: Mapping[str, Any], family: Any) -> Options:
         """Check the options and the address family, before anything is bound."""
         options = options_of(self, given)
         self.address_family = family
-        self._echo_chosen = options
+        self._echo_options = options
         return options
 
     @classmethod

@@ -411,13 +411,14 @@ class Server(ListeningServer):
             log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
             with contextlib.suppress(Exception):
                 self.close_request(session.request)  # no memory for a gentle end, for example
-        session.closed()  # a subclass may close in its own way
+        if session.state != "closed":  # a subclass closes in its own way
+            session.closed()
 
     # Sessions.
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the session a thread of its own."""
-        session = self._echo_session(request, client_address)
+        session = self._echo_registry.get(request) or self._echo_adopt(request, client_address)
         session.begun = True
         task = self.process_request_thread, (request, client_address)
 
@@ -429,17 +430,15 @@ class Server(ListeningServer):
         else:  # the interpreter waits at its exit for threads that are no daemons; they must not wait for a session
             threads.start(*task, not_begun, daemon=self.daemon_threads)
 
-    def _echo_session(self, request: Any, client_address: Any) -> Session:
-        """The session of a request; a new one for a request that this server has not accepted itself."""
-        session = self._echo_registry.get(request)
-        if session is None:
-            session = Session(request, client_address)
-            self._echo_registry.add(session)
+    def _echo_adopt(self, request: Any, client_address: Any) -> Session:
+        """Make a session for a request that this server has not accepted itself."""
+        session = Session(request, client_address)
+        self._echo_registry.add(session)
         return session
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """A session, in its own thread, from admission to the closed socket."""
-        session = self._echo_session(request, client_address)
+        session = self._echo_registry.get(request) or self._echo_adopt(request, client_address)
         session.begun = session.ours = True
         session.thread_id = threading.get_ident()
         try:
@@ -465,7 +464,7 @@ class Server(ListeningServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Make the handler, which serves the session. ``request`` may be a wrapper of what was accepted (TLS)."""
-        session = self._echo_registry.find(request)
+        session = self._echo_registry.get(request) or self._echo_registry.find(request)
         if session is not None:
             if session.opening is not None:
                 session.opening()
@@ -495,7 +494,8 @@ class Server(ListeningServer):
         """Close the socket, if that has not been done, and count the end."""
         if self._echo_registry.get(session.request) is session:
             self._echo_close_quietly(session)
-            self._echo_count_end(session)
+            if self._echo_registry.get(session.request) is session:  # a subclass does not call close_request()
+                self._echo_count_end(session)
 
     def _echo_count_end(self, session: Session) -> None:
         serving = self._echo_serving
@@ -524,7 +524,8 @@ class Server(ListeningServer):
         if session is None:
             super().close_request(request)
             return
-        session.closing()
+        if session.state != "closing":
+            session.closing()
         session.closed()
         try:
             super().close_request(request)
