@@ -1,8 +1,8 @@
 """Measuring: probes that are recognised when they come back, one after the other (``ping``) or as a load (``bench``).
 
 ``probes``, ``stream`` and ``distribution`` know no socket. ``lane`` is one connection that carries probes, ``load``
-keeps many of them busy. ``ping`` and ``bench`` plan and report. ``figures`` turns durations into text and JSON fields,
-``report`` prints.
+keeps many of them busy. ``ping`` and ``bench`` plan and report; ``outages`` and ``intervals`` are their time series.
+``figures`` turns durations into text and JSON fields, ``conditions`` checks them, ``report`` prints.
 
 Nothing is imported here: the client command needs ``report`` at each start, and ``bench`` needs ``multiprocessing``,
 which takes long to import.

@@ -22,6 +22,7 @@ from ..text import plural
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name, with_conditions
+from .intervals import Interval, Intervals
 from .load import TIMED_OUT, End, Period, Plan, Slice, Timetable, run
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
 from .report import Report, microseconds, milliseconds
@@ -38,6 +39,9 @@ BUSY = 0.9
 LATE_SHARE = 0.01
 LATE_AT_LEAST = 10
 """Share of the messages, and their number, that the load may send late before its figures are doubtful."""
+
+PROGRESS = SECOND
+"""Nanoseconds between two reports of the progress."""
 
 _DIED = "a process of the load has died"
 
@@ -68,6 +72,7 @@ class Bench:
     the maximum time in seconds for a reply, after which the probe is lost, and for connecting (None: no limit).
     ``framing`` is as in ``Ping``. ``start_load`` starts the processes of the load.
     Without ``verify``, replies are timed and counted, and not compared with the probes. ``percentiles`` are shown.
+    ``interval`` is the time in seconds that each line of a time series is about (None: no such lines).
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Bench:
         depth: Optional[int],
         rate: Optional[int],
         timeout: Optional[float],
+        interval: Optional[float] = None,
         percentiles: Sequence[float] = PERCENTILES,
         verify: bool = True,
         clock: Clock = CLOCK,
@@ -91,6 +97,7 @@ class Bench:
         self._start_load = start_load
         self._where = str(endpoint)
         self._report = report
+        self._interval = interval
         self._percentiles = percentiles
         self._connections = connections
         self._duration = duration
@@ -115,7 +122,7 @@ class Bench:
         self.due = 0
         self._connect_times = Distribution()
         self._look_up_took = 0
-        self._period = Period(0, 0, 0)
+        self._period = Period(0, 0, 0, 0)
         self._started_at = 0
         self._processes: List[Any] = []
         self._pipes: Dict[Any, List[int]] = {}  # with the numbers of the connections of that process
@@ -154,7 +161,8 @@ class Bench:
         """Run the load to its end or until ``stop``, report the summary, and return the exit code."""
         start = SECOND // 50
         begin = start + round(self._warm_up * SECOND)
-        self._period = Period(start, begin, begin + round(self._duration * SECOND))
+        interval = PROGRESS if self._interval is None else round(self._interval * SECOND)
+        self._period = Period(start, begin, begin + round(self._duration * SECOND), interval)
         self._started_at = self._clock.now()
         with _signals_blocked():
             for pipe in self._pipes:
@@ -179,8 +187,10 @@ class Bench:
         waiting = list(self._pipes)
         on_the_way = dict.fromkeys(self._pipes, 0)
         ends: Dict[Any, End] = {}
-        recent, shown_at = Slice(), self._period.begin
+        intervals = Intervals(self._period, self._pipes)
         while waiting:
+            for interval in intervals.completed(self._period.end):
+                self._report_interval(interval)
             pipe: Any
             for pipe in multiprocessing.connection.wait(waiting):
                 try:
@@ -192,25 +202,25 @@ class Bench:
                 if isinstance(part, Slice):
                     on_the_way[pipe] += part.on_the_way
                     self.total.merge(part)
-                    recent.merge(part)
+                    intervals.add(pipe, part)
                     for verdict, sent, received in part.examples:
                         self._report.detail("\n".join([f"{verdict.value}:", *comparison(sent, received)]))
                 else:
                     ends[pipe] = part
                     waiting.remove(pipe)
-            now = self._clock.now() - self._started_at
-            if now - shown_at >= SECOND and now < self._period.end + SECOND // 2:
-                self._report_progress(recent, now, (now - shown_at) / SECOND)
-                recent, shown_at = Slice(), now
+                    intervals.end(pipe)
+        ended_at = min(max(end.at for end in ends.values()), self._period.end)
+        for interval in intervals.completed(ended_at):
+            self._report_interval(interval)
         self._add_up_what_was_due(ends)
-        return min(max(end.at for end in ends.values()), self._period.end)
+        return ended_at
 
     def _add_up_what_was_due(self, ends: Dict[Any, End]) -> None:
         """In an open loop: the whole timetable, also of connections that were lost, up to an interruption."""
         if self._rate is None:
             self.due = self.total.issued
             return
-        start, begin, end = self._period
+        start, begin, end, _ = self._period
         timetable = Timetable(self._rate, self._connections)
         interrupted_at = max((each.at for each in ends.values() if each.interrupted), default=end)
         for pipe, lanes in self._pipes.items():
@@ -239,9 +249,35 @@ class Bench:
             "warm_up_s": self._warm_up,
         }
 
-    def _report_progress(self, recent: Slice, now: int, seconds: float) -> None:
-        elapsed = (now - self._period.begin) / SECOND
-        rate = recent.received / seconds
+    def _report_interval(self, interval: Interval) -> None:
+        if self._interval is None:
+            if interval.end - interval.begin == PROGRESS:
+                self._report_progress(interval.counts, interval.end / SECOND)
+            return
+        counts = interval.counts
+        begin, end = interval.begin / SECOND, interval.end / SECOND
+        rate = counts.received / (end - begin)
+        wrong = sum(counts.wrong.values())
+        found = dict(counts.rtt.percentiles([50.0, 99.0]))
+        latency = "".join(
+            f"  {name} {'-' if value is None else milliseconds(value):>5}"
+            for name, value in (("p50", found.get(50.0)), ("p99", found.get(99.0)), ("max", counts.rtt.greatest))
+        )
+        self._report.event(
+            "interval",
+            f"{f'{begin:.2f}-{end:.2f} s':>14} {counts.received:10,} messages {rate:9,.0f}/s{latency} ms"
+            f"  {wrong:,} wrong, {counts.lost:,} lost",
+            from_s=round(begin, 6),
+            to_s=round(end, 6),
+            messages=counts.received,
+            messages_per_s=round(rate, 1),
+            **as_fields("rtt", counts.rtt, self._percentiles),
+            wrong=wrong,
+            lost=counts.lost,
+        )
+
+    def _report_progress(self, recent: Slice, elapsed: float) -> None:
+        rate = recent.received / (PROGRESS / SECOND)
         latency = "".join(
             f"  {percentile_name(percent)} {milliseconds(value)} ms"
             for percent, value in recent.rtt.percentiles([50.0, 99.0])

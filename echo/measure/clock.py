@@ -11,10 +11,11 @@ from typing import Type
 
 
 class Clock:
-    """The system's clock: ``now`` in nanoseconds, ``cpu`` in nanoseconds of this process, ``sleep`` in seconds,
-    ``selector`` to wait for sockets."""
+    """The system's clock: ``now`` in nanoseconds, ``wall`` in seconds since 1970, ``cpu`` in nanoseconds of this
+    process, ``sleep`` in seconds, ``selector`` to wait for sockets."""
 
     now = staticmethod(time.perf_counter_ns)
+    wall = staticmethod(time.time)
     cpu = staticmethod(time.process_time_ns)
     sleep = staticmethod(time.sleep)
     selector: Type[selectors.BaseSelector] = selectors.DefaultSelector

@@ -95,7 +95,8 @@ class Plan(NamedTuple):
 
 
 class Period(NamedTuple):
-    """When the work starts, when counting begins, and when the work ends.
+    """When the work starts, when counting begins, and when the work ends. From ``begin`` on, slices are cut where an
+    ``interval`` ends.
 
     All are nanoseconds after the process has received this, since on some systems each process has its own clock.
     """
@@ -103,6 +104,7 @@ class Period(NamedTuple):
     start: int
     begin: int
     end: int
+    interval: int
 
 
 class End(NamedTuple):
@@ -113,7 +115,7 @@ class End(NamedTuple):
 
 
 class Slice:
-    """The counts since the last slice, of the measured time alone.
+    """The counts since the last slice, of the measured time alone. ``until``: when it ended, as in ``Period``.
 
     ``received``: right replies that came in it. All else is about the probes that were due in it. ``issued``: how many
     were passed to a connection; ``unsent``: those of them that never left it. ``rtt``: round trips, in an open loop
@@ -129,6 +131,7 @@ class Slice:
     """
 
     def __init__(self) -> None:
+        self.until = 0
         self.received = self.issued = self.unsent = self.damaged = self.lost = 0
         self.late = self.latest = self.busy = self.watched = 0
         self.warm_up: Counter[str] = collections.Counter()
@@ -207,7 +210,7 @@ class _Load:
         self._issued_told = 0  # of all that were issued, those in earlier slices
         self._counting = False  # the measured time has begun
         self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time
-        self._end = 0
+        self._received_at = self._begin = self._end = self._interval = 0
         self._interrupted = False
         self._examples_left = EXAMPLES
 
@@ -230,19 +233,19 @@ class _Load:
         """
         clock = self._clock.now
         received_at = clock()
-        start, begin, self._end = (received_at + moment for moment in period)
+        self._received_at = received_at
+        start, self._begin, self._end = (received_at + moment for moment in period[:3])
+        self._interval = period.interval
         self._clock.sleep((start - received_at) / SECOND)
         tick_at = look_at = start
-        self._start(start, begin)
+        self._start(start)
         while True:
             now = clock()
-            self._count_from(begin, now)
+            if now >= tick_at:
+                tick_at = self._tick(now)
             self._send_due(min(now, self._end))  # even if this process was held up until after the end
             if now >= look_at:
                 look_at = self._look(now)
-            if now >= tick_at:
-                self._tick(now)
-                tick_at = now + TICK
             if not self._lanes or (now >= self._end and not self._awaits_replies()):
                 break
             wait = self._pause(now, min(tick_at, look_at))
@@ -253,9 +256,9 @@ class _Load:
                         self._flush(lane)
                     if ready & selectors.EVENT_READ:
                         now = clock()
-                        if not self._counting:
-                            self._count_from(begin, now)
-                        self._receive(lane, now, begin)
+                        if now >= tick_at:  # these replies belong to the next slice
+                            tick_at = self._tick(now)
+                        self._receive(lane, now)
                         if now < self._end:
                             self._replied(lane)
                 except EchoError as exc:
@@ -266,11 +269,11 @@ class _Load:
         self._pass_on()
         return End(min(self._end, clock()) - received_at, self._interrupted)
 
-    def _receive(self, lane: Lane, now: int, begin: int) -> None:
+    def _receive(self, lane: Lane, now: int) -> None:
         ledger = lane.ledger
         if ledger.outstanding and ledger.outstanding[0].sent_at < now - self._patience:
             self._give_up(lane, now)
-        in_time = begin <= now < self._end
+        in_time = self._begin <= now < self._end
         counts_from = ledger.counts_from
         for reply in lane.receive():
             verdict, _, probe, _, _ = reply
@@ -344,7 +347,12 @@ class _Load:
         )
         return [probe for probe in ledger.outstanding if probe.seq not in never_sent]
 
-    def _tick(self, now: int) -> None:
+    def _tick(self, now: int) -> int:
+        """Report to the bench, and return when to do so again: where counting begins or an interval ends, if not
+        before."""
+        if now >= self._begin and not self._counting:
+            self._counting = True
+            self._begin_to_count()
         if self._counting and now < self._end:
             cpu = self._clock.cpu()
             if self._watched_from is not None:
@@ -357,12 +365,15 @@ class _Load:
             self._interrupted = True
         issued = sum(max(0, lane.ledger.next - lane.ledger.counts_from) for lane in self._lanes)
         self._pass_on(issued)
+        at = min(now + TICK, self._begin + ((now - self._begin) // self._interval + 1) * self._interval)
+        return min(at, self._end) if now < self._end else at
 
     def _pass_on(self, issued: int = 0) -> None:
         """Send the slice. ``issued``: by the lanes that there are."""
         issued += self._issued_before
         self._slice.issued = issued - self._issued_told
         self._issued_told = issued
+        self._slice.until = self._clock.now() - self._received_at
         self._pipe.send(self._slice)
         self._slice = Slice()
 
@@ -376,13 +387,12 @@ class _Load:
         self._lose(lane, self._forget(lane))
         self._slice.errors[why] += 1  # in the warm-up too, since this connection is missing afterwards
 
-    def _start(self, start: int, begin: int) -> None:
+    def _start(self, start: int) -> None:
         """Send the first probes, or prepare that."""
         raise NotImplementedError
 
-    def _count_from(self, begin: int, now: int) -> None:
-        """Begin to count, if it is time."""
-        self._counting = self._counting or now >= begin
+    def _begin_to_count(self) -> None:
+        """The measured time begins."""
 
     def _replied(self, lane: Lane) -> None:
         """A probe of this lane is no longer on its way."""
@@ -401,16 +411,13 @@ class _Load:
 
 
 class _ClosedLoop(_Load):
-    def _start(self, start: int, begin: int) -> None:
-        self._count_from(begin, self._clock.now())
+    def _start(self, start: int) -> None:
         for lane in self._lanes:
             self._replied(lane)
 
-    def _count_from(self, begin: int, now: int) -> None:
-        if now >= begin and not self._counting:
-            self._counting = True
-            for lane in self._lanes:
-                lane.ledger.counts_from = lane.ledger.next
+    def _begin_to_count(self) -> None:
+        for lane in self._lanes:
+            lane.ledger.counts_from = lane.ledger.next
 
     def _replied(self, lane: Lane) -> None:
         outstanding = lane.ledger.outstanding
@@ -431,14 +438,16 @@ class _OpenLoop(_Load):
         self._by_number: Dict[int, Lane] = {}
         self._looked_at = 0  # when it last looked for turns; those of before were held up by missing replies
 
-    def _start(self, start: int, begin: int) -> None:
+    def _start(self, start: int) -> None:
         self._started_at = start
         self._by_number = {number: lane for lane, number in self._lanes.items()}
         self._turns = [(start + self._timetable.moment(number), number) for number in sorted(self._by_number)]
         for lane, number in self._lanes.items():
-            lane.ledger.counts_from = 1 + self._timetable.rounds(number, begin - start)
+            lane.ledger.counts_from = 1 + self._timetable.rounds(number, self._begin - start)
 
     def _send_due(self, now: int) -> None:
+        late_before = now - LATE
+        was_held_up = self._counting and late_before > self._looked_at  # else nothing can be late
         while self._turns and self._turns[0][0] < now:
             due_at, turn = heapq.heappop(self._turns)
             number = turn % self._plan.connections
@@ -450,7 +459,7 @@ class _OpenLoop(_Load):
                 continue
             following = turn + self._plan.connections
             heapq.heappush(self._turns, (self._started_at + self._timetable.moment(following), following))
-            if now - due_at > LATE and due_at > self._looked_at and self._counting:
+            if was_held_up and self._looked_at < due_at < late_before:
                 self._slice.late += 1
                 self._slice.latest = max(self._slice.latest, now - due_at)
             self._send(lane, due_at)

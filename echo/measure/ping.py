@@ -21,6 +21,7 @@ from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, damage, percentile_name, with_conditions
 from .lane import Lane
+from .outages import Outage, Outages
 from .probes import Ledger, Reply, UncheckedLedger, Verdict
 from .report import Report, microseconds, milliseconds
 
@@ -73,6 +74,7 @@ class Ping:
         self._sent = 0
         self._lost = 0
         self._verdicts = dict.fromkeys(Verdict, 0)
+        self._outages = Outages()
         self.rtt = Distribution()
         self._connect_times = Distribution()
 
@@ -123,6 +125,7 @@ class Ping:
                 waiting = len(self._lane.ledger.outstanding)
                 self._lane.close()
             self._selector.close()
+        self._report_outage(self._outages.finish(self._clock.now()))
         self._summarize(waiting, self._clock.now() - began)
         return self._exit_code()
 
@@ -148,7 +151,7 @@ class Ping:
             self._sent += 1
         except OSError as exc:
             self._sent += 1
-            self._report_lost(seq, f"cannot connect: {explain(exc)}")
+            self._report_lost(seq, now, f"cannot connect: {explain(exc)}")
         self._next_at = max(self._next_at + pause, self._clock.now())
 
     def _open(self, seq: int) -> None:
@@ -179,7 +182,7 @@ class Ping:
         if not lane.ledger.outstanding:
             self._report.event("closed", f"{self._where}: {why}", why=why)
         for probe in lane.ledger.outstanding:
-            self._report_lost(probe.seq, why)
+            self._report_lost(probe.seq, probe.sent_at, why)
 
     def _receive(self, lane: Lane, now: int) -> None:
         """Wait for the first of these: replies, the time of the next probe, the timeout of a probe."""
@@ -208,11 +211,30 @@ class Ping:
     def _give_up(self, lane: Lane, now: int) -> None:
         if self._patience is not None:
             for probe in lane.ledger.give_up(now - self._patience):
-                self._report_lost(probe.seq, f"no reply after {self._timeout:g} s")
+                self._report_lost(probe.seq, probe.sent_at, f"no reply after {self._timeout:g} s")
 
-    def _report_lost(self, seq: int, why: str) -> None:
+    def _report_lost(self, seq: int, sent_at: int, why: str) -> None:
         self._lost += 1
+        self._report_outage(self._outages.lost(seq, sent_at))
         self._report.event("lost", f"{self._where}: seq={seq} lost: {why}", seq=seq, why=why)
+
+    def _report_outage(self, outage: Optional[Outage]) -> None:
+        if outage is None:
+            return
+        now = self._clock.now()
+        took = (outage.ended - outage.began) / SECOND
+        began, ended = (self._report.time((now - moment) / SECOND) for moment in (outage.began, outage.ended))
+        until = f"to {ended}" if outage.over else "on, not over"
+        self._report.event(
+            "outage",
+            f"{self._where}: outage of {took:.3f} s from {began} {until}: {outage.lost} lost",
+            began=began,
+            ended=ended if outage.over else None,
+            outage_s=round(took, 6),
+            lost=outage.lost,
+            first_seq=outage.first,
+            last_seq=outage.last,
+        )
 
     def _report_reply(self, reply: Reply, now: int) -> None:
         self._verdicts[reply.verdict] += 1
@@ -239,6 +261,10 @@ class Ping:
             if reply.verdict is not Verdict.CORRUPTED:
                 self.rtt.add(took)
         self._report.event("reply", text, **fields)
+        if reply.probe is not None and self._lane is not None:
+            waiting = self._lane.ledger.outstanding
+            oldest = waiting[0].seq if waiting else self._sent + 1
+            self._report_outage(self._outages.replied(reply.probe.seq, now, oldest))
 
     def _summarize(self, waiting: int, took: int) -> None:
         received = self._verdicts[Verdict.RIGHT] + self._verdicts[Verdict.REORDERED]
@@ -257,6 +283,9 @@ class Ping:
         extra = [f"{self._verdicts[verdict]} {verdict.value}" for verdict in _EXTRA if self._verdicts[verdict]]
         if extra:
             lines.append(f"besides these: {', '.join(extra)}")
+        outages, outages_s = self._outages.count, self._outages.total / SECOND
+        if outages:
+            lines.append(f"{plural(outages, 'outage')}, {outages_s:.3f} s in all")
         if self._sent and not self._report.quiet:
             lines.insert(0, "")
         lines += [
@@ -279,6 +308,8 @@ class Ping:
             lost=self._lost,
             on_the_way=waiting,
             loss_percent=round(loss, 4),
+            outages=outages,
+            outages_s=round(outages_s, 6),
             duration_s=round(took / SECOND, 6),
             lookup_us=microseconds(self._look_up_took),
             **as_fields("rtt", self.rtt, with_conditions(self._percentiles, self._report)),

@@ -6,19 +6,22 @@ This module does not know what the figures mean.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from typing import Any, Callable, List, Optional, Sequence, TextIO
 
+from .clock import CLOCK
 from .conditions import Condition
 
 
 class Report:
     """Prints events. ``write`` gets whole lines, without their end.
 
-    ``as_json``: one object per line instead of text. ``quiet``: only the summary. ``verbose``: details too. ``stderr``
-    gets details and progress; None drops them. ``conditions``: what the figures of the summary are checked for;
-    ``failures`` has those that hold, as text.
+    ``as_json``: one object per line instead of text, with its ``time``. ``quiet``: only the summary. ``verbose``:
+    details too. ``timestamps``: the time in front of the text of each event, as in ping. ``stderr`` gets details and
+    progress; None drops them. ``conditions``: what the figures of the summary are checked for; ``failures`` has those
+    that hold, as text. ``wall``: the time in seconds since 1970.
     """
 
     def __init__(
@@ -28,8 +31,10 @@ class Report:
         as_json: bool = False,
         quiet: bool = False,
         verbose: bool = False,
+        timestamps: bool = False,
         stderr: Optional[TextIO] = None,
         conditions: Sequence[Condition] = (),
+        wall: Callable[[], float] = CLOCK.wall,
     ) -> None:
         self.quiet = quiet
         self.conditions = conditions
@@ -38,6 +43,8 @@ class Report:
         self._stderr = stderr
         self._as_json = as_json
         self._verbose = verbose
+        self._timestamps = timestamps
+        self._wall = wall
         self._drawn = False
 
     @property
@@ -50,10 +57,16 @@ class Report:
         """Whether the server's messages are to be shown as they are."""
         return not self._as_json and not self.quiet
 
+    def time(self, ago: float = 0.0) -> str:
+        """The time, or that of some seconds ago, as text in ISO 8601 and UTC, as in the server's log."""
+        moment = datetime.datetime.fromtimestamp(self._wall() - ago, datetime.timezone.utc)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
     def event(self, event: str, text: str = "", **fields: Any) -> None:
         """Report an event. The names of ``fields`` contain their units. An event without ``text`` is only for JSON."""
         if not self.quiet:
-            self._put(event, text, fields)
+            stamp = f"[{self._wall():.6f}] " if self._timestamps and text else ""
+            self._put(event, stamp + text, fields)
 
     def summarize(self, text: str, **fields: Any) -> None:
         """Report the summary, the last event. Its text may have several lines."""
@@ -85,7 +98,7 @@ class Report:
     def _put(self, event: str, text: str, fields: Any) -> None:
         self._erase()
         if self._as_json:
-            text = json.dumps({"event": event, **fields})
+            text = json.dumps({"event": event, "time": self.time(), **fields})
         if text:
             self._write(text)
 

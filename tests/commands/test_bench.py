@@ -16,7 +16,8 @@ import pytest
 
 import echo
 from echo.measure.bench import Bench
-from echo.measure.load import Slice, Timetable
+from echo.measure.intervals import Intervals
+from echo.measure.load import Period, Slice, Timetable
 from echo.measure.report import Report
 from support import DEADLINE, Recorder, eventually
 from support.measuring import (
@@ -376,6 +377,80 @@ def test_due_is_always_what_came_was_lost_was_never_sent_and_is_on_the_way(seed)
     assert summary["lost"] >= summary["errors"].get("no reply in time", 0)
 
 
+# The time series.
+
+
+def series(result):
+    return [event for event in events(result.text) if event["event"] == "interval"]
+
+
+@pytest.mark.parametrize("rate", [None, 200], ids=["closed", "open"])
+@pytest.mark.parametrize("interval, expected", [(0.1, 10), (0.3, 4), (0.5, 2), (1.0, 1), (7.0, 1)])
+def test_the_intervals_cover_the_measured_time_and_add_up(rate, interval, expected):
+    result = simulate_bench(FlipsAByteOfEachThird, rate=rate, duration=1, interval=interval, as_json=True)
+    found, summary = series(result), events(result.text)[-1]
+    assert all(have_units(event) for event in found)
+    bounds = [round(min(number * interval, 1), 6) for number in range(expected + 1)]
+    assert [(event["from_s"], event["to_s"]) for event in found] == list(zip(bounds, bounds[1:]))
+    assert sum(event["messages"] for event in found) == summary["messages"] > 0
+    assert sum(event["wrong"] for event in found) == pytest.approx(summary["corrupted"], abs=2)  # those after the end
+    for event in found:
+        assert event["messages_per_s"] == pytest.approx(event["messages"] / (event["to_s"] - event["from_s"]), abs=0.1)
+    assert not any(event["event"] == "progress" for event in events(result.text))
+
+
+def test_a_stall_is_in_the_interval_in_which_it_was():
+    class Stalls(Service):
+        def answer(self, message):
+            if self.number == 60:  # of a hundred a second, after a warm-up of a tenth of a second
+                self.network.time += 30_000_000
+            self.send(message)
+
+    result = simulate_bench(Stalls, connections=1, rate=100, duration=1, interval=0.2, as_json=True)
+    assert [event["rtt_max_us"] >= 30_000 for event in series(result)] == [False, False, True, False, False]
+
+
+def test_an_interval_is_a_line():
+    result = simulate_bench(DropsEachFifth, rate=200, duration=1, timeout=0.01, interval=0.5)
+    lines = [line for line in result.text.splitlines() if "messages " in line and "/s " in line]
+    assert lines[0] == (
+        "   0.00-0.50 s         80 messages       160/s  p50  1.10  p99     -  max  1.10 ms  0 wrong, 18 lost"
+    )
+    assert len(lines) == 2
+
+
+def test_an_interruption_cuts_the_last_interval():
+    class InterruptsAfterASecond(Service):
+        def answer(self, message):
+            self.send(message)
+            self.network.interrupted = self.network.time > 10**9
+
+    result = simulate_bench(InterruptsAfterASecond, duration=5, interval=0.2, as_json=True)
+    found, summary = series(result), events(result.text)[-1]
+    assert found[-1]["to_s"] == summary["duration_s"] < 1
+    assert sum(event["messages"] for event in found) == summary["messages"]
+
+
+def test_an_interval_is_complete_when_each_process_has_passed_its_end():
+    def part(until, received):
+        part = Slice()
+        part.until, part.received = until, received
+        return part
+
+    intervals = Intervals(Period(0, 10, 40, 20), ["a", "b"])
+    for source, until, received in (("a", 10, 100), ("a", 20, 1), ("a", 30, 2), ("b", 10, 100), ("b", 25, 4)):
+        intervals.add(source, part(until, received))
+        assert list(intervals.completed(40)) == []
+    intervals.add("b", part(30, 8))
+    assert [(each.begin, each.end, each.counts.received) for each in intervals.completed(40)] == [(0, 20, 15)]
+    intervals.add("a", part(45, 16))
+    intervals.add("a", part(60, 100))  # after the end
+    assert list(intervals.completed(40)) == []
+    intervals.end("b")  # a process that has died
+    assert [(each.begin, each.end, each.counts.received) for each in intervals.completed(40)] == [(20, 30, 16)]
+    assert list(intervals.completed(40)) == []
+
+
 # The client itself.
 
 
@@ -722,8 +797,10 @@ def test_a_process_that_dies_takes_no_message_along():
 def test_an_interrupt_ends_it_with_the_summary():
     class InterruptsAfterASecond(Service):
         def answer(self, message):
-            self.send(message)
-            self.network.interrupted = self.network.time > 10**9
+            if self.network.time > 10**9:
+                self.network.interrupted = True
+            else:
+                self.send(message)
 
     result = simulate_bench(InterruptsAfterASecond, duration=5, depth=3, as_json=True)
     assert result.code == 0
@@ -1029,7 +1106,8 @@ def test_the_line_is_on_the_terminal_and_fits_it_when_the_results_go_elsewhere(s
     "options, words",
     [
         (["--bench", "-c", "3"], ["--count needs --ping"]),
-        (["--bench", "-i", "3"], ["--interval needs --ping"]),
+        (["--bench", "-i", "50ms"], ["--interval", "minimum is 100ms"]),
+        (["-m", "x", "-i", "3"], ["--interval needs --ping or --bench"]),
         (["--bench", "-m", "x"], ["-m", "--bench", "not allowed with"]),
         (["--bench", "-s", "19"], ["invalid size '19'", "20 bytes"]),
         (["--bench", "-s", "65537"], ["--size 65537 is over --max-message 65536"]),

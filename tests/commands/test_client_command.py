@@ -7,7 +7,6 @@ signals, and what is left at an interpreter's end.
 import collections
 import errno
 import hashlib
-import json
 import os
 import random
 import re
@@ -26,7 +25,7 @@ from echo.connection import Connection
 from echo.sockets import set_receive_timeout, unread
 from support import DEADLINE, ROOT, Recorder, eventually, plain, read_all, read_exactly, reset
 from support.client import UnixServer, address_options, call_client
-from support.measuring import echo_of, one_complaint
+from support.measuring import echo_of, events, one_complaint
 from support.processes import wait_until_it_sleeps
 from support.usage_errors import error_line
 
@@ -178,9 +177,9 @@ def messages_of(*texts):
 
 
 def objects(out):
-    """The JSON objects of the lines, which are printable ASCII."""
+    """The JSON objects of the lines, which are printable ASCII, without their times."""
     assert re.fullmatch(rb"([ -~]+\n)*", out), out
-    return [json.loads(line) for line in out.splitlines()]
+    return events(out.decode())
 
 
 def without_time(event):

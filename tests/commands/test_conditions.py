@@ -68,7 +68,7 @@ def simulated(simulate, service, *conditions, **options):
 
 
 def test_a_percentile_is_there_for_its_condition_alone():
-    result = simulated(simulate_bench, DropsEachFifth, "p12.5 > 1us", "p99.99 > 1h".replace("1h", "9s"), timeout=0.01)
+    result = simulated(simulate_bench, DropsEachFifth, "p12.5 > 1us", "p99.99 > 9s", timeout=0.01)
     summary = events(result.text)[-1]
     assert summary["failures"] == [
         "p12.5 > 1us: p12.5 is 1 ms",

@@ -514,6 +514,71 @@ def test_a_server_that_goes_and_comes_back_is_found_again():
     assert result.text.count("connected in") == 2
 
 
+# Outages.
+
+
+def outages(result):
+    """The outages of a ping with JSON: (first, last, lost, whether it is over) of each."""
+    found = [event for event in events(result.text) if event["event"] == "outage"]
+    summary = events(result.text)[-1]
+    assert summary["outages"] == len(found)
+    assert summary["outages_s"] == pytest.approx(sum(event["outage_s"] for event in found), abs=1e-5)
+    return [(event["first_seq"], event["last_seq"], event["lost"], event["ended"] is not None) for event in found]
+
+
+def drops(*numbers):
+    """A service that does not answer these messages."""
+
+    class Drops(Service):
+        def answer(self, message):
+            if self.number not in numbers:
+                self.send(message)
+
+    return Drops
+
+
+def test_an_outage_has_a_line_with_its_begin_end_and_length():
+    result = simulate_ping(drops(4, 5, 6), count=8, interval=1.0, timeout=5.0)
+    assert result.code == 1
+    lines = [line for line in result.text.splitlines() if "outage" in line]
+    assert lines == [
+        f"{ADDRESS}: outage of 3.001 s from 1970-01-01T00:00:03.000Z to 1970-01-01T00:00:06.001Z: 3 lost",
+        "1 outage, 3.001 s in all",
+    ]
+
+
+@pytest.mark.parametrize(
+    "lost, expected",
+    [
+        ((), []),
+        ((1,), [(1, 1, 1, True)]),
+        ((2, 3), [(2, 3, 2, True)]),
+        ((2, 4), [(2, 2, 1, True), (4, 4, 1, True)]),
+        ((3, 4, 7, 8), [(3, 4, 2, True), (7, 8, 2, False)]),
+    ],
+)
+@pytest.mark.parametrize("interval, timeout", [(0.0, 1.0), (0.1, 0.05), (0.1, 0.25), (0.1, 60.0)])
+def test_each_run_of_lost_messages_is_an_outage(lost, expected, interval, timeout):
+    result = simulate_ping(drops(*lost), count=8, interval=interval, timeout=timeout, as_json=True)
+    assert outages(result) == expected
+
+
+def test_a_server_that_is_away_is_an_outage_until_it_is_back():
+    class Leaves(Service):
+        def answer(self, message):
+            self.send(message)
+            if len(self.network.messages) == 2:
+                self.close()
+                self.network.refusals = 3
+
+    assert outages(simulate_ping(Leaves, count=9, interval=0.2, as_json=True)) == [(3, 5, 3, True)]
+
+
+def test_replies_out_of_order_or_damaged_are_no_outage():
+    for service in (SwapsPairs, CutsEachThird):
+        assert outages(simulate_ping(service, count=8, interval=0.1, timeout=1.0, as_json=True)) == []
+
+
 # The end that a user makes.
 
 
@@ -682,6 +747,16 @@ def test_quiet_is_the_summary_alone():
     assert "seq=" not in result.text and "connected" not in result.text
 
 
+def test_the_time_is_in_each_json_event_and_with_d_in_front_of_each_line():
+    result = simulate_ping(count=2, interval=1.0, timestamps=True)
+    lines = result.text.partition("\n\n---")[0].splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["[0.001000]", "[0.002000]", "[1.001000]"]
+    assert re.search(r"^--- ", result.text, re.MULTILINE)  # the summary has none, as in ping
+    text = simulate_ping(count=2, interval=1.0, as_json=True).text
+    times = re.findall(r'"time": "1970-01-01T00:00:([\d.]+)Z"', text)
+    assert times == ["00.001", "00.002", "01.001", "01.001"]
+
+
 def test_json_is_one_object_a_line_and_the_summary_last():
     result = simulate_ping(FlipsAByteOfEachThird, as_json=True)
     assert (result.code, result.details) == (3, "")
@@ -732,7 +807,8 @@ def test_json_has_a_summary_at_a_loss_of_all_too(quiet):
     assert result.code == 1
     printed = events(result.text)
     summary = printed[-1]
-    assert len(printed) == (1 if quiet else 4)
+    kinds = [event["event"] for event in printed]
+    assert kinds == (["summary"] if quiet else ["connected", "lost", "lost", "outage", "summary"])
     assert (summary["transmitted"], summary["lost"], summary["loss_percent"]) == (2, 2, 100.0)
     assert summary["rtt_samples"] == 0 and "rtt_avg_us" not in summary
 

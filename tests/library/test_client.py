@@ -1,6 +1,5 @@
 """The client as a library: what it sends, what it waits for, and what it says when that does not come."""
 
-import json
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ from echo.measure.report import Report
 from echo.sockets import receive_timeout, unread
 from support import DEADLINE, Recorder, eventually, plain, read_exactly
 from support.clients import FRAMINGS, connections, echo_of, patiently
+from support.measuring import events
 
 
 @pytest.fixture
@@ -428,7 +428,7 @@ def test_an_exit_that_comes_back_is_a_reply_like_any_other(serve, connect, messa
     lines = []
     Exchange(connect(serve(handler)), messages, lines.append, Report(lines.append, as_json=True)).run()
     figures = {"sent": due, "received": due, "different": 0, "missing": 0}
-    assert json.loads(lines[-1]) == {"event": "summary", **figures}
+    assert events("\n".join(lines))[-1] == {"event": "summary", **figures}
 
 
 # A connection to itself.
@@ -440,7 +440,7 @@ def test_a_connection_to_itself_is_refused_and_leaves_the_port_free(monkeypatch)
         sock.bind(("127.0.0.1", 0))
         address = sock.getsockname()
         sock.connect(address)
-        monkeypatch.setattr(dialing, "_begin", lambda _: sock)
+        monkeypatch.setattr(dialing, "_begin", lambda *_: sock)
         with pytest.raises(ConnectionRefusedError):
             echo.connect(address)
         assert sock.fileno() == -1

@@ -99,8 +99,9 @@ def finish(process):
 
 
 def events(text):
-    """The JSON objects of the output, one a line; only the last is the summary."""
+    """The JSON objects of the output, one a line, without the time that each has; only the last is the summary."""
     found = [json.loads(line) for line in text.splitlines()]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event.pop("time")) for event in found), text
     assert [event["event"] for event in found].index("summary") == len(found) - 1, text
     return found
 

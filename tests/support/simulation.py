@@ -157,6 +157,9 @@ class Network:
     def now(self):
         return self.time
 
+    def wall(self):
+        return self.time / 1e9
+
     def cpu(self):
         return round(self.time * self.busy)
 
@@ -197,7 +200,7 @@ class Simulation:
         self.network = network(service, self.framing)
         self.network.simulation = self
         self._out, self._err = io.StringIO(), io.StringIO()
-        self.report = Report(self._write, stderr=self._err, **report_options)
+        self.report = Report(self._write, stderr=self._err, wall=self.network.wall, **report_options)
 
     def _write(self, line):
         self._out.write(line + "\n")
@@ -250,6 +253,7 @@ def simulate_bench(
     depth=None,
     rate=None,
     timeout=10.0,
+    interval=None,
     percentiles=BENCH_PERCENTILES,
     verify=True,
     **report_and_network,
@@ -274,6 +278,7 @@ def simulate_bench(
         depth=depth,
         rate=rate,
         timeout=timeout,
+        interval=interval,
         percentiles=percentiles,
         verify=verify,
         clock=_OneTickEachTime(),

@@ -91,6 +91,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         as_json=options.json,
         quiet=options.quiet,
         verbose=options.verbose,
+        timestamps=options.timestamps,
         stderr=sys.stderr,
         conditions=options.fail_if if options.ping or options.bench else (),
     )
@@ -137,7 +138,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             report,
             size=options.size,
             count=options.count,
-            interval=options.interval,
+            interval=1.0 if options.interval is None else options.interval,
             timeout=options.timeout,
             **more,
         )
@@ -159,6 +160,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             depth=options.depth,
             rate=options.rate,
             timeout=options.timeout,
+            interval=options.interval,
             **more,
         )
         _on_signals(bench.stop)
@@ -197,6 +199,8 @@ def _check(options: argparse.Namespace) -> None:
     """Reject options that make a measurement impossible."""
     if options.bench and not options.duration:
         arguments.fail(PROG, "invalid --duration 0: --bench needs a second or more", 2)
+    if options.bench and options.interval is not None and options.interval < _SHORTEST_INTERVAL:
+        arguments.fail(PROG, f"--interval is too short: with --bench the minimum is {_SHORTEST_INTERVAL * 1000:g}ms", 2)
     if (options.ping or options.bench) and options.framing != "raw" and options.size > options.max_message:
         arguments.fail(
             PROG, f"--size {options.size} is over --max-message {options.max_message}; raise that on both sides", 2
@@ -378,6 +382,7 @@ def _write(data: bytes) -> None:
 
 
 _MEASURING = ("ping", "bench")
+_SHORTEST_INTERVAL = 0.1  # seconds
 
 GROUPS = [
     Group(
@@ -456,13 +461,15 @@ GROUPS = [
             more="min, avg, max, mdev, lost, corrupted and never_sent are figures, too; with a condition on loss or"
             " lost, other losses do not change the exit code; a percentile for which there are too few samples fails",
         ),
+        Row("-D, --timestamps", "print the time in front of each line, in seconds since 1970", needs=_MEASURING),
         Row("-c, --count N", "--ping: number of messages", arguments.count, shown="no limit", needs=("ping",)),
         Row(
             "-i, --interval TIME",
-            "--ping: time from one message to the next; 0 sends each as soon as the one before is back",
+            "--ping: time from one message to the next; 0 sends each as soon as the one before is back; --bench: print"
+            f" the figures of each interval, of {_SHORTEST_INTERVAL * 1000:g}ms or more",
             arguments.seconds,
-            1.0,
-            needs=("ping",),
+            shown="1 s; --bench: none",
+            needs=_MEASURING,
         ),
         Row("-P, --connections N", "--bench: number of connections", arguments.count, 10, needs=("bench",)),
         Row(
