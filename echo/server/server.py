@@ -3,13 +3,13 @@
 It accepts, tracks, limits and drains. It runs any ``socketserver`` handler class and imports none: a handler that
 wants more attaches itself (``attach``). The life of a connection::
 
-    _accept ------> admission, at the door ------> process_request         in the accepting thread
+    get_request --> admission, at the door ------> process_request         in the accepting thread
                                                         |
                                                process_request_thread      in the session's thread
                                                         |
                               admission, in the thread, then finish_request: the handler's whole life
                                                         |
-                                                   _end_session            the one place that releases it all
+                              shutdown_request, close_request: the session is over, whoever called them
 
 The rules:
 
@@ -492,9 +492,9 @@ class Server(ListeningServer):
 
     def _echo_end_session(self, session: Session) -> None:
         """Close the socket, if that has not been done, and count the end."""
-        if self._echo_registry.get(session.request) is session:
+        if not session.over:
             self._echo_close_quietly(session)
-            if self._echo_registry.get(session.request) is session:  # a subclass does not call close_request()
+            if not session.over:  # a subclass does not call close_request()
                 self._echo_count_end(session)
 
     def _echo_count_end(self, session: Session) -> None:
@@ -548,7 +548,7 @@ class Server(ListeningServer):
         return self._echo_attach(handler)
 
     def _echo_attach(self, handler: Any) -> Optional[int]:
-        session = self._echo_registry.find(handler.request)
+        session = self._echo_registry.get(handler.request) or self._echo_registry.find(handler.request)
         if session is None:
             return None
         handler.via, handler.unnamed = session.via, session.unnamed

@@ -74,6 +74,7 @@ class Session:
         "number",
         "opening",
         "ours",
+        "over",
         "refused",
         "request",
         "since",
@@ -101,6 +102,7 @@ class Session:
         self.thread_id: Optional[int] = None
         self.number = 0  # given by the registry
         self.begun = False  # a thread has it, or will have it at once
+        self.over = False  # the registry has counted it, and knows it no more
         self.ours = False  # and that thread runs the server's own method, which ends it
         self.opening: Optional[Callable[[], None]] = None  # the steps of admission that its first use has to do
         self.refused: Optional[str] = None  # why admission ended it
@@ -341,6 +343,7 @@ class Registry:
         with self._lock:
             if self._live.pop(id(session.request), None) is None:
                 return False
+            session.over = True
             self.release_host(session)
             if self.publish is not None:
                 self.publish(len(self._live))
