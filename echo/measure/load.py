@@ -124,7 +124,8 @@ class Slice:
     wrong replies, a damaged one together with its probe.
 
     About this process itself: ``late``: probes that it sent later than ``LATE``, although nothing was in the way;
-    ``latest``: nanoseconds by which the latest of them was late; ``busy`` of ``watched`` nanoseconds it was running.
+    ``latest``: nanoseconds by which the latest of them was late; ``busy`` of ``watched`` nanoseconds it was running,
+    without those in which it polled and nothing came.
 
     ``warm_up`` has what was lost and wrong before. ``shifts``: by how many bytes replies were shifted, and how often,
     in the warm-up too.
@@ -209,7 +210,8 @@ class _Load:
         self._issued_before = 0  # by connections that were lost
         self._issued_told = 0  # of all that were issued, those in earlier slices
         self._counting = False  # the measured time has begun
-        self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time
+        self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time without polling
+        self._polled = 0  # nanoseconds
         self._received_at = self._begin = self._end = self._interval = 0
         self._interrupted = False
         self._examples_left = EXAMPLES
@@ -249,7 +251,7 @@ class _Load:
             if not self._lanes or (now >= self._end and not self._awaits_replies()):
                 break
             wait = self._pause(now, min(tick_at, look_at))
-            for key, ready in self._selector.select(wait / SECOND):
+            for key, ready in self._wait(wait):
                 lane: Any = key.fileobj
                 try:
                     if ready & selectors.EVENT_WRITE:
@@ -354,10 +356,10 @@ class _Load:
             self._counting = True
             self._begin_to_count()
         if self._counting and now < self._end:
-            cpu = self._clock.cpu()
+            cpu = self._clock.cpu() - self._polled
             if self._watched_from is not None:
                 self._slice.watched += now - self._watched_from[0]
-                self._slice.busy += cpu - self._watched_from[1]
+                self._slice.busy += max(0, cpu - self._watched_from[1])  # less if others ran during a poll
             self._watched_from = now, cpu
         if self._pipe.poll():
             self._pipe.recv()
@@ -404,6 +406,16 @@ class _Load:
     def _pause(self, now: int, until: int) -> int:
         """Maximum time in nanoseconds to wait for a reply."""
         return max(0, until - now)
+
+    def _wait(self, wait: int) -> List[Tuple[selectors.SelectorKey, int]]:
+        """Return the lanes that are ready. Polling is not work: a process that polls has time to spare."""
+        if wait:
+            return self._selector.select(wait / SECOND)
+        began = self._clock.now()
+        ready = self._selector.select(0)
+        if not ready:
+            self._polled += self._clock.now() - began
+        return ready
 
     def _count(self, probe: Probe, now: int) -> None:
         """Count the round trip of a probe."""

@@ -121,7 +121,8 @@ class Network:
     """One host with one service, and the time. It stands in for an ``Endpoint`` and for a ``Clock``.
 
     ``sessions``: a ``Service`` for each connection, in order. ``messages``: all that they have had, and ``times``:
-    when. ``refusals``: how many more connections are refused. ``interrupted``: whether the user has ended the bench.
+    when. ``polled``: nanoseconds in which the client polled and nothing came; they are processor time. ``refusals``:
+    how many more connections are refused. ``interrupted``: whether the user has ended the bench.
     """
 
     def __init__(self, service, framing):
@@ -131,6 +132,7 @@ class Network:
         self.messages = []
         self.times = []
         self.time = 0
+        self.polled = 0
         self.refusals = 0
         self.interrupted = False
 
@@ -161,7 +163,7 @@ class Network:
         return self.time / 1e9
 
     def cpu(self):
-        return round(self.time * self.busy)
+        return round(self.time * self.busy) + self.polled
 
     def sleep(self, seconds):
         self.time += math.ceil(seconds * 1e9)
@@ -187,6 +189,8 @@ class _Selector(selectors.DefaultSelector):
             assert timeout is not None, "the client would wait for ever"
             assert timeout * 1000 < 1 << 31, "the system's selectors count milliseconds in an int"
             self.network.time += max(POLL, math.ceil(timeout * 1e9))
+            if not timeout:
+                self.network.polled += POLL
         return ready
 
 
