@@ -14,6 +14,7 @@ import sys
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 _COMMANDS = ("echo.__main__", "echo.client.__main__", "echo.server.__main__")
 
 
@@ -21,13 +22,23 @@ def _starts_a_command() -> bool:
     """Whether the import under way is that of a command, by ``python -m`` or by an installed script."""
     frame = sys._getframe()
     while frame is not None:
-        names = frame.f_locals
-        if names.get("name") in _COMMANDS:  # in importlib: the script imports the module
-            return True
-        if frame.f_globals.get("__name__") == "runpy" and f"{names.get('mod_name')}.__main__" in _COMMANDS:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM and frame.f_locals.get("name") in _COMMANDS:
+            return True  # the script imports the module
+        if frame.f_globals.get("__name__") == "runpy" and f"{frame.f_locals.get('mod_name')}.__main__" in _COMMANDS:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def _replace(old: object, new: object) -> bool:
+    """Replace the handler of Ctrl-C if it is ``old``; return whether that was done. Only the main thread can do it."""
+    if _signal.getsignal(_signal.SIGINT) is not old:
+        return False
+    try:
+        _signal.signal(_signal.SIGINT, new)
+    except ValueError:  # this is another thread
+        return False
+    return True
 
 
 def _end(signum: int, frame: object) -> None:
@@ -39,17 +50,11 @@ class Interruptible:
     starts and exits, it ends the process."""
 
     def __enter__(self) -> None:
-        self._replace(_end, _signal.default_int_handler)
+        _replace(_end, _signal.default_int_handler)
 
     def __exit__(self, *exc_info: object) -> None:
         if _starting:
-            self._replace(_signal.default_int_handler, _end)
-
-    def _replace(self, old: object, new: object) -> None:
-        if _signal.getsignal(_signal.SIGINT) is old:
-            _signal.signal(_signal.SIGINT, new)
+            _replace(_signal.default_int_handler, _end)
 
 
-_starting = _starts_a_command() and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
-if _starting:
-    _signal.signal(_signal.SIGINT, _end)
+_starting = _starts_a_command() and _replace(_signal.default_int_handler, _end)

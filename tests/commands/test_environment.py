@@ -657,6 +657,30 @@ def test_ctrl_c_in_a_program_that_imports_the_library_is_pythons_own(tmp_path):
     assert interrupted(tmp_path, "none", "-c", again) == (0, "True\n")
 
 
+def test_a_program_may_import_a_command_in_any_thread_and_have_any_variables():
+    program = """\
+import signal, threading
+
+class Array:
+    def __eq__(self, other):
+        raise ValueError("not a single truth")
+
+def run():
+    name = mod_name = Array()
+    from echo.client.__main__ import main
+    main(["--version"])
+
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE
+    )
+    assert done.stderr == b"" and done.stdout.splitlines()[1:] == [b"True"]
+
+
 @on_posix
 def test_ctrl_c_is_ignored_while_a_command_is_imported_if_it_was_ignored_before(tmp_path):
     starter = (

@@ -57,6 +57,29 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 WITHOUT_CTYPES = WITHOUT_READLINE.replace('"readline"', '"ctypes"')
 """Like ``OWN_TERMINAL``, on a Python that cannot call all functions of readline."""
 
+WITHOUT_A_THREAD = WITHOUT_READLINE.replace(
+    'sys.modules["readline"] = None',
+    """\
+import threading
+start = threading.Thread.start
+def start_others(thread):
+    if thread.name == "{name}":
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = start_others""",
+)
+"""Like ``OWN_TERMINAL``, in a system that has no thread left for the one that is called ``name``."""
+
+WITHOUT_URGENT_SIGNALS = OWN_TERMINAL.replace(
+    "os.execv",
+    """\
+import signal
+signal.signal(signal.SIGURG, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
+os.execv""",
+)
+"""Like ``OWN_TERMINAL``, but the parent process has ignored and blocked SIGURG."""
+
 WITHOUT_STDERR = OWN_TERMINAL.replace("os.execv", "os.close(2); os.execv")
 """Like ``OWN_TERMINAL``, but standard error is closed."""
 
@@ -71,15 +94,23 @@ if not pid:
     os.tcsetpgrp(0, os.getpid())
     signal.signal(signal.SIGTTOU, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-while os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]):
+while True:
+    status = os.waitpid(pid, os.WUNTRACED)[1]
+    if not os.WIFSTOPPED(status):
+        break
     os.tcsetpgrp(0, os.getpid())
     print("stopped", "well" if termios.tcgetattr(0) == settings else "badly")
     termios.tcsetattr(0, termios.TCSANOW, settings)
-    input()
-    os.tcsetpgrp(0, pid)
+    if input() == "kill":
+        os.kill(pid, signal.SIGTERM)
+    else:
+        os.tcsetpgrp(0, pid)
     os.kill(pid, signal.SIGCONT)
+if os.WIFSIGNALED(status):
+    print("killed by signal", os.WTERMSIG(status))
 """
-"""A small shell, which runs its arguments as a job, tells of each Ctrl-Z, and goes on with it after an Enter."""
+"""A small shell, which runs its arguments as a job. It prints a line after each Ctrl-Z, and goes on with the job after
+an Enter; or kills it, if that is what the user types."""
 
 NO_READLINE = (
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
@@ -478,6 +509,20 @@ def test_typed_lines_come_back_with_the_arrow_keys_in_the_next_session(serve, te
 
 
 @needs_history
+def test_a_line_is_kept_once_however_often_the_history_is_saved(home, tmp_path):
+    readline.clear_history()
+    try:
+        history = History()
+        for line in ("first", "second"):
+            readline.add_history(line)
+            history.save()
+            history.save()  # as at the end of a session, and then for a signal that ends the process
+    finally:
+        readline.clear_history()
+    assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"first", b"second"]
+
+
+@needs_history
 @pytest.mark.parametrize("state", [None, "", "relative", "./relative"])
 def test_history_is_kept_in_the_users_home(home, tmp_path, monkeypatch, state):
     (tmp_path / "here").mkdir()
@@ -736,6 +781,18 @@ def test_a_message_that_comes_at_the_prompt_leaves_the_typed_text_in_view(conver
         assert ESC not in session.user.screen
 
 
+def test_a_message_comes_at_the_prompt_whatever_the_parent_has_done_with_signals(serve, terminal):
+    server = serve(Feed)
+    user = terminal(server, starter=WITHOUT_URGENT_SIGNALS)
+    user.until(rb"> ")
+    user.type(b"ab")
+    user.until(rb"ab")
+    session_of(server).connection.send(b"news")
+    user.until(rb"news\r\n> ab")
+    user.type(CTRL_C)
+    assert user.leave() == 0
+
+
 @both
 def test_many_messages_that_come_at_the_prompt_are_shown_in_their_order(conversation, starter):
     numbers = [b"number %d" % number for number in range(500)]
@@ -768,11 +825,9 @@ def test_a_message_that_comes_at_a_line_of_several_rows_replaces_all_of_them(con
         session.user.resize(24, 20)
         session.user.settle()
         session.user.type(line)
-        session.user.until(rb"9")
-        session.user.settle()
-        session.user.screen, session.user.seen = b"", 0
+        session.user.until(rb"(9[^9]*){4}9")
         session.say(b"news")
-        before = session.user.until(rb"^(.*)news\r\n").group(1)
+        before = session.user.until(rb"(.*)news\r\n").group(1)
         assert before.count(ESC + b"[A") == 2 or before.startswith(ESC + b"[2A")
         session.user.until(rb"> 012345")
         session.user.type(b"\r")
@@ -889,6 +944,21 @@ def test_ctrl_z_gives_the_terminal_back_until_the_client_goes_on(serve, terminal
 
 
 @both
+def test_a_client_that_was_stopped_by_ctrl_z_can_be_killed(serve, terminal, starter):
+    user = terminal(serve(), starter=SHELL if starter == OWN_TERMINAL else SHELL.replace(*NO_READLINE), TERM="xterm")
+    user.until(rb"> ")
+    user.type(b"hello")
+    user.until(rb"hello")
+    user.type(CTRL_Z)
+    user.until(rb"stopped well\r\n")
+    user.type(b"kill\r")
+    user.until(rb"(killed by signal \d+|stopped \w+)\r\n")
+    user.type(b"kill\r")  # so that a job that was stopped again does not wait for ever
+    assert user.leave() == 0
+    assert user.screen.count(b"stopped") == 1 and b"killed by signal %d\r\n" % signal.SIGTERM in user.screen
+
+
+@both
 def test_a_client_that_was_paused_prepares_the_terminal_again(conversation, starter):
     with conversation(starter, "xterm") as session:
         user = session.user
@@ -927,6 +997,14 @@ def test_a_session_without_standard_error_goes_as_ever(serve, terminal, ending):
     assert user.leave() == 0
 
 
+@pytest.mark.parametrize("name", ["echo-signals", "echo-receive"])
+def test_without_a_thread_there_is_no_session(serve, terminal, name):
+    user = terminal(serve(), "-q", starter=WITHOUT_A_THREAD.format(name=name))
+    assert user.leave() == 1
+    assert re.fullmatch(rb"echo\.client: can't start new thread; raise the limit [^\n]*\r\n", user.screen)
+    assert termios.tcgetattr(user.master) == user.settings or not sys.platform.startswith("linux")
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_without_standard_input_or_output_there_is_no_session(serve, terminal, number):
     starter = WITHOUT_STDERR.replace("os.close(2)", f"os.close({number})")
@@ -952,8 +1030,6 @@ def test_the_user_leaves_and_the_terminal_is_as_it_was(serve, terminal, home, tm
     user.until(rb"> ")
     user.type(b"hello\r")
     user.until(rb"\nhello\r\n> ")
-    if farewell == CTRL_C:
-        user.settle()
     user.type(farewell)
     assert user.leave() == 0
     assert user.screen.endswith(b" sent, 1 received\r\n")

@@ -134,3 +134,29 @@ def test_a_program_loads_only_what_its_server_needs():
     needless = {"argparse", "multiprocessing", "echo.cli", "echo.measure"}
     needless |= {f"echo.transport.{name}" for name in ["affinity", "handshake", "proxy_header", "proxy_protocol"]}
     assert not loaded_by(program) & needless
+
+
+WITHOUT_POSIX = """\
+import argparse, ctypes, logging.handlers, multiprocessing.connection, multiprocessing.util
+import select, signal, socketserver, ssl, subprocess, sys, tempfile
+
+sys.modules.update(dict.fromkeys(["fcntl", "grp", "pwd", "readline", "resource", "termios"]))
+for module, kept in [(signal, "SIGINT SIGTERM SIGABRT SIGFPE SIGILL SIGSEGV SIG_DFL SIG_IGN"), (ssl.socket, "")]:
+    for name in dir(module):
+        if name.startswith(("SIG", "pthread_", "AF_UNIX", "MSG_DONTWAIT", "SO_REUSEPORT")) and name not in kept.split():
+            delattr(module, name)
+sys.platform = "win32"
+for module in sys.argv[1:]:
+    __import__(module)
+"""
+"""Import modules as on a system without POSIX."""
+
+
+def test_every_module_can_be_imported_where_there_is_no_posix():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, *sorted(set(sources()) - {"echo.__main__"})],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        timeout=DEADLINE,
+    )
+    assert done.stderr == b""

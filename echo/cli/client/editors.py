@@ -59,6 +59,9 @@ class Editor:
     def release_terminal(self) -> None:
         """Leave the terminal as it was, before the process ends or stops."""
 
+    def discard_typed(self) -> None:
+        """Discard the keys that no ``read`` has used."""
+
 
 class _TerminalEditor(Editor):
     def __init__(self) -> None:
@@ -70,6 +73,25 @@ class _TerminalEditor(Editor):
         self._set(echo=False)
 
     def release_terminal(self) -> None:
+        if self._is_in_foreground():
+            self._restore()
+
+    def discard_typed(self) -> None:
+        if self._is_in_foreground():
+            try:
+                termios.tcflush(self._descriptor, termios.TCIFLUSH)
+            except termios.error:
+                pass  # the terminal is gone
+
+    def _is_in_foreground(self) -> bool:
+        """Whether the terminal is this process's. Otherwise it is the shell's, with settings of the shell; a process
+        that changes them is stopped, even if it does so because a signal is to end it."""
+        try:
+            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
+        except OSError:  # it is not the controlling terminal, which no shell gives to its jobs in turn; or it is gone
+            return True
+
+    def _restore(self) -> None:
         self._apply(self._original)
 
     def _set(self, *, echo: bool) -> None:
@@ -101,12 +123,12 @@ class ReadlineEditor(_TerminalEditor):
             pass  # libedit, an old readline, or a Python without ctypes
 
     def read(self) -> bytes:
-        self._reads = True
-        if self._library is not None:
-            readline.set_startup_hook(self._library.show_keys)
-        else:
-            self._set(echo=True)  # otherwise it would show nothing; a key typed right now is shown twice
         try:
+            self._reads = True
+            if self._library is not None:
+                readline.set_startup_hook(self._library.show_keys)
+            else:
+                self._set(echo=True)  # otherwise it would show nothing; a key typed right now is shown twice
             return super().read()
         finally:
             readline.set_startup_hook()
@@ -139,10 +161,10 @@ class ReadlineEditor(_TerminalEditor):
             _write("\r")
             self._redraw()
 
-    def release_terminal(self) -> None:
+    def _restore(self) -> None:
         if self._library is not None:
             self._library.restore()
-        super().release_terminal()
+        super()._restore()
 
     def _redraw(self) -> None:
         if self._library is not None:

@@ -37,7 +37,7 @@ def history_file() -> Optional[str]:
 
 
 class History:
-    """Reads the earlier lines when it is made; ``save`` adds those of this session."""
+    """Reads the earlier lines when it is made; ``save`` adds those that are new since then or the last ``save``."""
 
     def __init__(self) -> None:
         self._path = history_file()
@@ -53,11 +53,12 @@ class History:
         """Append to the file, so that two sessions at a time both keep their lines."""
         if readline is None or self._path is None:
             return
-        new = readline.get_current_history_length() - self._before
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), 0o700, exist_ok=True)
             os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))  # only for its user: a line may be a secret
             readline.set_history_length(KEPT_LINES)
+            length = readline.get_current_history_length()
+            new, self._before = length - self._before, length  # first: a signal handler may save, too
             readline.append_history_file(new, self._path)
         except (OSError, AttributeError):  # readline may be libedit, which cannot append
             pass

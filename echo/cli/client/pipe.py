@@ -13,7 +13,6 @@ either.
 from __future__ import annotations
 
 import collections
-import errno
 import os
 import select
 import threading
@@ -26,6 +25,7 @@ from ...framing import Framing, LineFraming, RawFraming
 from ...protocol import is_exit
 from ...sockets import set_send_timeout, unread
 from .. import streams
+from .threads import start_thread
 
 CHUNK = 64 * 1024
 WINDOW = 64 * 1024 * 1024
@@ -75,10 +75,7 @@ class Pipe:
     def run(self) -> None:
         """Stream until the input has ended and all of it is back."""
         set_send_timeout(self._connection.socket, None)
-        try:
-            threading.Thread(target=self._feed, name="echo-feed", daemon=True).start()
-        except RuntimeError as exc:
-            raise OSError(errno.EAGAIN, str(exc)) from None
+        start_thread(self._feed, "echo-feed")
         try:
             self._receive()
         except BaseException:

@@ -5,7 +5,7 @@ by sending it SIGURG, which is ignored by default. A signal that comes right bef
 after it. So a helper thread, which a pipe tells of each signal, sends SIGURG until the main thread has seen it.
 
 SIGINT ends the prompt or a wait. SIGTERM, SIGHUP and SIGQUIT end the process and SIGTSTP stops it, as they do by
-default, after the terminal has been restored. A signal that was ignored before stays ignored.
+default, after the terminal has been restored. Of these, a signal that was ignored before stays ignored.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
 from .editors import line_editor
+from .threads import start_thread
 
 _STEP = 0.05  # seconds between two signals to the main thread
 _MAX_PENDING = 64 * 1024  # characters
@@ -63,14 +64,15 @@ class Prompt:
             "SIGQUIT": self._die,
             "SIGTSTP": self._stop,
             "SIGCONT": self._continue,
-            "SIGURG": self._look,
         }
         if _HAS_SIGNALS:
             self._wake, self._wake_end = os.pipe()
             os.set_blocking(self._wake_end, False)
+            self._helper = start_thread(self._help, "echo-signals")
             signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
-            self._helper = threading.Thread(target=self._help, name="echo-signals", daemon=True)
-            self._helper.start()
+            # The prompt needs it, even if the parent process has ignored or blocked it.
+            self._handlers[signal.SIGURG] = signal.signal(signal.SIGURG, self._look)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGURG])
         for name, handler in handlers.items():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -142,6 +144,10 @@ class Prompt:
                 while self._pending_size > _MAX_PENDING:  # the terminal takes nothing at the moment
                     self.changed.wait()
 
+    def discard_typed(self) -> None:
+        """Discard input that was typed for the server, so that the shell does not run it as a command."""
+        self._editor.discard_typed()
+
     def close(self) -> None:
         """End the prompt, and all later ones."""
         with self.changed:
@@ -190,7 +196,7 @@ class Prompt:
 
     def _look(self, number: int, frame: Optional[FrameType]) -> None:
         may_raise, self._may_raise = self._may_raise, False  # an exception at the lock would leave it locked
-        if self._editor.waits():
+        if may_raise and self._editor.waits():  # else this is inside another call of it, which prints
             with self.changed:
                 self._print_pending(self._editor.above)
         self._seen = True

@@ -7,7 +7,6 @@ cannot control the terminal. The connection is the caller's; this module opens n
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Optional
 
 from ...connection import Connection
@@ -18,11 +17,7 @@ from .. import streams
 from .history import History
 from .letters import Letters
 from .prompt import Prompt
-
-try:
-    import termios
-except ImportError:  # Windows
-    termios = None  # type: ignore[assignment]
+from .threads import start_thread
 
 
 class Terminal:
@@ -43,7 +38,7 @@ class Terminal:
     def run(self) -> int:
         """Hold the session; return the exit code: 0 if the user ended it, 1 if the server did."""
         with self._prompt:
-            threading.Thread(target=self._receive, name="echo-receive", daemon=True).start()
+            start_thread(self._receive, "echo-receive")
             left = self._converse()
             self._history.save()
             self._prompt.interrupted = False  # another Ctrl-C ends the wait for the rest
@@ -53,10 +48,11 @@ class Terminal:
                     self._prompt.wait(lambda: self._ended, self._timeout)
             except EchoError:
                 pass
+            if not left:
+                self._prompt.discard_typed()
         if isinstance(self._error, streams.CannotWrite):
             raise self._error
         if not left:
-            _discard_typed()
             _print_status("the server has ended the session" if self._error is None else str(self._error))
         sent, received = self._connection.messages_out, self._connection.messages_in
         _print_status(f"{plural(sent, 'message')} sent, {received} received")
@@ -123,15 +119,6 @@ class Terminal:
             self._prompt.show(escape(message, exact=False))
             self._received += 1
             self._prompt.changed.notify_all()
-
-
-def _discard_typed() -> None:
-    """Discard input that was typed for the server, so that the shell does not run it as a command."""
-    if termios is not None:
-        try:
-            termios.tcflush(sys.stdin, termios.TCIFLUSH)
-        except (OSError, termios.error):
-            pass
 
 
 def _print_status(text: str) -> None:
