@@ -45,8 +45,9 @@ class _Networks:
 
     def __init__(self, option: str, networks: Iterable[Any]) -> None:
         ranges: Dict[int, List[Tuple[int, int]]] = {}
+        given = as_tuple(option, networks)
         try:
-            for each in [networks] if isinstance(networks, str) else networks:
+            for each in given:
                 found = network(each)
                 first = int(found.network_address)
                 last = first | (1 << found.max_prefixlen - found.prefixlen) - 1
@@ -78,17 +79,46 @@ def _merged(ranges: List[Tuple[int, int]]) -> Tuple[List[int], List[int]]:
     return firsts, lasts
 
 
+def as_tuple(option: str, networks: Any) -> Tuple[Any, ...]:
+    """Return networks, which may also be a single one, as a tuple. The network classes of ``ipaddress`` would yield
+    each of their addresses. Raises ``ValueError`` for an iterator that yields nothing, since it may have been read
+    before, and ``TypeError`` for other types."""
+    if isinstance(networks, (str, *_CLASSES)):
+        return (networks,)
+    try:
+        found = tuple(networks)
+        is_iterator = iter(networks) is networks
+    except TypeError:
+        raise TypeError(f"{option} is {networks!r}; expected networks, like ['192.0.2.0/24']") from None
+    if is_iterator and not found:
+        raise ValueError(f"{option} is an iterator that yields no networks, or was read before; give a list")
+    return found
+
+
 def network(text: Any) -> Network:
     """Return a network; host bits may be set in a text (``192.0.2.7/24``). ``ValueError`` names an invalid one."""
-    try:
-        # str(): ipaddress also takes numbers and bytes, and would read b"10.1" as 49.48.46.49.
-        found = text if isinstance(text, _CLASSES) else ipaddress.ip_network(str(text), strict=False)
-    except ValueError:
-        found = None
+    found = text if isinstance(text, _CLASSES) else _read(text)
     # A zone, which newer versions of ipaddress take, would be ignored.
     if found is None or getattr(found.network_address, "scope_id", None) or (found is not text and "%" in str(text)):
         raise ValueError(f"{text!r} is no network; write it like 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7")
     mapped = getattr(found.network_address, "ipv4_mapped", None)
     if mapped is not None and found.prefixlen >= 96:  # clients are looked for as IPv4
         return ipaddress.ip_network((mapped, found.prefixlen - 96))
+    return found
+
+
+def _read(text: Any) -> Optional[Network]:
+    """The network of a text; None if it is invalid."""
+    try:
+        # str(): ipaddress also takes numbers and bytes, and would read b"10.1" as 49.48.46.49.
+        interface = ipaddress.ip_interface(str(text))
+    except ValueError:
+        return None
+    found: Network = interface.network
+    address = interface.ip
+    if getattr(address, "ipv4_mapped", None) is not None and found.prefixlen < 96:
+        # As an IPv6 network, it would hold other addresses than those that it shows.
+        raise ValueError(f"invalid network {text!r}: write it as IPv4, or with a prefix length of 96 or more")
+    if not found.prefixlen and int(address):
+        raise ValueError(f"{text!r} would be all addresses: write {found} if you mean that, or another prefix length")
     return found

@@ -86,10 +86,12 @@ class Admission:
         self._registry = registry
         self._clients = self._proxies = AccessList()
 
-    def set_access(self, allow: Iterable[str], deny: Iterable[str], proxies: Optional[Iterable[str]]) -> None:
+    def set_access(
+        self, allow: Iterable[Any], deny: Iterable[Any], proxy_allow_from: Optional[Iterable[Any]] = None
+    ) -> None:
         clients = AccessList(allow, deny)
-        if proxies is not None:
-            self._proxies = AccessList(proxies, option="proxy_allow_from")
+        if proxy_allow_from is not None:
+            self._proxies = AccessList(proxy_allow_from, option="proxy_allow_from")
         self._clients = clients
 
     def guard(self, server: Any, session: Session) -> None:
@@ -119,12 +121,8 @@ class Admission:
         if server._echo_options.ssl_context is not None:
             from ..transport.handshake import shake_hands
 
-            # The attribute may have another context by now. Anything else there is the program's own.
-            assigned = vars(server).get("ssl_context")
-            context = server._echo_options.ssl_context
-            if isinstance(assigned, type(context)):
-                context = assigned
-            shake_hands(session.request, context, server._echo_options.handshake_timeout)
+            options = server._echo_options
+            shake_hands(session.request, options.ssl_context, options.handshake_timeout)
 
     def _check_client(self, server: Any, request: Any, client_address: Any, host: Optional[str], others: int) -> None:
         """Networks, share of one host, ``verify_request``. ``others``: the sessions that the host had before this one.

@@ -192,11 +192,11 @@ def family_of(address: Any) -> Optional[socket.AddressFamily]:
     return None
 
 
-def check_addresses(server: Any, allow: Any, deny: Any, proxies: Any) -> None:
+def check_addresses(server: Any, allow: Any, deny: Any, proxy_allow_from: Any = ()) -> None:
     """``ValueError`` for networks, or a limit for each host, where clients have no addresses: it would do nothing."""
     if server.address_family in INET:
         return
-    needing = {"proxy_allow_from": proxies}
+    needing = {"proxy_allow_from": proxy_allow_from}
     if not server._echo_options.proxy_protocol:
         needing.update(allow=allow, deny=deny, max_connections_per_host=server._echo_options.max_connections_per_host)
     for name, value in needing.items():

@@ -183,6 +183,16 @@ STANDARD = ["request_queue_size", "allow_reuse_address", "allow_reuse_port", "da
 """These are attributes of every ``socketserver`` server, which programs assign to at any time."""
 
 
+FIXED = frozenset(OPTIONS).difference(STANDARD)
+"""The others are read once, when the server is made."""
+
+
+_INSTEAD = {
+    **dict.fromkeys(("allow", "deny", "proxy_allow_from"), "call set_access(allow, deny, proxy_allow_from)"),
+    "shutdown_timeout": "call stop(timeout)",
+}
+
+
 def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     """Return the options of ``server``: those that are ``given``, then those in the body of a subclass of ``Server``.
 
@@ -200,7 +210,7 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
             raise TypeError(f"{type(server).__name__}() has no option {name!r}; it has {', '.join(OPTIONS)}")
         setattr(found, name, value)
         if not hasattr(getattr(type(server), name), "__get__"):
-            setattr(server, name, value)
+            vars(server)[name] = value
     for name, option in OPTIONS.items():
         option.check(getattr(found, name))
     seconds = found.handshake_timeout
@@ -210,3 +220,14 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
             f" {MIN_HEADER_TIMEOUT:g} s or more"
         )
     return found
+
+
+def assign(options: Options, name: str, value: Any) -> None:
+    """A program assigns one of the ``FIXED`` options of a server that has been made. Only a TLS context takes effect,
+    in the place of another one. Anything else is an ``AttributeError``."""
+    now = getattr(options, name)
+    if name == "ssl_context" and now is not None and isinstance(value, ssl.SSLContext):
+        options.ssl_context = value
+    elif value is not now:
+        how = _INSTEAD.get(name, "give it to the constructor")
+        raise AttributeError(f"{name} cannot be assigned once the server is made; {how}")

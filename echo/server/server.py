@@ -32,15 +32,16 @@ import socketserver
 import sys
 import threading
 import time
-from typing import Any, ContextManager, Iterable, List, Mapping, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Mapping, Optional, TypeVar
 
 from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, is_readable, linger
 from ..text import format_address
 from . import forking, threads
 from .accepting import STEP, BackOff, Serving, SharedPort, is_held
+from .access import as_tuple
 from .admission import Admission, Refused, import_what_options_need, log_refused
 from .listening import ListeningServer, check_addresses, is_listening
-from .options import OPTIONS, Options
+from .options import FIXED, OPTIONS, Options, assign
 from .reporting import log_event
 from .sessions import Registry, Session, is_loss
 from .statistics import ConnectionInfo, Statistics
@@ -104,7 +105,7 @@ class Server(ListeningServer):
 
     def _echo_choose(self, given: Mapping[str, Any], family: Any) -> Options:
         options = super()._echo_choose(given, family)
-        self._echo_set_access(options.allow, options.deny, options.proxy_allow_from)
+        self._echo_set_access(options, options.allow, options.deny, options.proxy_allow_from)
         import_what_options_need(self)
         if options.cpu_affinity is not None:
             from ..transport import affinity
@@ -392,11 +393,30 @@ class Server(ListeningServer):
         """Replace ``allow`` and ``deny``, and ``proxy_allow_from`` if it is given, for the clients to come.
         ``ValueError`` names an invalid network, and nothing changes. It also means that the clients have no addresses
         (a Unix socket without ``proxy_protocol``)."""
-        self._echo_set_access(allow, deny, proxy_allow_from)
+        self._echo_set_access(self._echo_options, allow, deny, proxy_allow_from)
 
-    def _echo_set_access(self, allow: Any, deny: Any, proxy_allow_from: Any) -> None:
-        check_addresses(self, allow, deny, proxy_allow_from)
-        self._echo_admission.set_access(allow, deny, proxy_allow_from)
+    def _echo_set_access(self, options: Options, allow: Any, deny: Any, proxy_allow_from: Any) -> None:
+        lists = {"allow": as_tuple("allow", allow), "deny": as_tuple("deny", deny)}
+        if proxy_allow_from is not None:
+            lists["proxy_allow_from"] = as_tuple("proxy_allow_from", proxy_allow_from)
+        check_addresses(self, **lists)
+        self._echo_admission.set_access(**lists)
+        for name, networks in lists.items():
+            if getattr(self, name) is getattr(options, name):  # else it is a subclass's own
+                vars(self)[name] = networks  # a tuple: a change within a list would have no effect
+            setattr(options, name, networks)
+
+    def _echo_is_option(self, name: str, options: Options) -> bool:
+        """Whether this attribute is an option, and not a subclass's own: one that does not set the option."""
+        return type(self) is Server or bool(getattr(options, name) != OPTIONS[name].default)
+
+    if not TYPE_CHECKING:  # checkers would allow the assignment of any attribute
+
+        def __setattr__(self, name, value):
+            options = vars(self).get("_echo_options") if name in FIXED else None
+            if options is not None and self._echo_is_option(name, options):
+                assign(options, name, value)
+            super().__setattr__(name, value)
 
     def _echo_turn_away(self, session: Session, reason: str) -> None:
         """Close a connection that gets no session. Does not linger: this is the accepting thread."""

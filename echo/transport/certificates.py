@@ -18,6 +18,9 @@ from ..files import named_copy, read_file, without_marks
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
 _REVOCATION_LIST = re.compile(rb"-----BEGIN [A-Z0-9 ]*CRL-----")
+_BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----.*?-----END \1-----", re.DOTALL)
+_PASSED_OVER = re.compile(rb"[\0-\x08]|^\W*BEGIN [A-Z0-9# ]*(?:CRL|PKCS|CMS)", re.IGNORECASE | re.MULTILINE)
+"""Outside of these blocks: binary data, as which CAs publish their lists, containers and misspelt headers."""
 
 
 def server_context(
@@ -145,6 +148,11 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
     lists = len(_REVOCATION_LIST.findall(without_marks(authorities.content)))
     if lists != context.cert_store_stats()["crl"]:
         raise ValueError(f"{authorities.path} holds {lists} revocation lists (CRLs), and not all of them are usable")
+    if _PASSED_OVER.search(_BLOCK.sub(b"", without_marks(authorities.content))):
+        raise ValueError(
+            f"{authorities.path} holds data that is not PEM, maybe a revocation list (CRL); convert that with"
+            " openssl crl -inform DER"
+        )
     if lists:
         # For every certificate of the chain, as nginx and HAProxy do: without a list, its issuer's certificates are
         # rejected.

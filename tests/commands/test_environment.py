@@ -432,6 +432,27 @@ def test_the_thread_of_a_signal_handler_does_not_wait_for_a_reload_and_each_call
     assert threading.current_thread() not in threads and len(set(threads)) == 1
 
 
+@pytest.mark.parametrize("failure", [ValueError, OSError, MemoryError, RuntimeError])
+def test_a_reload_that_fails_for_any_reason_changes_nothing_and_the_next_one_runs(caplog, failure):
+    """Row 61: the thread that reloads ended with an exception that nobody expected, and later SIGHUPs did nothing."""
+
+    class Files:
+        kept = ()
+
+        def server_options(self):
+            if failures:
+                raise failures.pop()
+            return {"allow": [], "deny": ["192.0.2.2"], "proxy_allow_from": [], "ssl_context": None}
+
+    failures = [failure("no luck")]
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, deny=["192.0.2.1"]) as server:
+        command._reload(server, Files())
+        assert server.deny == ("192.0.2.1",)
+        assert [record.message for record in caplog.records] == ["SIGHUP: no luck; all stays as it was"]
+        command._reload(server, Files())
+        assert server.deny == ("192.0.2.2",)
+
+
 @on_posix
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for pipes here")
 def test_a_list_from_a_pipe_is_in_force_and_stays_so_when_the_files_are_read_again(server_command, tmp_path):

@@ -81,3 +81,36 @@ def test_what_is_not_a_network_is_refused_whatever_type_it_has(networks):
     for options in ({"allow": networks}, {"deny": networks}):
         with pytest.raises(ValueError, match=f"^{next(iter(options))}: .* is no network"):
             AccessList(**options)
+
+
+@pytest.mark.parametrize(
+    "network",
+    ["::ffff:192.0.2.0/24", "::ffff:0:0/95", "::ffff:192.0.2.7/0", "192.0.2.7/0", "192.0.2.7/0.0.0.0", "2001:db8::/0"],
+)
+def test_a_network_that_would_hold_other_addresses_than_it_shows_is_refused(network):
+    """Row 61: they were ``::/24``, which holds no IPv4 client, and all addresses."""
+    for options in ({"allow": [network]}, {"deny": [network]}):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))}: .*'{network}'.*write "):
+            AccessList(**options)
+
+
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "0.0.0.0/0.0.0.0", "::/0"])
+def test_all_addresses_of_a_version_are_a_network(network):
+    host = "2001:db8::1" if ":" in network else "192.0.2.1"
+    assert AccessList(allow=[network]).permits(host)
+    assert not AccessList(deny=[network]).permits(host)
+
+
+def test_one_network_may_be_given_without_a_list():
+    """Not as the list of its addresses: of those, an IPv6 network has too many."""
+    for one in ("2001:db8::/32", ipaddress.ip_network("2001:db8::/32")):
+        assert not AccessList(deny=one).permits("2001:db8::1")
+
+
+def test_an_iterator_is_read_once_and_refused_when_it_has_nothing_left():
+    """Row 61: the second server that it was given to let everybody in."""
+    networks = iter(["192.0.2.0/24"])
+    assert not AccessList(deny=networks).permits("192.0.2.1")
+    for options in ({"allow": networks}, {"deny": networks}):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))} is an iterator that yields no networks"):
+            AccessList(**options)

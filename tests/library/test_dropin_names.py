@@ -6,12 +6,14 @@ import os
 import queue
 import socket
 import socketserver
+import ssl
 import threading
 import urllib.request
 
 import pytest
 
 import echo
+from echo.server.options import FIXED
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import ends_in_time
 
@@ -120,6 +122,26 @@ def test_an_option_in_the_body_of_a_subclass_counts_and_one_given_counts_more():
         assert (server._echo_options.max_connections, server.max_connections) == (3, 3)
     with Five(ADDRESS, Lines) as server:
         assert (server._echo_options.max_connections, server.max_connections) == (10, 7)
+
+
+def test_an_option_that_was_set_cannot_be_assigned_without_effect():
+    """Row 61: the assigned list of networks, and others, had no effect and no error."""
+
+    class Denying(echo.Server):
+        deny = ["192.0.2.0/24"]
+
+    with echo.Server(ADDRESS, Lines) as plain, Denying(ADDRESS, Lines, proxy_protocol=True) as server:
+        for each, name in [*((plain, name) for name in FIXED), (server, "deny"), (server, "proxy_protocol")]:
+            before = getattr(each, name)
+            with pytest.raises(AttributeError, match=rf"^{name} cannot be assigned once the server is made; "):
+                setattr(each, name, "something else")
+            assert getattr(each, name) is before
+            setattr(each, name, before)
+        with pytest.raises(AttributeError, match=r"call set_access\(allow, deny, proxy_allow_from\)"):
+            plain.allow = []
+        server.max_connections = "the program's own"
+        server.ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        plain.request_queue_size = plain.timeout = 5
 
 
 @on_both

@@ -78,3 +78,13 @@ def test_networks_are_allowed_and_denied_and_deny_wins(serve, dial, allow, deny,
     else:
         assert read_all(client) == b""
         assert server.stats().refused == {"denied": 1}
+
+
+def test_networks_are_replaced_by_a_call_and_not_within_their_list(serve, dial):
+    """Row 61: a change within a list had no effect and no error."""
+    server = serve(cls=type("Denying", (echo.Server,), {"deny": ["192.0.2.0/24"]}), allow=["127.0.0.1"])
+    assert echoes(dial(server))
+    assert (server.allow, server.deny) == (("127.0.0.1",), ("192.0.2.0/24",))
+    server.set_access([], ["127.0.0.0/8"])
+    assert read_all(dial(server)) == b""
+    assert (server.allow, server.deny) == ((), ("127.0.0.0/8",))

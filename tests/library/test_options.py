@@ -56,6 +56,8 @@ def test_none_is_allowed_where_the_types_and_the_meaning_say_so(name):
         ("timeout", -1, ValueError),
         ("allow", ["10.0.0.0/99"], ValueError),
         ("deny", ["example"], ValueError),
+        ("deny", None, TypeError),
+        ("proxy_allow_from", iter(()), ValueError),
     ],
 )
 @pytest.mark.parametrize("how", ["argument", "class attribute"])

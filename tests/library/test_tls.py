@@ -1174,6 +1174,35 @@ def test_a_revocation_list_that_cannot_be_used_is_an_error_and_is_not_passed_ove
     assert path in str(caught.value)
 
 
+def as_der(text):
+    return ssl.PEM_cert_to_DER_cert(text.replace("X509 CRL", "CERTIFICATE"))
+
+
+PASSED_OVER = {
+    "binary": as_der,
+    "in a container": lambda text: text.replace("X509 CRL", "PKCS7").encode(),
+    "in small letters": lambda text: text.lower().encode(),
+    "with a dash too few": lambda text: text.replace("-----B", "----B").encode(),
+    "with long dashes": lambda text: text.replace("-----", "\N{EM DASH}").encode(),
+    "with a space too many": lambda text: text.replace("CRL-", "CRL -").encode(),
+    "in UTF-16": lambda text: text.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("form", PASSED_OVER.values(), ids=PASSED_OVER)
+def test_a_revocation_list_that_openssl_does_not_recognize_is_an_error(certificates, revocation_list, tmp_path, form):
+    """Row 72: in a binary file, as CAs publish them, it was passed over without a word."""
+    own, _, authority = read_bytes(revocation_list(certificates.client)).decode().partition("-----BEGIN CERTIFICATE")
+    path = tmp_path / "joined.pem"
+    remark = "# of the CA's website, and Zürich's\n----- CRL -----\n".encode("latin-1")
+    authority = remark + b"-----BEGIN CERTIFICATE" + authority.encode()
+    path.write_bytes(authority)
+    server_context(*certificates.server, str(path))
+    path.write_bytes(authority + form(own))
+    with pytest.raises(ValueError, match=r"holds data that is not PEM, maybe a revocation list \(CRL\)"):
+        server_context(*certificates.server, str(path))
+
+
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", "utf-16"], ids=["UTF-8", "UTF-16"])
 def test_a_byte_order_mark_in_a_pem_file_is_accepted(plain, certificates, contexts, tmp_path, mark):
     """Row 78."""

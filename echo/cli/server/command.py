@@ -274,7 +274,7 @@ def _reload(server: Server, files: Files) -> None:
         again = files.server_options()
         server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
         server.ssl_context = again["ssl_context"]
-    except (ValueError, OSError, MemoryError) as exc:
+    except Exception as exc:  # whatever it is, the next SIGHUP needs this thread
         log_event(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
     else:
         kept = files.kept
