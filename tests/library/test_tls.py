@@ -417,15 +417,15 @@ class Meddled:
 def test_a_half_close_by_another_thread_at_any_moment_of_a_read_loses_no_byte(pair):
     """OpenSSL reads no more if records wait for it when it sends close_notify."""
     server, client = pair
-    lock = server._echo_lock
+    lock = server._lock
     ends = []
 
     def end():
-        server._echo_lock = lock
+        server._lock = lock
         ends.append(Background(server.shutdown, socket.SHUT_WR))
         ends[0].result()
 
-    server._echo_lock = Meddled(lock, end)
+    server._lock = Meddled(lock, end)
     client.sendall(b"in one record")
     assert server.recv(100) == b"in one record"
     assert ends
