@@ -35,11 +35,13 @@ def _networks(text: str) -> str:
 def _bind(text: str) -> arguments.Address:
     address = arguments.host(text)
     try:
-        socket.inet_aton(address.host or "")
+        packed = socket.inet_aton(address.host or "")
     except OSError:
         return address
-    if not re.fullmatch(r"\d+\.\d+\.\d+\.\d+", address.host or "", re.ASCII):  # 0 and 0.0 are 0.0.0.0
-        raise argparse.ArgumentTypeError(f"invalid address {text!r}: write all four numbers, like 127.0.0.1")
+    if socket.inet_ntoa(packed) != address.host:  # 0 would be 0.0.0.0, and 127.0.0.010 would be 127.0.0.8
+        raise argparse.ArgumentTypeError(
+            f"invalid address {text!r}: write all four numbers, and no leading zeros, like 127.0.0.1"
+        )
     return address
 
 
