@@ -294,57 +294,29 @@ class Bench:
         )
 
     def _summarize(self, elapsed: float) -> None:
-        total = self.total
+        total, connects = self.total, self._connect_times
         never_sent = self.due - total.issued + total.unsent
         rate = total.received / elapsed if elapsed else 0.0
-        kinds = [f"{count:,} {verdict.value}" for verdict, count in total.wrong.items()]
-        errors = [f"{count:,} x {what}" for what, count in total.errors.items()]
+        settled = total.came + total.lost
+        busy = total.busy / total.watched if total.watched else 0.0
+        doubts = self._doubts(busy)
         messages = f"{total.received:,} in {elapsed:.3g} s, {rate:,.0f}/s, {rate * self._size / 1e6:,.2f} MB/s"
-        fates = [f"{total.came:,} came", f"{total.lost:,} lost", f"{never_sent:,} never sent"]
         rows = [
             ("messages", messages if elapsed else "none: it ended before the warm-up did"),
-            ("due", f"{self.due:,}: {', '.join(fates)}, {total.on_the_way:,} on the way"),
-            ("wrong", ", ".join(kinds) or "0"),
-            ("lost", f"{total.lost:,}"),
-            ("errors", ", ".join(errors) or "0"),
+            *self._fates(never_sent),
+            *self._client(busy, doubts),
         ]
-        if total.on_the_way:
-            rows.append(("on the way", f"{total.on_the_way:,} when it was interrupted"))
-        if never_sent:
-            rows.append(("never sent", f"{never_sent:,}, whose turn did not come in time"))
-        if total.shifts:
-            shifts = [f"{count:,} x by {plural(abs(shift), 'byte')}" for shift, count in total.shifts.items()]
-            rows.append(("shifted", ", ".join(shifts)))
-        if total.warm_up:
-            kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
-            rows.append(("warm-up", f"{', '.join(kinds)}; not counted above"))
-        share = total.busy / total.watched if total.watched else 0.0
-        if total.watched:
-            late = (
-                f", {total.late:,} messages sent late, by {milliseconds(total.latest)} ms at most" if total.late else ""
-            )
-            rows.append(("client", f"{share:.0%} of a processor in each process{late}"))
-        doubts = []
-        if share >= BUSY:
-            doubts.append("it had no processor time to spare")
-        if total.late > max(LATE_AT_LEAST, LATE_SHARE * total.issued):
-            doubts.append("it was late itself")
-        if doubts:
-            rows.append(("warning", f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"))
         if self._plan.endpoint.is_named:
             rows.append(("look-up", f"{milliseconds(self._look_up_took)} ms"))
-        lines = [f"{name:12}{text}" for name, text in rows]
-        connects = self._connect_times
         if connects.least is not None and connects.greatest is not None:
             spread = "/".join(map(milliseconds, (connects.least, connects.mean, connects.greatest)))
-            lines.append(f"{'connect':12}min/avg/max {spread} ms")
+            rows.append(("connect", f"min/avg/max {spread} ms"))
         latencies = {"rtt": total.rtt} if self._rate is None else {"rtt": total.rtt, "raw": total.raw}
-        lines += ["", *_table(latencies, self._percentiles)]
         fields: Dict[str, Any] = {}
         for name, times in latencies.items():
             fields.update(as_fields(name, times, with_conditions(self._percentiles, self._report)))
         self._report.summarize(
-            "\n".join(lines),
+            "\n".join([*(f"{name:12}{text}" for name, text in rows), "", *_table(latencies, self._percentiles)]),
             **self._parameters(),
             messages=total.received,
             duration_s=round(elapsed, 6),
@@ -352,24 +324,62 @@ class Bench:
             bytes_per_s=round(rate * self._size, 1),
             **{verdict.field: total.wrong[verdict] for verdict in Verdict if verdict is not Verdict.RIGHT},
             wrong={verdict.name.lower(): count for verdict, count in total.wrong.items()},
-            loss_percent=round(100 * total.lost / (total.came + total.lost), 4) if total.came + total.lost else 0.0,
+            loss_percent=round(100 * total.lost / settled, 4) if settled else 0.0,
             due=self.due,
             came=total.came,
             lost=total.lost,
             never_sent=never_sent,
-            unsent=never_sent,
+            unsent=never_sent,  # an older name
             on_the_way=total.on_the_way,
             warm_up=dict(total.warm_up),
             shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
             lookup_us=microseconds(self._look_up_took),
-            client_busy_percent=round(100 * share, 1),
+            client_busy_percent=round(100 * busy, 1),
             client_late=total.late,
             client_late_max_us=microseconds(total.latest),
             client_is_bottleneck=bool(doubts),
             **as_fields("connect", connects, self._percentiles),
             **fields,
         )
+
+    def _fates(self, never_sent: int) -> Iterator[Tuple[str, str]]:
+        """The rows about what became of the messages."""
+        total = self.total
+        fates = [f"{total.came:,} came", f"{total.lost:,} lost", f"{never_sent:,} never sent"]
+        yield "due", f"{self.due:,}: {', '.join(fates)}, {total.on_the_way:,} on the way"
+        yield "wrong", ", ".join(f"{count:,} {verdict.value}" for verdict, count in total.wrong.items()) or "0"
+        yield "lost", f"{total.lost:,}"
+        yield "errors", ", ".join(f"{count:,} x {what}" for what, count in total.errors.items()) or "0"
+        if total.on_the_way:
+            yield "on the way", f"{total.on_the_way:,} when it was interrupted"
+        if never_sent:
+            yield "never sent", f"{never_sent:,}, whose turn did not come in time"
+        if total.shifts:
+            shifts = [f"{count:,} x by {plural(abs(shift), 'byte')}" for shift, count in total.shifts.items()]
+            yield "shifted", ", ".join(shifts)
+        if total.warm_up:
+            kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
+            yield "warm-up", f"{', '.join(kinds)}; not counted above"
+
+    def _doubts(self, busy: float) -> List[str]:
+        """Reasons why the client, and not the server, may have set the pace. ``busy``: its share of a processor."""
+        doubts = []
+        if busy >= BUSY:
+            doubts.append("it had no processor time to spare")
+        if self.total.late > max(LATE_AT_LEAST, LATE_SHARE * self.total.issued):
+            doubts.append("it was late itself")
+        return doubts
+
+    def _client(self, busy: float, doubts: List[str]) -> Iterator[Tuple[str, str]]:
+        """The rows about the client itself."""
+        total = self.total
+        if total.watched:
+            latest = f", by {milliseconds(total.latest)} ms at most"
+            late = f", {total.late:,} messages sent late{latest}" if total.late else ""
+            yield "client", f"{busy:.0%} of a processor in each process{late}"
+        if doubts:
+            yield "warning", f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"
 
     def _exit_code(self) -> int:
         if self._plan.verify and any(self.total.wrong[verdict] for verdict in Verdict if verdict is not Verdict.LATE):

@@ -17,6 +17,7 @@ _FIELDS = {
     "rate": ("messages_per_s", "/s"),
     **{name: (name, "") for name in ("lost", "corrupted", "came", "received", "never_sent")},
 }
+_MODES = {"rate": "bench", "came": "bench", "never_sent": "bench", "received": "ping"}
 _DURATION = re.compile(r"min|avg|max|mdev|p\d{1,2}(\.\d+)?")
 
 
@@ -72,6 +73,11 @@ class Condition(NamedTuple):
             return f"{value / 1e3:g} ms"
         units: Dict[str, str] = dict(_FIELDS.values())
         return f"{value:g}{units[self.field]}"
+
+    @property
+    def mode(self) -> Optional[str]:
+        """The mode, ``ping`` or ``bench``, whose summary alone has this figure; None if both have it."""
+        return _MODES.get(self.name)
 
     @property
     def is_about_loss(self) -> bool:

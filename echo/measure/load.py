@@ -9,9 +9,9 @@ Each process of a bench calls ``run``. It knows the plan and its pipe to the ben
 * The probes that were due in the measured time are counted. Replies to them are awaited afterwards too, so that the
   slow ones are not left out.
 
-No probe disappears. What was due comes from the timetable, or in a closed loop from the probes that were issued. A
-probe that was issued leaves the list of those on their way once: it comes back, is lost, or is still there at the end.
-What was due and not issued was never sent.
+No probe disappears. The number of probes that were due comes from the timetable, or in a closed loop from the number
+that was issued. A probe that was issued leaves the list of those on their way once: it comes back, is lost, or is still
+there at the end. Probes that were due and not issued were never sent.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class _Load:
         self._patience = _FOREVER if plan.timeout is None else plan.timeout
         self._slice = Slice()
         self._issued_before = 0  # by connections that were lost
-        self._issued_told = 0  # of all that were issued, those in earlier slices
+        self._issued_reported = 0  # of all that were issued, those in earlier slices
         self._counting = False  # the measured time has begun
         self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time without polling
         self._polled = 0  # nanoseconds
@@ -373,8 +373,8 @@ class _Load:
     def _pass_on(self, issued: int = 0) -> None:
         """Send the slice. ``issued``: by the lanes that there are."""
         issued += self._issued_before
-        self._slice.issued = issued - self._issued_told
-        self._issued_told = issued
+        self._slice.issued = issued - self._issued_reported
+        self._issued_reported = issued
         self._slice.until = self._clock.now() - self._received_at
         self._pipe.send(self._slice)
         self._slice = Slice()

@@ -78,7 +78,7 @@ def test_a_percentile_is_there_for_its_condition_alone():
 
 
 @pytest.mark.parametrize("simulate, options", [(simulate_ping, {"count": 20}), (simulate_bench, {"duration": 1})])
-def test_who_says_how_much_loss_is_too_much_gets_no_other_verdict_on_loss(simulate, options):
+def test_a_condition_on_loss_replaces_the_usual_verdict_on_it(simulate, options):
     assert simulated(simulate, DropsEachFifth, timeout=0.01, **options).code == 1
     tolerant = simulated(simulate, DropsEachFifth, "loss > 50%", timeout=0.01, **options)
     assert (tolerant.code, tolerant.report.failures) == (0, [])
@@ -98,6 +98,23 @@ def test_the_exit_code_is_4_and_one_line_says_which(serve, options):
     if options:
         assert len(events(out)[-1]["failures"]) == 1
     assert run_client(*arguments, "--fail-if", "max > 3000s")[0] == 0
+
+
+@pytest.mark.parametrize("mode, text", [("--ping", "rate < 5"), ("--ping", "came < 1"), ("--bench", "received < 5")])
+def test_a_figure_that_the_summary_does_not_have_is_refused_at_once(mode, text):
+    code, out, err = run_client(mode, "--fail-if", text)
+    assert (code, out) == (2, "")
+    other = "--ping" if mode == "--bench" else "--bench"
+    assert is_one_complaint(err, f"--fail-if '{text}': only {other} has {text.split()[0]}")
+
+
+def test_each_figure_is_in_the_summaries_that_have_it():
+    ping = events(simulate_ping(count=100, as_json=True).text)[-1]
+    bench = events(simulate_bench(rate=100, duration=1, as_json=True).text)[-1]
+    for name in ("loss", "rate", "lost", "corrupted", "came", "received", "never_sent", "p50", "max"):
+        condition = Condition.parse(f"{name} > 1{'s' if name in ('p50', 'max') else ''}")
+        for mode, summary in (("ping", ping), ("bench", bench)):
+            assert (condition.field in summary) == (condition.mode in (None, mode)), (name, mode)
 
 
 def test_quiet_json_says_all_that_is_needed():

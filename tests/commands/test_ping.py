@@ -380,7 +380,7 @@ def test_without_verification_each_reply_answers_the_oldest_message(framing):
     assert all_right(result.text, 5)
 
 
-def test_without_verification_lost_messages_are_still_lost_and_extra_replies_told():
+def test_without_verification_lost_messages_are_still_lost_and_extra_replies_counted():
     result = simulate_ping(DropsEachFifth, count=6, timeout=1.0, verify=False)
     assert (result.code, counts(result.text)["lost"]) == (1, 1)
     result = simulate_ping(SaysItTwice, count=3, interval=0.1, verify=False)
@@ -615,7 +615,7 @@ def test_an_interrupt_prints_a_loss_of_all_too():
 
     result = simulate_ping(EndsAtTheFifth, count=None, interval=0.1, timeout=0.25)
     assert result.code == 1
-    # The others' time has not gone by. What is lost is lost of those whose fate is known.
+    # The time of the others is not over. The loss is a share of the messages whose fate is known.
     assert counts(result.text) == {
         "transmitted": 5,
         "received": 0,

@@ -201,6 +201,9 @@ def _check(options: argparse.Namespace) -> None:
         arguments.fail(PROG, "invalid --duration 0: --bench needs a second or more", 2)
     if options.bench and options.interval is not None and options.interval < _SHORTEST_INTERVAL:
         arguments.fail(PROG, f"--interval is too short: with --bench the minimum is {_SHORTEST_INTERVAL * 1000:g}ms", 2)
+    for condition in options.fail_if or ():
+        if condition.mode is not None and not getattr(options, condition.mode):
+            arguments.fail(PROG, f"--fail-if {condition.text!r}: only --{condition.mode} has {condition.name}", 2)
     if (options.ping or options.bench) and options.framing != "raw" and options.size > options.max_message:
         arguments.fail(
             PROG, f"--size {options.size} is over --max-message {options.max_message}; raise that on both sides", 2
