@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from echo.cli.server.logs import LineHandler, LogQueue
 from support import DEADLINE, TESTS, eventually, read_all
 from support.evil_handler import ACTIONS
 from support.log_lines import records_of
+from support.proxy_headers import INVALID, VALID
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, and descriptors as POSIX has them")
 
@@ -72,6 +74,45 @@ def test_each_line_is_a_record_and_lines_of_several_threads_do_not_mix():
         print("still there", file=sys.__stderr__)
     assert stream.log.lines == [f"stderr: {line}" for line in ("other", "ab", "c", "\\xff", "no end", "still there")]
     assert original.getvalue() == ""
+
+
+def print_in_thread(text):
+    thread = threading.Thread(target=print, args=(text,), kwargs={"end": "", "file": sys.stderr})
+    thread.start()
+    thread.join(DEADLINE)
+
+
+def test_a_line_that_a_thread_has_not_ended_is_a_record_of_its_own():
+    """The next thread may get the number of one that has ended."""
+    with captured() as (_, stream):
+        stream.log = Lines()
+        for text in ("a", "b", "c\nd"):
+            print_in_thread(text)
+        stream.flush_all()
+    assert stream.log.lines == [f"stderr: {line}" for line in "abcd"]
+
+
+def test_lines_that_many_threads_do_not_end_cost_bounded_memory(monkeypatch):
+    monkeypatch.setattr("echo.cli.server.captured.MOST_BEGUN", 2)
+    may_end, begun = threading.Event(), threading.Barrier(4)
+
+    def begin():
+        sys.stderr.write("x" * 100)
+        begun.wait(DEADLINE)
+        may_end.wait(DEADLINE)
+
+    with captured() as (_, stream):
+        stream.log = Lines()
+        threads = [threading.Thread(target=begin) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begun.wait(DEADLINE)
+        assert len(stream.log.lines) == 1
+        may_end.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+        stream.flush_all()
+        assert len(stream.log.lines) == 3
 
 
 def test_a_programs_own_handler_of_its_log_does_not_log_for_ever():
@@ -223,29 +264,158 @@ def junk(rng):
     return b"".join(rng.choices(POOL, k=rng.choice([0, 1, 3, 10, 40]))).replace(b"\n", b"")
 
 
+class Fuzzed:
+    """A server whose log a strict reader reads beside the sessions. ``ECHO_FUZZ_SECONDS``: how long they go on."""
+
+    def __init__(self, server, form):
+        self.server = server
+        self.form = form
+        self.read = self.records = self.rounds = 0
+        self.deadline = time.monotonic() + float(os.environ.get("ECHO_FUZZ_SECONDS", "3"))
+
+    def read_log(self):
+        data = self.server.file.read_bytes()[self.read :]
+        whole = data.rfind(b"\n") + 1
+        self.records += len(records_of(data[:whole], self.form))
+        self.read += whole
+        return data[whole:]
+
+    def goes_on(self):
+        self.rounds += 1
+        self.read_log()
+        return time.monotonic() < self.deadline
+
+    def end(self):
+        assert self.server.terminate() == 0
+        assert self.read_log() == b""
+        print(f"{self.rounds} rounds, {self.records} records, {self.read} bytes of log")
+
+
 @pytest.mark.slow
 @posix
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_random_sessions_leave_a_log_that_a_strict_reader_accepts(run, dial, tmp_path, trials, form, workers):
-    """``ECHO_FUZZ_SECONDS`` gives each of the four more time."""
+    """100 sessions a round."""
     server = start(run, tmp_path, "--log-format", form, "--log-level", "debug", "--workers", workers)
-    deadline = time.monotonic() + float(os.environ.get("ECHO_FUZZ_SECONDS", "3"))
-    sessions = read = 0
+    fuzzed = Fuzzed(server, form)
     for rng in trials(1 << 62):
         words = [word for word in WORDS if word != "child" or rng.random() < 0.05]
         for _ in range(100):
-            talk(server, dial, *[rng.choice(words).encode() + b" " + junk(rng) for _ in range(rng.randint(1, 4))])
-            sessions += 1
-        data = server.file.read_bytes()[read:]
-        whole = data.rindex(b"\n") + 1
-        records_of(data[:whole], form)
-        read += whole
-        if time.monotonic() > deadline:
+            talk(server, dial, *random_messages(rng, words))
+        if not fuzzed.goes_on():
             break
-    assert server.terminate() == 0
-    records_of(server.file.read_bytes()[read:], form)
-    print(f"{sessions} sessions, {server.file.stat().st_size} bytes of log")
+    fuzzed.end()
+
+
+def random_messages(rng, words):
+    return [rng.choice(words).encode() + b" " + junk(rng) for _ in range(rng.randint(1, 4))]
+
+
+DOORS = {
+    "tls": ["--tls-cert", "--tls-key", "--tls-client-ca"],
+    "proxy": ["--proxy-protocol"],
+    "both": ["--proxy-protocol", "--tls-cert", "--tls-key"],
+}
+
+
+@pytest.mark.slow
+@posix
+@pytest.mark.parametrize("door", sorted(DOORS))
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_random_headers_and_handshakes_leave_a_log_that_a_strict_reader_accepts(
+    run, dial, tmp_path, trials, certificates, form, door
+):
+    """50 connections a round. Each begins with a PROXY header, or a TLS handshake with an odd name, protocol and
+    certificate, or something else; one byte or more is changed, left out, put in, or missing at the end."""
+    server = start(run, tmp_path, *door_options(door, certificates), "--log-format", form, "--log-level", "debug")
+    fuzzed = Fuzzed(server, form)
+    odd = certificates.issue("odd", "/O=" + re.sub("[\0/]", "", FORGED) + '\n, +"<>;/CN=\x7f\t#')
+    contexts = [client_of(pair) for pair in (None, certificates.client, odd, certificates.stranger)]
+    for rng in trials(1 << 62):
+        for _ in range(50):
+            arrive(rng, server, dial, door, contexts)
+        if not fuzzed.goes_on():
+            break
+    fuzzed.end()
+
+
+def door_options(door, certificates):
+    files = {
+        "--tls-cert": certificates.server.certificate,
+        "--tls-key": certificates.server.key,
+        "--tls-client-ca": certificates.authority.certificate,
+    }
+    return [part for name in DOORS[door] for part in ([name, files[name]] if name in files else [name])]
+
+
+def client_of(pair):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if pair is not None:
+        context.load_cert_chain(*pair)
+    return context
+
+
+def arrive(rng, server, dial, door, contexts):
+    """One connection."""
+    messages = b"".join(message + b"\n" for message in random_messages(rng, [w for w in WORDS if w != "child"]))
+    with contextlib.suppress(OSError), dial(server.address) as client:
+        client.settimeout(0.2)  # both sides may wait for more; what the log holds does not depend on it
+        if door != "tls":
+            header = rng.choice(list({**VALID, **INVALID}.values()))[0]
+            client.sendall(changed(rng, header))
+        if door == "proxy" or rng.random() < 0.2:
+            client.sendall(messages)
+        else:
+            with contextlib.suppress(ssl.SSLError):
+                shake_hands(rng, client, rng.choice(contexts), messages)
+        client.shutdown(socket.SHUT_WR)
+        read_all(client)
+
+
+def shake_hands(rng, client, context, messages):
+    """A handshake and ``messages``, with one of the client's flights changed, or none."""
+    arriving, leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context.set_alpn_protocols([junk(rng).decode("ascii", "ignore")[:200] or "x"])
+    name = rng.choice([None, "localhost", "x" * 63 + ".example", "a_b.\x1b[31m.example"])
+    session = context.wrap_bio(arriving, leaving, server_hostname=name)
+    victim = rng.choice([0, 0, 0, 1, 2, 9])
+    steps = [session.do_handshake, lambda: session.write(messages), lambda: session.read(65536)]
+    for flight in range(9):
+        wants = False
+        try:
+            if steps:
+                steps[0]()
+                steps.pop(0)
+        except ssl.SSLWantReadError:
+            wants = True
+        data = leaving.read()
+        if data:
+            client.sendall(changed(rng, data) if flight == victim else data)
+        if flight == victim:
+            client.shutdown(socket.SHUT_WR)
+        if wants:
+            received = client.recv(65536)
+            if not received:
+                return
+            arriving.write(received)
+
+
+def changed(rng, data):
+    data = bytearray(data)
+    for _ in range(rng.choice([0, 1, 1, 3])):
+        place = rng.randrange(len(data) + 1)
+        kind = rng.randrange(4)
+        if kind == 0:
+            del data[place:]
+        elif kind == 1:
+            del data[place : place + 1]
+        elif kind == 2:
+            data[place:place] = junk(rng)
+        else:
+            data[place : place + 1] = rng.choice(POOL)
+    return bytes(data)
 
 
 def random_value(rng, depth=0):

@@ -141,6 +141,30 @@ def test_a_process_that_dies_while_it_writes_keeps_nobody_waiting(pipe, lock):
 
 
 @posix
+def test_an_output_that_must_not_wait_writes_nothing_into_another_processs_line(pipe, lock):
+    reader, writer = pipe
+    locked, may_end = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        with Output(writer, lock=lock)._locked():  # in the middle of a line
+            os.write(locked[1], b"x")
+            os.read(may_end[0], 1)
+        os._exit(0)
+    os.read(locked[0], 1)
+    output = Output(writer, shared=True, lock=lock, waits=False)
+    output.patience = 0
+    assert output.write(lines_of(10)) == 1
+    assert output.problem() == "the log was not read"
+    os.write(may_end[1], b"x")
+    os.waitpid(child, 0)
+    assert output.write(lines_of(20)) == 0
+    assert len(os.read(reader, 100)) == 20
+    output.close()
+    for descriptor in (*locked, *may_end):
+        os.close(descriptor)
+
+
+@posix
 def test_an_output_that_must_not_wait_drops_what_a_full_pipe_does_not_take(pipe, lock):
     reader, writer = pipe
     output = Output(writer, shared=True, lock=lock, waits=False)

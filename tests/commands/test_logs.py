@@ -39,7 +39,13 @@ class LogQueue(logs.LogQueue):
         return self
 
     def __exit__(self, *_):
-        self.close()
+        self.end()
+
+
+@contextlib.contextmanager
+def ended(handler):
+    yield handler
+    handler.end()
 
 
 @pytest.fixture
@@ -167,7 +173,7 @@ def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe
             real_join(timeout)
 
     queue._thread.join = join
-    queue.close()
+    queue.end()
     assert len(joins) == 3
     assert os.read(reader, 100) == b"late\n"
 
@@ -329,6 +335,56 @@ def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
         may_write.set()
 
 
+def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, logger):
+    """While a long record is formatted, the queue does not know of it."""
+    stalls, may_write, formatting = threading.Event(), threading.Event(), threading.Barrier(6)
+    may_end = [threading.Event() for _ in range(5)]
+
+    class Stalled(LogQueue):
+        def _write(self, lines):
+            stalls.set()
+            assert may_write.wait(DEADLINE)
+            super()._write(lines)
+
+    class Slow(logging.Formatter):
+        def format(self, record):
+            if not record.args:
+                return record.getMessage()
+            formatting.wait(DEADLINE)
+            may_end[record.args[0]].wait(DEADLINE)
+            return "x" * 200_000
+
+    os.close(pipe[0])  # so that in the end nothing is left to be read
+    with Stalled(pipe[1], Slow(), 100) as queue:
+        logger.addHandler(queue)
+        logger.info("the first, which the thread takes")
+        assert stalls.wait(DEADLINE)
+        threads = [threading.Thread(target=logger.info, args=("%d", number)) for number in range(5)]
+        for each in threads:
+            each.start()
+        formatting.wait(DEADLINE)
+        for event, each in zip(may_end, threads):
+            event.set()
+            each.join(DEADLINE)
+        waiting = [queue._records.get_nowait() for _ in range(queue._records.qsize())]
+        assert len([item for item in waiting if item]) == 1
+        assert queue._lost[logs.NOT_READ] == 4
+        may_write.set()
+
+
+@pytest.mark.parametrize("kind", [LogQueue, DirectLog])
+def test_what_closes_all_handlers_does_not_end_the_log(pipe, logger, kind):
+    """As ``logging.config.dictConfig`` in a handler does, and ``logging.shutdown``."""
+    reader, writer = pipe
+    with ended(kind(writer, TextFormatter())) as handler:
+        logger.addHandler(handler)
+        logger.info("one")
+        logging.shutdown([weakref.ref(handler)])
+        logger.info("two")
+    os.close(writer)
+    assert [line[32:] for line in read_to_end(reader).splitlines()] == ["one", "two"]
+
+
 @posix_pipes
 def test_records_that_a_full_disk_did_not_take_are_counted(tmp_path, logger):
     """Row 86."""
@@ -364,7 +420,7 @@ def test_a_forked_child_writes_its_records_itself(pipe, logger):
         if not child:
             logger.info("from the child")
             queue.put_line(logging.INFO, "line of the child")
-            queue.close()
+            queue.end()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
     os.close(writer)
@@ -647,7 +703,7 @@ def test_threads_that_log_at_once_lose_no_line_and_double_none(pipe, logger):
 def test_a_direct_log_writes_at_once_and_has_no_thread(pipe, logger):
     reader, writer = pipe
     before = threading.enumerate()
-    with contextlib.closing(DirectLog(writer, logging.Formatter("%(levelname)s %(message)s"))) as direct:
+    with ended(DirectLog(writer, logging.Formatter("%(levelname)s %(message)s"))) as direct:
         logger.addHandler(direct)
         logger.warning("one %d", 1)
         assert os.read(reader, 1000) == b"WARNING one 1\n"
@@ -659,7 +715,7 @@ def test_a_direct_log_writes_at_once_and_has_no_thread(pipe, logger):
 @posix_pipes
 def test_a_direct_log_that_is_not_read_drops_records_and_does_not_wait(pipe, logger):
     reader, writer = pipe
-    with contextlib.closing(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
+    with ended(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
         logger.addHandler(direct)
         for number in range(5000):  # far more than a pipe holds; this would hang
             logger.info("%04d %s", number, "x" * 94)
@@ -668,7 +724,10 @@ def test_a_direct_log_that_is_not_read_drops_records_and_does_not_wait(pipe, log
         assert 0 < len(lines) < 5000
         assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
         logger.info("flows again")
-        assert os.read(reader, 1000) == b"flows again\n"
+        assert os.read(reader, 1000).decode().splitlines() == [
+            "flows again",
+            f"{5000 - len(lines)} log records dropped: the log was not read",
+        ]
 
 
 @posix_pipes
@@ -686,7 +745,7 @@ def test_a_direct_log_does_not_wait_when_another_process_fills_the_pipe_after_it
             os.set_blocking(writer, True)
         return result
 
-    with contextlib.closing(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
+    with ended(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
         logger.addHandler(direct)
         with monkeypatch.context() as patched:
             patched.setattr(select, "select", look)
@@ -702,7 +761,7 @@ def test_a_direct_log_does_not_wait_when_another_process_fills_the_pipe_after_it
 @pytest.mark.parametrize("closed", ["reader", "writer"])
 def test_a_direct_log_that_has_nowhere_to_write_is_silent(pipe, logger, closed, capfd):
     os.close(pipe[closed == "writer"])
-    with contextlib.closing(DirectLog(pipe[1], logging.Formatter("%(message)s"))) as direct:
+    with ended(DirectLog(pipe[1], logging.Formatter("%(message)s"))) as direct:
         logger.addHandler(direct)
         for _ in range(10):
             logger.info("hello")

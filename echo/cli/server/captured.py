@@ -14,12 +14,16 @@ import logging
 import sys
 import threading
 import warnings
-from threading import get_ident
-from typing import Any, Dict, Iterator, Optional
+from threading import current_thread
+from typing import Any, Dict, Iterable, Iterator
 
+from ...server import forking
 from ...server.reporting import log_event
 from ...text import LONGEST
 from ..streams import best_effort
+
+MOST_BEGUN = 100
+"""Threads whose lines without an end are kept. That bounds the memory."""
 
 
 class Stderr(io.TextIOBase):
@@ -30,28 +34,42 @@ class Stderr(io.TextIOBase):
     errors = "backslashreplace"
 
     def __init__(self, original: Any) -> None:
-        self.log: Optional[logging.Handler] = None
+        self.log: Any = None  # a logging handler
         self.buffer = _Bytes(self)
         self._original = best_effort(original)
-        self._begun: Dict[int, str] = {}  # by thread: lines without an end
+        self._begun: Dict[threading.Thread, str] = {}  # lines without an end; not by number, which is used again
+        forking.in_child(self._let_go)
 
     def write(self, text: str) -> int:
         if self.log is None:
             self._original.write(text)
         else:
-            *lines, rest = (self._begun.pop(get_ident(), "") + text).split("\n")
-            if len(rest) < LONGEST:
-                self._begun[get_ident()] = rest
-            else:
+            self._end([thread for thread in list(self._begun) if not thread.is_alive()])
+            *lines, rest = (self._begun.pop(current_thread(), "") + text).split("\n")
+            if len(rest) >= LONGEST or len(self._begun) >= MOST_BEGUN:
                 lines.append(rest)
+            elif rest:
+                self._begun[current_thread()] = rest
             for line in lines:
                 self._log(line)
         return len(text)
 
+    def _end(self, threads: Iterable[threading.Thread]) -> None:
+        for thread in threads:
+            self._log(self._begun.pop(thread, ""))
+
     def flush(self) -> None:
-        self._log(self._begun.pop(get_ident(), ""))
+        self._end([current_thread()])
         if self.log is None:
             self._original.flush()
+
+    def flush_all(self) -> None:
+        """Log the lines without an end of all threads."""
+        self._end(list(self._begun))
+
+    def _let_go(self) -> None:
+        """In a forked child: what was begun is its parent's."""
+        self._begun = {}
 
     def _log(self, line: str) -> None:
         if line and self.log is not None:

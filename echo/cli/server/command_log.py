@@ -12,7 +12,7 @@ import sys
 
 from .captured import captured_stderr
 from .formatters import JsonFormatter, TextFormatter
-from .logs import DirectLog, LogQueue
+from .logs import CountingHandler, DirectLog, LogQueue
 from .output import Owned, duplicate, new_lock
 
 
@@ -43,15 +43,16 @@ class Log:
         handler, self._stderr.log = self._stderr.log, None
         if handler is not None:
             logging.getLogger().removeHandler(handler)
-            handler.close()
+            handler.end()
         self._stack.close()
 
     def close(self) -> None:
         """Write the records that wait. One that comes later, of a thread that still runs, is written at once."""
         handler = self._stderr.log
         if handler is not None:
+            self._stderr.flush_all()
             self.to(self.direct())
-            handler.close()
+            handler.end()
 
     def queue(self) -> LogQueue:
         """The log of a process that serves."""
@@ -61,7 +62,7 @@ class Log:
         """The log of a process that forks."""
         return DirectLog(self._descriptor, self._formatter, lock=self._lock)
 
-    def to(self, handler: logging.Handler) -> None:
+    def to(self, handler: CountingHandler) -> None:
         """From now on let records go to this handler alone."""
         before, self._stderr.log = self._stderr.log, handler
         root = logging.getLogger()

@@ -9,7 +9,9 @@ The rules:
 * A record is formatted where it is logged: then its size is known, nothing that it refers to stays alive, and a record
   that logs while it is formatted cannot feed the writing thread for ever. Only ``put_line`` leaves that to the writer.
 * A fault in a record costs that record, never the session that logs it.
-* Each record is written as a whole, or not at all (``Output``).
+* Each record is written as a whole, or not at all (``Output``). What is lost is counted, and the log says so later.
+* ``close`` does nothing, since programs call it for all handlers there are (``logging.config.dictConfig``,
+  ``logging.basicConfig(force=True)``, ``logging.shutdown``). ``end`` is the end.
 * The bare descriptor is used. Rejected: ``logging.StreamHandler`` on ``sys.stderr``. A writer that is stuck in a full
   pipe would hold the lock of its buffer, the interpreter flushes that buffer at exit, and not getting the lock then is
   a fatal error.
@@ -31,7 +33,7 @@ from typing import Any, Callable, Counter, List, Optional, Tuple, Union
 from ...server import forking
 from ...text import LONGEST, plural, printable
 from .formatters import TextFormatter
-from .output import Output
+from .output import NOT_READ, Output
 
 CAPACITY = 10_000
 """Places in the queue. A record takes one, and one more for each further KiB."""
@@ -51,9 +53,6 @@ interpreter from the sessions each time."""
 
 BATCH_PLACES = 1000
 """Places of the queue that are written at once: the batch is in memory a second time."""
-
-NOT_READ = "the log was not read"
-"""Why records are dropped while the queue is full."""
 
 _Line = Tuple[float, int, str]  # time, level, text
 
@@ -81,9 +80,37 @@ class LineHandler(logging.Handler):
             return printable(fault.getMessage())
 
 
-class LogQueue(LineHandler):
-    """A logging handler with a thread that writes to a file descriptor, of which it makes a duplicate. ``close`` ends
-    the thread.
+class CountingHandler(LineHandler):
+    """A logging handler that writes its lines to an output, and counts those that are lost."""
+
+    def __init__(self, formatter: logging.Formatter, output: Output) -> None:
+        super().__init__(formatter)
+        self._output = output
+        self._counting = threading.RLock()  # reentrant: a signal handler may log while its thread counts
+        self._lost: Counter[str] = collections.Counter()  # records, by what they were lost to
+        self._reported: Counter[str] = collections.Counter()
+
+    def end(self) -> None:
+        """No more records come."""
+        self._output.close()
+
+    def _drop(self, why: str, count: int = 1) -> None:
+        with self._counting:
+            self._lost[why] += count
+
+    def _write(self, lines: List[bytes]) -> None:
+        known = self._lost.copy()
+        notes = [self.encode(_note(count, why)) for why, count in (known - self._reported).items()]
+        lost = self._output.write(lines + notes)
+        if not lost:
+            self._reported = known
+        elif lost > len(notes):
+            self._drop(self._output.problem(), lost - len(notes))
+
+
+class LogQueue(CountingHandler):
+    """A logging handler with a thread that writes to a file descriptor, of which it makes a duplicate. ``end`` ends the
+    thread.
 
     ``shared`` says that other processes write to the descriptor too; ``lock`` is what they share (``output.new_lock``).
     """
@@ -97,14 +124,10 @@ class LogQueue(LineHandler):
         flush_timeout: float = FLUSH_TIMEOUT,
         lock: Optional[int] = None,
     ) -> None:
-        super().__init__(formatter)
-        self._output = Output(descriptor, shared=shared, lock=lock)
+        super().__init__(formatter, Output(descriptor, shared=shared, lock=lock))
         self._capacity = capacity
         self._flush_timeout = flush_timeout
         self._records: Any = queue.SimpleQueue()  # of lines: bytes, or a _Line; None ends the thread
-        self._counting = threading.RLock()  # reentrant: a signal handler may log while its thread counts
-        self._lost: Counter[str] = collections.Counter()  # records, by what they were lost to
-        self._reported: Counter[str] = collections.Counter()
         self._ended = False
         self._ending = threading.Event()
         self._thread: Optional[threading.Thread]
@@ -112,11 +135,10 @@ class LogQueue(LineHandler):
         forking.in_child(self._let_go)
         self._thread.start()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Write the records that wait, and end the thread. Give up if nobody reads for ``flush_timeout`` seconds."""
-        super().close()
         if self._thread is None:  # in a forked child
-            self._output.close()
+            super().end()
             return
         self._ending.set()
         self._records.put(None)
@@ -132,7 +154,9 @@ class LogQueue(LineHandler):
             if not passed:
                 return False
             if not self._is_full():
-                self._put(self.encode(record if passed is True else passed))  # a filter may replace it (3.12)
+                line = self.encode(record if passed is True else passed)  # a filter may replace it (3.12)
+                if not self._is_full():  # again: many threads may have formatted at the same time
+                    self._put(line)
         except Exception as exc:  # no memory, or the end of the stack, for the fault's own line too
             self._drop(f"{type(exc).__name__} while it was formatted")
         return True
@@ -169,17 +193,13 @@ class LogQueue(LineHandler):
             self._drop(NOT_READ)
         return full
 
-    def _drop(self, why: str, count: int = 1) -> None:
-        with self._counting:
-            self._lost[why] += count
-
     def _let_go(self) -> None:
         """In a forked child: what waits is its parent's, and so is the thread."""
         self._thread = None
         self._counting = threading.RLock()
         self._reported = self._lost.copy()
         self._output.wait_no_more()
-        self._records = _Unqueued(lambda item: self._write(self._lines([item])))
+        self._records = _Unqueued(self._counting, lambda item: self._write(self._lines([item])))
 
     def _write_all(self) -> None:
         try:
@@ -223,20 +243,12 @@ class LogQueue(LineHandler):
             lines.append(item)
         return lines
 
-    def _write(self, lines: List[bytes]) -> None:
-        known = self._lost.copy()
-        notes = [self.encode(_note(count, why)) for why, count in (known - self._reported).items()]
-        lost = self._output.write(lines + notes)
-        if not lost:
-            self._reported = known
-        elif lost > len(notes):
-            self._drop(self._output.problem(), lost - len(notes))
-
 
 class _Unqueued:
-    """Takes the place of the queue: what is put into it is written at once."""
+    """Takes the place of the queue: what is put into it is written at once, one by one."""
 
-    def __init__(self, write: Callable[[Union[bytes, _Line]], None]) -> None:
+    def __init__(self, lock: Any, write: Callable[[Union[bytes, _Line]], None]) -> None:
+        self._lock = lock
         self._write = write
 
     def qsize(self) -> int:
@@ -244,28 +256,24 @@ class _Unqueued:
 
     def put(self, item: Union[bytes, _Line]) -> None:
         if item:
-            self._write(item)
+            with self._lock:
+                self._write(item)
 
 
-class DirectLog(LineHandler):
+class DirectLog(CountingHandler):
     """A logging handler for a process that must not have a second thread, since it forks.
 
     It writes at once, and drops a record that cannot be written without waiting.
     """
 
     def __init__(self, descriptor: int, formatter: logging.Formatter, lock: Optional[int] = None) -> None:
-        super().__init__(formatter)
-        self._output = Output(descriptor, shared=True, lock=lock, waits=False)
-
-    def close(self) -> None:
-        super().close()
-        self._output.close()
+        super().__init__(formatter, Output(descriptor, shared=True, lock=lock, waits=False))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._output.write([self.encode(record)])
-        except Exception:  # as above: no memory, or the end of the stack
-            pass
+            self._write([self.encode(record)])
+        except Exception as exc:  # no memory, or the end of the stack
+            self._drop(f"{type(exc).__name__} while it was written")
 
 
 _PLAIN = bytes(range(0x20, 0x7F))

@@ -18,6 +18,9 @@ PATIENCE = 0.25
 """Seconds that an output which must not wait waits for another process to finish its line, or for the reader to let it
 finish its own: a pipe may take the beginning of a long line, and no more."""
 
+NOT_READ = "the log was not read"
+"""Why lines are lost that could not be written without waiting."""
+
 
 class Owned:
     """A descriptor of ours, of which only we are to know. Other code may still close it, since it is just a number
@@ -85,6 +88,8 @@ class Output:
 
     def problem(self) -> str:
         """Why lines could not be written."""
+        if isinstance(self._error, (BlockingIOError, PermissionError)):  # the output, or the lock
+            return NOT_READ
         return f"the log could not be written ({self._error.strerror if self._error else 'unknown'})"
 
     def has_room(self) -> bool:
@@ -171,8 +176,11 @@ class Output:
         self._waits_for_lock = self._waits
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if self._waits else fcntl.LOCK_NB))
-        except OSError:
-            held = not self._waits and self._wait_for_lock()
+        except (BlockingIOError, PermissionError):  # another process may be in the middle of a line
+            if not self._wait_for_lock():
+                raise
+        except OSError:  # other code has closed the lock
+            held = False
         self._waits_for_lock = False
         try:
             yield
