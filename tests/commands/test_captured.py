@@ -92,6 +92,25 @@ def test_a_line_that_a_thread_has_not_ended_is_a_record_of_its_own():
     assert stream.log.lines == [f"stderr: {line}" for line in "abcd"]
 
 
+def test_a_line_that_a_thread_prints_in_pieces_at_its_end_is_one_record():
+    """As the main thread does while exit functions run, which the interpreter already takes for ended."""
+
+    class Ended(threading.Thread):
+        def is_alive(self):
+            return False
+
+        def run(self):
+            for text in ("Exception ignored", " in: ", "x\n"):
+                sys.stderr.write(text)
+
+    with captured() as (_, stream):
+        stream.log = Lines()
+        thread = Ended()
+        thread.start()
+        thread.join(DEADLINE)
+    assert stream.log.lines == ["stderr: Exception ignored in: x"]
+
+
 def test_lines_that_many_threads_do_not_end_cost_bounded_memory(monkeypatch):
     monkeypatch.setattr("echo.cli.server.captured.MOST_BEGUN", 2)
     may_end, begun = threading.Event(), threading.Barrier(4)

@@ -44,12 +44,14 @@ class Stderr(io.TextIOBase):
         if self.log is None:
             self._original.write(text)
         else:
-            self._end([thread for thread in list(self._begun) if not thread.is_alive()])
-            *lines, rest = (self._begun.pop(current_thread(), "") + text).split("\n")
+            me = current_thread()
+            ended = [thread for thread in list(self._begun) if not thread.is_alive()]
+            self._end([thread for thread in ended if thread is not me])  # the main thread writes after its end
+            *lines, rest = (self._begun.pop(me, "") + text).split("\n")
             if len(rest) >= LONGEST or len(self._begun) >= MOST_BEGUN:
                 lines.append(rest)
             elif rest:
-                self._begun[current_thread()] = rest
+                self._begun[me] = rest
             for line in lines:
                 self._log(line)
         return len(text)
