@@ -19,7 +19,7 @@ _CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
 _REVOCATION_LIST = re.compile(rb"-----BEGIN [A-Z0-9 ]*CRL-----")
 _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----.*?-----END \1-----", re.DOTALL)
-_PASSED_OVER = re.compile(rb"[\0-\x08]|^\W*BEGIN [A-Z0-9# ]*(?:CRL|PKCS|CMS)", re.IGNORECASE | re.MULTILINE)
+_PASSED_OVER = re.compile(rb"[\0-\x08]|^[^\w\n]*BEGIN [A-Z0-9# ]*(?:CRL|PKCS|CMS)", re.IGNORECASE | re.MULTILINE)
 """Outside of these blocks: binary data, as which CAs publish their lists, containers and misspelt headers."""
 
 
