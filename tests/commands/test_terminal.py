@@ -346,16 +346,18 @@ def test_a_terminal_gets_the_letters_of_a_stream_whole():
     assert b"".join(shown) == LETTERS + rb"\xf0\x9f"
 
 
-def test_raw_framing_shows_letters_whole_and_a_beginning_after_the_timeout(serve, terminal):
-    server = serve(type("Raw", (Feed,), {"framing": echo.RawFraming()}))
-    user = terminal(server, "--framing", "raw", "-w", "100ms", LC_ALL="C.UTF-8")
+@pytest.mark.parametrize(
+    "timeout, pieces, shown",
+    [("0", ["猫".encode()[:1], "猫".encode()[1:]], "猫".encode()), ("100ms", ["Ω".encode()[:1]], rb"\xce")],
+    ids=["whole", "beginning"],
+)
+def test_raw_framing_shows_letters_whole_and_a_beginning_after_the_timeout(serve, terminal, timeout, pieces, shown):
+    server = serve(type("Raw", (Feed,), {"framing": echo.RawFraming()}), cls=UnixServer)
+    user = terminal(server, "--framing", "raw", "-w", timeout, LC_ALL="C.UTF-8")
     user.until(rb"> ")
-    session = session_of(server).connection
-    session.send("Ω".encode()[:1])
-    user.until(rb"\\xce\r\n> ")
-    for number in "猫".encode():
-        session.send(bytes([number]))
-    user.until("猫\r\n> ".encode())
+    for piece in pieces:
+        session_of(server).connection.send(piece)
+    user.until(re.escape(shown) + rb"\r\n> ")
     user.type(CTRL_D)
     assert user.leave() == 0
 
@@ -952,10 +954,8 @@ def test_a_client_that_was_stopped_by_ctrl_z_can_be_killed(serve, terminal, star
     user.type(CTRL_Z)
     user.until(rb"stopped well\r\n")
     user.type(b"kill\r")
-    user.until(rb"(killed by signal \d+|stopped \w+)\r\n")
-    user.type(b"kill\r")  # so that a job that was stopped again does not wait for ever
+    assert user.until(rb"(killed by signal \d+|stopped \w+)\r\n").group(1) == b"killed by signal %d" % signal.SIGTERM
     assert user.leave() == 0
-    assert user.screen.count(b"stopped") == 1 and b"killed by signal %d\r\n" % signal.SIGTERM in user.screen
 
 
 @both
@@ -982,7 +982,7 @@ def test_several_interrupts_at_once_are_one(serve, terminal, starter):
     user.until(rb"> ")  # and no rest: they may come before the client waits for a key
     for _ in range(3):
         user.process.popen.send_signal(signal.SIGINT)
-    assert user.leave() in (0, 130)
+    assert user.leave() in (0, 130, -signal.SIGINT)  # the last one may come while Python ends
     assert termios.tcgetattr(user.master) == user.settings or not sys.platform.startswith("linux")
 
 

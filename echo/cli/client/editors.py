@@ -31,7 +31,7 @@ PROMPT = "> "
 
 
 class Editor:
-    """An editor for systems whose console edits lines by itself; the base of the others.
+    """The base of the editors, and the one for systems whose console edits lines.
 
     All methods are for the main thread; ``above`` of this class is for any.
     """
@@ -50,7 +50,7 @@ class Editor:
         return False
 
     def above(self, text: str) -> None:
-        """Print a message above the prompt. What is typed stays in view below it, with the cursor where it was."""
+        """Print a message above the prompt. The typed text stays in view below it, with the cursor where it was."""
         _write(f"\r{text}\n{PROMPT}")
 
     def take_terminal(self) -> None:
@@ -88,7 +88,7 @@ class _TerminalEditor(Editor):
         that changes them is stopped, even if it does so because a signal is to end it."""
         try:
             return os.tcgetpgrp(self._descriptor) == os.getpgrp()
-        except OSError:  # it is not the controlling terminal, which no shell gives to its jobs in turn; or it is gone
+        except OSError:  # it is not the controlling terminal, so no shell takes it away; or it is gone
             return True
 
     def _restore(self) -> None:
@@ -170,11 +170,11 @@ class ReadlineEditor(_TerminalEditor):
         if self._library is not None:
             self._library.redraw()
         else:
-            _write(PROMPT + readline.get_line_buffer())  # the cursor is at the end until the next key
+            _write(PROMPT + readline.get_line_buffer())  # the cursor is at the end: Python cannot ask where it was
 
 
 class _GNUReadline:
-    """What Python's module does not offer of the library below it.
+    """Functions of the library below Python's module that the module does not offer.
 
     Its functions may be called only in the main thread, while the library waits for a key. That is when signal handlers
     run.
@@ -221,8 +221,8 @@ class _GNUReadline:
 
 
 class PlainEditor(_TerminalEditor):
-    """An editor for a Python without readline. It has the keys that a terminal has by itself, which the user may have
-    changed with stty(1): erase, word erase, kill, literal next and end of file."""
+    """An editor for a Python without readline. It has the keys of a terminal that edits lines: erase, word erase, kill,
+    literal next and end of file. The user may have changed them with stty(1)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 The main thread is at the prompt, often in C, where only a signal reaches it. So another thread has it print a message
 by sending it SIGURG, which is ignored by default. A signal that comes right before the wait in C takes effect only
-after it. So a helper thread, which a pipe tells of each signal, sends SIGURG until the main thread has seen it.
+after it. So a helper thread reads the number of each signal from a pipe, and sends SIGURG until the main thread has run
+its signal handlers.
 
 SIGINT ends the prompt or a wait. SIGTERM, SIGHUP and SIGQUIT end the process and SIGTSTP stops it, as they do by
 default, after the terminal has been restored. Of these, a signal that was ignored before stays ignored.
@@ -196,7 +197,7 @@ class Prompt:
 
     def _look(self, number: int, frame: Optional[FrameType]) -> None:
         may_raise, self._may_raise = self._may_raise, False  # an exception at the lock would leave it locked
-        if may_raise and self._editor.waits():  # else this is inside another call of it, which prints
+        if may_raise and self._editor.waits():  # else another call, which this one has interrupted, prints
             with self.changed:
                 self._print_pending(self._editor.above)
         self._seen = True
