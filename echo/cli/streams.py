@@ -9,10 +9,21 @@ to 120. The streams here keep nothing back: ``print`` with ``flush``, ``argparse
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import select
+import sys
 from typing import Any, Optional, TextIO
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
+
+LONGEST_TYPED = 4095 if sys.platform == "linux" else 1023
+"""Maximum length of a line that a terminal keeps for its user to edit, in bytes without its end. It drops what is too
+much, and returns the line as if it were whole."""
 
 
 class CannotWrite(Exception):
@@ -55,12 +66,25 @@ def open_missing() -> None:
 
 
 def read(descriptor: int, size: int) -> bytes:
-    """As ``os.read``, but wait for input if the descriptor is non-blocking."""
+    """As ``os.read``, but wait for input if the descriptor is non-blocking, and raise ``OSError`` for a line that a
+    terminal may have cut."""
     while True:
         try:
-            return os.read(descriptor, size)
+            data = os.read(descriptor, size)
         except BlockingIOError:
             select.select([descriptor], [], [])
+        else:
+            if len(data.rstrip(b"\n")) >= LONGEST_TYPED and _reads_lines(descriptor):
+                why = f"the terminal has cut a line at {LONGEST_TYPED} bytes; give longer lines in a file"
+                raise OSError(errno.EMSGSIZE, why)
+            return data
+
+
+def _reads_lines(descriptor: int) -> bool:
+    """Whether the descriptor is a terminal that lets the user edit each line before the program gets it."""
+    if termios is None or not os.isatty(descriptor):
+        return False
+    return bool(termios.tcgetattr(descriptor)[3] & termios.ICANON)
 
 
 def _text(stream: TextIO, kind: Any) -> TextIO:

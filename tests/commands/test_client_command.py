@@ -5,6 +5,7 @@ signals, and what is left at an interpreter's end.
 """
 
 import collections
+import contextlib
 import errno
 import hashlib
 import os
@@ -19,6 +20,7 @@ import threading
 import pytest
 
 import echo
+from echo.cli import streams
 from echo.cli.client.pipe import CHUNK, Pipe, has_more
 from echo.cli.server.command import main as server_main
 from echo.connection import Connection
@@ -638,6 +640,76 @@ def test_what_follows_an_exit_may_come_a_moment_later(pair):
     finally:
         os.close(source)
         os.close(sink)
+
+
+@posix
+@pytest.mark.parametrize("more", [b"", b"more\n"], ids=["nothing", "more"])
+def test_a_server_may_end_the_session_before_the_end_of_the_input_is_read(pair, more):
+    # As a server does that answers once. More input is lost, and reported.
+    ours, theirs = pair
+    source, sink = (open(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb")))
+
+    class EndsFirst(Connection):
+        def receive(self):
+            messages = super().receive()
+            if not messages:
+                theirs.close()
+                sink.write(more)
+                sink.close()
+            return messages
+
+    def talk():
+        theirs.sendall(read_exactly(theirs, 4))
+        theirs.shutdown(socket.SHUT_WR)
+
+    server = threading.Thread(target=talk)
+    out = []
+    with source, sink:
+        sink.write(b"one\n")
+        server.start()
+        pipe = PatientPipe(EndsFirst(ours, echo.RawFraming()), echo.LineFraming(), source.fileno(), out.append)
+        failure = pytest.raises(echo.ConnectionClosed, match=r"was lost|did not come back")
+        with failure if more else contextlib.nullcontext():
+            pipe.run()
+    server.join(DEADLINE)
+    assert out == [b"one\n"]
+
+
+@posix
+@pytest.mark.parametrize("missing", [b"", b"two\n"], ids=["nothing", "something"])
+def test_a_reset_is_an_error_only_if_something_is_missing(pair, tmp_path, missing):
+    ours, theirs = pair
+    (tmp_path / "in").write_bytes(b"one\n" + missing)
+
+    class Reset(Connection):
+        def receive(self):
+            messages = super().receive()
+            if not messages:
+                raise echo.ConnectionClosed("the connection was lost: reset")
+            return messages
+
+    def talk():
+        theirs.sendall(read_all(theirs)[:4])
+        theirs.shutdown(socket.SHUT_WR)
+
+    server = threading.Thread(target=talk)
+    server.start()
+    out = []
+    with open(tmp_path / "in", "rb") as source:
+        pipe = Pipe(Reset(ours, echo.RawFraming()), echo.LineFraming(), source.fileno(), out.append)
+        with pytest.raises(echo.ConnectionClosed, match="reset") if missing else contextlib.nullcontext():
+            pipe.run()
+    server.join(DEADLINE)
+    assert out == [b"one\n"]
+
+
+def test_want_of_memory_for_the_input_is_one_line(serve, monkeypatch):
+    def read(descriptor, size):
+        raise MemoryError
+
+    monkeypatch.setattr(streams, "read", read)
+    why = "not enough memory; close other programs, or lower --max-message or --size"
+    assert client(serve()) == (1, b"", f"echo.client: {why}\n")
 
 
 @pytest.mark.parametrize("framing", ["raw", "length"])

@@ -9,6 +9,12 @@ import threading
 
 import pytest
 
+try:
+    import termios
+    import tty
+except ImportError:  # Windows
+    pass
+
 import echo
 from echo.cli import streams
 from support import DEADLINE, Recorder, eventually
@@ -122,6 +128,45 @@ def test_a_nonblocking_input_is_waited_for(serve):
     with open(source) as stdin:
         assert call_client(*address_options(serve(Handler)), stdin=stdin) == (0, b"one\ntwo\n", "")
     writer.join(DEADLINE)
+
+
+@pytest.fixture
+def typing():
+    """A terminal that shows nothing of what is typed: the end to type at, and its program's standard input."""
+    keys, terminal = os.openpty()
+    settings = termios.tcgetattr(terminal)
+    settings[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, settings)
+    with open(terminal) as stdin:
+        yield keys, stdin
+    os.close(keys)
+
+
+@posix
+@pytest.mark.parametrize("end", [b"\n", b"\x04"], ids=["line feed", "Ctrl-D"])
+def test_a_line_that_the_terminal_has_cut_is_reported_and_not_sent(serve, typing, end):
+    keys, stdin = typing
+    os.write(keys, b"one\n")
+    os.write(keys, b"x" * 3000)
+    os.write(keys, b"y" * 3000 + end)
+    done = call_client(*address_options(serve()), stdin=stdin)
+    why = f"the terminal has cut a line at {streams.LONGEST_TYPED} bytes; give longer lines in a file"
+    assert done == (1, b"one\n", f"echo.client: cannot read standard input: {why}\n")
+
+
+@posix
+def test_what_a_terminal_returns_whole_is_sent(serve, typing):
+    keys, stdin = typing
+    line = b"x" * (streams.LONGEST_TYPED - 1) + b"\n"
+    os.write(keys, line[:2000])
+    os.write(keys, line[2000:])
+    assert streams.read(stdin.fileno(), 65536) == line
+    tty.setraw(stdin)  # a program that wants each byte loses none
+    os.write(keys, line)
+    got = b""
+    while len(got) < len(line):
+        got += streams.read(stdin.fileno(), 65536)
+    assert got == line
 
 
 @posix

@@ -79,6 +79,8 @@ def _main(argv: Optional[List[str]]) -> int:
         arguments.fail(PROG, f"{exc}; the server may be full, or have another --framing", 1)
     except EchoError as exc:
         arguments.fail(PROG, str(exc), 1)
+    except MemoryError:
+        arguments.fail(PROG, "not enough memory; close other programs, or lower --max-message or --size", 1)
     except OSError as exc:
         arguments.fail(PROG, f"{exc.strerror or exc}; {_SHORTAGES.get(exc.errno or 0, 'try again')}", 1)
 

@@ -33,8 +33,8 @@ WINDOW = 64 * 1024 * 1024
 nothing back reaches it."""
 
 PATIENCE = 0.25
-"""Seconds to wait for more input after an ``exit``, if the input has not ended. It may come from several programs, each
-of which starts when the one before it ends."""
+"""Seconds to wait for more input, or for its end, after an ``exit`` or when the server has ended the session. The input
+may come from several programs, each of which starts when the one before it ends."""
 
 
 class Pipe:
@@ -63,7 +63,7 @@ class Pipe:
         self._exit_word = b""  # the "exit" that was sent; a server that does not know the word sends it back
         self._exit_at = ""  # where in the input it was
         self._goes_on = False  # whether more input was read behind it
-        self._error: Optional[EchoError] = None
+        self._error: Optional[Exception] = None
         self._ended = False  # all input was sent
         self._left = False  # the main thread waits for replies no more
 
@@ -87,13 +87,24 @@ class Pipe:
             raise
 
     def _receive(self) -> None:
+        lost: Optional[ConnectionClosed] = None
         while True:
-            messages = self._await_replies()
+            try:
+                messages = self._await_replies()
+            except ConnectionClosed as exc:  # a reset is an end like any other if everything is back
+                lost = exc
+                break
             if not messages:
                 break
             data = b"".join(messages)
             self._write(data)
             self._compare(data)
+        with self._changed:
+            if not self._outstanding:
+                # A server may end the session with the last reply, before the end of the input was read.
+                self._changed.wait_for(lambda: self._ended, self.patience)
+        if lost is not None and (self._outstanding or not self._ended):
+            raise lost
         if self._error is not None:
             raise self._error
         if not self._ended or self._outstanding:
@@ -148,12 +159,15 @@ class Pipe:
     def _feed(self) -> None:
         try:
             self._feed_all()
+        except EchoError as exc:  # first: some of them are an OSError, too
+            self._error = exc
         except OSError as exc:
             self._error = EchoError(f"cannot read standard input: {exc.strerror}")
-        except EchoError as exc:
+        except Exception as exc:  # the main thread would wait for ever otherwise
             self._error = exc
         with self._changed:
             self._ended = True
+            self._changed.notify()
         try:
             self._connection.end_output()
         except EchoError:
