@@ -23,22 +23,26 @@ _STARTED = time.time() - _TEMPLATE["relativeCreated"] / 1000
 def emit(logger: logging.Logger, level: int, message: str, fields: Dict[str, Any]) -> None:
     """Log ``message``, which is not a format, with ``fields`` as the record's attributes.
 
-    The caller has checked that ``logger`` is enabled for ``level``.
+    The caller has checked that ``logger`` is enabled for ``level``. If a filter or a handler raises, the session goes
+    on. The fault is printed as ``logging`` prints the faults of its own handlers.
     """
-    if logging.getLogRecordFactory() is not logging.LogRecord:
-        logger.log(level, message, extra=fields)
-        return
-    now = time.time()
-    attributes = {**_TEMPLATE, **fields}
-    attributes["name"] = logger.name
-    attributes["levelno"] = level
-    attributes["levelname"] = logging.getLevelName(level)
-    attributes["msg"] = message
-    attributes["created"] = now
-    attributes["msecs"] = now % 1 * 1000 // 1
-    attributes["relativeCreated"] = (now - _STARTED) * 1000
-    attributes["thread"] = threading.get_ident()
-    attributes["threadName"] = threading.current_thread().name
-    record = logging.LogRecord.__new__(logging.LogRecord)
-    record.__dict__ = attributes
-    logger.handle(record)
+    try:
+        if logging.getLogRecordFactory() is not logging.LogRecord:
+            logger.log(level, message, extra=fields)
+            return
+        now = time.time()
+        attributes = {**_TEMPLATE, **fields}
+        attributes["name"] = logger.name
+        attributes["levelno"] = level
+        attributes["levelname"] = logging.getLevelName(level)
+        attributes["msg"] = message
+        attributes["created"] = now
+        attributes["msecs"] = now % 1 * 1000 // 1
+        attributes["relativeCreated"] = (now - _STARTED) * 1000
+        attributes["thread"] = threading.get_ident()
+        attributes["threadName"] = threading.current_thread().name
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        record.__dict__ = attributes
+        logger.handle(record)
+    except Exception:
+        logging.Handler().handleError(logging.LogRecord(logger.name, level, "", 0, message, None, None))

@@ -1,4 +1,4 @@
-"""Whatever a handler and Python print beside the log is a record of it, and nothing in it can forge one."""
+"""Everything that a handler and Python print beside the log is a record of it, and nothing in it can forge one."""
 
 import argparse
 import contextlib

@@ -143,6 +143,21 @@ def test_the_end_is_logged_even_if_the_handlers_own_hook_raises(log_of):
     assert records[-1].event == "disconnected"
 
 
+def test_a_filter_or_handler_that_raises_costs_its_records_and_no_session(serve, dial, capsys):
+    log = logging.Logger("test")
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise RuntimeError("a broken handler")
+
+    log.addHandler(Broken())
+    with dial(serve(type("Handler", (Logged,), {"log": log}))) as client:
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"hello\n"
+    assert "RuntimeError: a broken handler" in capsys.readouterr().err
+
+
 def test_the_leftmost_mixin_is_the_outermost(serve, dial):
     order = []
 

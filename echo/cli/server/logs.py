@@ -9,7 +9,8 @@ The rules:
 * A record is formatted where it is logged: then its size is known, nothing that it refers to stays alive, and a record
   that logs while it is formatted cannot feed the writing thread for ever. Only ``put_line`` leaves that to the writer.
 * A fault in a record costs that record, never the session that logs it.
-* Each record is written as a whole, or not at all (``Output``). What is lost is counted, and the log says so later.
+* Each record is written as a whole, or not at all (``Output``). Lost records are counted, and the log reports their
+  number later.
 * ``close`` does nothing, since programs call it for all handlers there are (``logging.config.dictConfig``,
   ``logging.basicConfig(force=True)``, ``logging.shutdown``). ``end`` is the end.
 * The bare descriptor is used. Rejected: ``logging.StreamHandler`` on ``sys.stderr``. A writer that is stuck in a full
