@@ -148,7 +148,7 @@ def test_a_line_that_the_terminal_has_cut_is_reported_and_not_sent(serve, typing
     keys, stdin = typing
     os.write(keys, b"one\n")
     os.write(keys, b"x" * 3000)
-    os.write(keys, b"y" * 3000 + end)
+    os.write(keys, b"y" * 3000 + end + b"\x04")  # and the end of the input
     done = call_client(*address_options(serve()), stdin=stdin)
     why = f"the terminal has cut a line at {streams.LONGEST_TYPED} bytes; give longer lines in a file"
     assert done == (1, b"one\n", f"echo.client: cannot read standard input: {why}\n")
