@@ -124,6 +124,11 @@ class Admission:
             options = server._echo_options
             shake_hands(session.request, options.ssl_context, options.handshake_timeout)
 
+    def check_networks(self, client_address: Any) -> None:
+        """The step for a client that a program has accepted itself, in a loop of its own."""
+        if not self._clients.permits(host_of(client_address)):
+            raise Refused("denied", "not from this address")
+
     def _check_client(self, server: Any, request: Any, client_address: Any, host: Optional[str], others: int) -> None:
         """Networks, share of one host, ``verify_request``. ``others``: the sessions that the host had before this one.
 

@@ -453,6 +453,12 @@ class Server(ListeningServer):
     def _echo_adopt(self, request: Any, client_address: Any) -> Session:
         """Make a session for a request that this server has not accepted itself."""
         session = Session(request, client_address)
+        try:
+            self._echo_admission.check_networks(client_address)
+        except Refused as exc:
+            log_refused(client_address, exc)
+            self._echo_turn_away(session, exc.reason)
+            raise
         self._echo_registry.add(session)
         return session
 
@@ -495,6 +501,8 @@ class Server(ListeningServer):
                 session.wrapped(request)
             if type(request) is not socket.socket:
                 expect_shut_down(request)
+        else:  # accepted by a program's own loop
+            self._echo_admission.check_networks(client_address)
         handler_class: Any = self.RequestHandlerClass
         handler_class(request, client_address, self)
 

@@ -1,6 +1,7 @@
 """A subclass's own names, methods called by name, threads, and the order of calls, as programs for ``socketserver``
 have them. Most tests run with the standard library's class, too, since that defines what is right."""
 
+import contextlib
 import http.server
 import os
 import queue
@@ -14,6 +15,7 @@ import pytest
 
 import echo
 from echo.server.options import FIXED
+from echo.sockets import is_readable
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import ends_in_time
 
@@ -211,6 +213,31 @@ def test_one_request_of_the_standard_library_may_be_handled_by_name(base, dial):
         socketserver.BaseServer.handle_request(server)
         assert is_answered(client)
         client.close()
+
+
+@pytest.mark.parametrize("step", ["process_request", "process_request_thread", "finish_request"])
+def test_networks_hold_for_clients_that_a_program_accepts_in_a_loop_of_its_own(dial, step):
+    """Row 61: each step that a program may call with what it has accepted let all clients in."""
+    seen = []
+
+    class Seen(socketserver.BaseRequestHandler):
+        def handle(self):
+            seen.append(self.client_address)
+
+    with echo.Server(ADDRESS, Seen, deny=["127.0.0.1"]) as server:
+        for networks in (["127.0.0.1"], []):
+            server.set_access([], networks)
+            client = dial(server)
+            assert is_readable(server.socket, DEADLINE)
+            request, address = server.get_request()
+            with contextlib.suppress(ConnectionError) if networks else contextlib.nullcontext():
+                getattr(server, step)(request, address)
+                assert not networks
+            if step == "finish_request":
+                server.shutdown_request(request)
+            assert read_all(client) == b""
+            assert seen == ([] if networks else [client.getsockname()])
+        assert server.stats().refused == ({} if step == "finish_request" else {"denied": 1})
 
 
 @on_both
