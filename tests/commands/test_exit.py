@@ -88,6 +88,17 @@ def test_a_thread_that_the_handlers_module_starts_takes_no_signal_away(leaves, c
     assert "SIGTERM: stopping" in server.log
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("what", ["signal handlers", "blocked signals"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_what_the_handlers_module_does_with_signals_does_not_count(leaves, what, count, signum):
+    """Rows 56 and 58."""
+    server = leaves(what, "--workers", count)
+    server.popen.send_signal(signum)
+    assert server.finish()[0] == 0
+    assert f"{signum.name}: stopping" in server.log
+
+
 @pytest.mark.parametrize("what", ["import that hangs", "import that catches all", "thread and an import that hangs"])
 def test_a_signal_while_the_handlers_module_is_imported_ends_the_process_with_code_0(run, tmp_path, what):
     options = ["0", "--handler", "support.leaves:Leaves"]
@@ -145,6 +156,15 @@ def test_c_code_that_keeps_the_lock_of_the_interpreter_is_cut_as_well(leaves, di
     assert server.terminate() == 1
 
 
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("what", ["exit function that holds the lock", "logging handler that blocks"])
+def test_nothing_that_the_handlers_module_leaves_keeps_the_process_or_its_parent(leaves, what, count):
+    """Rows 44 and 64."""
+    change = "process.LAST_GRACE = process.PARENT_GRACE = 0.1; workers.KILL_GRACE = 0.05"
+    server = leaves(what, "--workers", count, "--shutdown-timeout", "0", change=change)
+    assert server.terminate() == 1
+
+
 # Workers that do not answer.
 
 
@@ -171,6 +191,15 @@ def test_a_worker_that_hangs_is_killed_and_the_code_is_1(leaves, dial, how, seco
     assert server.finish()[0] == 1
     assert "was killed by SIGKILL, not done in time" in server.log
     assert not [pid for pid in pids if is_alive(pid)]
+
+
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
+def test_workers_for_which_other_code_has_waited_count_as_dead(leaves):
+    server = leaves("code that waits for any child", "--workers", "2")
+    server.read_log_until(r"(?s)worker 0.*worker 1.*\n")
+    assert server.terminate() == 1  # nobody knows their exit codes
+    assert server.log.count("ended, and code in the parent took its exit code") == 2
+    assert "Traceback" not in server.log
 
 
 # Children of a handler.

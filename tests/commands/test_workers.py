@@ -341,12 +341,12 @@ def test_a_session_that_has_to_be_cut_makes_the_code_1(changed, dial):
 
 
 def test_a_second_signal_cuts_and_the_code_is_1(changed, dial):
-    server = changed("server.Server._echo_cut_grace = 0.05", "--workers", "2")
+    change = "server.Server._echo_cut_grace = 0.05; process.SAME_SIGNAL = 0; workers.KILL_GRACE = 60"
+    server = changed(f"{change}; process.CUT_GRACE = process.LAST_GRACE = 60", "--workers", "2")
     pid, busy = next(iter(client_of_each(server, dial, 2).items()))
     assert ask(busy, b"work") == b"begun"
     server.popen.send_signal(signal.SIGTERM)
     server.read_log_until(rf"\[{pid}\] draining \d+ sessions?, for 600 s at most")
-    threading.Event().wait(0.3)  # signals that come together count as one
     assert server.terminate() == 1
     assert "SIGTERM: stopping now" in server.log
     assert "127.0.0.1:%d cut: not done in time" % busy.getsockname()[1] in server.log

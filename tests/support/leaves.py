@@ -5,9 +5,11 @@ The server command imports it, for what tests its end: ``--handler support.leave
 
 import atexit
 import concurrent.futures
+import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -20,6 +22,28 @@ WHAT = os.environ.get("LEAVES", "")
 def touch(name):
     with open(name, "w", encoding="ascii"):
         pass
+
+
+def hold_the_lock_of_the_interpreter():
+    re.match("(a+)+$", "a" * 60 + "b")
+
+
+class BlocksAtAStop(logging.Handler):
+    def emit(self, record):
+        if getattr(record, "event", None) == "signal":
+            threading.Event().wait()
+
+
+def let_other_code_wait_for_children():
+    """As a thread that waits for any child does when it is always the first."""
+    waitpid = os.waitpid
+
+    def taken(pid, options):
+        if waitpid(pid, options) != (0, 0):
+            raise ChildProcessError
+        return 0, 0
+
+    os.waitpid = taken
 
 
 def leave(what):
@@ -35,6 +59,17 @@ def leave(what):
         atexit.register(os.write, 1, b"exit function called")
     elif what == "exit function that hangs":
         atexit.register(threading.Event().wait)
+    elif what == "exit function that holds the lock":
+        atexit.register(hold_the_lock_of_the_interpreter)
+    elif what == "logging handler that blocks":
+        logging.getLogger().addHandler(BlocksAtAStop())
+    elif what == "code that waits for any child":
+        let_other_code_wait_for_children()
+    elif what == "signal handlers":
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif what == "blocked signals":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     elif what == "thread and an import that hangs":
         threading.Thread(target=threading.Event().wait).start()
         touch("importing")
@@ -53,10 +88,6 @@ def leave(what):
 
 
 leave(WHAT)
-
-
-def hold_the_lock_of_the_interpreter():
-    re.match("(a+)+$", "a" * 60 + "b")
 
 
 class Leaves(echo.EchoRequestHandler):

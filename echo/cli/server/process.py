@@ -5,7 +5,8 @@ Python's own way out restores the default actions some milliseconds before the e
 kill a process that has lost nothing. A signal that was ignored at the start stays ignored (``nohup``, a shell's
 background job); one that was blocked is not any more. Whichever thread the system gives a signal to, Python calls its
 handler in the main thread. What that sleeps on is woken through ``signal.set_wakeup_fd()``, so a user's thread that
-takes the signal does no harm.
+takes the signal does no harm. A handler's module may set its own handlers for SIGINT and SIGTERM, or block these: after
+the import that is undone.
 
 **Deadline.** The first signal to stop starts it, a second one brings it forward to now. It bounds all that comes before
 the exit. In that order, after it::
@@ -15,8 +16,11 @@ the exit. In that order, after it::
     + 0.9 s  workers that still live are killed (workers.KILL_GRACE)
     + 1.0 s  the process ends even while C code keeps the interpreter's lock
 
-The last one is a timer of ``faulthandler``, a thread without Python: nothing else would run then. The exit code is 1 if
-anything was cut.
+The last one is a timer of ``faulthandler``, a thread without Python: nothing else would run then. While a parent still
+has workers, its own comes a second later, so that it can kill them. The exit code is 1 if anything was cut.
+
+One case is out of reach: C code already holds the lock when the first signal comes, in a process without a parent.
+Python does not call the handler then, and only SIGKILL ends the process.
 
 **Exit.** What Python does at an exit for the user's sake, as ``multiprocessing`` does it in its children: wait for the
 threads, call the exit functions, flush. Then ``os._exit()``.
@@ -56,6 +60,9 @@ LEAST = 0.1
 LAST_GRACE = 1.0
 """Seconds after the deadline at which the process ends, whatever it does."""
 
+PARENT_GRACE = 2.0
+"""The same for a parent of workers: on a busy machine it may need a moment longer to kill them."""
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 HANDLED = (*STOPPING, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)))
 
@@ -83,7 +90,7 @@ class Process:
         """Writes the log's last records."""
         self._code: Optional[int] = None  # once nothing is left that could be cut
         self._found: Dict[int, Any] = {}
-        self._has_last_deadline = True
+        self._last_grace: Optional[float] = LAST_GRACE  # None: this process has no last deadline
         self._nowhere = open(os.devnull, "wb")  # now: later there may be no descriptor
         forking.in_child(self._let_go)
 
@@ -143,7 +150,12 @@ class Process:
 
     def must_not_interrupt(self) -> None:
         """From now on a signal is acted on when there is something to stop. If one has come, and the handler's module
-        has caught its exception, that is raised again."""
+        has caught its exception, that is raised again. If the module has set a handler of its own for a signal to stop,
+        or blocked one, that ends here."""
+        for number in STOPPING:
+            if number in self._found:
+                signal.signal(number, self._handle)
+        self.unblock()
         self._interrupts = self._interrupts or self.is_stopping()
         self._interrupt()
         self._interrupts = False
@@ -171,9 +183,11 @@ class Process:
         if seconds is not None:
             now = time.monotonic()
             self.deadline = now + seconds if self.deadline is None else min(self.deadline, now + seconds)
-            if not self._has_last_deadline:
-                return
-            left = self.deadline + LAST_GRACE - now
+            self._set_last_deadline()
+
+    def _set_last_deadline(self) -> None:
+        if self.deadline is not None and self._last_grace is not None:
+            left = self.deadline + self._last_grace - time.monotonic()
             with contextlib.suppress(RuntimeError):  # the system has no thread now
                 faulthandler.dump_traceback_later(max(left, 0.001), file=self._nowhere, exit=True)
 
@@ -187,17 +201,21 @@ class Process:
         self.deadline = None
 
     def become_parent(self) -> None:
-        """This process forks workers. It has no last deadline: a child would wait for the thread of ``faulthandler``,
-        and the parent has to be there to kill the workers."""
-        self._has_last_deadline = False
+        """This process forks workers. It has no last deadline: a child would wait for ``faulthandler``'s thread."""
+        self._last_grace = None
         faulthandler.cancel_dump_traceback_later()
+
+    def forks_no_more(self) -> None:
+        """The parent has forked its last worker."""
+        self._last_grace = PARENT_GRACE
+        self._set_last_deadline()
 
     def become_worker(self) -> None:
         """In a worker, with its signals blocked: it is stopped by SIGTERM, which its parent sends. Ctrl-C reaches all
         processes, and the parent passes it on. What the parent was to do at its exit is not for its children."""
         self._first = self._on_stop = self._on_signal = self._early_stop = None
         self._early.clear()
-        self._has_last_deadline = True
+        self._last_grace = LAST_GRACE
         for number in HANDLED:
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 self._found[number] = signal.SIG_DFL
@@ -214,6 +232,8 @@ class Process:
         """End the process with this code; with 1 if something has to be cut for that. ``nothing_to_cut``: it has not
         served. What the import of a module has left that a signal interrupted is not waited for."""
         self._interrupts = False
+        self._last_grace = LAST_GRACE
+        self._set_last_deadline()
         if nothing_to_cut:
             self._code = code
             self._bound(0.0)

@@ -13,6 +13,7 @@ lock, is killed. This module does not know what the workers do; its caller passe
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import signal
@@ -222,7 +223,15 @@ class Workers:
         for worker in self._workers:
             if worker.pid is None:
                 continue
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            except ChildProcessError:  # a thread of the handler's module waits for any child
+                gone, worker.pid = worker.pid, None
+                self.balance.ended(worker.number)
+                self._died(
+                    worker, f"process {gone} ended, and code in the parent took its exit code", "unknown exit code"
+                )
+                continue
             if pid:
                 worker.pid = None
                 self.balance.ended(worker.number)
@@ -262,18 +271,21 @@ class Workers:
     def _stop_all(self, number: int) -> None:
         count = plural(len([worker for worker in self._workers if worker.pid is not None]), "worker")
         name = signal.Signals(number).name
-        log_event(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
         if not self._stopped:
             self._stopped = True
-            self._stop()
+            self._process.forks_no_more()
             for worker in self._workers:
                 worker.due_at = None
+            self._stop()
         self._signal(signal.SIGTERM)
+        # Last: the handler's module may have a logging handler that blocks.
+        log_event(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
 
     def _signal(self, number: int) -> None:
         for worker in self._workers:
             if worker.pid is not None:
-                os.kill(worker.pid, number)  # safe: until waitpid(), no other process gets the number of a dead one
+                with contextlib.suppress(ProcessLookupError):  # other code has waited for it; else its number is kept
+                    os.kill(worker.pid, number)
 
     def _kill_late(self) -> None:
         deadline = self._process.deadline
