@@ -145,7 +145,7 @@ def test_serve_forever_restores_its_threads_processors():
 @needs_two
 def test_serve_forever_restores_its_threads_processors_after_an_interrupt_too():
     class Interrupted(echo.Server):
-        def _accept_clients(self, *arguments):
+        def _echo_accept_clients(self, *arguments):
             seen.append(os.sched_getaffinity(0))
             raise KeyboardInterrupt
 

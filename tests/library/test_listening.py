@@ -476,18 +476,10 @@ def test_the_path_stays_when_a_worker_ends_and_goes_with_the_last(unix_command, 
 
 
 DYING = '''
-import logging, os, signal, sys
+import os, sys
 from echo.cli.server.command import main
 from echo.cli.server.workers import Workers
 
-class Alarm(logging.Handler):
-    """Rings the alarm of a worker's next start when no worker is to be started any more."""
-
-    def emit(self, record):
-        if "giving up" in record.getMessage():
-            os.kill(os.getpid(), signal.SIGALRM)
-
-logging.getLogger().addHandler(Alarm())
 Workers.min_pause = 0.001
 os.register_at_fork(after_in_child=lambda: os._exit(1))
 
