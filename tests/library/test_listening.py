@@ -475,7 +475,7 @@ def test_the_path_stays_when_a_worker_ends_and_goes_with_the_last(unix_command, 
     assert not os.path.exists(path)
 
 
-DYING = '''
+DYING = """
 import os, sys
 from echo.cli.server.command import main
 from echo.cli.server.workers import Workers
@@ -485,7 +485,7 @@ os.register_at_fork(after_in_child=lambda: os._exit(1))
 
 if __name__ == "__main__":
     sys.exit(main())
-'''
+"""
 """The server's command, whose workers end as soon as they are forked."""
 
 
