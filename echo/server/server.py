@@ -185,7 +185,8 @@ class Server(ListeningServer):
                 expect_shut_down(self.socket)
                 return Serving(self.socket, shared=self.socket is self._echo_inherited)
             except OSError:
-                if self._echo_stop is not None:  # a signal handler has stopped the server meanwhile
+                # A signal handler has stopped the server meanwhile; or the program has, in its own way, before the run.
+                if self._echo_stop is not None or self._echo_past is Past.SHUTDOWN:
                     return None
                 raise
 

@@ -89,6 +89,15 @@ def test_shutdown_before_serve_forever_returns_at_once():
         ends_in_time(server.serve_forever)
 
 
+def test_shutdown_before_serve_forever_lets_it_return_although_the_program_has_closed_the_socket():
+    """As pynetdicom's server does, whose thread may begin after its stop."""
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    server.shutdown()
+    server.socket.close()
+    server.serve_forever()
+    server.server_close()
+
+
 def test_a_shutdown_that_comes_while_a_run_begins_ends_it(monkeypatch):
     """Row 7: from a signal handler, say."""
     real = socket.socketpair
