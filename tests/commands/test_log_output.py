@@ -141,6 +141,47 @@ def test_a_process_that_dies_while_it_writes_keeps_nobody_waiting(pipe, lock):
 
 
 @posix
+def test_a_line_that_another_process_left_unfinished_is_ended_before_the_next(pipe, lock):
+    """And its rest, which a client may have chosen, never begins a line."""
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    first, second = (Output(writer, shared=True, lock=lock, waits=False) for _ in range(2))
+    first.patience = second.patience = 0
+    child = os.fork()
+    if not child:
+        first.write(lines_of(1 << 20))
+        os._exit(0)
+    os.waitpid(child, 0)
+    begun = len(os.read(reader, 1 << 20))
+    assert begun
+    assert first.write([b"one\n", b"y" * (1 << 20) + b"\n"]) == 0  # its own is on its way
+    received = os.read(reader, 1 << 20)
+    assert received.startswith(b"\none\nyyy")
+    child = os.fork()
+    if not child:
+        second.write([b"two\n"])
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert first.write([b"three\n"]) == 0
+    assert second.write([b"four\n"]) == 0
+    assert os.read(reader, 1 << 20) == b"\ntwo\nthree\nfour\n"
+    first.close()
+    second.close()
+
+
+@posix
+def test_a_file_that_got_the_descriptor_of_the_lock_is_left_alone(pipe, lock, tmp_path):
+    output = Output(pipe[1], shared=True, lock=lock)
+    (tmp_path / "mine").write_bytes(b"mine")
+    with open(tmp_path / "mine", "rb+") as file:
+        os.dup2(file.fileno(), lock)
+        assert output.write(lines_of(10_000)) == 0
+    assert len(os.read(pipe[0], 1 << 20)) == 10_000
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    output.close()
+
+
+@posix
 def test_an_output_that_must_not_wait_writes_nothing_into_another_processs_line(pipe, lock):
     reader, writer = pipe
     locked, may_end = os.pipe(), os.pipe()

@@ -59,10 +59,12 @@ class Output:
         self, descriptor: int, *, shared: bool = False, lock: Optional[int] = None, waits: bool = True
     ) -> None:
         self._shared = shared
-        self._lock = lock
+        self._lock = None if lock is None else Owned(lock)
+        self._locked_now = False
         self._waits = waits
         self._error: Optional[OSError] = None
         self._rest = b""  # of a line that was written in part
+        self._unfinished = b""
         self._waits_for_lock = False
         self._own = duplicate(descriptor)
         if not waits:
@@ -113,12 +115,14 @@ class Output:
     def _write(self, lines: List[bytes]) -> int:
         if not self._own.is_ours():
             self._find_again()
+        self._look_for_unfinished()
         data = self._rest + b"".join(lines)
         view = memoryview(data)
         done = 0
         try:
             if not self._waits and not self.has_room():
                 raise BlockingIOError
+            self._mark(self._locked_now and len(data) > select.PIPE_BUF)  # a pipe takes a shorter one whole
             while done < len(data):
                 try:
                     done += os.write(self._own.number, view[done:])
@@ -127,9 +131,27 @@ class Output:
                         raise
         except OSError as exc:
             self._error = exc
-            return self._lost(lines, data, done)
-        self._rest = b""
-        return 0
+            lost = self._lost(lines, data, done)
+        else:
+            lost, self._rest = 0, b""
+        self._mark(bool(self._rest))
+        return lost
+
+    def _look_for_unfinished(self) -> None:
+        """End the line of another process that died in it, or could not go on; and forget the rest of our own if
+        another process has ended it. The file of the lock holds the number of the process."""
+        if self._lock is not None and self._locked_now:
+            self._unfinished = os.pread(self._lock.number, 20, 0)
+            if self._unfinished != b"%d" % os.getpid():
+                self._rest = b"\n" if self._unfinished else b""
+
+    def _mark(self, unfinished: bool) -> None:
+        """Note whether a line of this process is unfinished."""
+        owner = b"%d" % os.getpid() if unfinished else b""
+        if self._lock is not None and self._locked_now and owner != self._unfinished:
+            os.ftruncate(self._lock.number, 0)
+            os.pwrite(self._lock.number, owner, 0)
+            self._unfinished = owner
 
     def _find_again(self) -> None:
         """Other code has closed our descriptor: go on with stderr's own, if that is where the log goes."""
@@ -166,27 +188,26 @@ class Output:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        if self._lock is None:
+        if self._lock is None or not self._lock.is_ours():  # other code may have closed it
             yield
             return
         import fcntl  # only processes that were forked have a lock
 
         # Such a lock belongs to the process, and goes with it, whatever kills it.
-        held = True
         self._waits_for_lock = self._waits
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | (0 if self._waits else fcntl.LOCK_NB))
+            fcntl.lockf(self._lock.number, fcntl.LOCK_EX | (0 if self._waits else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):  # another process may be in the middle of a line
             if not self._wait_for_lock():
                 raise
-        except OSError:  # other code has closed the lock
-            held = False
         self._waits_for_lock = False
+        self._locked_now = True
         try:
             yield
         finally:
-            if held:
-                fcntl.lockf(self._lock, fcntl.LOCK_UN)
+            self._locked_now = False
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._lock.number, fcntl.LOCK_UN)
 
     def _wait_for_lock(self) -> bool:
         import fcntl
@@ -196,7 +217,7 @@ class Output:
         while self.has_room() and time.monotonic() < deadline:  # without room the other one may wait for long
             time.sleep(0.001)
             with contextlib.suppress(OSError):
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self._lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
         return False
 
