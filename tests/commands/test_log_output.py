@@ -187,7 +187,8 @@ def test_an_output_that_must_not_wait_writes_nothing_into_another_processs_line(
     locked, may_end = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
-        with Output(writer, lock=lock)._locked():  # in the middle of a line
+        output = Output(writer, lock=lock)
+        with output._locked(output._lock):  # in the middle of a line
             os.write(locked[1], b"x")
             os.read(may_end[0], 1)
         os._exit(0)

@@ -102,8 +102,9 @@ class Output:
         """Write the lines, each as a whole; return how many were lost."""
         written = 0
         try:
+            lock = self._lock if self._lock is not None and self._lock.is_ours() else None  # other code may close it
             for piece in _pieces(lines) if self._shared else [lines]:
-                with self._locked():
+                with self._locked(lock):
                     lost = self._write(piece)
                 written += len(piece) - lost
                 if lost:
@@ -187,8 +188,8 @@ class Output:
                 os.lseek(self._own.number, end - size, os.SEEK_SET)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self._lock is None or not self._lock.is_ours():  # other code may have closed it
+    def _locked(self, lock: Optional[Owned]) -> Iterator[None]:
+        if lock is None:
             yield
             return
         import fcntl  # only processes that were forked have a lock
@@ -196,7 +197,7 @@ class Output:
         # Such a lock belongs to the process, and goes with it, whatever kills it.
         self._waits_for_lock = self._waits
         try:
-            fcntl.lockf(self._lock.number, fcntl.LOCK_EX | (0 if self._waits else fcntl.LOCK_NB))
+            fcntl.lockf(lock.number, fcntl.LOCK_EX | (0 if self._waits else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):  # another process may be in the middle of a line
             if not self._wait_for_lock():
                 raise
@@ -207,7 +208,7 @@ class Output:
         finally:
             self._locked_now = False
             with contextlib.suppress(OSError):
-                fcntl.lockf(self._lock.number, fcntl.LOCK_UN)
+                fcntl.lockf(lock.number, fcntl.LOCK_UN)
 
     def _wait_for_lock(self) -> bool:
         import fcntl
