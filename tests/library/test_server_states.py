@@ -423,8 +423,7 @@ def check_history(calls):
             continue
         text = str(call.error)
         if name == "handle_request" and isinstance(call.error, ValueError):
-            assert re.match("the server is closed", text)
-            assert any(other.began < call.ended for other in closings)
+            assert re.match("the server is closed", text)  # by one of these calls, or by a handler
             continue
         assert isinstance(call.error, RuntimeError), call.error
         if name == "start":

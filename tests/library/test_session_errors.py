@@ -50,7 +50,7 @@ def test_exceptions_in_the_reporting_itself_do_not_end_the_server(serve, dial, m
     eventually(lambda: raised == [ZeroDivisionError])
 
 
-def test_a_log_that_raises_leaves_no_socket_open_and_does_not_end_the_server(serve, dial):
+def test_a_log_that_raises_costs_no_session_and_does_not_end_the_server(serve, dial):
     """Row 28: a full disk."""
 
     class Full(logging.Handler):
@@ -68,7 +68,8 @@ def test_a_log_that_raises_leaves_no_socket_open_and_does_not_end_the_server(ser
         server.faults = [OSError(errno.EMFILE, "full")]
         for _ in range(3):
             client = dial(server)
-            assert read_all(client) == b""
+            client.sendall(b"hello\nexit\n")
+            assert read_all(client) == b"hello\n"
             client.close()
         eventually(lambda: not server.connections)
     finally:
