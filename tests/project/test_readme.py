@@ -167,6 +167,21 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
             assert re.fullmatch(r"\('127\.0\.0\.1', \d+\)\n", out)
 
 
+def test_the_python_of_moving_from_socketserver_serves_files(monkeypatch):
+    text = read("docs", "moving-from-socketserver.md")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    served = []
+
+    def serve_and_fetch(server):
+        files(server.start().server_address)
+        served.append(server)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(echo.Server, "serve_forever", serve_and_fetch)
+    exec(compile(code.replace("8000", "0"), "moving-from-socketserver.md", "exec"), {"__name__": "__main__"})
+    assert served
+
+
 def test_every_kind_of_python_block_is_there():
     """So that the test above cannot pass for want of blocks."""
     assert len(BLOCKS) == 12
