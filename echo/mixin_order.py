@@ -25,7 +25,7 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
             passes_on = name in hooks or _passes_on(method, name, names)  # a hook that does not is a handler's
             if base is handler or (hider is None and not passes_on):
                 hider = base
-            elif hider is handler or (hider is not None and passes_on and not issubclass(hider, base)):
+            elif hider is not None and (hider is handler or (passes_on and not issubclass(hider, base))):
                 place = [listed for listed in cls.__bases__ if issubclass(listed, hider)][-1]
                 raise TypeError(
                     f"{cls.__name__}: {base.__name__}.{name}() would never be called, since"

@@ -119,7 +119,7 @@ def connect_to_first(
             raise error
         finally:
             for key in list(attempts.get_map().values()):
-                key.fileobj.close()
+                cast(socket.socket, key.fileobj).close()
 
 
 def _refusal_of_itself(sock: socket.socket) -> int:

@@ -29,7 +29,7 @@ else:
     fcntl = None
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack  # none of the checkers' packages is needed to run
+    from typing_extensions import Self, Unpack  # none of the checkers' packages is needed to run
 
     from .options import ServerOptions
 
@@ -64,7 +64,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         self._echo_choose(options, family_of(server_address) or self.address_family)
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
-    def __new__(cls: Type[_Self], *args: Any, **options: Any) -> _Self:
+    def __new__(cls, *args: Any, **options: Any) -> Self:
         """Make all state here: subclasses may call ``socketserver.TCPServer.__init__`` instead of the method above."""
         self = super().__new__(cls)
         self._echo_prepare()

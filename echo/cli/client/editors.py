@@ -17,15 +17,17 @@ from ...text import escape
 from .. import streams
 from .letters import whole_letters
 
+termios: Any
 try:
     import termios
 except ImportError:  # Windows
-    termios = None  # type: ignore[assignment]
+    termios = None
 
+readline: Any
 try:
     import readline
 except ImportError:  # Windows, and some builds of Python
-    readline = None  # type: ignore[assignment]
+    readline = None
 
 PROMPT = "> "
 
