@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import errno
+import signal
 import threading
-from typing import Callable
+from typing import Any, Callable, Optional, Set
 
 
 def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
-    """Start a thread that does not keep the process alive. Raises ``OSError`` if the system has no thread now, like
-    any other shortage."""
+    """Start a thread that does not keep the process alive, and takes no signal. Raises ``OSError`` if the system has no
+    thread now, like any other shortage.
+
+    All signals go to the main thread, which acts on them. When a stopped process goes on, the system gives a signal
+    that has come meanwhile to any thread that may take it, and the main thread would only learn of it later: it would
+    set up the terminal first, which is the shell's, and be stopped again.
+    """
     thread = threading.Thread(target=run, name=name, daemon=True)
+    mask = _block_signals(None)  # the new thread inherits it
     try:
         thread.start()
     except RuntimeError as exc:
         raise OSError(errno.EAGAIN, str(exc)) from None
+    finally:
+        _block_signals(mask)
     return thread
+
+
+def _block_signals(which: Optional[Set[Any]]) -> Set[Any]:
+    """Block these signals in this thread, and no others; None: all. Return those that were blocked before."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return set()
+    return signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals() if which is None else which)
