@@ -236,11 +236,14 @@ class PlainEditor(_TerminalEditor):
         self._shown = ""
         self._is_literal = False
         self._waits = False
+        self._is_lost = False
+        """The prompt has to be shown again: the shell has used the screen between two waits."""
 
     def read(self) -> bytes:
         self._line, self._shown, self._is_literal = bytearray(), "", False
         try:
             _write(PROMPT)
+            self._is_lost = False
             while not self._edit():
                 self._typed = self._wait()
         finally:
@@ -255,12 +258,18 @@ class PlainEditor(_TerminalEditor):
 
     def take_terminal(self) -> None:
         super().take_terminal()
-        if self._waits:
+        self._is_lost = True
+        self._show_again()
+
+    def _show_again(self) -> None:
+        if self._waits and self._is_lost:
+            self._is_lost = False
             _write(f"\r{PROMPT}{self._shown}")
 
     def _wait(self) -> bytes:
         self._waits = True
         try:
+            self._show_again()
             select.select([self._descriptor], [], [])
         finally:
             self._waits = False
