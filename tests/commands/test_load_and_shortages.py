@@ -185,7 +185,7 @@ def test_out_of_descriptors_it_rests_and_recovers(server_command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("megabytes", [50, 80, 120])
+@pytest.mark.parametrize("megabytes", [200])
 def test_out_of_memory_it_recovers_and_stops(server_command, megabytes):
     """Row 65: 400 clients with 60,000 bytes of an unfinished message each, then none."""
 
