@@ -184,28 +184,6 @@ def test_out_of_descriptors_it_rests_and_recovers(server_command):
     assert server.log.count("cannot accept connections for now") <= periods
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("megabytes", [200])
-def test_out_of_memory_it_recovers_and_stops(server_command, megabytes):
-    """Row 65: 400 clients with 60,000 bytes of an unfinished message each, then none."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_STACK, (256 << 10, 256 << 10))  # of each thread, so that there are many
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes * MB, megabytes * MB))
-
-    server = server_command("--no-log-messages", preexec_fn=limit, env={"MALLOC_ARENA_MAX": "1"})
-    with contextlib.ExitStack() as stack:
-        for _ in range(400):
-            client = stack.enter_context(socket.create_connection(server.address, DEADLINE))
-            client.setblocking(False)
-            client.send(b"x" * 60_000)
-        time.sleep(3)
-    for _ in range(10):
-        with echo.connect(server.address, timeout=DEADLINE) as client:
-            assert client.echo(b"hello") == b"hello"
-    assert server.terminate() == 0
-
-
 def test_a_client_that_sends_much_and_never_reads_costs_little_memory_and_no_one_else_time(server_command, dial):
     server = server_command("--no-log-messages", "--send-timeout", "200ms")
     with echo.connect(server.address, timeout=DEADLINE) as other:
