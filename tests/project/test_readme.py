@@ -182,6 +182,11 @@ def test_the_python_of_moving_from_socketserver_serves_files(monkeypatch):
     assert served
 
 
+def test_both_tables_of_other_peoples_suites_are_the_same():
+    (table,) = re.findall(r"^\| suite \|.*\n(?:\|.*\n)+", read("README.md"), re.MULTILINE)
+    assert table in read("docs", "moving-from-socketserver.md")
+
+
 def test_every_kind_of_python_block_is_there():
     """So that the test above cannot pass for want of blocks."""
     assert len(BLOCKS) == 12
