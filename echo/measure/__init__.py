@@ -2,7 +2,8 @@
 
 ``probes``, ``stream`` and ``distribution`` know no socket. ``lane`` is one connection that carries probes, ``load``
 keeps many of them busy. ``ping`` and ``bench`` plan and report; ``outages`` and ``intervals`` are their time series.
-``figures`` turns durations into text and JSON fields, ``conditions`` checks them, ``report`` prints.
+``summary`` is what a load found. ``figures`` turns durations into text and JSON fields, ``conditions`` checks them,
+``report`` prints.
 
 Nothing is imported here: the client command needs ``report`` at each start, and ``bench`` needs ``multiprocessing``,
 which takes long to import.

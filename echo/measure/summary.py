@@ -1,0 +1,145 @@
+"""The summary of a load, as text and as fields for JSON: of one bench, or of several that were merged."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+from ..text import plural
+from .distribution import Distribution
+from .figures import as_fields, percentile_name, with_conditions
+from .load import Slice
+from .probes import Verdict
+from .report import Report, microseconds, milliseconds
+
+BUSY = 0.9
+"""Share of a processor from which a process of the load has no time to spare: it may be slower than the server."""
+
+LATE_SHARE = 0.01
+LATE_AT_LEAST = 10
+"""Share of the messages, and their number, that the load may send late before its figures are doubtful."""
+
+
+class LoadSummary(NamedTuple):
+    """What a load found.
+
+    ``parameters``: the fields that describe the load. ``total``: the counts. ``due``: the number of messages that were
+    due. ``elapsed``: the measured time in seconds. ``connects``: how long connecting took. ``look_up_took``: the time
+    of the host's look-up in nanoseconds; ``is_named``: whether that was the look-up of a name.
+    """
+
+    parameters: Dict[str, Any]
+    total: Slice
+    due: int
+    elapsed: float
+    connects: Distribution
+    look_up_took: int
+    is_named: bool
+
+    def report(self, report: Report, percentiles: Sequence[float]) -> None:
+        """Report it, with these percentiles."""
+        total, elapsed, connects = self.total, self.elapsed, self.connects
+        size = self.parameters["size_bytes"]
+        never_sent = self.due - total.issued + total.unsent
+        rate = total.received / elapsed if elapsed else 0.0
+        settled = total.came + total.lost
+        busy = total.busy / total.watched if total.watched else 0.0
+        doubts = self._doubts(busy)
+        messages = f"{total.received:,} in {elapsed:.3g} s, {rate:,.0f}/s, {rate * size / 1e6:,.2f} MB/s"
+        rows = [
+            ("messages", messages if elapsed else "none: it ended before the warm-up did"),
+            *self._fates(never_sent),
+            *self._client(busy, doubts),
+        ]
+        if self.is_named:
+            rows.append(("look-up", f"{milliseconds(self.look_up_took)} ms"))
+        if connects.least is not None and connects.greatest is not None:
+            spread = "/".join(map(milliseconds, (connects.least, connects.mean, connects.greatest)))
+            rows.append(("connect", f"min/avg/max {spread} ms"))
+        latencies = (
+            {"rtt": total.rtt} if self.parameters["rate_per_s"] is None else {"rtt": total.rtt, "raw": total.raw}
+        )
+        fields: Dict[str, Any] = {}
+        for name, times in latencies.items():
+            fields.update(as_fields(name, times, with_conditions(percentiles, report)))
+        report.summarize(
+            "\n".join([*(f"{name:12}{text}" for name, text in rows), "", *_table(latencies, percentiles)]),
+            **self.parameters,
+            messages=total.received,
+            duration_s=round(elapsed, 6),
+            messages_per_s=round(rate, 1),
+            bytes_per_s=round(rate * size, 1),
+            **{verdict.field: total.wrong[verdict] for verdict in Verdict if verdict is not Verdict.RIGHT},
+            wrong={verdict.name.lower(): count for verdict, count in total.wrong.items()},
+            loss_percent=round(100 * total.lost / settled, 4) if settled else 0.0,
+            due=self.due,
+            came=total.came,
+            lost=total.lost,
+            never_sent=never_sent,
+            unsent=never_sent,  # an older name
+            on_the_way=total.on_the_way,
+            warm_up=dict(total.warm_up),
+            shifts={str(shift): count for shift, count in total.shifts.items()},
+            errors=dict(total.errors),
+            lookup_us=microseconds(self.look_up_took),
+            client_busy_percent=round(100 * busy, 1),
+            client_late=total.late,
+            client_late_max_us=microseconds(total.latest),
+            client_is_bottleneck=bool(doubts),
+            **as_fields("connect", connects, percentiles),
+            **fields,
+        )
+
+    def _fates(self, never_sent: int) -> Iterator[Tuple[str, str]]:
+        """The rows about what became of the messages."""
+        total = self.total
+        fates = [f"{total.came:,} came", f"{total.lost:,} lost", f"{never_sent:,} never sent"]
+        yield "due", f"{self.due:,}: {', '.join(fates)}, {total.on_the_way:,} on the way"
+        yield "wrong", ", ".join(f"{count:,} {verdict.value}" for verdict, count in total.wrong.items()) or "0"
+        yield "lost", f"{total.lost:,}"
+        yield "errors", ", ".join(f"{count:,} x {what}" for what, count in total.errors.items()) or "0"
+        if total.on_the_way:
+            yield "on the way", f"{total.on_the_way:,} when it was interrupted"
+        if never_sent:
+            yield "never sent", f"{never_sent:,}, whose turn did not come in time"
+        if total.shifts:
+            shifts = [f"{count:,} x by {plural(abs(shift), 'byte')}" for shift, count in total.shifts.items()]
+            yield "shifted", ", ".join(shifts)
+        if total.warm_up:
+            kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
+            yield "warm-up", f"{', '.join(kinds)}; not counted above"
+
+    def _doubts(self, busy: float) -> List[str]:
+        """Reasons why the client, and not the server, may have set the pace. ``busy``: its share of a processor."""
+        doubts = []
+        if busy >= BUSY:
+            doubts.append("it had no processor time to spare")
+        if self.total.late > max(LATE_AT_LEAST, LATE_SHARE * self.total.issued):
+            doubts.append("it was late itself")
+        return doubts
+
+    def _client(self, busy: float, doubts: List[str]) -> Iterator[Tuple[str, str]]:
+        """The rows about the client itself."""
+        total = self.total
+        if total.watched:
+            latest = f", by {milliseconds(total.latest)} ms at most"
+            late = f", {total.late:,} messages sent late{latest}" if total.late else ""
+            yield "client", f"{busy:.0%} of a processor in each process{late}"
+        if doubts:
+            yield "warning", f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"
+
+
+def _table(latencies: Dict[str, Distribution], percents: Sequence[float]) -> List[str]:
+    """A row for each distribution, a column for each percentile, in milliseconds."""
+    titles = {"rtt": "round trip", "raw": "raw"}
+    if "raw" in latencies:
+        titles["rtt"] = "corrected"  # includes the wait to be sent, which the raw round trip leaves out
+    names = ["min", *map(percentile_name, percents), "max"]
+    lines = ["".join([f"{'ms':11}", *(f"{name:>8}" for name in names), f"{'samples':>12}"])]
+    for name, times in latencies.items():
+        if times.least is None or times.greatest is None:
+            continue
+        found = dict(times.percentiles(percents))
+        cells = [milliseconds(found[percent]) if percent in found else "-" for percent in percents]
+        cells = [milliseconds(times.least), *cells, milliseconds(times.greatest)]
+        lines.append("".join([f"{titles[name]:11}", *(f"{cell:>8}" for cell in cells), f"{times.count:>12,}"]))
+    return lines if len(lines) > 1 else []
