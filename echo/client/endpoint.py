@@ -47,7 +47,8 @@ class Endpoint(NamedTuple):
     """A server. ``address``: ``(host, port)`` or a path; ``security``: the TLS settings; default: None, no TLS.
 
     ``found``: what ``resolve`` has found. Without it, ``open`` looks the host up each time. ``family`` and ``source``
-    are as for ``connect_to_host``; a path has none.
+    are as for ``connect_to_host``; a path has none. ``proxy``: the version of the PROXY header that each connection
+    begins with; default: None, no header.
     """
 
     address: Any
@@ -55,6 +56,7 @@ class Endpoint(NamedTuple):
     found: Tuple[Any, ...] = ()
     family: int = 0
     source: Optional[str] = None
+    proxy: Optional[int] = None
 
     def __str__(self) -> str:
         return format_address(self.address)
@@ -106,6 +108,10 @@ def open_socket(
             keep_alive(sock)  # else a loss could stay unnoticed: without a timeout, or at a prompt
             keep_urgent_data(sock)
         sock.settimeout(None)  # Connection sets kernel timeouts
+        if way.proxy is not None:
+            from ..transport.proxy_header import send_header  # here: few clients need it
+
+            send_header(sock, way.proxy)  # a new socket has room for it
         if ssl_context is not None:
             sock = TLSSocket(sock)
             sock.handshake(ssl_context, server_hostname=server_hostname, timeout=timeout)

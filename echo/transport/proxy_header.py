@@ -1,5 +1,8 @@
-"""A proxy's header on an accepted connection, as a step of admission. It runs in the session's own thread, with a
-deadline; ``proxy_protocol`` knows what the bytes mean."""
+"""A proxy's header on a connection; ``proxy_protocol`` knows what the bytes mean.
+
+On an accepted connection it is a step of admission, in the session's own thread and with a deadline. A client sends one
+to test such a server.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Optional
 from ..server.admission import Refused
 from ..sockets import set_deadline
 from .guarded import GuardedSocket
-from .proxy_protocol import Header, HeaderParser, InvalidHeader
+from .proxy_protocol import Header, HeaderParser, InvalidHeader, encode
 
 
 def receive_header(sock: GuardedSocket, timeout: Optional[float]) -> Header:
@@ -38,3 +41,9 @@ def receive_header(sock: GuardedSocket, timeout: Optional[float]) -> Header:
     if parser.header is None:
         raise Refused("proxy", "left in mid-header" if begun else "left without a header", left=not begun)
     return parser.header
+
+
+def send_header(sock: socket.socket, version: int = 2) -> None:
+    """Send a PROXY header in front of all else on a connected socket, as a proxy does: it names the two ends of this
+    connection. Of a Unix socket, version 1 says UNKNOWN. Call it before a TLS handshake. Raises ``OSError``."""
+    sock.sendall(encode(Header(version, False, sock.getsockname(), sock.getpeername())))

@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: what a proxy says about its client, before the client's first byte.
 
-Bytes in, addresses out; nothing here sees a connection. It follows HAProxy's specification, proxy-protocol.txt of
-2020/03/05; the numbers in brackets are its sections.
+Bytes in, addresses out, and for ``encode`` the other way; nothing here sees a connection. It follows HAProxy's
+specification, proxy-protocol.txt of 2020/03/05; the numbers in brackets are its sections.
 
 The rules:
 
@@ -23,6 +23,7 @@ The rules:
   UNSPEC mode" [2.2]: valid, with no addresses. Their block's form is known, so it is checked. Families, transports
   and commands that are assigned to nobody "must be rejected" [2.2].
 * TLVs are skipped, but none may run past the end; the checksum is verified where there is one, as it must be [2.2.3].
+* A sender of version 1 has UNKNOWN for all that is not TCP over IPv4 or IPv6 [2.1]. Version 2 can carry Unix sockets.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import ipaddress
 import socket
 import struct
 import sys
-from typing import Any, List, NamedTuple, Optional, Union
+from typing import Any, List, NamedTuple, Optional, Tuple, Union
 
 from ..text import escape
 
@@ -47,6 +48,9 @@ _LOCAL, _PROXY = 0x20, 0x21
 _UNSPEC, _INET, _INET6, _UNIX = range(4)
 _STREAM, _DGRAM = 1, 2
 _LAYOUTS = {_INET: struct.Struct("!4s4sHH"), _INET6: struct.Struct("!16s16sHH"), _UNIX: struct.Struct("!108s108s")}
+_WORDS = {_INET: "TCP4", _INET6: "TCP6"}
+_MAX_PATH = 108
+_FILE_NAMES = (sys.getfilesystemencoding(), "surrogateescape")
 _TLV = struct.Struct("!BH")
 _TYPE_CRC32C = 0x03
 _CHECKSUM = struct.Struct("!I")
@@ -144,6 +148,43 @@ class HeaderParser:
         return missing
 
 
+def encode(header: Header) -> bytes:
+    """Return the bytes of a header, which ``HeaderParser`` reads as the same header. Raises ``ValueError`` if it has
+    addresses of two families, a path that is too long, or an address that is not one.
+
+    Version 1 has no word for ``local`` nor for Unix sockets: both become UNKNOWN.
+    """
+    family, source, destination = _packed(header)
+    if header.version == 1:
+        if family not in _WORDS:
+            return b"PROXY UNKNOWN\r\n"
+        hosts = [_address(*end)[0] for end in (source, destination)]
+        return f"PROXY {_WORDS[family]} {' '.join(hosts)} {source[1]} {destination[1]}\r\n".encode("ascii")
+    block = b""
+    if family != _UNSPEC:
+        block = _LAYOUTS[family].pack(source[0], destination[0], *source[1:], *destination[1:])
+    kind = family << 4 | _STREAM if family else 0
+    return _START.pack(_SIGNATURE, _LOCAL if header.local else _PROXY, kind, len(block)) + block
+
+
+def _packed(header: Header) -> Tuple[int, Any, Any]:
+    """Return the family and the two addresses in bytes, each with its port if it has one."""
+    ends = header.source, header.destination
+    if header.local or None in ends:
+        return _UNSPEC, (), ()
+    if all(isinstance(end, (str, bytes)) for end in ends):
+        paths = [end.encode(*_FILE_NAMES) if isinstance(end, str) else end for end in ends]
+        if max(map(len, paths)) > _MAX_PATH:
+            raise ValueError(f"a PROXY header carries paths of {_MAX_PATH} bytes at most")
+        return _UNIX, (paths[0],), (paths[1],)
+    family = socket.AF_INET6 if ":" in ends[0][0] else socket.AF_INET
+    try:
+        source, destination = ((socket.inet_pton(family, end[0].partition("%")[0]), end[1]) for end in ends)
+    except OSError:
+        raise ValueError(f"not two addresses of one family: {ends[0]!r} and {ends[1]!r}") from None
+    return _INET6 if family == socket.AF_INET6 else _INET, source, destination
+
+
 def _read_line(line: bytes) -> Header:
     _, protocol, *words = line[:-2].split(b" ")
     if protocol == b"UNKNOWN":
@@ -224,7 +265,7 @@ def _path(field: bytes) -> Union[str, bytes]:
     if field.startswith(b"\0"):
         return field.rstrip(b"\0") or ""  # how long an abstract name is, the header does not say
     # As os.fsdecode does on POSIX; elsewhere that raises for bytes that are not UTF-8.
-    return field.partition(b"\0")[0].decode(sys.getfilesystemencoding(), "surrogateescape")
+    return field.partition(b"\0")[0].decode(*_FILE_NAMES)
 
 
 def _shown(data: bytes) -> str:

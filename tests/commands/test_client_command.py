@@ -13,6 +13,7 @@ import random
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from support import DEADLINE, ROOT, Recorder, eventually, plain, read_all, read_
 from support.client import UnixServer, address_options, call_client
 from support.measuring import echo_of, events, one_complaint
 from support.processes import wait_until_it_sleeps
+from support.proxy_headers import PROXY, block, unix
 from support.usage_errors import error_line
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
@@ -1342,3 +1344,88 @@ def test_no_verify_needs_something_to_verify():
     done = call_client("--no-verify")
     assert done[:2] == (2, b"")
     assert one_complaint(done, "--no-verify needs -m, --ping or --bench")
+
+
+# A PROXY header in front of each connection.
+
+
+class RemembersItsHeader(echo.EchoRequestHandler):
+    """Remembers each session's client address, and whether a PROXY header named it."""
+
+    def connection_made(self):
+        self.server.met.append((self.client_address, bool(self.via)))
+        super().connection_made()
+
+
+class ProxiedServer(echo.Server):
+    proxy_protocol = True
+    handshake_timeout = None
+
+    def __init__(self, *args, **options):
+        self.met = []
+        super().__init__(*args, **options)
+
+
+class ProxiedUnixServer(UnixServer, ProxiedServer):
+    pass
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("mode", [("-m", "hello"), (), ("--ping", "-c", "1")], ids=["message", "pipe", "ping"])
+def test_a_server_that_requires_proxy_headers_gets_one_with_the_clients_address(serve, version, mode):
+    server = serve(RemembersItsHeader, ProxiedServer)
+    assert client(server, "--send-proxy", version, *mode, data=b"hello\n").code == 0
+    (((host, port), has_header),) = server.met
+    assert (host, has_header) == ("127.0.0.1", True)
+    assert port != server.server_address[1]
+    assert client(server, *mode, data=b"hello\n").code != 0  # without the option the server refuses it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_each_connection_of_a_bench_begins_with_a_proxy_header(serve, version):
+    server = serve(RemembersItsHeader, ProxiedServer)
+    bench = client(server, "--send-proxy", version, "--bench", "-P", "3", "-d", "200ms")
+    assert (bench.code, bench.log) == (0, "")
+    assert [has_header for _, has_header in server.met] == [True] * 3
+
+
+@unix_sockets
+def test_on_a_unix_socket_a_proxy_header_has_its_paths_if_its_version_can(serve):
+    received = []
+    server = serve(plain(lambda sock: received.append(read_all(sock))), UnixServer)
+    for version in ("v1", "v2"):
+        client(server, "--send-proxy", version, data=b"hello\n")
+    eventually(lambda: len(received) == 2)
+    path = server.server_address.encode()
+    assert sorted(received, reverse=True) == [
+        b"PROXY UNKNOWN\r\nhello\n",
+        block(PROXY, 0x31, unix(b"", path)) + b"hello\n",
+    ]
+
+
+@unix_sockets
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_server_on_a_unix_socket_takes_the_clients_header(serve, version):
+    server = serve(RemembersItsHeader, ProxiedUnixServer)
+    finished = client(server, "--send-proxy", version, "-m", "hello")
+    assert (finished.code, finished.out) == (0, b"hello\n")
+    assert len(server.met) == 1
+
+
+def test_a_proxy_header_comes_before_the_handshake(serve, certificates):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.server)
+    server = serve(RemembersItsHeader, ProxiedServer, ssl_context=context)
+    security = ("--tls", "--cacert", certificates.authority.certificate, "--sni", "localhost")
+    finished = client(server, "--send-proxy", "v2", *security, "-m", "hello")
+    assert (finished.code, finished.out, finished.log) == (0, b"hello\n", "")
+    assert server.met[0][1]
+
+
+def test_without_the_option_no_byte_comes_before_the_first_message(serve):
+    server = serve()
+    assert client(server, data=b"hello\n").out == b"hello\n"
+    finished = client(server, "--send-proxy", "v1", "-m", "hello")
+    assert finished.code == 3
+    assert finished.out.startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")

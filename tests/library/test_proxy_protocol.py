@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from echo.text import format_address
-from echo.transport.proxy_protocol import Header, HeaderParser, InvalidHeader, crc32c
+from echo.transport.proxy_protocol import Header, HeaderParser, InvalidHeader, crc32c, encode
 from support.proxy_headers import (
     AUTHORITY,
     BLOCK,
@@ -28,6 +28,7 @@ from support.proxy_headers import (
     inet,
     slow_crc32c,
     tlv,
+    unix,
 )
 
 VALID_ONES = pytest.mark.parametrize("data, header", VALID.values(), ids=VALID)
@@ -215,6 +216,50 @@ def test_with_a_checksum_a_changed_bit_in_the_addresses_or_tlvs_is_refused():
                 consume(bytes(broken))
 
 
+# Headers that a client sends.
+
+
+@VALID_ONES
+def test_a_header_that_is_encoded_is_read_as_the_same_header(data, header):
+    parser, taken, _ = consume(encode(header) + b"x")
+    assert parser.header == header
+    assert taken == len(encode(header))
+
+
+@pytest.mark.parametrize(
+    "header, data",
+    [
+        (
+            Header(1, False, ("192.0.2.1", 56324), ("198.51.100.2", 443)),
+            b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n",
+        ),
+        (Header(1, False, ("fe80::1%eth0", 1, 0, 2), ("::1", 2, 0, 0)), b"PROXY TCP6 fe80::1 ::1 1 2\r\n"),
+        (Header(1, False, "", "/run/server"), b"PROXY UNKNOWN\r\n"),
+        (Header(1, True, ("192.0.2.1", 1), ("192.0.2.2", 2)), b"PROXY UNKNOWN\r\n"),
+        (Header(2, False, ("192.0.2.1", 56324), ("198.51.100.2", 443)), block(PROXY, 0x11, inet())),
+        (Header(2, False, "", b"\0name"), block(PROXY, 0x31, unix(b"", b"\0name"))),
+        (Header(2, True, ("192.0.2.1", 1), ("192.0.2.2", 2)), block(LOCAL, 0)),
+        (Header(2, False, None, None), block(PROXY, 0)),
+    ],
+)
+def test_a_header_has_the_bytes_of_the_specification(header, data):
+    assert encode(header) == data
+
+
+@pytest.mark.parametrize(
+    "source, destination, words",
+    [
+        (("192.0.2.1", 1), ("::1", 2, 0, 0), "not two addresses of one family"),
+        (("localhost", 1), ("192.0.2.1", 2), "not two addresses of one family"),
+        ("/a", "/" + "b" * 108, "108 bytes at most"),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_header_of_addresses_that_it_cannot_carry_is_a_value_error(version, source, destination, words):
+    with pytest.raises(ValueError, match=words):
+        encode(Header(version, False, source, destination))
+
+
 # Compared with a second builder and a second judge, which look at whole headers.
 
 
@@ -236,6 +281,9 @@ def test_headers_of_another_builder_are_read_as_it_meant_them(trials):
         if more and rng.random() < 0.5:
             line = b"PROXY TCP6 " + line[11:].upper()
         assert consume(line + b"x")[0].header == Header(1, False, source, destination), line
+        assert encode(Header(2, False, source, destination)) == block(
+            PROXY, 0x21 if more else 0x11, inet(*hosts, *ports)
+        )
         tlvs = [
             tlv(rng.choice((1, 2, 4, 5, 0x20, 0xFF)), bytes(rng.choices(range(256), k=rng.randrange(9))))
             for _ in range(rng.randrange(3))

@@ -14,6 +14,7 @@ import pytest
 
 import echo
 from support import DEADLINE, ROOT, eventually
+from support.client import call_client
 
 CONFIGURATION = os.path.join(ROOT, "examples", "haproxy", "haproxy.cfg")
 CLIENTS = "127.0.0.2"  # where the clients come from: another host than the proxy's, as far as anyone can tell
@@ -234,3 +235,47 @@ def test_a_server_is_drained_and_replaced_under_load_and_nobody_else_loses_an_ec
         told = re.findall(r" INFO +(127\S+) ", server.log)
         assert {peer.partition(":")[0] for peer in told} == {CLIENTS}
         assert not re.search("WARNING|ERROR|Traceback", server.log)
+
+
+@pytest.fixture
+def accepts_headers(tmp_path, ports):
+    """``accepts_headers(server)``: the address of an HAProxy that requires a PROXY header, passes it on, and has the
+    server behind it."""
+    processes = []
+
+    def start(server):
+        host, port = server.server_address
+        (tmp_path / "accept.cfg").write_text(
+            "defaults\n  mode tcp\n  timeout connect 60s\n  timeout client 60s\n  timeout server 60s\n"
+            f"listen echo\n  bind 127.0.0.1:{ports[0]} accept-proxy\n  server one {host}:{port} send-proxy-v2\n"
+        )
+        command = ["haproxy", "-f", str(tmp_path / "accept.cfg")]
+        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+
+        def listens():
+            with socket.socket() as sock:
+                return not sock.connect_ex(("127.0.0.1", ports[0]))
+
+        eventually(listens)
+        return "127.0.0.1", ports[0]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_clients_proxy_header_is_accepted_and_passed_on(serve, accepts_headers, version):
+    met = []
+
+    class Remembers(echo.EchoRequestHandler):
+        def connection_made(self):
+            met.append(self.client_address)
+
+    address = accepts_headers(serve(Remembers, proxy_protocol=True, handshake_timeout=None))
+    finished = call_client(*map(str, address), "--source", CLIENTS, "--send-proxy", version, "-m", "hello")
+    assert (finished.code, finished.out) == (0, b"hello\n")
+    assert [host for host, _ in met] == [CLIENTS]
+    finished = call_client(*map(str, address), "-m", "hello")
+    assert finished.code == 1  # HAProxy takes the message for a wrong header, and closes

@@ -243,9 +243,11 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     address: Any = (options.host, options.port)
     if options.unix is not None:
         address = arguments.unix_address(options.unix)
-    family = _family(options)
+    way: Any = {"family": _family(options), "source": options.source}
+    if options.send_proxy is not None:
+        way["proxy"] = int(options.send_proxy[1:])
     if not options.tls:
-        return Endpoint(address, family=family, source=options.source)
+        return Endpoint(address, **way)
     security = Security(
         options.sni or options.host, options.cacert, options.cert, options.key, verify=not options.insecure
     )
@@ -257,7 +259,7 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
         security.context()
     except ValueError as exc:
         arguments.fail(PROG, str(exc), 2)
-    return Endpoint(address, security, family=family, source=options.source)
+    return Endpoint(address, security, **way)
 
 
 def _family(options: argparse.Namespace) -> int:
@@ -403,6 +405,11 @@ GROUPS = [
         Row("-4, --ipv4", "use only the IPv4 addresses of the host"),
         Row("-6, --ipv6", "use only the IPv6 addresses of the host"),
         Row("--source ADDRESS", "connect from this IP address of this machine", arguments.own_address, shown="any"),
+        Row(
+            "--send-proxy v1|v2",
+            "begin each connection with a PROXY header of this version, as a load balancer does",
+            more="it names the two ends of the connection; with TLS it comes before the handshake",
+        ),
         Row(
             "-w, --timeout TIME",
             "maximum time to connect, and to wait for a reply, like 500ms, 30s or 5m; a bare number is seconds; 0: no"
