@@ -260,7 +260,7 @@ class Bench:
         self._report.event(
             "interval",
             f"{f'{begin:.2f}-{end:.2f} s':>14} {counts.received:10,} messages {rate:9,.0f}/s{latency} ms"
-            f"  {wrong:,} wrong, {counts.lost:,} lost",
+            f"  {self._report.bad(wrong, 'wrong')}, {self._report.bad(counts.lost, 'lost')}",
             from_s=round(begin, 6),
             to_s=round(end, 6),
             messages=counts.received,

@@ -216,7 +216,7 @@ class Ping:
     def _report_lost(self, seq: int, sent_at: int, why: str) -> None:
         self._lost += 1
         self._report_outage(self._outages.lost(seq, sent_at))
-        self._report.event("lost", f"{self._where}: seq={seq} lost: {why}", seq=seq, why=why)
+        self._report.event("lost", f"{self._where}: seq={seq} {self._report.mark('lost')}: {why}", seq=seq, why=why)
 
     def _report_outage(self, outage: Optional[Outage]) -> None:
         if outage is None:
@@ -225,9 +225,10 @@ class Ping:
         took = (outage.ended - outage.began) / SECOND
         began, ended = (self._report.time((now - moment) / SECOND) for moment in (outage.began, outage.ended))
         until = f"to {ended}" if outage.over else "on, not over"
+        lost = self._report.mark(f"{outage.lost} lost")
         self._report.event(
             "outage",
-            f"{self._where}: outage of {took:.3f} s from {began} {until}: {outage.lost} lost",
+            f"{self._where}: outage of {took:.3f} s from {began} {until}: {lost}",
             began=began,
             ended=ended if outage.over else None,
             outage_s=round(took, 6),
@@ -245,11 +246,11 @@ class Ping:
             fields["seq"] = reply.seq
         if reply.verdict is Verdict.CORRUPTED and reply.probe is not None:
             mismatch = EchoMismatch(reply.probe.message, reply.message)
-            text += f" corrupted {damage(reply.probe.message, reply.message)}"
+            text += f" {self._report.mark('corrupted')} {damage(reply.probe.message, reply.message)}"
             fields["offset"] = mismatch.offset
             self._report.detail("\n".join(comparison(reply.probe.message, reply.message)))
         elif reply.verdict is not Verdict.RIGHT:
-            text += f" {reply.verdict.value}"
+            text += f" {self._report.mark(reply.verdict.value, style='doubtful')}"
             self._report.detail("\n".join(comparison(None, reply.message)))
         if reply.shift:
             text += f", shifted by {plural(abs(reply.shift), 'byte')}"
@@ -270,15 +271,16 @@ class Ping:
         received = self._verdicts[Verdict.RIGHT] + self._verdicts[Verdict.REORDERED]
         settled = self._sent - waiting
         loss = 100 * self._lost / settled if settled else 0.0
+        mark = self._report.mark
         corrupted, reordered = self._verdicts[Verdict.CORRUPTED], self._verdicts[Verdict.REORDERED]
         # The first number is the sum of the others: what answers no probe has a line of its own.
         parts = [f"{self._sent} transmitted", f"{received} received"]
         if reordered:
             parts[-1] += f" ({reordered} {Verdict.REORDERED.value})"
-        parts += [f"{corrupted} corrupted", f"{self._lost} lost"]
+        parts += [mark(f"{corrupted} corrupted", corrupted), mark(f"{self._lost} lost", self._lost)]
         if waiting:
             parts.append(f"{waiting} on the way")
-        parts += [f"{loss:.4g}% loss", f"time {took // 1_000_000} ms"]
+        parts += [mark(f"{loss:.4g}% loss", self._lost), f"time {took // 1_000_000} ms"]
         lines = [f"--- {self._where} echo statistics ---", ", ".join(parts)]
         extra = [f"{self._verdicts[verdict]} {verdict.value}" for verdict in _EXTRA if self._verdicts[verdict]]
         if extra:

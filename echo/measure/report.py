@@ -21,7 +21,7 @@ class Report:
     ``as_json``: one object per line instead of text, with its ``time``. ``quiet``: only the summary. ``verbose``:
     details too. ``timestamps``: the time in front of the text of each event, as in ping. ``stderr`` gets details and
     progress; None drops them. ``conditions``: what the figures of the summary are checked for; ``failures`` has those
-    that hold, as text. ``wall``: the time in seconds since 1970.
+    that hold, as text. ``paint`` returns a text in a style of ``cli.color``. ``wall``: the time in seconds since 1970.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Report:
         timestamps: bool = False,
         stderr: Optional[TextIO] = None,
         conditions: Sequence[Condition] = (),
+        paint: Callable[[str, str], str] = lambda style, text: text,
         wall: Callable[[], float] = CLOCK.wall,
     ) -> None:
         self.quiet = quiet
@@ -44,6 +45,7 @@ class Report:
         self._as_json = as_json
         self._verbose = verbose
         self._timestamps = timestamps
+        self._paint = paint
         self._wall = wall
         self._drawn = False
 
@@ -56,6 +58,14 @@ class Report:
     def shows_text(self) -> bool:
         """Whether the server's messages are to be shown as they are."""
         return not self._as_json and not self.quiet
+
+    def mark(self, text: str, count: int = 1, style: str = "bad") -> str:
+        """Return ``text``, which says that something went wrong, as it looks at a terminal; ``count``: how often."""
+        return self._paint(style, text) if count and not self._as_json else text
+
+    def bad(self, count: int, what: str) -> str:
+        """Return a count of what went wrong, marked unless it is 0."""
+        return self.mark(f"{count:,} {what}", count)
 
     def time(self, ago: float = 0.0) -> str:
         """The time, or that of some seconds ago, as text in ISO 8601 and UTC, as in the server's log."""

@@ -47,8 +47,8 @@ class LoadSummary(NamedTuple):
         messages = f"{total.received:,} in {elapsed:.3g} s, {rate:,.0f}/s, {rate * size / 1e6:,.2f} MB/s"
         rows = [
             ("messages", messages if elapsed else "none: it ended before the warm-up did"),
-            *self._fates(never_sent),
-            *self._client(busy, doubts),
+            *self._fates(never_sent, report),
+            *self._client(busy, doubts, report),
         ]
         if self.is_named:
             rows.append(("look-up", f"{milliseconds(self.look_up_took)} ms"))
@@ -89,14 +89,14 @@ class LoadSummary(NamedTuple):
             **fields,
         )
 
-    def _fates(self, never_sent: int) -> Iterator[Tuple[str, str]]:
+    def _fates(self, never_sent: int, report: Report) -> Iterator[Tuple[str, str]]:
         """The rows about what became of the messages."""
         total = self.total
-        fates = [f"{total.came:,} came", f"{total.lost:,} lost", f"{never_sent:,} never sent"]
+        fates = [f"{total.came:,} came", report.bad(total.lost, "lost"), f"{never_sent:,} never sent"]
         yield "due", f"{self.due:,}: {', '.join(fates)}, {total.on_the_way:,} on the way"
-        yield "wrong", ", ".join(f"{count:,} {verdict.value}" for verdict, count in total.wrong.items()) or "0"
-        yield "lost", f"{total.lost:,}"
-        yield "errors", ", ".join(f"{count:,} x {what}" for what, count in total.errors.items()) or "0"
+        yield "wrong", ", ".join(report.bad(count, verdict.value) for verdict, count in total.wrong.items()) or "0"
+        yield "lost", report.mark(f"{total.lost:,}", total.lost)
+        yield "errors", ", ".join(report.bad(count, f"x {what}") for what, count in total.errors.items()) or "0"
         if total.on_the_way:
             yield "on the way", f"{total.on_the_way:,} when it was interrupted"
         if never_sent:
@@ -117,7 +117,7 @@ class LoadSummary(NamedTuple):
             doubts.append("it was late itself")
         return doubts
 
-    def _client(self, busy: float, doubts: List[str]) -> Iterator[Tuple[str, str]]:
+    def _client(self, busy: float, doubts: List[str], report: Report) -> Iterator[Tuple[str, str]]:
         """The rows about the client itself."""
         total = self.total
         if total.watched:
@@ -125,7 +125,8 @@ class LoadSummary(NamedTuple):
             late = f", {total.late:,} messages sent late{latest}" if total.late else ""
             yield "client", f"{busy:.0%} of a processor in each process{late}"
         if doubts:
-            yield "warning", f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"
+            why = f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"
+            yield "warning", report.mark(why, style="doubtful")
 
 
 def _table(latencies: Dict[str, Distribution], percents: Sequence[float]) -> List[str]:

@@ -3,11 +3,12 @@ holds."""
 
 import json
 import logging
+import re
 import sys
 
 import pytest
 
-from echo.cli.server.formatters import JsonFormatter, TextFormatter
+from echo.cli.server.formatters import ColorFormatter, JsonFormatter, TextFormatter
 from echo.text import LONGEST
 from support.log_lines import MARK, records_of
 
@@ -225,3 +226,70 @@ def test_a_levels_name_forges_nothing(form):
     finally:
         logging.addLevelName(77, "Level 77")
     assert "\n" not in line and "forged" in line
+
+
+# Threads and colors.
+
+
+def test_a_record_shows_the_name_of_its_thread_if_asked(form):
+    record = made(threadName="echo-session-7")
+    assert "echo-session-7" not in line_of(form, record)
+    shown = line_of(form, record, with_thread=True)
+    if form == "text":
+        assert shown.endswith(" INFO    [echo-session-7]   hello")
+    else:
+        assert json.loads(shown)["thread"] == "echo-session-7"
+
+
+def test_a_name_of_a_thread_that_a_peer_has_chosen_forges_nothing(form):
+    assert line_of(form, made(threadName=EVIL), with_thread=True).isprintable()
+
+
+PAINTED = {"32": "good", "33": "doubtful", "31": "bad", "2": "faint"}
+
+
+def painted(**attributes):
+    """The words of a record's line that have a color, without its time."""
+    record = made(**attributes)
+    line = ColorFormatter().format(record)
+    assert re.sub(r"\x1b\[(?:0|32|33|31|2)m", "", line) == TextFormatter().format(record)
+    words = re.findall(r"\x1b\[(\d+)m(.*?)\x1b\[0m", line)
+    assert "\x1b" not in re.sub(r"\x1b\[\d+m.*?\x1b\[0m", "", line)
+    return [(PAINTED[style], word.strip()) for style, word in words][1:]
+
+
+@pytest.mark.parametrize(
+    "level, style", [("DEBUG", "faint"), ("INFO", "good"), ("WARNING", "doubtful"), ("ERROR", "bad")]
+)
+def test_a_level_has_its_color(level, style):
+    assert painted(levelno=getattr(logging, level)) == [(style, level)]
+
+
+@pytest.mark.parametrize(
+    "text, reason, style",
+    [
+        ("disconnected: exit; 1 in", "exit", "good"),
+        ("disconnected: idle; 1 in", "idle", "doubtful"),
+        ("disconnected: reset; 1 in", "reset", "bad"),
+        ("disconnected: out of stock; 1 in", "out of stock", "doubtful"),  # a handler's own
+        ("refused: denied (its network)", "denied", "doubtful"),
+        ("too-long: a message is longer", "too-long", "doubtful"),
+    ],
+)
+def test_the_reason_of_a_session_has_a_color(text, reason, style):
+    assert painted(msg=f"192.0.2.1:7 {text}", peer="192.0.2.1:7", reason=reason) == [("good", "INFO"), (style, reason)]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"msg": "192.0.2.1:7 received 9 bytes: disconnected: reset; 1 in", "peer": "192.0.2.1:7"},
+        {"msg": "disconnected: reset; 1 in"},
+        {"msg": f"{EVIL} disconnected: {EVIL}; 1 in", "peer": EVIL, "reason": EVIL},
+        {"msg": "192.0.2.1:7 disconnected: 5", "peer": "192.0.2.1:7", "reason": 5},
+        {"msg": EVIL},
+    ],
+    ids=["a message", "a print", "escapes", "a number", "no peer"],
+)
+def test_nothing_that_a_peer_sent_has_a_color(attributes):
+    assert painted(**attributes) == [("good", "INFO")]

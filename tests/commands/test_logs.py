@@ -18,7 +18,7 @@ import pytest
 
 import echo
 from echo.cli.server import logs
-from echo.cli.server.formatters import JsonFormatter, TextFormatter
+from echo.cli.server.formatters import ColorFormatter, JsonFormatter, TextFormatter
 from echo.cli.server.logs import DirectLog
 from echo.cli.server.queue_logging import QueueLoggingMixin, only_queue
 from echo.mixins.records import emit
@@ -584,6 +584,9 @@ def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_othe
         assert only_queue(logger) is None
         logger.propagate = True
         assert only_queue(logger) is queue
+        for formatter in (ColorFormatter(), TextFormatter(with_thread=True)):  # a line has too little for these
+            queue.setFormatter(formatter)
+            assert only_queue(logger) is None
         queue.setFormatter(JsonFormatter())
         assert only_queue(logger) is None
         logger.parent.removeHandler(queue)

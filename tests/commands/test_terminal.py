@@ -440,7 +440,7 @@ def test_a_quiet_session_shows_the_session_and_how_it_went(serve, terminal, star
     user.until(rb"hello\r\nhello\r\n> ")
     user.type(b"exit\r")
     assert user.leave() == 0
-    assert user.screen == b"> hello\r\nhello\r\n> exit\r\n2 messages sent, 1 received\r\n"
+    assert user.screen == b"> hello\r\nhello\r\n> exit\r\n2 messages sent (1 exit), 1 received\r\n"
 
 
 # The history: lines of earlier sessions.
@@ -1032,7 +1032,8 @@ def test_the_user_leaves_and_the_terminal_is_as_it_was(serve, terminal, home, tm
     user.until(rb"\nhello\r\n> ")
     user.type(farewell)
     assert user.leave() == 0
-    assert user.screen.endswith(b" sent, 1 received\r\n")
+    exits = b"2 messages sent (1 exit)" if b"x" in farewell.lower() else b"1 message sent"
+    assert user.screen.endswith(exits + b", 1 received\r\n")
     assert b"the server has ended" not in user.screen
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == ["exit" if b"x" in farewell.lower() else "eof"]

@@ -194,7 +194,7 @@ def test_our_terminal_talks_to_the_plain_server(plain_server, run):
         os.write(master, b"hello\r")
         until(b"> hello\r\nhello\r\n> ")
         os.write(master, b"exit\r")
-        until(b"2 messages sent, 1 received\r\n")
+        until(b"2 messages sent (1 exit), 1 received\r\n")
         assert process.popen.wait(DEADLINE) == 0
     finally:
         os.close(master)

@@ -35,6 +35,7 @@ from ...transport.tls import TLSSocket
 from ...transport.tls_messages import explain
 from .. import arguments
 from ..arguments import Group, Row
+from ..color import COLOR, painter
 from .exchange import Exchange
 from .letters import Letters
 from .pipe import Pipe
@@ -96,6 +97,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         timestamps=options.timestamps,
         stderr=sys.stderr,
         conditions=options.fail_if if options.ping or options.bench else (),
+        paint=painter(sys.stdout, options.color),
     )
     if options.ping or options.bench:
         return _measure(options, framing, report)
@@ -118,7 +120,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         elif at_terminal:
             if not options.quiet:
                 print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
-            return Terminal(client.connection, options.timeout).run()
+            return Terminal(client.connection, options.timeout, painter(sys.stderr, options.color)).run()
         else:
             with _replies() as write:
                 Pipe(client.connection, framing, sys.stdin.fileno(), write).run()
@@ -435,6 +437,7 @@ GROUPS = [
             "print details on stderr",
             more="the time to connect, the TLS version and each reply of -m; with --ping and --bench, wrong replies",
         ),
+        COLOR,
     ),
     Group(
         "TLS",

@@ -14,6 +14,7 @@ from ...exceptions import EchoError, MessageTimeout, ReceiveTimeout
 from ...protocol import is_exit
 from ...text import escape, plural
 from .. import streams
+from ..color import Paint, plain
 from .history import History
 from .letters import Letters
 from .prompt import Prompt
@@ -24,11 +25,14 @@ class Terminal:
     """One session at the terminal, over ``connection``.
 
     ``timeout`` is the maximum time in seconds to wait for a reply before the prompt comes back (None: no limit).
+    ``paint`` is for standard error.
     """
 
-    def __init__(self, connection: Connection, timeout: Optional[float]) -> None:
+    def __init__(self, connection: Connection, timeout: Optional[float], paint: Paint = plain) -> None:
         self._connection = connection
         self._timeout = timeout
+        self._paint = paint
+        self._exits = 0  # messages that ended the session
         self._history = History()
         self._prompt = Prompt(self._history.save)
         self._received = 0
@@ -53,9 +57,11 @@ class Terminal:
         if isinstance(self._error, streams.CannotWrite):
             raise self._error
         if not left:
-            _print_status("the server has ended the session" if self._error is None else str(self._error))
+            why = "the server has ended the session" if self._error is None else str(self._error)
+            _print_status(self._paint("doubtful" if self._error is None else "bad", why))
         sent, received = self._connection.messages_out, self._connection.messages_in
-        _print_status(f"{plural(sent, 'message')} sent, {received} received")
+        exits = f" ({self._exits} exit)" if self._exits else ""
+        _print_status(f"{plural(sent, 'message')} sent{exits}, {received} received")
         return 0 if left else 1
 
     def _converse(self) -> bool:
@@ -79,8 +85,9 @@ class Terminal:
                 _print_status(str(exc))
                 continue
             if not self._wait_for(awaited):
-                _print_status(f"no reply after {self._timeout:g} s")
+                _print_status(self._paint("doubtful", f"no reply after {self._timeout:g} s"))
             elif self._ended and is_exit(message):
+                self._exits = 1
                 return True
 
     def _wait_for(self, awaited: int) -> bool:

@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import logging
 import sys
+from typing import Type, Union
 
+from ..color import is_colored
 from .captured import captured_stderr
-from .formatters import JsonFormatter, TextFormatter
+from .formatters import ColorFormatter, JsonFormatter, TextFormatter
 from .logs import CountingHandler, DirectLog, LogQueue
 from .output import Owned, duplicate, new_lock
 
@@ -23,8 +25,10 @@ class Log:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._several = options.workers > 1
-        formatter = JsonFormatter if options.log_format == "json" else TextFormatter
-        self._formatter = formatter(with_process=self._several)
+        formatter: Type[Union[JsonFormatter, TextFormatter]] = JsonFormatter
+        if options.log_format == "text":
+            formatter = ColorFormatter if is_colored(sys.__stderr__, options.color) else TextFormatter
+        self._formatter = formatter(with_process=self._several, with_thread=options.log_threads)
 
     def __enter__(self) -> Log:
         with contextlib.ExitStack() as stack:

@@ -19,6 +19,7 @@ import time
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 from ...text import LONGEST, escape, format_exception, printable
+from ..color import paint
 
 MARK = "  | "
 """The beginning of each line of a traceback."""
@@ -32,19 +33,28 @@ _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", 
 class TextFormatter(logging.Formatter):
     """Lines for people: ``2026-11-22 09:14:39.702 INFO    listening on 127.0.0.1:65432``.
 
-    ``with_process`` adds the process number, for a log that several processes write.
+    ``with_process`` adds the process number, for a log that several processes write; ``with_thread`` the thread's name.
     """
 
     _last = (-1, -1), ""
 
-    def __init__(self, with_process: bool = False) -> None:
+    def __init__(self, with_process: bool = False, with_thread: bool = False) -> None:
         super().__init__()
         self._with_process = with_process
+        self._with_thread = with_thread
+
+    @property
+    def needs_records(self) -> bool:
+        """Whether ``line`` would not show all that ``format`` shows."""
+        return self._with_thread
 
     def format(self, record: logging.LogRecord) -> str:
-        message = printable(record.getMessage(), LONGEST)
-        line = self.line(_in_calendar(record.created), record.levelno, message)
+        thread = f"{f'[{printable(str(record.threadName), 200)}]':18} " if self._with_thread else ""
+        line = self.line(_in_calendar(record.created), record.levelno, thread + self._message(record))
         return f"\n{MARK}".join([line, *_traceback(record), *_stack(record)])
+
+    def _message(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage(), LONGEST)
 
     def line(self, created: float, level: int, message: str) -> str:
         """The line of a record that has only these. ``message`` is printable."""
@@ -56,9 +66,42 @@ class TextFormatter(logging.Formatter):
             second, millisecond = divmod(int(_in_calendar(created) * 1000), 1000)
             text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
             process = f"[{os.getpid()}] " if self._with_process else ""
-            prefix = f"{text}.{millisecond:03d} {printable(logging.getLevelName(level)):7} {process}"
+            name = f"{printable(logging.getLevelName(level)):7}"
+            prefix = self._prefix(f"{text}.{millisecond:03d}", level, name) + process
             self._last = moment, prefix
         return prefix + message
+
+    def _prefix(self, moment: str, level: int, name: str) -> str:
+        return f"{moment} {name} "
+
+
+class ColorFormatter(TextFormatter):
+    """The same lines for a terminal: levels, and what became of sessions, in colors."""
+
+    @property
+    def needs_records(self) -> bool:
+        return True  # the text alone does not say where the reason is
+
+    def _prefix(self, moment: str, level: int, name: str) -> str:
+        style = "faint" if level < logging.INFO else "good" if level < logging.WARNING else "doubtful"
+        return f"{paint('faint', moment)} {paint(style if level < logging.ERROR else 'bad', name)} "
+
+    def _message(self, record: logging.LogRecord) -> str:
+        """Its attributes say where the reason is in the text. What a peer sent may look like one."""
+        message = super()._message(record)
+        fields = vars(record)
+        peer: Any = fields.get("peer")
+        reason: Any = fields.get("reason")
+        for what in ("disconnected: ", "refused: ", "") if type(reason) is str else ():
+            before = f"{peer} {what}"
+            if message.startswith(before + reason):
+                after = message[len(before) + len(reason) :]
+                return f"{before}{paint(_STYLES.get(reason, 'doubtful'), reason)}{after}"
+        return message
+
+
+_STYLES = {"exit": "good", "eof": "good", "drain": "good", "reset": "bad", "error": "bad"}
+"""Of the reasons; the others are doubtful."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -67,7 +110,7 @@ class JsonFormatter(logging.Formatter):
     Each has ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``event`` and ``message`` (the line for people). The
     other fields are the record's own attributes (``extra``), under their names: ``peer``, ``session``, ``reason``,
     ``messages_in``, ``bytes_in``, ``duration_s``, ... A traceback is ``exception``, a stack ``stack``. ``with_process``
-    adds ``process``, the process number.
+    adds ``process``, the process number; ``with_thread`` adds ``thread``, the thread's name.
 
     Messages and tracebacks are printable; strings of the record's own attributes are kept. A value that JSON does not
     have (bytes, NaN, an object) is shown as text, and an attribute with the name of a field above, except ``event``,
@@ -76,9 +119,10 @@ class JsonFormatter(logging.Formatter):
 
     _last = (-1, "")
 
-    def __init__(self, with_process: bool = False) -> None:
+    def __init__(self, with_process: bool = False, with_thread: bool = False) -> None:
         super().__init__()
         self._with_process = with_process
+        self._with_thread = with_thread
         self._encode = json.JSONEncoder(allow_nan=False).encode
 
     def format(self, record: logging.LogRecord) -> str:
@@ -93,6 +137,8 @@ class JsonFormatter(logging.Formatter):
                     fields[name] = value
             if self._with_process:
                 fields["process"] = record.process
+            if self._with_thread:
+                fields["thread"] = record.threadName
             fields["message"] = message = record.getMessage()
             try:
                 line = self._encode(fields)
@@ -110,6 +156,8 @@ class JsonFormatter(logging.Formatter):
                 fields[f"{name}_" if name in _OURS else plain.key(name)] = plain.value(value)
         if self._with_process:
             fields["process"] = record.process
+        if self._with_thread:
+            fields["thread"] = plain.value(record.threadName)
         fields["message"] = printable(record.getMessage(), LONGEST)
         for name, lines in (("exception", _traceback(record)), ("stack", _stack(record))):
             if lines:

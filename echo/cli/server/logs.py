@@ -165,7 +165,7 @@ class LogQueue(CountingHandler):
     @property
     def takes_lines(self) -> bool:
         """Whether ``put_line`` is enough: the formatter needs no record."""
-        return isinstance(self.formatter, TextFormatter)
+        return isinstance(self.formatter, TextFormatter) and not self.formatter.needs_records
 
     def put_line(self, level: int, message: str) -> None:
         """Queue a message in place of a record that has nothing else to show."""

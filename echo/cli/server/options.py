@@ -19,6 +19,7 @@ from ...server.server import Server
 from ...transport import affinity
 from .. import arguments
 from ..arguments import Group, Row
+from ..color import COLOR
 from . import networks, workers
 from .networks import NetworkLists
 
@@ -257,8 +258,10 @@ GROUPS = [
         "written to stderr",
         Row("--log-level debug|info|warning|error", "minimum level of a log record", default="info"),
         Row("--log-format text|json", "lines for people, or one JSON object a line", default="text"),
+        Row("--log-threads", "show the name of the thread in each log record"),
         Row("--no-log-messages", "log sessions, but not their messages"),
         Row("-q, --quiet", "log only warnings and errors"),
+        COLOR,
     ),
 ]
 """Every option of the command, as --help shows them."""
