@@ -227,8 +227,9 @@ def linger(
     send_timeout: Optional[float] = 0.0,
     *,
     shared: bool = False,
-) -> None:
-    """End the output, then read and drop what the peer still sends, so that the close loses no reply.
+) -> bool:
+    """End the output, then read and drop what the peer still sends, so that the close loses no reply. Return whether
+    the output was ended.
 
     Returns when the peer has ended too, has sent nothing for ``silence`` seconds (default: 1), or has gone on sending
     for ``timeout`` seconds (default: 5). A peer whose host has not accepted everything has more time, as long as it
@@ -242,27 +243,29 @@ def linger(
     that, Linux answers data that meets our FIN with a reset, which drops our send queue. So this first waits, at most
     so many seconds, until the peer's host has everything. Default: None, no wait.
     """
+    ended = False
     if not isinstance(sock, socket.socket) or (shared and _has_file(sock)):
-        return
+        return ended
     try:
         if delivery_timeout is not None:
             _await_delivery(sock, time.monotonic() + delivery_timeout)
         shut_down(sock, socket.SHUT_WR)
+        ended = True
         accepted_at = time.monotonic()
         deadline = accepted_at + timeout
-        left = undelivered(sock)
+        left: Optional[int] = -1  # not known yet: most peers end at once
         while True:
             sends = is_readable(sock, silence)
             if sends:
                 if shared and unread(sock) and _has_duplicate(sock):
-                    return
+                    return ended
                 if not _drop(sock):
-                    return
+                    return ended
             now = time.monotonic()
             if sends and now < deadline:
                 continue
             before, left = left, undelivered(sock)
-            if left != before:
+            if left != before != -1:
                 accepted_at = now
             delivered = left is None or left <= 1  # our FIN counts as a byte
             if delivered or (send_timeout is not None and now - accepted_at >= send_timeout):
@@ -274,6 +277,7 @@ def linger(
             _drop(sock)
     except (OSError, ValueError):
         pass  # reset, or closed by its handler: there is nothing left to protect
+    return ended
 
 
 def _drop(sock: socket.socket) -> int:

@@ -42,6 +42,19 @@ _ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets
 
 Inode = Tuple[int, int]
 
+
+class PlainListener(socket.socket):
+    """A listening socket whose ``family`` and ``type`` are plain numbers, as the system has them.
+
+    ``accept()`` reads both for each connection. The properties of ``socket.socket`` build an ``enum`` member each time:
+    3 of the 60 us of a short session.
+    """
+
+    __slots__ = ()
+
+    family = socket.SocketType.family  # type: ignore[assignment]
+    type = socket.SocketType.type  # type: ignore[assignment]
+
 _Self = TypeVar("_Self", bound="ListeningServer")
 
 
@@ -148,6 +161,8 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.socket is not self._echo_inherited:  # else its maker has chosen the backlog
             super().server_activate()
+        if type(self.socket) is socket.socket:
+            self.socket.__class__ = PlainListener
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()

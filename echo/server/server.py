@@ -535,17 +535,20 @@ class Server(ListeningServer):
     def shutdown_request(self, request: Any) -> None:
         """Close an accepted socket; after a session gently, so that no reply is lost."""
         session = self._echo_registry.get(request)
-        if session is not None:
-            session.closing()
-            connection = session.handler.connection
-            if connection.aborted:
-                self.close_request(request)  # without the FIN that would come before the reset
-                return
-            if not connection.peer_ended:  # else nothing more can arrive that a close would answer with a reset
-                delivery_timeout = self._echo_delivery_timeout() if connection.input_ended else None
-                timeouts = delivery_timeout, self._echo_linger_silence, LINGER_TIMEOUT, connection.send_timeout
-                linger(request, *timeouts, shared=not session.attached)
-        super().shutdown_request(request)
+        if session is None:
+            super().shutdown_request(request)
+            return
+        session.closing()
+        connection = session.handler.connection
+        ended = connection.aborted  # without the FIN that would come before the reset
+        if not (ended or connection.peer_ended):  # else nothing more can arrive that a close would answer with a reset
+            delivery_timeout = self._echo_delivery_timeout() if connection.input_ended else None
+            timeouts = delivery_timeout, self._echo_linger_silence, LINGER_TIMEOUT, connection.send_timeout
+            ended = linger(request, *timeouts, shared=not session.attached)
+        if ended:
+            self.close_request(request)
+        else:
+            super().shutdown_request(request)
 
     def close_request(self, request: Any) -> None:
         """Close an accepted socket at once. Here, at the latest, its session is over."""
