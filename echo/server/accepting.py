@@ -1,20 +1,27 @@
-"""The accept loop's sleep: the listening socket and the bell that end it, and the pause after a failure.
+"""The third storey of ``Server``: the accept loop, and its pause after a failure.
 
-It knows the listening socket as something to wait for. It accepts nothing, and knows no session.
+Nothing that a client, a handler or the system does ends the loop. Only a stop does, or the loss of the listening
+socket.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import selectors
-import signal
-import socket
+import errno
+import logging
+import socketserver
+import sys
 import threading
 import time
-from typing import Any, Callable, Optional, Protocol, Set
+from typing import Any, Callable, Optional
 
-from ..sockets import LONGEST_WAIT
+from ..sockets import is_readable
+from . import threads
+from .admission import Refused, log_refused
+from .listening import ListeningServer, is_listening
+from .reporting import log_event
+from .serving import STEP, Serving, SharedPort
+from .session_server import SessionServer
+from .sessions import Session
 
 MIN_PAUSE = 0.01
 MAX_PAUSE = 1.0
@@ -25,24 +32,7 @@ SILENCE = 10.0
 """Seconds in which failures are logged once: on the way back from a shortage some attempts succeed before the last one
 has failed."""
 
-STEP = 0.5
-"""Seconds after which a wait for an event is begun again."""
-
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
-
-
-class SharedPort(Protocol):
-    """Keeps the sessions even over several processes that listen on the same port."""
-
-    def set(self, sessions: int) -> None:
-        """This process has so many sessions."""
-
-    def is_ahead(self) -> bool:
-        """Whether this process has clearly more sessions than another."""
-        ...
-
-    def hold_back(self) -> None:
-        """Leave a new client to the other processes while this one is ahead, for a moment at most."""
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class BackOff:
@@ -77,133 +67,152 @@ class BackOff:
         return bool(self.pause) and self._clock() < self.resume_at
 
 
-def is_held(lock: Any) -> bool:
-    """Whether the calling thread holds this ``threading.RLock``."""
-    return bool(lock._is_owned())  # threading.Condition asks the same way
+class AcceptingServer(SessionServer):
+    """The part of ``Server`` that has the accept loop."""
 
+    _echo_balance: Optional[SharedPort] = None
+    """Keeps the sessions even over several processes that share the port; None: this process is alone."""
 
-class ReentrantEvent:
-    """``threading.Event`` with a reentrant lock: a signal handler may wait for it although it interrupted a wait."""
+    def _echo_prepare(self) -> None:
+        super()._echo_prepare()
+        self._echo_failures = BackOff()
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._value = False
-
-    def is_set(self) -> bool:
-        return self._value
-
-    def set(self) -> None:
-        with self._changed:
-            self._value = True
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        with self._changed:
-            while not self._value:
-                # In steps: the handler of a signal that comes just before the wait begins runs only after it.
-                self._changed.wait(STEP)
-
-
-_runs: Set[Serving] = set()
-
-
-class Serving:
-    """One period of serving. The loop sleeps on the listening socket, and is woken through a socket pair."""
-
-    def __init__(self, listener: socket.socket, *, shared: bool = False) -> None:
-        self.stopping = False
-        self.full = False
-        """The limit of sessions may be reached: the next session that ends has to wake the loop."""
-        self.thread_id = threading.get_ident()
-        """The thread that must not wait for the end: the one that begins it, then the one that serves."""
-        self.ended = ReentrantEvent()
-        # A socket shared with other processes has a mode that is theirs as well: it is not put back.
-        self.listener_timeout = None if shared else listener.gettimeout()
-        self._shared = shared
-        self._listener = listener
-        self._listening = False
-        self._previous_wakeup: Optional[int] = None
-        self._lock = threading.RLock()
-        listener.setblocking(False)  # first: it raises if the socket is closed, and nothing has been opened yet
-        try:
-            self._alarm, self._bell = socket.socketpair()
-        except OSError:
-            if not shared:
-                listener.settimeout(self.listener_timeout)
-            raise
-        self._alarm.setblocking(False)
-        self._bell.setblocking(False)
-        self._selector = _Selector()
-        self._selector.register(self._alarm, selectors.EVENT_READ)
-        self._inode = os.fstat(listener.fileno()).st_ino  # duplicates of the socket share it, and the mode
-        _runs.add(self)
-
-    def close(self, *, restore: bool = True) -> None:
-        """``restore``: put the listening socket's mode back. Not while another run uses the socket, and not before it
-        is closed: forked processes share the mode, and one that goes on serving would block in accept()."""
-        with self._lock:
-            if self._previous_wakeup is not None:
-                with contextlib.suppress(OSError, ValueError):  # its owner has closed it
-                    signal.set_wakeup_fd(self._previous_wakeup)
-                self._previous_wakeup = None
-            self._selector.close()
-            self._alarm.close()
-            self._bell.close()
-            _runs.discard(self)
-            if any(other._inode == self._inode for other in list(_runs)):
-                restore = False
-            if restore and self._listener.fileno() != -1 and not self._shared:
-                self._listener.settimeout(self.listener_timeout)
-
-    def let_go(self) -> None:
-        """In a forked child: the run is its parent's."""
-        self.stopping = True
-        self._lock = threading.RLock()
-        if self._previous_wakeup is not None:
-            self._previous_wakeup = None
-            signal.set_wakeup_fd(-1)
-        self._alarm.close()
-        self._bell.close()
-
-    def enter(self) -> None:
-        """Let the calling thread serve. In the main thread, a signal rings the bell: the interpreter only notes one
-        that comes just before the sleep begins, and its Python handler would run after the next client."""
-        self.thread_id = threading.get_ident()
-        if threading.current_thread() is threading.main_thread():
-            with contextlib.suppress(ValueError):  # a subinterpreter, which no signal reaches
-                self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-
-    def stop(self) -> None:
-        """End the run, from any thread or a signal handler."""
-        self.stopping = True
-        self.wake()
-
-    def wake(self) -> None:
-        with self._lock:
+    def _echo_accept_clients(self, serving: Serving, seconds: Optional[float], once: bool) -> None:
+        """The accept loop, of ``serve_forever()`` and, with ``once``, of ``handle_request()``."""
+        # Polling is for subclasses that asked for it by overriding service_actions(); others sleep (gh-85265).
+        service_actions = getattr(self.service_actions, "__func__", None)
+        polls = not once and service_actions is not socketserver.BaseServer.service_actions
+        deadline = _after(seconds if polls or once else None)
+        while not serving.stopping:
             try:
-                self._bell.send(b"\0")
-            except OSError:
-                pass  # full: it wakes up already; closed: it has ended
+                self._echo_wait(serving, deadline)
+                while not serving.stopping and self._echo_accept(serving):
+                    if once:
+                        return
+                    if _is_over(deadline) or (self._echo_balance is not None and self._echo_balance.is_ahead()):
+                        break
+            except MemoryError as exc:  # wherever it came: it passes, as want of descriptors does
+                self._echo_back_off(exc)
+                time.sleep(self._echo_failures.pause)
+            if polls:
+                self._echo_call_service_actions()
+                deadline = _after(seconds)
+            elif _is_over(deadline):
+                self.handle_timeout()
+                return
 
-    def is_locked_here(self) -> bool:
-        """Whether the calling thread holds the lock of this object."""
-        return is_held(self._lock)
+    def _echo_call_service_actions(self) -> None:
+        try:
+            self.service_actions()
+        except Exception as exc:
+            log_event(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
 
-    def wait(self, listening: bool, deadline: Optional[float]) -> None:
-        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected; or, now and
-        then, for no reason: at the latest after ``LONGEST_WAIT``."""
-        if listening != self._listening:
-            if listening:
-                if self._listener.fileno() == -1:
-                    return  # closed elsewhere; accept() will raise
-                self._selector.register(self._listener, selectors.EVENT_READ)
-            else:
-                self._selector.unregister(self._listener)
-            self._listening = listening
-        timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
-        for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._alarm:
-                try:
-                    self._alarm.recv(4096)
-                except BlockingIOError:
-                    pass
+    def _echo_wait(self, serving: Serving, deadline: Optional[float]) -> None:
+        """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
+        # First the flag, then the look: a session that ends in between sees the flag and wakes us.
+        serving.full = True
+        listening = self._echo_has_room()
+        if listening:
+            serving.full = False
+            if self._echo_failures.resting():
+                listening = False
+                deadline = (
+                    self._echo_failures.resume_at if deadline is None else min(deadline, self._echo_failures.resume_at)
+                )
+        elif self._echo_registry.may_close_unseen():
+            look_again = time.monotonic() + STEP
+            deadline = look_again if deadline is None else min(deadline, look_again)
+        serving.wait(listening, deadline)
+        if self._echo_balance is not None:
+            self._echo_balance.hold_back()
+
+    def _echo_has_room(self) -> bool:
+        limit = self._echo_options.max_connections
+        return limit is None or len(self._echo_registry) < limit or self._echo_registry.reap()
+
+    def _echo_accept(self, serving: Serving) -> bool:
+        """Accept one connection and begin its session; return whether to go on accepting."""
+        if not self._echo_has_room() or self._echo_failures.resting():
+            return False
+        # Trying is quicker than asking first, but a get_request() of a subclass may wait for a client.
+        if type(self).get_request is not ListeningServer.get_request and not is_readable(self.socket, 0):
+            return False
+        try:
+            request, client_address = self.get_request()
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            if not is_listening(self.socket):
+                if not serving.stopping:
+                    log_event(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
+                serving.stop()
+                return False
+            self._echo_registry.accept_failed()
+            if exc.errno in _EXHAUSTED:
+                self._echo_back_off(exc)
+                return False
+            # accept(2) reports errors of the connection that it would have returned, and a subclass's get_request()
+            # may fail with its client, in a handshake for example: neither must delay the next client.
+            return True
+        except Exception as exc:  # a subclass's get_request()
+            self._echo_registry.accept_failed()
+            self._echo_back_off(exc)
+            return False
+        self._echo_registry.accepted()
+        session = Session(request, client_address, proxied=self._echo_options.proxy_protocol)
+        try:
+            if self._echo_options.proxy_protocol or self._echo_options.ssl_context is not None:
+                self._echo_admission.guard(self, session)
+            self._echo_admission.check_at_door(self, session)
+            self._echo_registry.add(session)
+            self.process_request(session.request, client_address)
+        except Refused as exc:
+            log_refused(client_address, exc)
+            self._echo_turn_away(session, exc.reason)
+        except threads.NotStarted as exc:
+            self._echo_registry.accept_failed()
+            self._echo_turn_away(session, "error")
+            self._echo_back_off(exc)
+            return False
+        except BaseException as exc:
+            if isinstance(exc, Exception):
+                self._echo_report(session.request, client_address)
+            if session.thread_id == threading.get_ident():  # a subclass serves clients in this thread
+                session.failed(exc)
+                self._echo_end_session(session)
+            elif not session.begun:  # else its thread runs, and closes it
+                self._echo_turn_away(session, "error")
+            if not isinstance(exc, Exception):
+                raise
+        if self._echo_failures.succeeded():
+            log_event(logging.INFO, "accept-recovered", "accepting connections again")
+        return True
+
+    def _echo_report(self, request: Any, client_address: Any) -> None:
+        try:
+            self.handle_error(request, client_address)
+        except Exception:  # for the program's own hook, as from a session's thread; the loop goes on
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+
+    def _echo_back_off(self, exc: Exception) -> None:
+        if self._echo_failures.failed():  # once a burst, however often it fails
+            why = str(exc) or type(exc).__name__
+            log_event(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", why)
+
+    def _handle_request_noblock(self) -> None:
+        """The standard library's own loops, and those of some programs, call this when a client has connected."""
+        serving = self._echo_serving or Serving(self.socket)
+        try:
+            self._echo_accept(serving)
+        finally:
+            if serving is not self._echo_serving:
+                serving.close()
+
+
+def _after(seconds: Optional[float]) -> Optional[float]:
+    """The time so many seconds from now; None, which never comes, for None."""
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _is_over(deadline: Optional[float]) -> bool:
+    return deadline is not None and time.monotonic() >= deadline

@@ -33,8 +33,9 @@ from typing import Any, Dict, Iterable, Optional
 
 from ..text import format_address, plural
 from .access import AccessList
+from .registry import Registry
 from .reporting import log_event
-from .sessions import Registry, Session, host_of
+from .sessions import Session, host_of
 
 
 class Refused(ConnectionError):

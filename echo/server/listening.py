@@ -55,6 +55,7 @@ class PlainListener(socket.socket):
     family = socket.SocketType.family  # type: ignore[assignment]
     type = socket.SocketType.type  # type: ignore[assignment]
 
+
 _Self = TypeVar("_Self", bound="ListeningServer")
 
 

@@ -1,20 +1,15 @@
 """``Server``: ``socketserver.ThreadingTCPServer`` with an accept loop that stops, bounds and survives.
 
-It accepts, tracks, limits and drains. It runs any ``socketserver`` handler class and imports none: a handler that
-wants more attaches itself (``attach``). The life of a connection::
+It runs any ``socketserver`` handler class and imports none: a handler that wants more attaches itself (``attach``).
+It has four storeys, each with a module of its own, and each uses only those below::
 
-    get_request --> admission, at the door ------> process_request         in the accepting thread
-                                                        |
-                                               process_request_thread      in the session's thread
-                                                        |
-                              admission, in the thread, then finish_request: the handler's whole life
-                                                        |
-                              shutdown_request, close_request: the session is over, whoever called them
+    Server             server.py           runs: serve_forever, start, shutdown, stop
+    AcceptingServer    accepting.py        the accept loop
+    SessionServer      session_server.py   sessions, from the accepted socket to the closed one
+    ListeningServer    listening.py        the options and the listening socket
 
-The rules:
+The rules of this one:
 
-* Nothing that a client, a handler or the system does ends the accept loop. Only a stop does, or the loss of the
-  listening socket.
 * A ``shutdown()`` belongs to one run of the loop (``Serving``). With a flag on the server, as in the standard library,
   a second ``shutdown()`` poisons the next ``serve_forever()``, and an early one waits for ever.
 * The states of a stop, who waits for whom, and the order of locks are in ``stopping``.
@@ -25,43 +20,21 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
-import logging
-import socket
-import socketserver
-import sys
 import threading
-import time
-from typing import TYPE_CHECKING, Any, ContextManager, Iterable, List, Mapping, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, ContextManager, Mapping, Optional, TypeVar
 
-from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, is_readable, linger
-from ..text import format_address
+from ..sockets import expect_shut_down
 from . import forking, threads
-from .accepting import STEP, BackOff, Serving, SharedPort, is_held
-from .access import as_tuple
-from .admission import Admission, Refused, import_what_options_need, log_refused
-from .listening import ListeningServer, check_addresses, is_listening
+from .accepting import AcceptingServer
+from .listening import is_listening
 from .options import FIXED, OPTIONS, Options, assign
-from .reporting import log_event
-from .sessions import Registry, Session, is_loss
-from .statistics import ConnectionInfo, Statistics
+from .serving import Serving, is_held
 from .stopping import CUT_GRACE, Past, Stop
-
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _Self = TypeVar("_Self", bound="Server")
 
 
-class Connections:
-    """``Server.connections``. Not a property: a subclass may assign something of its own to that name."""
-
-    def __get__(self, server: Server, owner: Any = None) -> List[ConnectionInfo]:
-        registry = server._echo_registry
-        registry.reap()
-        return [session.info() for session in registry.sessions()]
-
-
-class Server(ListeningServer):
+class Server(AcceptingServer):
     """A TCP server with one thread for each client.
 
     ``server_address`` is ``(host, port)``, port 0 for any free one, or a Unix socket's path.
@@ -84,34 +57,33 @@ class Server(ListeningServer):
     (``socketserver.TCPServer.server_close(server)`` closes the listening socket only).
     """
 
-    _echo_balance: Optional[SharedPort] = None
-    """Keeps the sessions even over several processes that share the port; None: this process is alone."""
-
     _echo_cut_grace = CUT_GRACE
-    _echo_linger_silence = LINGER_SILENCE
-    _echo_stop: Optional[Stop] = None
-    """The one stop of this server, from its beginning on."""
 
     def _echo_prepare(self) -> None:
         super()._echo_prepare()
         self._echo_lock = threading.RLock()
-        self._echo_registry = Registry()
-        self._echo_admission = Admission(self._echo_registry)
-        self._echo_session_threads = threads.Threads()
         self._echo_past = Past.NOTHING
-        self._echo_serving: Optional[Serving] = None
         self._echo_thread: Optional[threading.Thread] = None  # of start()
-        self._echo_failures = BackOff()
 
     def _echo_choose(self, given: Mapping[str, Any], family: Any) -> Options:
         options = super()._echo_choose(given, family)
-        self._echo_set_access(options, options.allow, options.deny, options.proxy_allow_from)
-        import_what_options_need(self)
         if options.cpu_affinity is not None:
             from ..transport import affinity
 
             options.cpu_affinity = affinity.checked(options.cpu_affinity)
         return options
+
+    def _echo_is_option(self, name: str, options: Options) -> bool:
+        """Whether this attribute is an option, and not a subclass's own: one that does not set the option."""
+        return type(self) is Server or bool(getattr(options, name) != OPTIONS[name].default)
+
+    if not TYPE_CHECKING:  # checkers would allow the assignment of any attribute
+
+        def __setattr__(self, name, value):
+            options = vars(self).get("_echo_options") if name in FIXED else None
+            if options is not None and self._echo_is_option(name, options):
+                assign(options, name, value)
+            super().__setattr__(name, value)
 
     # Serving.
 
@@ -260,366 +232,6 @@ class Server(ListeningServer):
         from ..transport import affinity
 
         return affinity.kept_to_some(processors)
-
-    def _echo_accept_clients(self, serving: Serving, seconds: Optional[float], once: bool) -> None:
-        """The accept loop, of ``serve_forever()`` and, with ``once``, of ``handle_request()``."""
-        # Polling is for subclasses that asked for it by overriding service_actions(); others sleep (gh-85265).
-        service_actions = getattr(self.service_actions, "__func__", None)
-        polls = not once and service_actions is not socketserver.BaseServer.service_actions
-        deadline = _after(seconds if polls or once else None)
-        while not serving.stopping:
-            try:
-                self._echo_wait(serving, deadline)
-                while not serving.stopping and self._echo_accept(serving):
-                    if once:
-                        return
-                    if _is_over(deadline) or (self._echo_balance is not None and self._echo_balance.is_ahead()):
-                        break
-            except MemoryError as exc:  # wherever it came: it passes, as want of descriptors does
-                self._echo_back_off(exc)
-                time.sleep(self._echo_failures.pause)
-            if polls:
-                self._echo_call_service_actions()
-                deadline = _after(seconds)
-            elif _is_over(deadline):
-                self.handle_timeout()
-                return
-
-    def _echo_call_service_actions(self) -> None:
-        try:
-            self.service_actions()
-        except Exception as exc:
-            log_event(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
-
-    def _echo_wait(self, serving: Serving, deadline: Optional[float]) -> None:
-        """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
-        # First the flag, then the look: a session that ends in between sees the flag and wakes us.
-        serving.full = True
-        listening = self._echo_has_room()
-        if listening:
-            serving.full = False
-            if self._echo_failures.resting():
-                listening = False
-                deadline = (
-                    self._echo_failures.resume_at if deadline is None else min(deadline, self._echo_failures.resume_at)
-                )
-        elif self._echo_registry.may_close_unseen():
-            look_again = time.monotonic() + STEP
-            deadline = look_again if deadline is None else min(deadline, look_again)
-        serving.wait(listening, deadline)
-        if self._echo_balance is not None:
-            self._echo_balance.hold_back()
-
-    def _echo_has_room(self) -> bool:
-        limit = self._echo_options.max_connections
-        return limit is None or len(self._echo_registry) < limit or self._echo_registry.reap()
-
-    def _echo_accept(self, serving: Serving) -> bool:
-        """Accept one connection and begin its session; return whether to go on accepting."""
-        if not self._echo_has_room() or self._echo_failures.resting():
-            return False
-        # Trying is quicker than asking first, but a get_request() of a subclass may wait for a client.
-        if type(self).get_request is not ListeningServer.get_request and not is_readable(self.socket, 0):
-            return False
-        try:
-            request, client_address = self.get_request()
-        except BlockingIOError:
-            return False
-        except OSError as exc:
-            if not is_listening(self.socket):
-                if not serving.stopping:
-                    log_event(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
-                serving.stop()
-                return False
-            self._echo_registry.accept_failed()
-            if exc.errno in _EXHAUSTED:
-                self._echo_back_off(exc)
-                return False
-            # accept(2) reports errors of the connection that it would have returned, and a subclass's get_request()
-            # may fail with its client, in a handshake for example: neither must delay the next client.
-            return True
-        except Exception as exc:  # a subclass's get_request()
-            self._echo_registry.accept_failed()
-            self._echo_back_off(exc)
-            return False
-        self._echo_registry.accepted()
-        session = Session(request, client_address, proxied=self._echo_options.proxy_protocol)
-        try:
-            if self._echo_options.proxy_protocol or self._echo_options.ssl_context is not None:
-                self._echo_admission.guard(self, session)
-            self._echo_admission.check_at_door(self, session)
-            self._echo_registry.add(session)
-            self.process_request(session.request, client_address)
-        except Refused as exc:
-            log_refused(client_address, exc)
-            self._echo_turn_away(session, exc.reason)
-        except threads.NotStarted as exc:
-            self._echo_registry.accept_failed()
-            self._echo_turn_away(session, "error")
-            self._echo_back_off(exc)
-            return False
-        except BaseException as exc:
-            if isinstance(exc, Exception):
-                self._echo_report(session.request, client_address)
-            if session.thread_id == threading.get_ident():  # a subclass serves clients in this thread
-                session.failed(exc)
-                self._echo_end_session(session)
-            elif not session.begun:  # else its thread runs, and closes it
-                self._echo_turn_away(session, "error")
-            if not isinstance(exc, Exception):
-                raise
-        if self._echo_failures.succeeded():
-            log_event(logging.INFO, "accept-recovered", "accepting connections again")
-        return True
-
-    def _handle_request_noblock(self) -> None:
-        """The standard library's own loops, and those of some programs, call this when a client has connected."""
-        serving = self._echo_serving or Serving(self.socket)
-        try:
-            self._echo_accept(serving)
-        finally:
-            if serving is not self._echo_serving:
-                serving.close()
-
-    def _echo_back_off(self, exc: Exception) -> None:
-        if self._echo_failures.failed():  # once a burst, however often it fails
-            why = str(exc) or type(exc).__name__
-            log_event(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", why)
-
-    # Admission.
-
-    def set_access(
-        self, allow: Iterable[str], deny: Iterable[str], proxy_allow_from: Optional[Iterable[str]] = None
-    ) -> None:
-        """Replace ``allow`` and ``deny``, and ``proxy_allow_from`` if it is given, for the clients to come.
-        ``ValueError`` names an invalid network, and nothing changes. It also means that the clients have no addresses
-        (a Unix socket without ``proxy_protocol``)."""
-        self._echo_set_access(self._echo_options, allow, deny, proxy_allow_from)
-
-    def _echo_set_access(self, options: Options, allow: Any, deny: Any, proxy_allow_from: Any) -> None:
-        lists = {"allow": as_tuple("allow", allow), "deny": as_tuple("deny", deny)}
-        if proxy_allow_from is not None:
-            lists["proxy_allow_from"] = as_tuple("proxy_allow_from", proxy_allow_from)
-        check_addresses(self, **lists)
-        self._echo_admission.set_access(**lists)
-        for name, networks in lists.items():
-            if getattr(self, name) is getattr(options, name):  # else it is a subclass's own
-                vars(self)[name] = networks  # a tuple: a change within a list would have no effect
-            setattr(options, name, networks)
-
-    def _echo_is_option(self, name: str, options: Options) -> bool:
-        """Whether this attribute is an option, and not a subclass's own: one that does not set the option."""
-        return type(self) is Server or bool(getattr(options, name) != OPTIONS[name].default)
-
-    if not TYPE_CHECKING:  # checkers would allow the assignment of any attribute
-
-        def __setattr__(self, name, value):
-            options = vars(self).get("_echo_options") if name in FIXED else None
-            if options is not None and self._echo_is_option(name, options):
-                assign(options, name, value)
-            super().__setattr__(name, value)
-
-    def _echo_turn_away(self, session: Session, reason: str) -> None:
-        """Close a connection that gets no session. Does not linger: this is the accepting thread."""
-        self._echo_registry.forget(session)
-        self._echo_registry.refused(reason)
-        self._echo_close_quietly(session)
-
-    def _echo_close_quietly(self, session: Session) -> None:
-        try:
-            self.shutdown_request(session.request)
-        except Exception as exc:
-            log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
-            with contextlib.suppress(Exception):
-                self.close_request(session.request)  # no memory for a gentle end, for example
-        if session.state != "closed":  # a subclass closes in its own way
-            session.closed()
-
-    # Sessions.
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the session a thread of its own."""
-        session = self._echo_registry.get(request) or self._echo_adopt(request, client_address)
-        session.begun = True
-        task = self.process_request_thread, (request, client_address)
-
-        def not_begun() -> None:
-            session.begun = False
-
-        if self.daemon_threads and self._echo_options.reuse_threads:
-            self._echo_session_threads.run(task, not_begun)
-        else:  # the interpreter waits at its exit for threads that are no daemons; they must not wait for a session
-            threads.start(*task, not_begun, daemon=self.daemon_threads)
-
-    def _echo_adopt(self, request: Any, client_address: Any) -> Session:
-        """Make a session for a request that this server has not accepted itself."""
-        session = Session(request, client_address)
-        try:
-            self._echo_admission.check_networks(client_address)
-        except Refused as exc:
-            log_refused(client_address, exc)
-            self._echo_turn_away(session, exc.reason)
-            raise
-        self._echo_registry.add(session)
-        return session
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """A session, in its own thread, from admission to the closed socket."""
-        session = self._echo_registry.get(request) or self._echo_adopt(request, client_address)
-        session.begun = session.ours = True
-        session.thread_id = threading.get_ident()
-        try:
-            if session.opening is not None:
-                session.opening()
-                client_address = session.client_address
-            self.finish_request(request, client_address)
-        except Exception as exc:
-            if isinstance(exc, Refused) and session.refused is not None:
-                self._echo_refuse(session, exc)
-            else:
-                if session.refused is not None:
-                    self._echo_registry.release_host(session)
-                session.failed(exc)
-                self.handle_error(request, session.client_address)
-        except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
-            session.failed(exc)
-            peer, name = format_address(session.client_address), type(exc).__name__
-            log_event(logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, name, peer=peer)
-            raise
-        finally:
-            self._echo_end_session(session)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Make the handler, which serves the session. ``request`` may be a wrapper of what was accepted (TLS)."""
-        session = self._echo_registry.get(request) or self._echo_registry.find(request)
-        if session is not None:
-            if session.opening is not None:
-                session.opening()
-                client_address = session.client_address
-            if session.thread_id is None:
-                session.thread_id = threading.get_ident()
-            if request is not session.request:
-                session.wrapped(request)
-            if type(request) is not socket.socket:
-                expect_shut_down(request)
-        else:  # accepted by a program's own loop
-            self._echo_admission.check_networks(client_address)
-        handler_class: Any = self.RequestHandlerClass
-        handler_class(request, client_address, self)
-
-    def _echo_refuse(self, session: Session, exc: Refused) -> None:
-        """Log that admission has refused a client. If it was the stop that ended the client's input, that is an
-        orderly end."""
-        if session.state == "draining":  # not input_ended: the stop wakes this thread before it sets that
-            session.refused = None
-            session.handler.ended_as = "drain"
-            peer = format_address(session.client_address)
-            log_event(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
-        else:
-            self._echo_registry.release_host(session)
-            log_refused(session.client_address, exc, None if session.unnamed else session.via)
-
-    def _echo_end_session(self, session: Session) -> None:
-        """Close the socket, if that has not been done, and count the end."""
-        if not session.over:
-            self._echo_close_quietly(session)
-            if not session.over:  # a subclass does not call close_request()
-                self._echo_count_end(session)
-
-    def _echo_count_end(self, session: Session) -> None:
-        serving = self._echo_serving
-        if self._echo_registry.end(session) and serving is not None and serving.full:
-            serving.full = False
-            serving.wake()  # there is room again
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close an accepted socket; after a session gently, so that no reply is lost."""
-        session = self._echo_registry.get(request)
-        if session is None:
-            super().shutdown_request(request)
-            return
-        session.closing()
-        connection = session.handler.connection
-        ended = connection.aborted  # without the FIN that would come before the reset
-        if not (ended or connection.peer_ended):  # else nothing more can arrive that a close would answer with a reset
-            delivery_timeout = self._echo_delivery_timeout() if connection.input_ended else None
-            timeouts = delivery_timeout, self._echo_linger_silence, LINGER_TIMEOUT, connection.send_timeout
-            ended = linger(request, *timeouts, shared=not session.attached)
-        if ended:
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
-
-    def close_request(self, request: Any) -> None:
-        """Close an accepted socket at once. Here, at the latest, its session is over."""
-        session = self._echo_registry.get(request)
-        if session is None:
-            super().close_request(request)
-            return
-        if session.state != "closing":
-            session.closing()
-        session.closed()
-        try:
-            super().close_request(request)
-        finally:
-            self._echo_count_end(session)
-
-    def _echo_delivery_timeout(self) -> float:
-        timeout = None if self._echo_stop is None else self._echo_stop.delivery_timeout()
-        return LINGER_TIMEOUT if timeout is None else timeout
-
-    def attach(self, handler: Any) -> Optional[int]:
-        """Let a handler take part in its session.
-
-        The server adds up what ``handler.connection`` counts (``messages_in``, ``messages_out``, ``bytes_in``,
-        ``bytes_out``), counts ``handler.reason`` as the session's end, and calls ``handler.drain()``, which must not
-        block, when it stops. ``aborted``, ``peer_ended``, ``input_ended`` and ``send_timeout`` of the connection decide
-        how the socket is closed. Sets ``handler.via`` and ``handler.unnamed``, which say what is known of a proxy.
-        Returns the session's number, from 1 on; None if this server does not track the handler's request.
-        """
-        return self._echo_attach(handler)
-
-    def _echo_attach(self, handler: Any) -> Optional[int]:
-        session = self._echo_registry.get(handler.request) or self._echo_registry.find(handler.request)
-        if session is None:
-            return None
-        handler.via, handler.unnamed = session.via, session.unnamed
-        session.attach(handler)
-        return session.number
-
-    def _echo_report(self, request: Any, client_address: Any) -> None:
-        try:
-            self.handle_error(request, client_address)
-        except Exception:  # for the program's own hook, as from a session's thread; the loop goes on
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the exception that is being handled: one record, with the client's address.
-
-        A client that is gone is not an error: a DEBUG record without a traceback.
-        """
-        exc = sys.exc_info()[1]
-        peer = format_address(client_address)
-        session = self._echo_registry.find(request)
-        if session is not None and exc is not None:
-            if isinstance(exc, Refused) and session.refused is not None:  # by the first use of the socket
-                self._echo_refuse(session, exc)
-                return
-            session.failed(exc)
-        if is_loss(exc, request) if session is None else session.is_loss(exc):
-            log_event(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
-        else:
-            log_event(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=exc, peer=peer)
-
-    # Statistics.
-
-    connections = Connections()
-    """The live connections, as they are now."""
-
-    def stats(self) -> Statistics:
-        """Sums since the server was made."""
-        self._echo_registry.reap()
-        return self._echo_registry.statistics()
 
     # Stopping.
 
@@ -787,12 +399,3 @@ class Server(ListeningServer):
         stop.cut = 0
         stop.ended.set()
         self.socket.close()  # so that the port is free when the parent closes it, however long the child lives
-
-
-def _after(seconds: Optional[float]) -> Optional[float]:
-    """The time so many seconds from now; None, which never comes, for None."""
-    return None if seconds is None else time.monotonic() + seconds
-
-
-def _is_over(deadline: Optional[float]) -> bool:
-    return deadline is not None and time.monotonic() >= deadline

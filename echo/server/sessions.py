@@ -1,27 +1,22 @@
-"""The live sessions: the clients that are connected, their traffic, and how each session ended.
+"""A session: one client that is connected, from ``accept`` to the close of its socket.
 
-A ``Session`` lasts from ``accept`` to the close of its socket, whatever methods a subclass of the server replaces in
-between; the handler's session begins later, after admission. The registry
-knows sockets and addresses, no handler class and no accept loop. It is the one place that counts, and
-the one place that ends a session from outside; both under locks of its own, so that its figures are right on a
-build without the GIL too (gh-128277, gh-153935).
+It lasts that long whatever methods a subclass of the server replaces in between; the handler's session begins later,
+after admission. This is the one place that ends a session from outside. It knows sockets and addresses, no
+handler class and no accept loop.
 """
 
 from __future__ import annotations
 
-import collections
 import logging
-import os
 import socket
 import threading
 import time
-from typing import Any, Callable, Counter, Dict, List, Optional
+from typing import Any, Callable, Optional
 
 from ..sockets import SEND_TIMEOUT, is_dead, shut_down
 from ..text import format_address, unmapped
-from .accepting import is_held
 from .reporting import log_event
-from .statistics import ConnectionInfo, Statistics, Traffic
+from .statistics import ConnectionInfo
 
 
 class StandIn:
@@ -233,211 +228,3 @@ def is_loss(exc: Optional[BaseException], request: Any) -> bool:
 def host_of(client_address: Any) -> Optional[str]:
     """The host part of a socket address, of an IPv4 client always as IPv4; None where there is none (Unix sockets)."""
     return unmapped(str(client_address[0])) if isinstance(client_address, tuple) and client_address else None
-
-
-class Registry:
-    """All sessions of a server, and the sums over those that have ended.
-
-    ``publish``, if it is not None, is called with the number of sessions whenever that has changed: under the lock, so
-    that of two changes the later one is the last that is published.
-    """
-
-    def __init__(self) -> None:
-        self.publish: Optional[Callable[[int], None]] = None
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
-        self._live: Dict[int, Session] = {}  # by id(): what get_request() returns need not be hashable
-        self._hosts: Dict[str, int] = {}
-        self._numbers = 0
-        self._accepted = 0
-        self._accept_errors = 0
-        self._refused: Counter[str] = collections.Counter()
-        self._ended: Counter[str] = collections.Counter()
-        self._totals = Traffic()
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def get(self, request: Any) -> Optional[Session]:
-        """The session of an accepted socket."""
-        # Not with get(), for whose lock the threads of CPython 3.13t spin and yield eighty times a short session, which
-        # took 240 to 257 us of CPU and takes 161 to 200.
-        try:
-            return self._live[id(request)]
-        except KeyError:
-            return None
-
-    def find(self, stream: Any) -> Optional[Session]:
-        """The session of an accepted socket, or of what has taken its descriptor over (``ssl.SSLSocket``)."""
-        session = self.get(stream)
-        if session is not None:
-            return session
-        try:
-            descriptor = stream.fileno()
-        except Exception:  # not a socket
-            return None
-        # The newest: a handler may have closed its socket itself, and the system has used the number again.
-        for session in reversed(self.sessions()):
-            if session.descriptor == descriptor != -1:
-                return session
-        return None
-
-    def from_host(self, host: Optional[str]) -> int:
-        """How many sessions this host has; 0 for None."""
-        return 0 if host is None else self._hosts.get(host, 0)
-
-    def accepted(self) -> None:
-        with self._lock:
-            self._accepted += 1
-
-    def accept_failed(self) -> None:
-        with self._lock:
-            self._accept_errors += 1
-
-    def refused(self, reason: str) -> None:
-        with self._lock:
-            self._refused[reason] += 1
-
-    def add(self, session: Session) -> None:
-        with self._lock:
-            self._numbers += 1
-            session.number = self._numbers
-            self._live[id(session.request)] = session
-            self._count_host(session.host)
-            if self.publish is not None:
-                self.publish(len(self._live))
-
-    def _count_host(self, host: Optional[str]) -> int:
-        """One more session from there; how many there were."""
-        if host is None:
-            return 0
-        before = self._hosts.get(host, 0)
-        self._hosts[host] = before + 1
-        return before
-
-    def identify(self, session: Session, client_address: Any) -> int:
-        """Set who the client is, as its proxy says; None: the proxy does not say. Return how many sessions that host
-        had before."""
-        with self._lock:
-            if client_address is not None:
-                session.unnamed = False
-                session.client_address = client_address
-            if self._live.get(id(session.request)) is not session:  # closed meanwhile
-                return 0
-            session.host = host_of(session.client_address)
-            return self._count_host(session.host)
-
-    def release_host(self, session: Session) -> None:
-        """Release the host's slot now: the socket of a rejected client may stay open for a while, and must not keep the
-        host's next client out."""
-        with self._lock:
-            host, session.host = session.host, None
-            if host is not None:
-                if self._hosts[host] == 1:
-                    del self._hosts[host]
-                else:
-                    self._hosts[host] -= 1
-
-    def forget(self, session: Session) -> bool:
-        """Remove a session, and count nothing; return whether it was here."""
-        with self._lock:
-            if self._live.pop(id(session.request), None) is None:
-                return False
-            session.over = True
-            self.release_host(session)
-            if self.publish is not None:
-                self.publish(len(self._live))
-            if not self._live:
-                self._changed.notify_all()
-            return True
-
-    def end(self, session: Session) -> bool:
-        """Remove a session, and count how it ended or, if it never began, why it was refused; return whether it was
-        here."""
-        with self._lock:
-            if not self.forget(session):
-                return False
-            if session.refused is not None:
-                self._refused[session.refused] += 1
-            else:
-                self._ended[session.handler.reason] += 1
-                self._totals.add(session.handler.connection)
-            return True
-
-    def may_close_unseen(self) -> bool:
-        """Whether code of a subclass may close a session's socket without the server."""
-        return any(not session.ours for session in self.sessions())
-
-    def reap(self) -> bool:
-        """End the sessions whose socket was closed without the server; return whether there were any. A subclass that
-        serves clients in threads of its own may do so."""
-        with self._lock:
-            left = [session for session in self._live.values() if session.was_closed()]
-            for session in left:
-                self.end(session)
-            return bool(left)
-
-    def let_go(self) -> None:
-        """In a forked child: the sessions are its parent's, except the one whose thread has forked, which the child may
-        talk to. The others' sockets are closed here, so that their clients see the end when the parent closes them."""
-        me = threading.get_ident()
-        for session in self._live.values():
-            session._lock = threading.Lock()
-            if session.thread_id not in (None, me):
-                try:  # not with close(), which waits for the end of makefile()'s files
-                    os.close(socket.socket.detach(session.stream))
-                except Exception:
-                    pass
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._live, self._hosts, self.publish = {}, {}, None
-
-    def sessions(self) -> List[Session]:
-        """A snapshot."""
-        with self._lock:
-            return list(self._live.values())
-
-    def serves(self, thread_id: int) -> bool:
-        """Whether this thread is one of the sessions'."""
-        return any(session.thread_id == thread_id for session in self.sessions())
-
-    def is_locked_here(self) -> bool:
-        """Whether the calling thread holds the registry's lock."""
-        return is_held(self._lock)
-
-    def wait_until_empty(self, deadline: Callable[[], float]) -> None:
-        """Wait for the last session to end, until ``deadline()`` (of ``time.monotonic()``), which may come forward:
-        ``wake`` then."""
-        with self._changed:
-            while self._live:
-                if self.reap():
-                    continue
-                left = deadline() - time.monotonic()
-                if left <= 0:
-                    break
-                # In steps: a signal that comes just before the wait begins is acted on only after it.
-                self._changed.wait(min(left, 0.5))
-
-    def wake(self) -> None:
-        """Let ``wait_until_empty`` return early."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def statistics(self) -> Statistics:
-        """Take the sums. A live session's counts are read as they are."""
-        with self._lock:
-            totals = Traffic()
-            totals.add(self._totals)
-            for session in self._live.values():
-                totals.add(session.handler.connection)
-            return Statistics(
-                self._accepted,
-                len(self._live),
-                dict(self._refused),
-                dict(self._ended),
-                totals.messages_in,
-                totals.messages_out,
-                totals.bytes_in,
-                totals.bytes_out,
-                self._accept_errors,
-            )

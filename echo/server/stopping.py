@@ -32,7 +32,7 @@ bring its deadline forward. Never wait for something that may be waiting for you
 
 **Order of locks.** Each thread takes them downwards only, and none is held while a thread waits for another::
 
-    Server._lock              which run, which stop; never held while a session or the loop is waited for
+    Server._echo_lock         which run, which stop; never held while a session or the loop is waited for
        Serving._lock          the socket pair that wakes the loop
        Registry._lock         the live sessions and the sums; the number of sessions is published under it
        Session._lock          the socket: it is not closed while another thread acts on it
@@ -52,9 +52,10 @@ import time
 from typing import List, Optional
 
 from ..text import format_address, plural
-from .accepting import ReentrantEvent
+from .registry import Registry
 from .reporting import log_event
-from .sessions import Registry, Session
+from .serving import ReentrantEvent
+from .sessions import Session
 
 CUT_GRACE = 0.5
 """Seconds that sessions which were cut at the deadline have to notice it."""

@@ -14,7 +14,8 @@ import threading
 import pytest
 
 import echo
-from echo.server.accepting import SILENCE, BackOff, Serving
+from echo.server.accepting import SILENCE, BackOff
+from echo.server.serving import Serving
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import FailingServer, echoes, ends_in_time
 
@@ -218,7 +219,7 @@ def test_a_socket_is_closed_although_there_is_no_memory_for_a_gentle_end(dial, m
     def no_memory(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr("echo.server.server.linger", no_memory)
+    monkeypatch.setattr("echo.server.session_server.linger", no_memory)
     server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
     server.daemon_threads = daemon
     server.start()

@@ -10,7 +10,8 @@ import weakref
 import pytest
 
 import echo
-from echo.server.sessions import Registry, Session
+from echo.server.registry import Registry
+from echo.server.sessions import Session
 from support import DEADLINE, eventually, read_all
 from support.servers import echoes
 

@@ -16,8 +16,9 @@ from support import DEADLINE, ROOT
 ROOMS = ["transport", "mixins", "client", "measure", "cli"]
 """Each imports the spine and those before it."""
 
-READ_IN_ONE_SITTING = ["framing", "connection", "handlers", "server.server", "server.accepting"]
-READ_IN_ONE_SITTING += ["server.stopping", "server.sessions"]
+READ_IN_ONE_SITTING = ["framing", "connection", "handlers", "server.sessions", "server.registry"]
+READ_IN_ONE_SITTING += ["server.session_server", "server.serving", "server.accepting", "server.stopping"]
+READ_IN_ONE_SITTING += ["server.server"]
 
 ENTRANCES = ["echo", "echo.__main__", "echo.server.__main__", "echo.client.__main__"]
 """They gather public names, or start a command."""
