@@ -1,6 +1,6 @@
 """echo: the threaded TCP server framework that ``socketserver`` should have grown into.
 
-A server in five lines::
+A service in five lines, with a log, limits and a clean stop::
 
     import echo
 
@@ -8,8 +8,7 @@ A server in five lines::
         def message_received(self, message):
             self.send(message.upper())
 
-    with echo.Server(("127.0.0.1", 65432), Upper) as server:
-        server.serve_forever()
+    echo.run(Upper, ("127.0.0.1", 65432), max_connections=100)
 
 The map of the package. Imports point down only, and a test holds that::
 
@@ -19,6 +18,7 @@ The map of the package. Imports point down only, and a test holds that::
     mixins        steps around a handler's hooks: logging, throttling, transcripts, faults
     transport     TLS, certificates, the PROXY protocol, processors; loaded when an option asks for them
     ------------  the spine: it loads nothing above this line, unless an option asks for it
+    running       run(): a server with signals and a log, from its start to its exit code
     server        Server, which runs any socketserver handler
     handlers      a session as hooks: MessageRequestHandler, EchoRequestHandler
     connection    one socket and one framing: receive, send, deadlines
@@ -54,6 +54,7 @@ from .exceptions import (
 from .framing import Decoder, Framing, LengthFraming, LineFraming, RawFraming
 from .handlers import EchoRequestHandler, MessageRequestHandler
 from .mixins import FaultMixin, LoggingMixin, ThrottlingMixin, TranscriptMixin
+from .running import run
 from .server import ConnectionInfo, Server, Statistics
 from .version import __version__
 
@@ -85,4 +86,5 @@ __all__ = [
     "TranscriptMixin",
     "__version__",
     "connect",
+    "run",
 ]

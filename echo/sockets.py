@@ -20,6 +20,7 @@ import select
 import selectors
 import socket
 import ssl
+import stat
 import struct
 import sys
 import time
@@ -31,6 +32,9 @@ if sys.platform != "win32":  # Windows has neither of them, and cannot say how m
 
 INET = (socket.AF_INET, socket.AF_INET6)
 """The address families of TCP."""
+
+MAX_PATH = 107 if sys.platform == "linux" else 103
+"""Maximum length of a Unix socket's path, in bytes."""
 
 LINGER_SILENCE = 1.0
 """Maximum time in seconds that a closing socket waits for the next byte from its peer."""
@@ -67,7 +71,9 @@ connection itself is lost.)"""
 
 def check_path(address: Any) -> None:
     """``ValueError`` for a string that is a host with its port, or an IP address: it would be the name of a Unix
-    socket's file."""
+    socket's file. ``TypeError`` for a port alone."""
+    if isinstance(address, int):
+        raise TypeError(f"the address is {address}; expected (host, port), like ('127.0.0.1', {address})")
     if not isinstance(address, (str, bytes)):
         return
     text = os.fsdecode(address)
@@ -84,6 +90,26 @@ def check_path(address: Any) -> None:
     raise ValueError(
         f"{text!r} is not an address; write ({host!r}, {port}), or './{text}' for a Unix socket with this name"
     )
+
+
+def trouble_with_path(path: str) -> str:
+    """Return why no server can listen, and no client connect, at the path of a Unix socket; empty: for no reason that
+    shows there. It gives the reason behind an error like ENOENT, which a server that does not run has, too."""
+    if path.startswith("\0"):
+        return ""
+    folder = os.path.dirname(path)
+    try:
+        if not os.path.isabs(path):
+            os.getcwd()
+    except OSError:
+        return "the current folder was deleted; change to another one, or give the whole path"
+    if len(os.fsencode(path)) > MAX_PATH:
+        return f"give a path of {MAX_PATH} bytes at most, for example one from the current folder"
+    if not os.path.isdir(folder or "."):
+        return f"the folder {folder} does not exist; make it, or give another path"
+    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode) and not os.path.islink(path):
+        return "that file is not a socket; give another path"
+    return ""
 
 
 def keep_alive(sock: socket.socket) -> None:

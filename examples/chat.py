@@ -8,8 +8,6 @@ It shows how to send from other threads, what to do about a member that does not
 
 from __future__ import annotations
 
-import logging
-import signal
 import sys
 import threading
 from typing import Any
@@ -75,10 +73,5 @@ class Member(echo.MessageRequestHandler):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
-    with Room(("127.0.0.1", port), Member) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())
-        logging.info("listening on %s port %d", *server.server_address)
-        server.serve_forever()
+    sys.exit(echo.run(Member, ("127.0.0.1", port), server_class=Room))

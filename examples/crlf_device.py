@@ -11,9 +11,7 @@ Each connection gets a device of its own, so that tests that run side by side do
 from __future__ import annotations
 
 import collections
-import logging
 import re
-import signal
 import sys
 from typing import Callable
 
@@ -75,10 +73,5 @@ COMMANDS: dict[str, Callable[..., str]] = {
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
-    with echo.Server(("127.0.0.1", port), Device) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())
-        logging.info("listening on %s port %d", *server.server_address)
-        server.serve_forever()
+    sys.exit(echo.run(Device, ("127.0.0.1", port)))

@@ -10,8 +10,6 @@ download that is under way still arrives whole, idle keep-alive connections end 
 
 import functools
 import http.server
-import logging
-import signal
 import sys
 
 import echo
@@ -23,17 +21,13 @@ class Files(http.server.SimpleHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
     handler = functools.partial(Files, directory=sys.argv[2] if len(sys.argv) > 2 else ".")
-    with echo.Server(
-        ("127.0.0.1", port),
+    code = echo.run(
         handler,
+        ("127.0.0.1", port),
         max_connections=100,  # at a time; more wait
         max_connections_per_host=20,  # more are closed at once
-        shutdown_timeout=60.0,  # seconds that a stop leaves to the downloads
-    ) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())
-        logging.info("listening on %s port %d", *server.server_address)
-        server.serve_forever()
+        shutdown_timeout=60.0,  # total time in seconds that a stop gives the downloads
+    )
+    sys.exit(code)

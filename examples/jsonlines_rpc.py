@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import signal
 import sys
 from typing import Any, Callable
 
@@ -80,10 +79,5 @@ def respond(identity: int | str | None, **outcome: Any) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
-    with echo.Server(("127.0.0.1", port), JsonRpc) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())
-        logging.info("listening on %s port %d", *server.server_address)
-        server.serve_forever()
+    sys.exit(echo.run(JsonRpc, ("127.0.0.1", port)))

@@ -11,8 +11,6 @@ A reply is ``OK``, with a value if there is one, or ``ERROR`` and why. KEYS tell
 from __future__ import annotations
 
 import inspect
-import logging
-import signal
 import sys
 import threading
 from typing import Any
@@ -79,10 +77,5 @@ class Session(echo.MessageRequestHandler):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
-    with Store(("127.0.0.1", port), Session) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())
-        logging.info("listening on %s port %d", *server.server_address)
-        server.serve_forever()
+    sys.exit(echo.run(Session, ("127.0.0.1", port), server_class=Store))

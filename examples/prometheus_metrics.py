@@ -10,15 +10,16 @@ It shows ``server.stats()``, asked whenever Prometheus asks, and needs ``pip ins
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-from typing import Iterable
+from typing import Any, Iterable
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import echo
+
+REGISTRY = CollectorRegistry()
 
 
 class ServerCollector(Collector):
@@ -44,15 +45,15 @@ class ServerCollector(Collector):
             yield CounterMetricFamily(f"echo_{name}", name.replace("_", " "), getattr(stats, name))
 
 
+class MeasuredServer(echo.Server):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        REGISTRY.register(ServerCollector(self))
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # a log of the program's own stays as it is
     port, metrics_port = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (65432, 9100)
-    with echo.Server(("127.0.0.1", port), echo.EchoRequestHandler) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())
-        registry = CollectorRegistry()
-        registry.register(ServerCollector(server))
-        metrics, _ = start_http_server(metrics_port, "127.0.0.1", registry)  # a daemon thread: it ends with the program
-        logging.info("metrics on http://127.0.0.1:%d/metrics", metrics.server_port)
-        logging.info("listening on %s port %d", *server.server_address)
-        server.serve_forever()
+    metrics, _ = start_http_server(metrics_port, "127.0.0.1", REGISTRY)  # a daemon thread: it ends with the program
+    logging.info("metrics on http://127.0.0.1:%d/metrics", metrics.server_port)
+    sys.exit(echo.run(echo.EchoRequestHandler, ("127.0.0.1", port), server_class=MeasuredServer))

@@ -1,15 +1,13 @@
 """The smallest service: every line comes back in capitals.
 
-It shows a handler, and how every example here starts and stops. Run it in one terminal and talk to it from others, as
-many as you like; Ctrl-C or SIGTERM stop it, and it answers what has arrived before it ends:
+It shows a handler, and how the examples here start and stop. Run it in one terminal and talk to it from others, as many
+as you like; Ctrl-C or SIGTERM stop it, and it answers what has arrived before it ends:
 
     python3 -m examples.upper                 # or with a port; 0 takes any free one
     printf 'hello\nworld\n' | nc -N 127.0.0.1 65432
     python3 -m echo.client                    # the same, line by line; Ctrl-D leaves
 """
 
-import logging
-import signal
 import sys
 
 import echo
@@ -21,10 +19,5 @@ class Upper(echo.MessageRequestHandler):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 65432
-    with echo.Server(("127.0.0.1", port), Upper) as server:  # leaving the block drains the sessions
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: server.shutdown())  # ends serve_forever(), and nothing else
-        logging.info("listening on %s port %d", *server.server_address)
-        server.serve_forever()
+    sys.exit(echo.run(Upper, ("127.0.0.1", port)))

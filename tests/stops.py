@@ -28,7 +28,7 @@ TESTS = os.path.join(ROOT, "tests")
 sys.path[:0] = [ROOT, TESTS]
 
 from echo.cli import arguments  # noqa: E402
-from echo.cli.server.process import SAME_SIGNAL  # noqa: E402
+from echo.running import SAME_SIGNAL  # noqa: E402
 
 PROG = "stops.py"
 SLACK = 3.0  # seconds for a busy machine, on top of the deadline and the second of grace

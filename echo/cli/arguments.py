@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import socket
-import stat
 import sys
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
@@ -30,10 +29,6 @@ _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 366 * 86400.0
 _SIZE = re.compile(r"(\d+)([kKmMgG]?)", re.ASCII)
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
-
-
-MAX_PATH = 107 if sys.platform == "linux" else 103
-"""Maximum length of a Unix socket's path, in bytes."""
 
 
 class Row:
@@ -333,26 +328,6 @@ def unix(text: str) -> str:
 def unix_address(text: str) -> str:
     """A Unix socket's address: a path, or ``@NAME`` for an abstract one, as systemd and socat write it."""
     return "\0" + text[1:] if text.startswith("@") else text
-
-
-def trouble_with_path(path: str) -> str:
-    """Return why no server can listen, and no client connect, at the path of a Unix socket; empty: for no reason that
-    shows there. It gives the reason behind an error like ENOENT, which a server that does not run has, too."""
-    if path.startswith("@"):
-        return ""
-    folder = os.path.dirname(path)
-    try:
-        if not os.path.isabs(path):
-            os.getcwd()
-    except OSError:
-        return "the current folder was deleted; change to another one, or give the whole path"
-    if len(os.fsencode(path)) > MAX_PATH:
-        return f"give a path of {MAX_PATH} bytes at most, for example one from the current folder"
-    if not os.path.isdir(folder or "."):
-        return f"the folder {folder} does not exist; make it, or give another path"
-    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode) and not os.path.islink(path):
-        return "that file is not a socket; give another path"
-    return ""
 
 
 def framing_rows(default: Framing, *, left_out: bool = False) -> List[Row]:

@@ -75,6 +75,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     ) -> None:
         if bind_and_activate:  # else its file may exist, as in from_socket()
             check_path(server_address)
+        check_arguments(server_address, RequestHandlerClass)
         self._echo_choose(options, family_of(server_address) or self.address_family)
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
@@ -206,6 +207,19 @@ def family_of(address: Any) -> Optional[socket.AddressFamily]:
     if isinstance(address, tuple) and address and ":" in str(address[0]):
         return socket.AF_INET6
     return None
+
+
+def check_arguments(address: Any, handler_class: Any) -> None:
+    """``TypeError`` for the mistakes that are easily made with these two. A program may have an own meaning for other
+    values, as the standard library allows it."""
+    hint = "; were the address and the handler class exchanged?"
+    if isinstance(address, type):
+        raise TypeError(f"the address is {address!r}; expected (host, port) or a Unix socket's path{hint}")
+    if isinstance(handler_class, (tuple, str, socketserver.BaseRequestHandler)):
+        is_other = isinstance(handler_class, tuple)
+        raise TypeError(f"the handler class is {handler_class!r}; expected the class itself{hint if is_other else ''}")
+    if isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], str):
+        raise TypeError(f"the port is {address[1]!r}; expected a number, like int({address[1]!r})")
 
 
 def check_addresses(server: Any, allow: Any, deny: Any, proxy_allow_from: Any = ()) -> None:

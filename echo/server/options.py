@@ -193,6 +193,10 @@ _INSTEAD = {
 }
 
 
+_OF_HANDLERS = ("framing", "message_timeout", "send_timeout")
+"""Attributes of handler classes that are easily taken for options of the server."""
+
+
 def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     """Return the options of ``server``: those that are ``given``, then those in the body of a subclass of ``Server``.
 
@@ -206,6 +210,10 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
         values = [body[name] for body in bodies if not hasattr(body[name], "__get__")]
         setattr(found, name, getattr(server, name) if name in STANDARD else values[0])
     for name, value in given.items():
+        if name in _OF_HANDLERS:
+            raise TypeError(
+                f"{type(server).__name__}() has no option {name!r}; set it in the body of the handler class"
+            )
         if name not in OPTIONS:
             raise TypeError(f"{type(server).__name__}() has no option {name!r}; it has {', '.join(OPTIONS)}")
         setattr(found, name, value)

@@ -136,7 +136,7 @@ def test_what_is_left_at_the_deadline_is_cut_and_the_code_is_1(leaves, what, nam
 
 
 def test_a_second_signal_cuts_what_is_left(leaves):
-    server = leaves("thread", "--shutdown-timeout", "10m", change=f"process.SAME_SIGNAL = 0; {SOON}")
+    server = leaves("thread", "--shutdown-timeout", "10m", change=f"running.SAME_SIGNAL = 0; {SOON}")
     server.popen.send_signal(signal.SIGTERM)
     server.read_log_until("stopped: 0 sessions drained, 0 cut")
     assert server.terminate() == 1
@@ -181,7 +181,7 @@ def test_nothing_that_the_handlers_module_leaves_keeps_the_process_or_its_parent
 def test_a_worker_that_hangs_is_killed_and_the_code_is_1(leaves, dial, how, second):
     """Row 44."""
     options = ["--workers", "2", "--shutdown-timeout", "10m" if second else "0"]
-    server = leaves("", *options, change=f"process.SAME_SIGNAL = 0; {SOON}")
+    server = leaves("", *options, change=f"running.SAME_SIGNAL = 0; {SOON}")
     server.read_log_until(r"(?s)worker 0.*worker 1.*\n")
     pids = [int(pid) for pid in re.findall(r"is process (\d+)", server.log)]
     client = dial(server.address)

@@ -157,7 +157,7 @@ def test_the_shutdown_timeout_cuts_and_the_code_is_1(server_command, dial):
     assert "1 cut" in server.log
 
 
-TOGETHER = "process.SAME_SIGNAL = 3600\n"
+TOGETHER = "running.SAME_SIGNAL = 3600\n"
 """Signals that come together count as one, however late a busy machine lets the process notice the second."""
 
 

@@ -341,7 +341,7 @@ def test_a_session_that_has_to_be_cut_makes_the_code_1(changed, dial):
 
 
 def test_a_second_signal_cuts_and_the_code_is_1(changed, dial):
-    change = "server.Server._echo_cut_grace = 0.05; process.SAME_SIGNAL = 0; workers.KILL_GRACE = 60"
+    change = "server.Server._echo_cut_grace = 0.05; running.SAME_SIGNAL = 0; workers.KILL_GRACE = 60"
     server = changed(f"{change}; process.CUT_GRACE = process.LAST_GRACE = 60", "--workers", "2")
     pid, busy = next(iter(client_of_each(server, dial, 2).items()))
     assert ask(busy, b"work") == b"begun"
@@ -367,7 +367,7 @@ def test_workers_ignore_an_interrupt_which_the_parent_passes_on(start, dial):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_for_the_whole_process_group_is_one(changed, dial, folder, signum):
     """Ctrl-C reaches the workers too; and timeout(1) signals the process and then its group."""
-    change = "process.SAME_SIGNAL = 3600"  # however busy this machine is
+    change = "running.SAME_SIGNAL = 3600"  # however busy this machine is
     server = changed(change, "--workers", "2", start_new_session=True)
     clients = client_of_each(server, dial, 2)
     busy, idle = clients.values()

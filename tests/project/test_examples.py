@@ -39,7 +39,7 @@ def example(run):
 
     def start(name, *arguments, **popen_options):
         process = run(f"examples.{name}", "0", *arguments, **popen_options)
-        port = process.read_log_until(r"listening on 127\.0\.0\.1 port (\d+)\n").group(1)
+        port = process.read_log_until(r"listening on 127\.0\.0\.1:(\d+)\n").group(1)
         process.address = ("127.0.0.1", int(port))
         return process
 

@@ -54,6 +54,9 @@ WRONG = {
         class Mixin(echo.MessageRequestHandler):
             def dispatch_message(self, message: str) -> None: ...  # override
     """,
+    "an unknown option of run": """
+        echo.run(echo.EchoRequestHandler, max_clients=5)  # call-arg
+    """,
     "a handler that sends text": """
         class Handler(echo.MessageRequestHandler):
             def connection_made(self) -> None:

@@ -130,6 +130,7 @@ def serve(listening: socket.socket, context: ssl.SSLContext) -> None:
     assert_type(room.stats(), echo.Statistics)
     assert_type(room.stats().accepted, int)
     assert_type(room.stats().refused, Dict[str, int])
+    assert_type(echo.run(Member, ("127.0.0.1", 65432), server_class=Room, max_connections=5), int)
 
 
 def ask(room: Room, context: ssl.SSLContext) -> bytes:

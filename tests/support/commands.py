@@ -26,6 +26,7 @@ def call(main, *arguments):
 
 CHANGED = """
 import functools, logging, os, sys
+from echo import running
 from echo.cli.server import command as command, balance, command_log, process, workers
 from echo.transport import affinity
 from echo.server import server

@@ -29,6 +29,7 @@ from ...framing import FRAMINGS, Framing, LineFraming
 from ...measure.conditions import Condition
 from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
 from ...measure.report import Report, milliseconds
+from ...sockets import trouble_with_path
 from ...starting import INTERRUPTED, Interruptible
 from ...text import escape, plural
 from ...transport.tls import TLSSocket
@@ -338,7 +339,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
             command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
         if options.unix is not None:
-            trouble = arguments.trouble_with_path(options.unix)
+            trouble = trouble_with_path(arguments.unix_address(options.unix))
             why = f"cannot connect to {where}: {trouble}" if trouble else why
         elif isinstance(exc, FileNotFoundError):  # not from a connection: the processes of --bench need some files
             why = f"cannot start: {exc}"

@@ -14,7 +14,6 @@ import os
 import queue
 import random
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -25,9 +24,10 @@ from ...files import RepeatedFiles
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
 from ...mixins import LoggingMixin
+from ...running import log_listening, serve, why_not_listening
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
-from ...text import escape, format_address
+from ...text import escape
 from ...transport import affinity
 from ...transport.certificates import server_context
 from .. import arguments
@@ -88,8 +88,7 @@ def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
     except ValueError as exc:
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
-        where = format_address(_address(options))
-        arguments.fail(PROG, f"cannot listen on {where}: {exc.strerror or exc}; {_advice(exc, options)}", 1)
+        arguments.fail(PROG, why_not_listening(exc, _address(options)), 1)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     _calm_waiting_threads(server.max_connections)
     if options.workers == 1:
@@ -183,10 +182,7 @@ def _failure_logged() -> Iterator[None]:
 
 
 def _announce(server: Server) -> None:
-    address = format_address(server.server_address)
-    how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
-    log_event(logging.INFO, "listening", "listening on %s%s", address, how, address=address)
-    systemd.notify(systemd.READY, systemd.status(f"listening on {address}{how}"))
+    systemd.notify(systemd.READY, systemd.status(log_listening(server)))
 
 
 def _serve(
@@ -198,16 +194,6 @@ def _serve(
 ) -> int:
     """Serve until a signal. ``ready`` is called once signals are acted on: a stop may follow at once."""
     reload = in_thread(reload)
-
-    def stop(signum: int, begins: bool) -> None:
-        name = signal.Signals(signum).name
-        what = "stopping" if begins else "stopping now"
-        log_event(logging.INFO, "signal", "%s: %s", name, what, signal=name)
-        if begins:
-            systemd.notify(systemd.STOPPING)
-            server.shutdown()
-        else:
-            server.stop(timeout=0)
 
     def act(signum: int) -> None:
         if signum == getattr(signal, "SIGUSR1", None):
@@ -223,10 +209,8 @@ def _serve(
         log_always("statistics", "statistics: %s", text, **stats)
 
     with _failure_logged():
-        process.pass_signals(stop, act)
-        ready()
-        server.serve_forever()
-        return 0 if server.stop() else 1
+        process.pass_signals(act)
+        return serve(server, process, ready, lambda: systemd.notify(systemd.STOPPING))
 
 
 def _sum(counts: Dict[str, int]) -> str:
@@ -353,26 +337,6 @@ def _logging_mixins(options: argparse.Namespace) -> List[type]:
     if options.quiet or options.log_level in ("warning", "error"):
         return []  # all their records are at INFO or below
     return [QueueLoggingMixin] if options.no_log_messages else [QueueLoggingMixin, LoggingMixin]
-
-
-def _advice(exc: OSError, options: argparse.Namespace) -> str:
-    if exc.errno in (errno.EMFILE, errno.ENFILE):
-        return "close other programs, or raise the limit of open files (ulimit -n)"
-    if exc.errno in (errno.ENOMEM, errno.ENOBUFS):
-        return "the system has no memory left for it; close other programs"
-    if exc.errno == errno.EAFNOSUPPORT:
-        return "this system does not support addresses of this kind; give another one, like 127.0.0.1"
-    if options.unix is not None:
-        return arguments.trouble_with_path(options.unix) or "give another path, in a folder that you may write to"
-    if isinstance(exc, socket.gaierror):
-        return "check the name, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
-    if exc.errno == errno.EADDRINUSE:
-        return "another program uses this port; stop it, or choose another port (0 takes any free one)"
-    if exc.errno == errno.EACCES:
-        return "ports below 1024 need privileges; choose a higher one"
-    if exc.errno == errno.EINVAL and ":" in options.bind and "%" not in options.bind:
-        return f"a link-local address needs its interface, like {options.bind}%eth0"
-    return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
 
 
 if __name__ == "__main__":

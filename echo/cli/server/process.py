@@ -42,14 +42,11 @@ import threading
 import time
 import traceback
 from types import FrameType
-from typing import Any, Callable, Dict, List, NoReturn, Optional
+from typing import Any, Callable, List, NoReturn, Optional
 
+from ...running import STOPPING, StopSignals
 from ...server import forking
 from ...server.reporting import log_event
-
-SAME_SIGNAL = 0.25
-"""Seconds within which a second signal is the first one again: wrappers like timeout(1) signal the process and then
-its group."""
 
 CUT_GRACE = 0.7
 """Seconds after the deadline at which threads and exit functions are cut."""
@@ -63,7 +60,6 @@ LAST_GRACE = 1.0
 PARENT_GRACE = 2.0
 """The same for a parent of workers: on a busy machine it may need a moment longer to kill them."""
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 HANDLED = (*STOPPING, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)))
 
 
@@ -71,25 +67,24 @@ class Stopped(BaseException):
     """A signal to stop has come before there was a server."""
 
 
-class Process:
+class Process(StopSignals):
     """This process. ``timeout`` is what a stop has in seconds; None: no limit, until a second signal comes.
 
     As a context it puts everything back at its end. ``exit`` ends the process instead.
     """
 
+    numbers = HANDLED
+
     def __init__(self) -> None:
+        super().__init__()
         self.timeout: Optional[float] = None
         self.deadline: Optional[float] = None  # of time.monotonic()
-        self._first: Optional[float] = None  # when the first signal to stop came
-        self._on_stop: Optional[Callable[[int, bool], None]] = None
         self._on_signal: Optional[Callable[[int], None]] = None
-        self._early_stop: Optional[int] = None
         self._interrupts = False
         self._early: List[int] = []
         self.close_log: Callable[[], None] = lambda: None
         """Writes the log's last records."""
         self._code: Optional[int] = None  # once nothing is left that could be cut
-        self._found: Dict[int, Any] = {}
         self._last_grace: Optional[float] = LAST_GRACE  # None: this process has no last deadline
         self._nowhere = open(os.devnull, "wb")  # now: later there may be no descriptor
         forking.in_child(self._let_go)
@@ -97,19 +92,17 @@ class Process:
     # Signals.
 
     def __enter__(self) -> Process:
-        for number in HANDLED:
-            found = signal.getsignal(number)
-            if found != signal.SIG_IGN:
-                self._found[number] = found
-                signal.signal(number, self._handle)
+        super().__enter__()
         self.unblock()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for number, found in self._found.items():
-            signal.signal(number, signal.SIG_DFL if found is None else found)
+        super().__exit__()
         faulthandler.cancel_dump_traceback_later()
         self._nowhere.close()
+
+    def _takes(self, found: Any) -> bool:
+        return bool(found != signal.SIG_IGN)
 
     def unblock(self) -> None:
         """Let the signals through, in this thread and those that it starts."""
@@ -124,22 +117,11 @@ class Process:
         else:
             self._early.append(number)
 
-    def stop(self, number: int) -> None:
-        """A signal has asked for a stop."""
-        now = time.monotonic()
-        begins = self._first is None
-        if self._first is None:
-            self._first = now  # at once: the next signal may come inside this function
-            self._bound(self.timeout)
-        elif now - self._first < SAME_SIGNAL:
-            return
-        else:
-            self._bound(0.0)
-        if self._on_stop is not None:
-            self._on_stop(number, begins)
-        else:
-            self._early_stop = number
-            self._interrupt()
+    def _asked(self, begins: bool) -> None:
+        self._bound(self.timeout if begins else 0.0)
+
+    def _asked_early(self) -> None:
+        self._interrupt()
 
     def may_interrupt(self) -> None:
         """From now on a signal to stop raises ``Stopped`` in the main thread, once: nothing has been opened yet that an
@@ -165,16 +147,10 @@ class Process:
             self._interrupts = False
             raise Stopped
 
-    def is_stopping(self) -> bool:
-        """Whether a signal to stop has come."""
-        return self._first is not None
-
-    def pass_signals(self, on_stop: Callable[[int, bool], None], on_signal: Callable[[int], None]) -> None:
-        """From now on call ``on_stop(number, begins)`` for a signal to stop, and ``on_signal(number)`` for others;
-        first for those that have come already. ``begins`` is false for a second signal to stop."""
-        self._on_stop, self._on_signal = on_stop, on_signal
-        if self._early_stop is not None:
-            on_stop(self._early_stop, True)
+    def pass_signals(self, on_signal: Callable[[int], None]) -> None:
+        """From now on call ``on_signal(number)`` for signals that are not to stop; first for those that have come
+        already."""
+        self._on_signal = on_signal
         while self._early:
             on_signal(self._early.pop(0))
 

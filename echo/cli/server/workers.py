@@ -125,7 +125,8 @@ class Workers:
         found = signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-        self._process.pass_signals(self._note_stop, self._note)
+        self._process.pass_stops(self._note_stop)
+        self._process.pass_signals(self._note)
         try:
             while True:
                 self._reap()

@@ -1,0 +1,223 @@
+"""A server from its start to its exit code: ``run``, and the parts of it that the server command uses, too.
+
+**Signals.** SIGINT and SIGTERM are handled from before the server is made until ``run`` returns. The first one begins
+a stop, a later one cuts what is left. Wrappers like timeout(1) signal a process and then its group, so that the same
+signal comes twice; a second one within ``SAME_SIGNAL`` is the first one again. A signal handler runs in the main
+thread, between any two lines of it, and only calls methods of the server that may be called there.
+
+``run`` takes only signals that have Python's own handler, as asyncio does. A handler of the program's own stays, and so
+does a signal that is ignored (``nohup``, a shell's background job). The server command is a process of its own
+and takes all of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type
+
+from . import protocol
+from .server.reporting import log, log_event
+from .server.server import Server
+from .sockets import trouble_with_path
+from .text import format_address
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # none of the checkers' packages is needed to run
+
+    from .server.options import ServerOptions
+
+SAME_SIGNAL = 0.25
+"""Seconds within which a second signal is the first one again."""
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+LOG_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
+LOG_TIME = "%Y-%m-%d %H:%M:%S"
+
+
+class StopSignals:
+    """The signals that stop a program. They are handled while this context lasts, if the main thread enters it."""
+
+    numbers: Tuple[int, ...] = STOPPING
+
+    def __init__(self) -> None:
+        self._first: Optional[float] = None  # when the first signal to stop came
+        self._on_stop: Optional[Callable[[int, bool], None]] = None
+        self._early_stop: Optional[int] = None
+        self._found: Dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in self.numbers:
+                found = signal.getsignal(number)
+                if self._takes(found):
+                    self._found[number] = found
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, found in self._found.items():
+            signal.signal(number, signal.SIG_DFL if found is None else found)
+
+    def _takes(self, found: Any) -> bool:
+        """Whether to handle a signal that has this handler."""
+        return found in (signal.SIG_DFL, signal.default_int_handler)
+
+    def not_taken(self) -> List[str]:
+        """The names of the signals that are left to the program."""
+        return [signal.Signals(number).name for number in self.numbers if number not in self._found]
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        self.stop(number)
+
+    def stop(self, number: int) -> None:
+        """A signal has asked for a stop."""
+        now = time.monotonic()
+        begins = self._first is None
+        if self._first is None:
+            self._first = now  # at once: the next signal may come inside this function
+        elif now - self._first < SAME_SIGNAL:
+            return
+        self._asked(begins)
+        if self._on_stop is not None:
+            self._on_stop(number, begins)
+        else:
+            self._early_stop = number
+            self._asked_early()
+
+    def _asked(self, begins: bool) -> None:
+        """A stop has been asked for; ``begins`` is false for a second signal."""
+
+    def _asked_early(self) -> None:
+        """The same, when nobody has called ``pass_stops`` yet."""
+
+    def is_stopping(self) -> bool:
+        """Whether a signal to stop has come."""
+        return self._first is not None
+
+    def pass_stops(self, on_stop: Callable[[int, bool], None]) -> None:
+        """From now on call ``on_stop(number, begins)`` for a signal to stop; at once if one has come already.
+        ``begins`` is false for a second signal."""
+        self._on_stop = on_stop
+        if self._early_stop is not None:
+            on_stop(self._early_stop, True)
+
+
+def serve(
+    server: Server,
+    signals: StopSignals,
+    ready: Callable[[], None],
+    stopping: Callable[[], object] = lambda: None,
+) -> int:
+    """Serve until a signal or a stop; return 0 if all sessions ended in time, else 1.
+
+    ``ready`` is called once signals are acted on: a stop may follow at once. ``stopping`` is called when a signal
+    begins a stop.
+    """
+
+    def stop(number: int, begins: bool) -> None:
+        name = signal.Signals(number).name
+        log_event(logging.INFO, "signal", "%s: %s", name, "stopping" if begins else "stopping now", signal=name)
+        if begins:
+            stopping()
+            server.shutdown()
+        else:
+            server.stop(timeout=0)
+
+    signals.pass_stops(stop)
+    ready()
+    server.serve_forever()
+    return 0 if server.stop() else 1
+
+
+def run(
+    RequestHandlerClass: Any,  # noqa: N803 (socketserver's name)
+    address: Any = (protocol.DEFAULT_HOST, protocol.DEFAULT_PORT),
+    *,
+    server_class: Type[Server] = Server,
+    **options: Unpack[ServerOptions],
+) -> int:
+    """Serve until Ctrl-C or SIGTERM; return the exit code. This is a whole program::
+
+        sys.exit(echo.run(Upper, ("127.0.0.1", 65432), max_connections=100))
+
+    It takes what ``echo.Server`` takes: any ``socketserver`` handler class, an address, and the options as keyword
+    arguments. ``server_class`` is a subclass of ``echo.Server`` to make the server of.
+
+    The log goes to stderr at the level INFO, unless ``logging`` has been configured. It begins with the address.
+
+    SIGINT (Ctrl-C) or SIGTERM stops accepting, and lets the sessions answer what has arrived, within
+    ``shutdown_timeout``. A second signal cuts what is left. After that the handlers of both signals are as before.
+    If the program handles one of them itself, its handler stays: it may raise an exception, which passes
+    through here when the sessions have ended, or stop the server. If another thread than the main thread calls this,
+    signals do not stop the server, since Python allows signal handlers in the main thread only. Then it serves
+    until ``stop()`` or ``shutdown()`` of the server is called, in a handler as ``self.server.stop()``. The log says
+    which signals do not stop the server.
+
+    The exit code is 0 if all sessions ended in time, and 1 if any was cut, or if the address is not available, which
+    is one line in the log. Wrong arguments raise ``TypeError`` or ``ValueError``, as ``echo.Server`` does.
+    """
+    if not log.hasHandlers():
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
+    with StopSignals() as signals:
+        try:
+            server = server_class(address, RequestHandlerClass, **options)
+        except OSError as exc:
+            if exc.filename is not None:  # a file that server_class opens
+                raise
+            log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
+            return 1
+        with server:
+            return serve(server, signals, lambda: _announce(server, signals.not_taken()))
+
+
+def _announce(server: Server, not_taken: List[str]) -> None:
+    log_listening(server)
+    if not_taken:
+        why = "the program handles or ignores it"
+        if threading.current_thread() is not threading.main_thread():
+            why = "this is not the main thread"
+        text = "%s does not stop this server, since %s; call its stop()"
+        log_event(logging.INFO, "signals", text, " or ".join(not_taken), why)
+
+
+def log_listening(server: Server) -> str:
+    """Log where the server listens; return the text."""
+    address = format_address(server.server_address)
+    how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
+    text = f"listening on {address}{how}"
+    log_event(logging.INFO, "listening", "%s", text, address=address)
+    return text
+
+
+def why_not_listening(exc: OSError, address: Any) -> str:
+    """Return one line: why there is no server at this address, and what to do."""
+    return f"cannot listen on {format_address(address)}: {exc.strerror or exc}; {_advice(exc, address)}"
+
+
+def _advice(exc: OSError, address: Any) -> str:
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        return "close other programs, or raise the limit of open files (ulimit -n)"
+    if exc.errno in (errno.ENOMEM, errno.ENOBUFS):
+        return "the system has no memory left for it; close other programs"
+    if exc.errno == errno.EAFNOSUPPORT:
+        return "this system does not support addresses of this kind; give another one, like 127.0.0.1"
+    if isinstance(address, (str, bytes)):
+        return trouble_with_path(os.fsdecode(address)) or "give another path, in a folder that you may write to"
+    if isinstance(exc, socket.gaierror):
+        return "check the name, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+    if exc.errno == errno.EADDRINUSE:
+        return "another program uses this port; stop it, or choose another port (0 takes any free one)"
+    if exc.errno == errno.EACCES:
+        return "ports below 1024 need privileges; choose a higher one"
+    host = str(address[0])
+    if exc.errno == errno.EINVAL and ":" in host and "%" not in host:
+        return f"a link-local address needs its interface, like {host}%eth0"
+    return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"

@@ -1,0 +1,282 @@
+"""``echo.run``: a server from its start to its exit code, with signals and a log."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+
+import pytest
+
+import echo
+from support import DEADLINE, read_all, read_exactly
+from support.servers import echoes
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+PROGRAM = """
+import os, sys, threading
+import echo, echo.running
+
+echo.running.SAME_SIGNAL = 0
+
+class Upper(echo.MessageRequestHandler):
+    def message_received(self, message):
+        while message == b"slow" and not os.path.exists("go"):
+            threading.Event().wait(0.005)
+        self.send(message.upper())
+
+sys.exit(echo.run(Upper, ("127.0.0.1", 0), max_connections=100))
+"""
+
+
+@pytest.fixture
+def program(run, dial, tmp_path):
+    """The program, with a client whose message is not answered before there is a file ``go``."""
+    (tmp_path / "shout.py").write_text(PROGRAM)
+    process = run("shout", cwd=str(tmp_path))
+    port = process.read_log_until(r"INFO    listening on 127\.0\.0\.1:(\d+)\n").group(1)
+    process.client = dial(("127.0.0.1", int(port)))
+    process.client.sendall(b"hello\n")
+    assert read_exactly(process.client, 6) == b"HELLO\n"
+    process.client.sendall(b"slow\n")
+    process.go = tmp_path / "go"
+    return process
+
+
+@posix
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_program_with_code_0_when_its_sessions_have_answered(program, signum):
+    program.popen.send_signal(signum)
+    program.read_log_until(rf"{signum.name}: stopping\n(.*)draining 1 session, for 10 s at most\n")
+    program.go.write_text("")
+    assert read_all(program.client) == b"SLOW\n"
+    program.client.close()
+    assert program.finish()[0] == 0
+    assert "stopped: 1 session drained, 0 cut\n" in program.log
+    assert "Traceback" not in program.log
+
+
+@posix
+def test_a_second_signal_cuts_what_is_left_and_the_code_is_1(program):
+    program.popen.send_signal(signal.SIGTERM)
+    program.read_log_until("draining 1 session")
+    program.popen.send_signal(signal.SIGTERM)
+    program.read_log_until("SIGTERM: stopping now")
+    program.read_log_until("stopped: 0 sessions drained, 1 cut")
+    program.go.write_text("")
+    assert program.finish()[0] == 1
+    assert "Traceback" not in program.log
+
+
+class Acting(echo.Server):
+    """Calls ``act(server)``, once, in the thread that serves."""
+
+    act = None
+
+    def serve_forever(self, poll_interval=0.001):
+        super().serve_forever(poll_interval)
+
+    def service_actions(self):
+        act, type(self).act = type(self).act, None
+        if act is not None:
+            act(self)
+
+
+def acting(act):
+    return type("Acting", (Acting,), {"act": staticmethod(act)})
+
+
+@pytest.fixture(autouse=True)
+def signals_are_as_before():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def serve(act=lambda server: server.shutdown(), address=("127.0.0.1", 0), **options):
+    return echo.run(echo.EchoRequestHandler, address, server_class=acting(act), **options)
+
+
+@pytest.fixture
+def lines(caplog):
+    """The lines of the log."""
+    caplog.set_level(logging.INFO)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_a_stop_of_the_server_ends_it_with_code_0(lines):
+    assert serve() == 0
+    assert lines()[0].startswith("listening on 127.0.0.1:") and lines()[-1] == "stopped: 0 sessions drained, 0 cut"
+    assert len(lines()) == 2
+
+
+@posix
+def test_a_signal_that_comes_before_the_server_is_made_ends_it_as_soon_as_it_serves(lines):
+    class Early(echo.Server):
+        def __init__(self, *args, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__(*args, **options)
+
+    assert echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Early) == 0
+    assert "SIGTERM: stopping" in lines()
+
+
+@posix
+def test_a_signal_that_comes_twice_at_once_is_one(lines, dial, monkeypatch):
+    monkeypatch.setattr("echo.running.SAME_SIGNAL", 3600.0)
+
+    def act(server):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert serve(act) == 0
+    assert [line for line in lines() if "SIGINT" in line] == ["SIGINT: stopping"]
+
+
+def test_an_address_in_use_is_one_line_with_advice_and_code_1(lines):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = taken.getsockname()
+        assert serve(address=address) == 1
+    (line,) = lines()
+    assert line.startswith(f"cannot listen on 127.0.0.1:{address[1]}: Address already in use; another program uses")
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
+def test_a_path_that_cannot_be_bound_is_one_line_with_its_reason(lines, tmp_path):
+    assert serve(address=str(tmp_path / "missing" / "socket")) == 1
+    (line,) = lines()
+    assert line.endswith("missing does not exist; make it, or give another path")
+
+
+def test_a_file_that_the_server_class_cannot_open_is_its_own_error():
+    class Store(echo.Server):
+        def __init__(self, *args, **options):
+            with open(os.path.join("no", "such", "file")):
+                pass
+
+    with pytest.raises(FileNotFoundError):
+        echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Store)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, error",
+    [
+        ((echo.EchoRequestHandler, "127.0.0.1:65432"), {}, "'127.0.0.1:65432' is not an address"),
+        ((echo.EchoRequestHandler, 65432), {}, r"expected \(host, port\), like \('127.0.0.1', 65432\)"),
+        ((echo.EchoRequestHandler, ("127.0.0.1", "65432")), {}, r"the port is '65432'; expected a number"),
+        ((("127.0.0.1", 65432), echo.EchoRequestHandler), {}, "were the address and the handler class exchanged"),
+        ((("127.0.0.1", 65432),), {}, r"the handler class is \('127.0.0.1', 65432\)"),
+        ((object.__new__(echo.EchoRequestHandler),), {}, "expected the class itself"),
+        (("Upper",), {}, "expected the class itself"),
+        ((echo.EchoRequestHandler,), {"max_connections": 0}, "max_connections is 0"),
+        ((echo.EchoRequestHandler,), {"connections": 1}, "no option 'connections'; it has max_connections"),
+        ((echo.EchoRequestHandler,), {"framing": None}, "no option 'framing'; set it in the body of the handler"),
+    ],
+)
+def test_wrong_arguments_are_errors_that_say_what_was_expected(arguments, options, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        echo.run(*arguments, **options)
+
+
+def test_a_server_whose_arguments_were_exchanged_says_so():
+    with pytest.raises(TypeError, match="exchanged"):
+        echo.Server(echo.EchoRequestHandler, ("127.0.0.1", 0))
+
+
+def test_a_standard_server_without_a_handler_class_is_still_made():
+    with echo.Server(("127.0.0.1", 0), None) as server:
+        assert server.RequestHandlerClass is None
+
+
+def test_in_another_thread_it_serves_until_a_handler_stops_the_server(lines, dial):
+    class Last(echo.EchoRequestHandler):
+        def connection_made(self):
+            self.server.stop()
+
+    addresses, codes = [], []
+    ready = threading.Event()
+
+    class Named(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            addresses.append(self.server_address)
+            ready.set()
+
+    def serve_here():
+        codes.append(echo.run(Last, ("127.0.0.1", 0), server_class=Named))
+
+    thread = threading.Thread(target=serve_here)
+    thread.start()
+    assert ready.wait(DEADLINE)
+    dial(addresses[0])
+    thread.join(DEADLINE)
+    assert codes == [0]
+    assert "SIGINT or SIGTERM does not stop this server, since this is not the main thread; call its stop()" in lines()
+
+
+@posix
+def test_a_handler_of_the_programs_own_stays_and_what_it_raises_comes_out_when_all_is_closed(lines):
+    class Stop(Exception):
+        pass
+
+    def stop(number, frame):
+        raise Stop
+
+    servers = []
+
+    class Raising(echo.Server):
+        def serve_forever(self, poll_interval=0.5):
+            servers.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Stop):
+            echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Raising)
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert servers[0].socket.fileno() == -1
+    assert "SIGTERM does not stop this server, since the program handles or ignores it; call its stop()" in lines()
+
+
+def test_a_log_that_is_configured_stays_as_it_is(monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [logging.NullHandler()])
+    before = list(root.handlers), root.level
+    assert serve() == 0
+    assert (root.handlers, root.level) == before
+
+
+def test_a_log_that_is_not_configured_goes_to_standard_error(monkeypatch, capsys):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    level = root.level
+    try:
+        assert serve() == 0
+    finally:
+        root.setLevel(level)
+    assert capsys.readouterr().err.count("listening on 127.0.0.1:") == 1
+
+
+def test_it_runs_any_handler_with_the_options_of_the_server(lines):
+    def act(server):
+        assert server.max_connections == 7
+        server.shutdown()
+
+    assert serve(act, max_connections=7) == 0
+
+
+def test_it_serves_while_it_runs(dial):
+    def act(server):
+        def talk():
+            with socket.create_connection(server.server_address, DEADLINE) as client:
+                seen.append(echoes(client))
+            server.shutdown()
+
+        threading.Thread(target=talk).start()
+
+    seen = []
+    assert serve(act) == 0
+    assert seen == [True]
