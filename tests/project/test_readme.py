@@ -168,24 +168,9 @@ def test_the_python_in_readme_does_what_it_says(number, serve, monkeypatch, caps
             assert re.fullmatch(r"\('127\.0\.0\.1', \d+\)\n", out)
 
 
-def test_the_python_of_moving_from_socketserver_serves_files(monkeypatch):
-    text = read("docs", "moving-from-socketserver.md")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    served = []
-
-    def serve_and_fetch(server):
-        files(server.start().server_address)
-        served.append(server)
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(echo.Server, "serve_forever", serve_and_fetch)
-    exec(compile(code.replace("8000", "0"), "moving-from-socketserver.md", "exec"), {"__name__": "__main__"})
-    assert served
-
-
 def test_both_tables_of_other_peoples_suites_are_the_same():
     (table,) = re.findall(r"^\| suite \|.*\n(?:\|.*\n)+", read("README.md"), re.MULTILINE)
-    assert table in read("docs", "moving-from-socketserver.md")
+    assert table in read("docs", "guides", "moving-from-socketserver.md")
 
 
 def test_every_kind_of_python_block_is_there():
