@@ -13,6 +13,14 @@ PAGES = pages()
 BLOCKS = {page: blocks_of(page) for page in PAGES if page != "README.md"}  # test_readme.py runs those
 
 
+def files_before(page):
+    """The files of the pages of the tutorial that come before this one of it."""
+    earlier = PAGES[: PAGES.index(page)] if page.startswith("docs/tutorial") else []
+    return [
+        block for each in earlier if each.startswith("docs/tutorial") for block in BLOCKS[each] if "file" in block.notes
+    ]
+
+
 @pytest.fixture
 def reader(tmp_path, serve, request):
     if os.name != "posix":
@@ -23,6 +31,8 @@ def reader(tmp_path, serve, request):
 
 @pytest.mark.parametrize("page", [page for page in BLOCKS if any("slow" not in block.notes for block in BLOCKS[page])])
 def test_the_quick_blocks_of_a_page_do_what_it_says(page, reader):
+    for block in files_before(page):
+        reader.save(block)
     for block in BLOCKS[page]:
         if "slow" not in block.notes:
             reader(block)
@@ -32,6 +42,8 @@ def test_the_quick_blocks_of_a_page_do_what_it_says(page, reader):
 @pytest.mark.needs_programs("openssl")
 @pytest.mark.parametrize("page", [page for page in BLOCKS if any("slow" in block.notes for block in BLOCKS[page])])
 def test_all_blocks_of_a_page_do_what_it_says(page, reader):
+    for block in files_before(page):
+        reader.save(block)
     for block in BLOCKS[page]:
         reader(block)
 

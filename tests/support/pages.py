@@ -7,6 +7,7 @@ run (times, ports, process numbers) are masked; a line ``...`` stands for any li
 
 import contextlib
 import glob
+import importlib
 import io
 import os
 import re
@@ -143,6 +144,8 @@ class Reader:
     def __enter__(self):
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._end_server)
+        self._stack.callback(self._forget_modules, set(sys.modules), sys.dont_write_bytecode)
+        sys.dont_write_bytecode = True
         for name in ("README.md", "examples"):
             os.symlink(os.path.join(ROOT, name), os.path.join(self.folder, name))
         # The port stays ours as long as this socket has it; servers may bind it, too, since it does not listen.
@@ -168,6 +171,12 @@ class Reader:
     def __exit__(self, *exc_info):
         self._stack.__exit__(*exc_info)
 
+    def _forget_modules(self, before, dont_write_bytecode):
+        sys.dont_write_bytecode = dont_write_bytecode
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(self.folder + os.sep):
+                del sys.modules[name]
+
     def __call__(self, block):
         assert set(block.notes) <= set(NOTES), f"{block}: unknown notes {set(block.notes) - set(NOTES)}"
         if "not run" in block.notes or "test command" in block.notes:
@@ -176,9 +185,7 @@ class Reader:
             if "openssl" not in block.text:
                 self._copy_certificates()
         if "file" in block.notes:
-            path = os.path.join(self.folder, block.notes["file"])
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(block.text.replace(PORT, self.port))
+            self.save(block)
             if "try" in block.notes:
                 self._program(block)
         elif "output" in block.notes:
@@ -189,6 +196,15 @@ class Reader:
             self._program(block)
         elif block.language == "console":
             self._terminal(block)
+
+    def save(self, block):
+        """Write the file that the block is. A module of this name is imported anew, without the bytecode of a file that
+        was written in the same second."""
+        name = block.notes["file"]
+        with open(os.path.join(self.folder, name), "w", encoding="utf-8") as file:
+            file.write(block.text.replace(PORT, self.port))
+        sys.modules.pop(name.partition(".")[0], None)
+        importlib.invalidate_caches()
 
     # Python.
 
@@ -261,7 +277,7 @@ class Reader:
         if _SERVES.search(block.text) and "continues" not in block.notes:
             assert tried, f"{block} serves: a 'try' in front of it has to talk to it"
         self.namespace = namespace
-        self.printed = out.getvalue().splitlines()
+        self.printed = re.sub(r".*\r", "", out.getvalue()).splitlines()  # a terminal goes back to the line's start
 
     def _execute(self, block, code, namespace):
         blank = "\n" * block.line  # so that a traceback has the page's lines
