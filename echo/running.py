@@ -188,12 +188,13 @@ def _announce(server: Server, not_taken: List[str]) -> None:
         log_event(logging.INFO, "signals", text, " or ".join(not_taken), why)
 
 
-def log_listening(server: Server) -> str:
-    """Log where the server listens; return the text."""
+def log_listening(server: Server, banner: str = "", **fields: Any) -> str:
+    """Log where the server listens; return the text. ``banner``: what the line begins with. Its end is the address:
+    programs read it there."""
     address = format_address(server.server_address)
     how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
     text = f"listening on {address}{how}"
-    log_event(logging.INFO, "listening", "%s", text, address=address)
+    log_event(logging.INFO, "listening", "%s%s", banner, text, address=address, **fields)
     return text
 
 

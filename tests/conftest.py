@@ -40,6 +40,8 @@ def ordinary_environment(tmp_path_factory):
         # A shell's background job ignores SIGINT, nohup(1) SIGHUP.
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    for variable in ("NO_COLOR", "FORCE_COLOR"):
+        os.environ.pop(variable, None)
     if sys.dont_write_bytecode:  # each would compile the package again, half of the time that it takes to start
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("bytecode"))

@@ -161,7 +161,7 @@ def test_functions_that_a_program_has_put_in_place_stay():
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_traceback_that_ends_the_server_is_records(capfd, form):
-    with Log(argparse.Namespace(workers=1, log_format=form)) as log:
+    with Log(argparse.Namespace(workers=1, log_format=form, log_threads=False, color="never")) as log:
         log.to(log.queue())
         try:
             raise ValueError(FORGED)

@@ -55,8 +55,10 @@ SAMPLES = {
     "CPU_AFFINITY": ("0,2-3", [0, 2, 3], "off", None),
     "LOG_LEVEL": ("debug", "debug", "error", "error"),
     "LOG_FORMAT": ("json", "json", "text", "text"),
+    "LOG_THREADS": ("1", True, None, True),
     "NO_LOG_MESSAGES": ("1", True, None, True),
     "QUIET": ("1", True, None, True),
+    "COLOR": ("never", "never", "always", "always"),
 }
 
 JUNK = {
@@ -80,8 +82,10 @@ JUNK = {
     "CPU_AFFINITY": "3-1",
     "LOG_LEVEL": "loud",
     "LOG_FORMAT": "xml",
+    "LOG_THREADS": "on",
     "NO_LOG_MESSAGES": "true",
     "QUIET": "2",
+    "COLOR": "red",
 }
 
 
@@ -180,7 +184,7 @@ def test_the_command_reads_its_environment(run, tmp_path):
     (tmp_path / "deny").write_text("192.0.2.1\n")
     environment = {"ECHO_PORT": "0", "ECHO_FRAMING": "length", "ECHO_LOG_FORMAT": "json", "ECHO_DENY": "@deny ::1"}
     server = run("echo.server", "--log-format", "text", env=environment, cwd=str(tmp_path))
-    port = server.read_log_until(r"INFO    listening on 127\.0\.0\.1:(\d+)").group(1)
+    port = server.read_log_until(r" listening on 127\.0\.0\.1:(\d+)").group(1)
     with echo.connect(("127.0.0.1", int(port)), framing=echo.LengthFraming(), timeout=DEADLINE) as client:
         assert client.echo(b"two\nlines") == b"two\nlines"
     assert server.terminate() == 0

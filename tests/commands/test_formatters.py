@@ -293,3 +293,9 @@ def test_the_reason_of_a_session_has_a_color(text, reason, style):
 )
 def test_nothing_that_a_peer_sent_has_a_color(attributes):
     assert painted(**attributes) == [("good", "INFO")]
+
+
+def test_the_address_of_the_server_stands_out():
+    text = "echo 1.0 (process 7; Ctrl-C stops it) listening on 127.0.0.1:7"
+    line = ColorFormatter().format(made(text, event="listening", address="127.0.0.1:7"))
+    assert line.endswith(f"{text.rpartition(' ')[0]} \x1b[1m127.0.0.1:7\x1b[0m")

@@ -182,6 +182,7 @@ def logged(server_command, *options):
 @posix
 def test_the_text_log_is_as_it_was(server_command):
     text = re.sub(r"(?m)^\d{4}-\S+ \S+ ", "TIME ", logged(server_command))
+    text = re.sub(r"echo \S+ \(process \d+; \S+ stops it\)", "echo VERSION (process N; SIGNAL stops it)", text)
     text = re.sub(r"127\.0\.0\.1:\d+", "ADDRESS", text)
     assert same_as("log.txt", re.sub(r"\d+\.\d+ s", "N s", text))
 

@@ -50,8 +50,10 @@ def changed_command(run, tmp_path):
     return lambda change, *options: start_changed(run, tmp_path, change, *options)
 
 
-def test_the_first_line_tells_the_real_port(server):
-    assert re.match(r"\S+ \S+ INFO    listening on 127\.0\.0\.1:\d+\n", server.log)
+def test_the_first_line_has_version_process_and_how_to_stop_it_and_ends_with_the_real_port(server):
+    how = rf"\(process {server.popen.pid}; (Ctrl-C|SIGTERM) stops it\)"
+    banner = rf"echo {re.escape(echo.__version__)} {how} listening on 127\.0\.0\.1:\d+"
+    assert re.match(rf"\S+ \S+ INFO    {banner}\n", server.log)
     with echo.connect(server.address, timeout=DEADLINE) as client:
         assert client.echo(b"hello") == b"hello"
 
@@ -576,6 +578,7 @@ def test_the_log_as_json_has_an_object_a_line_with_stable_names(server_command):
         "stopped",
     ]
     assert records[0]["address"] == "127.0.0.1:%d" % server.address[1]
+    assert (records[0]["version"], records[0]["pid"]) == (echo.__version__, server.popen.pid)
     session = records[1:5]
     assert {(record["peer"], record["session"]) for record in session} == {(peer, 1)}
     assert (session[1]["size"], session[1]["text"]) == (5, "hello")

@@ -253,7 +253,7 @@ def test_the_session_in_readme_looks_like_that(server_command, run):
     ]
     server.read_log_until("disconnected.*\n")
 
-    figures = (r"\d{4}-\S+ \S+", r"127\.0\.0\.1:\d+", r"\d+\.\d+ s")
+    figures = (r"\d{4}-\S+ \S+", r"127\.0\.0\.1:\d+", r"\d+\.\d+ s", r"echo \S+ \(process \d+; \S+")
     assert masked(server.log, *figures) == masked(told[0], *figures)
 
 

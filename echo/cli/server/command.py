@@ -30,13 +30,14 @@ from ...server.server import Server
 from ...text import escape
 from ...transport import affinity
 from ...transport.certificates import server_context
+from ...version import __version__
 from .. import arguments
 from . import systemd
 from .command_log import Log
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
-from .process import Process, Stopped
+from .process import Process, Stopped, stopped_by
 from .queue_logging import QueueLoggingMixin
 from .workers import Workers
 
@@ -182,7 +183,9 @@ def _failure_logged() -> Iterator[None]:
 
 
 def _announce(server: Server) -> None:
-    systemd.notify(systemd.READY, systemd.status(log_listening(server)))
+    fields: Dict[str, Any] = {"version": __version__, "pid": os.getpid()}
+    banner = f"echo {__version__} (process {os.getpid()}; {stopped_by()} stops it) "
+    systemd.notify(systemd.READY, systemd.status(log_listening(server, banner, **fields)))
 
 
 def _serve(

@@ -31,7 +31,7 @@ _STANDARD = {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", 
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people: ``2026-11-22 09:14:39.702 INFO    listening on 127.0.0.1:65432``.
+    """Lines for people: ``2026-11-22 09:14:39.702 INFO    127.0.0.1:52244 connected``.
 
     ``with_process`` adds the process number, for a log that several processes write; ``with_thread`` the thread's name.
     """
@@ -90,6 +90,9 @@ class ColorFormatter(TextFormatter):
         """Its attributes say where the reason is in the text. What a peer sent may look like one."""
         message = super()._message(record)
         fields = vars(record)
+        if fields.get("event") == "listening":
+            before, words, address = message.partition(" listening on ")
+            return before + words + paint("strong", address)
         peer: Any = fields.get("peer")
         reason: Any = fields.get("reason")
         for what in ("disconnected: ", "refused: ", "") if type(reason) is str else ():

@@ -265,6 +265,17 @@ def _ignore(number: int, frame: Optional[FrameType]) -> None:
     """Not ``SIG_IGN``, which programs that a handler starts would inherit."""
 
 
+def stopped_by() -> str:
+    """What a user stops this process with: Ctrl-C, if it is in the foreground of its terminal."""
+    try:
+        with open("/dev/tty", "rb", buffering=0) as terminal:
+            if os.tcgetpgrp(terminal.fileno()) == os.getpgrp() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+                return "Ctrl-C"
+    except OSError:
+        pass
+    return "SIGTERM"
+
+
 def flush() -> None:
     """Flush the standard streams, if they are there and can be written."""
     for stream in (sys.stdout, sys.stderr):
