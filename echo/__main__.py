@@ -1,5 +1,51 @@
-"""``python -m echo`` names the two commands, and ends with code 2."""
+"""``python -m echo server`` and ``python -m echo client``: both commands under one name; ``echo.pyz`` starts here."""
 
-from .cli.arguments import fail
+from __future__ import annotations
 
-fail("echo", "run python3 -m echo.server or python3 -m echo.client; each has --help", 2)
+import os
+import sys
+
+from .cli import arguments
+from .version import __version__
+
+HELP = """\
+usage: {typed} server [option]...
+       {typed} client [host] [port] [option]...
+
+  server   an echo server; with --handler, a server of your own
+  client   talk to a server; --ping times it, --bench puts a load on it
+
+Each has --help. Without options they meet at 127.0.0.1:65432.
+"""
+
+
+def main() -> int:
+    """Run the command that the first argument names; return the exit code."""
+    name = os.path.basename(sys.argv[0])
+    prog = "echo" if name == "__main__.py" else name
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in ("server", "client"):
+        sys.argv[:2] = [f"{prog} {command}"]  # as the name in its help and its errors
+        if command == "client":
+            from .cli.client.command import main as client
+
+            return client()
+        from .cli.server.command import run
+
+        run()
+    text = HELP.format(typed="python3 -m echo" if prog == "echo" else f"python3 {prog}")
+    with arguments.standard_streams(prog):
+        if command in ("-h", "--help"):
+            print(text, end="")
+        elif command == "--version":
+            print(f"{prog} {__version__}")
+        elif command:
+            arguments.fail(prog, f"invalid command {command!r}: expected server or client; see --help", 2)
+        else:
+            sys.stderr.write(text)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -175,10 +175,21 @@ class _Append(argparse.Action):
 
 
 def program(module: str) -> str:
-    """The name of a command: ``echo-server`` if it was started as that, else its module, ``echo.server``."""
+    """The name of a command: ``echo-server`` if it was started as that; ``echo server`` or ``echo.pyz server`` if it is
+    a part of one of these; else its module, ``echo.server``."""
     script = module.replace(".", "-")
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    if name.endswith(f" {script.partition('-')[2]}"):
+        return name
     return script if name in (script, f"{script}.exe", f"{script}-script.py") else module
+
+
+def other_command(prog: str, name: str) -> str:
+    """How to start the command ``server`` or ``client`` in the way in which ``prog`` was started."""
+    whole, _, part = prog.partition(" ")
+    if part:
+        return f"python3 -m echo {name}" if whole == "echo" else f"python3 {whole} {name}"
+    return f"echo-{name}" if prog.startswith("echo-") else f"python3 -m echo.{name}"
 
 
 def fail(prog: str, message: str, code: int) -> NoReturn:

@@ -332,7 +332,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     except ssl.SSLError as exc:
         why = f"TLS with {where} failed: {explain(exc)}; check that the server uses TLS, and what it requires"
     except (ConnectionRefusedError, FileNotFoundError) as exc:
-        command = "echo-server" if PROG == "echo-client" else "python3 -m echo.server"
+        command = arguments.other_command(PROG, "server")
         if options.unix is not None:
             command += f" --unix {shlex.quote(options.unix)}"
         elif options.port != protocol.DEFAULT_PORT:
