@@ -12,6 +12,9 @@ import threading
 import weakref
 from typing import Any, Callable, Tuple
 
+has_forked = False
+"""Whether this process has forked. Its child may have copies of its sockets, which a close does not end then."""
+
 _methods: Tuple[Any, ...] = ()  # never changed in place: a child may not wait for a lock that another thread held
 _lock = threading.RLock()
 
@@ -23,9 +26,15 @@ def in_child(method: Callable[[], None]) -> None:
         _methods = (*(other for other in _methods if other() is not None), weakref.WeakMethod(method))
 
 
+def _note() -> None:
+    global has_forked
+    has_forked = True
+
+
 def _let_go() -> None:
-    global _lock
+    global _lock, has_forked
     _lock = threading.RLock()
+    has_forked = False
     for reference in _methods:
         method = reference()
         if method is not None:
@@ -33,4 +42,4 @@ def _let_go() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(before=_note, after_in_child=_let_go)

@@ -173,3 +173,27 @@ def test_the_forking_mixin_of_socketserver_serves_in_children():
         second.shutdown(socket.SHUT_WR)
     """
     assert output_of(script) == ["True True", "True"]
+
+
+def test_a_session_ends_although_a_child_that_its_handler_has_forked_has_a_copy_of_its_socket():
+    script = """
+    class Forking(echo.MessageRequestHandler):
+        def message_received(self, message):
+            child = os.fork()
+            if not child:
+                os.read(waiting, 1)
+                os._exit(0)
+            children.append(child)
+            self.send(message)
+
+    children = []
+    waiting, done = os.pipe()
+    with echo.Server(("127.0.0.1", 0), Forking).start() as server:
+        client = dial(server)
+        client.sendall(b"hello\\n")
+        client.shutdown(socket.SHUT_WR)
+        print(client.makefile("rb").read())  # to the end
+    os.write(done, b"x")
+    print(code_of(children[0]))
+    """
+    assert output_of(script) == ["b'hello\\n'", "0"]
