@@ -17,7 +17,6 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoR
 from ..framing import FRAMINGS, Framing
 from ..sockets import check_path
 from ..text import printable
-from ..version import __version__
 from .streams import CannotWrite, best_effort, open_missing, whole
 
 _ADDRESS = re.compile(
@@ -32,17 +31,20 @@ _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
 class Row:
-    """One option of a command. From it come its line in ``--help``, its variable in the environment, its value, its
-    default, and its line in README's table.
+    """One option of a command. Its entry in ``--help``, in the manual page and in README's table, its completion in a
+    shell, its variable in the environment, its value and its default are all made from it.
 
     * ``names``, as ``--help`` shows them: ``-m, --max-connections N``. ``--quiet``, without a value, is a switch;
-      ``--log-format text|json`` is a choice; ``port``, without dashes, is a positional argument.
+      ``--log-format text|json`` is a choice; ``port``, without dashes, is a positional argument. In ``--workers
+      N|auto`` the part in capitals stands for any other value. Shells complete ``FILE`` and ``PATH`` with names of
+      files, and ``@FILE`` after its ``@``.
     * ``read`` turns the text into the value, or raises ``argparse.ArgumentTypeError``.
     * ``shown``: the default in words, where ``default`` itself says too little.
-    * ``more``: what only README's table adds to the meaning.
+    * ``more``: details that ``--help`` leaves to README's table and the manual page.
     * ``needs``: options of which at least one must be given, too.
     * ``many``: it may be repeated. ``mode``: it excludes the other modes of its group.
     * ``left_out``: unless given, the parsed options do not have it.
+    * ``prints``: the option ends the command, which prints the text that this returns for the parser and the value.
     """
 
     def __init__(
@@ -58,20 +60,25 @@ class Row:
         many: bool = False,
         mode: bool = False,
         left_out: bool = False,
+        prints: Optional[Callable[[Any, str], str]] = None,
     ) -> None:
         self.names = names
         words = names.replace(",", "").split()
         self.flags = [word for word in words if word.startswith("-")]
         self.value = words[-1] if self.flags and words[-1] not in self.flags else ""
         self.is_switch = bool(self.flags) and not self.value
-        self.choices = self.value.split("|") if "|" in self.value else []
+        parts = self.value.split("|")
+        self.words = [part for part in parts if part.islower()]
+        """The values that have a name."""
+        self.choices = self.words if self.words == parts else []
+        """All values, if each of them has a name."""
         name = self.flags[-1] if self.flags and self.flags[-1].startswith("--") else words[-1]
         self.dest = name.lstrip("-").lower().replace("-", "_")
         """The attribute of the parsed options: ``max_connections``; for ``-m TEXT`` it is ``text``."""
         self.variable = f"ECHO_{self.dest.upper()}"
         self.meaning = f"{meaning}; may be repeated" if many else meaning
         self.read, self.more = read, more
-        self.needs, self.many, self.mode, self.left_out = needs, many, mode, left_out
+        self.needs, self.many, self.mode, self.left_out, self.prints = needs, many, mode, left_out, prints
         self.default = False if self.is_switch else [] if many and default is None else default
         if not shown and default is not None and default is not False:
             shown = f"{default:g} s" if isinstance(default, float) else str(default)
@@ -84,11 +91,13 @@ class Row:
             "default": argparse.SUPPRESS if self.left_out or self.needs else self.default,
             "help": f"{self.meaning} {default}".strip().replace("%", "%%"),
         }
-        if self.is_switch:
+        if self.prints is not None:
+            settings.update(action=_Print, prints=self.prints, nargs=0 if self.is_switch else None)
+        elif self.is_switch:
             settings["action"] = "store_true"
-        elif self.choices:
-            settings["choices"] = sorted(self.choices)
-        else:
+        if self.choices:
+            settings["choices"] = self.choices
+        elif not self.is_switch:
             settings["type"] = self.read
         if self.many:
             settings["action"] = "append"
@@ -110,7 +119,7 @@ class Row:
         if self.many:
             return [self.read(part) for part in text.split()]
         if self.choices and text not in self.choices:
-            raise ValueError(f"invalid choice {text!r}: expected {', '.join(sorted(self.choices))}")
+            raise ValueError(f"invalid choice {text!r}: expected {', '.join(self.choices)}")
         return self.read(text)
 
 
@@ -122,20 +131,20 @@ class Group:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """``argparse`` for rows. Errors are one line. Abbreviated options are refused: a later version may know two."""
+    """``argparse`` for rows. Errors are one line. Abbreviated options are refused: a later version may know two.
+    With groups, ``--help`` is one of their rows."""
 
-    def __init__(
-        self, *, prog: str, description: str, epilog: Optional[str] = None, groups: Sequence[Group] = ()
-    ) -> None:
-        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+    def __init__(self, *, prog: str, description: str, groups: Sequence[Group] = ()) -> None:
+        super().__init__(prog=prog, description=description, add_help=not groups, allow_abbrev=False)
         self.register("action", "append", _Append)
-        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         self._rows: Dict[str, Tuple[Row, argparse.Action]] = {}
         for group in groups:
             part: Any = self.add_argument_group(group.title, group.description or None) if group.title else self
             modes = part.add_mutually_exclusive_group() if any(row.mode for row in group.rows) else None
             for row in group.rows:
-                self._rows[row.dest] = row, row.add_to(modes if row.mode else part)
+                action = row.add_to(modes if row.mode else part)
+                if row.prints is None:
+                    self._rows[row.dest] = row, action
 
     def read_environment(self, environment: Mapping[str, str]) -> None:
         """Take defaults from variables: ``ECHO_MAX_CONNECTIONS`` for ``--max-connections``. An empty variable counts as
@@ -174,6 +183,18 @@ class _Append(argparse.Action):
         setattr(namespace, self.dest, [*([] if had is self.default else had), values])
 
 
+class _Print(argparse.Action):
+    """An option that prints something and ends the command."""
+
+    def __init__(self, prints: Callable[[Any, str], str], default: Any, **settings: Any) -> None:
+        super().__init__(default=argparse.SUPPRESS, **settings)
+        self.prints = prints
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        print(self.prints(parser, values), file=sys.stdout or sys.stderr)
+        parser.exit()
+
+
 def program(module: str) -> str:
     """The name of a command: ``echo-server`` if it was started as that; ``echo server`` or ``echo.pyz server`` if it is
     a part of one of these; else its module, ``echo.server``."""
@@ -184,12 +205,11 @@ def program(module: str) -> str:
     return script if name in (script, f"{script}.exe", f"{script}-script.py") else module
 
 
-def other_command(prog: str, name: str) -> str:
-    """How to start the command ``server`` or ``client`` in the way in which ``prog`` was started."""
-    whole, _, part = prog.partition(" ")
-    if part:
-        return f"python3 -m echo {name}" if whole == "echo" else f"python3 {whole} {name}"
-    return f"echo-{name}" if prog.startswith("echo-") else f"python3 -m echo.{name}"
+def invocation(prog: str) -> str:
+    """How a user starts the command with the name ``prog``: ``python3 -m echo.server``, or ``echo-server``."""
+    if " " in prog and not prog.startswith("echo "):
+        return f"python3 {prog}"  # of a file like echo.pyz
+    return prog if prog.startswith("echo-") else f"python3 -m {prog}"
 
 
 def fail(prog: str, message: str, code: int) -> NoReturn:

@@ -7,9 +7,11 @@ import sys
 import pytest
 
 from echo import protocol
-from echo.cli import arguments
+from echo.cli import arguments, help
 from echo.cli.arguments import Group, Row
+from echo.cli.client import command as client_command
 from echo.cli.reference import command_table
+from echo.cli.server import options as server_options
 from echo.framing import LineFraming
 
 
@@ -298,3 +300,53 @@ def test_a_table_has_the_names_the_meaning_and_the_default_of_each_row():
         "| `--framing line\\|raw` | which | line |",
         "| `-q`, `--quiet` | say nothing | |",
     ]
+
+
+# --help.
+
+MANUALS = [server_options.MANUAL, client_command.MANUAL]
+manuals = pytest.mark.parametrize("manual", MANUALS, ids=["server", "client"])
+
+
+@manuals
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    "prog, typed",
+    [
+        ("echo.x", "python3 -m echo.x"),
+        ("echo x", "python3 -m echo x"),
+        ("echo.pyz x", "python3 echo.pyz x"),
+        ("echo-x", "echo-x"),
+    ],
+)
+def test_help_begins_with_the_purpose_and_three_examples_and_fits_its_terminal(manual, width, prog, typed):
+    text = help.page(prog, manual, width)
+    usage, purpose, examples = text.split("\n\n")[:3]
+    assert usage.startswith(f"usage: {typed} [options] [")
+    assert len(purpose.splitlines()) == 1
+    assert examples.startswith("examples:\n") and examples.count(typed) == 3
+    assert max(map(len, text.splitlines())) <= min(width, 100)
+
+
+@manuals
+def test_examples_in_help_are_command_lines_that_the_command_accepts(manual):
+    for arguments_, _ in manual.examples:
+        help.CommandParser("echo-test", manual).parse_complete(arguments_.split())
+
+
+@manuals
+def test_no_word_of_help_is_lost_in_a_narrow_terminal(manual):
+    def words(width):
+        return sorted(help.page("echo-x", manual, width).split())
+
+    assert words(20) == words(80) == words(1000)
+
+
+def test_a_default_is_not_cut_in_two_where_a_line_ends():
+    row = Row("--limit TIME", "maximum time", arguments.duration, 1.5)
+    manual = help.Manual("echo-x", "A test.", [("", "try")], [], [Group("limits", "", row)], [])
+    assert help.page("echo-x", manual, 56).endswith(
+        "limits:\n"
+        "      --limit TIME             maximum time\n"
+        "                               (default: 1.5 s)\n"
+    )  # fmt: skip

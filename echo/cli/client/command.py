@@ -37,6 +37,7 @@ from ...transport.tls_messages import explain
 from .. import arguments
 from ..arguments import Group, Row
 from ..color import COLOR, painter
+from ..help import GENERAL, CommandParser, Manual, Notes
 from .exchange import Exchange
 from .letters import Letters
 from .pipe import Pipe
@@ -332,7 +333,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     except ssl.SSLError as exc:
         why = f"TLS with {where} failed: {explain(exc)}; check that the server uses TLS, and what it requires"
     except (ConnectionRefusedError, FileNotFoundError) as exc:
-        command = arguments.other_command(PROG, "server")
+        command = arguments.invocation(f"{PROG[: -len('client')]}server")
         if options.unix is not None:
             command += f" --unix {shlex.quote(options.unix)}"
         elif options.port != protocol.DEFAULT_PORT:
@@ -396,14 +397,10 @@ _SHORTEST_INTERVAL = 0.1  # seconds
 
 GROUPS = [
     Group(
+        "server",
         "",
-        "",
-        Row("host", "host name or address of the server, or HOST:PORT", arguments.host, shown=protocol.DEFAULT_HOST),
-        Row("port", "port of the server", arguments.port, shown=str(protocol.DEFAULT_PORT)),
-        Row("-m TEXT", "send this message and print its reply", many=True, mode=True),
-        Row("--ping", "send one message a second, time and check each reply; Ctrl-C ends it", mode=True),
-        Row("--bench", "put a load on the server, and print throughput and round-trip times", mode=True),
-        *arguments.framing_rows(LineFraming()),
+        Row("host", "host name or address, or HOST:PORT", arguments.host, shown=protocol.DEFAULT_HOST),
+        Row("port", "TCP port", arguments.port, shown=str(protocol.DEFAULT_PORT)),
         Row("--unix PATH", "connect to a Unix socket instead; @NAME for an abstract one", arguments.unix),
         Row("-4, --ipv4", "use only the IPv4 addresses of the host"),
         Row("-6, --ipv6", "use only the IPv6 addresses of the host"),
@@ -420,45 +417,67 @@ GROUPS = [
             arguments.duration,
             10.0,
         ),
-        Row(
-            "-J, --json",
-            "with -m, --ping or --bench: print one JSON object a line",
-            more="the last one is the summary",
-            needs=("text", *_MEASURING),
-        ),
+    ),
+    Group(
+        "what to do",
+        "By default: send line by line what is typed at a terminal, or all of standard input if that is a pipe.",
+        Row("-m TEXT", "send this message and print its reply", many=True, mode=True),
+        Row("--ping", "send one message a second, and time and check each reply; Ctrl-C ends it", mode=True),
+        Row("--bench", "put a load on the server, and print throughput and round-trip times", mode=True),
+    ),
+    Group(
+        "messages",
+        "",
+        *arguments.framing_rows(LineFraming()),
         Row(
             "--no-verify",
             "with -m, --ping or --bench: do not compare replies, for services that are not echoes",
             more="replies are timed and counted",
             needs=("text", *_MEASURING),
         ),
+    ),
+    Group(
+        "output",
+        "",
+        Row(
+            "-J, --json",
+            "with -m, --ping or --bench: print one JSON object a line",
+            more="the last one is the summary",
+            needs=("text", *_MEASURING),
+        ),
         Row("-q, --quiet", "print only the summary", more="a pipe still writes the replies"),
         Row(
             "-v, --verbose",
-            "print details on stderr",
+            "print details on standard error",
             more="the time to connect, the TLS version and each reply of -m; with --ping and --bench, wrong replies",
         ),
         COLOR,
     ),
     Group(
         "TLS",
-        "the server's certificate is verified with the system's CAs",
+        "The server's certificate is verified. Files are in PEM format.",
         Row("--tls", "use TLS"),
         Row(
             "--cacert FILE",
-            "CA certificates to verify the server's certificate with (PEM)",
+            "CA certificates to verify the server's certificate with",
             shown="the system's",
             needs=("tls",),
         ),
-        Row("--cert FILE", "client certificate, for a server that requires one (PEM)", needs=("tls",)),
-        Row("--key FILE", "the client certificate's private key (PEM)", shown="in the same file", needs=("cert",)),
+        Row("--cert FILE", "client certificate, for a server that requires one", needs=("tls",)),
+        Row("--key FILE", "private key of the client certificate", shown="in the same file", needs=("cert",)),
         Row("--sni NAME", "name that the server's certificate must have", shown="the host", needs=("tls",)),
         Row("--insecure", "do not verify the server's certificate", needs=("tls",)),
     ),
     Group(
         "--ping and --bench",
         "",
-        Row("-s, --size BYTES", f"length of a message; minimum: {MIN_SIZE}", _probe_size, 64, needs=_MEASURING),
+        Row(
+            "-s, --size BYTES",
+            f"length of a message, in bytes, like 64 or 16k; minimum: {MIN_SIZE}",
+            _probe_size,
+            64,
+            needs=_MEASURING,
+        ),
         Row("--histogram", "show the distribution of the round-trip times", needs=_MEASURING),
         Row(
             "--percentiles LIST",
@@ -469,7 +488,7 @@ GROUPS = [
         ),
         Row(
             "--fail-if CONDITION",
-            "exit with code 4 if this holds for the figures of the summary: 'p99 > 5ms', 'loss > 0.1%' or"
+            "exit with code 4 if this holds for the figures of the summary; for example 'p99 > 5ms', 'loss > 0.1%' or"
             " 'rate < 10000/s'",
             _condition,
             many=True,
@@ -481,8 +500,8 @@ GROUPS = [
         Row("-c, --count N", "--ping: number of messages", arguments.count, shown="no limit", needs=("ping",)),
         Row(
             "-i, --interval TIME",
-            "--ping: time from one message to the next; 0 sends each as soon as the one before is back; --bench: print"
-            f" the figures of each interval, of {_SHORTEST_INTERVAL * 1000:g}ms or more",
+            "--ping: time from one message to the next; 0: send it when the reply is back; --bench: print the figures"
+            f" of each interval; minimum: {_SHORTEST_INTERVAL * 1000:g}ms",
             arguments.seconds,
             shown="1 s; --bench: none",
             needs=_MEASURING,
@@ -510,18 +529,47 @@ GROUPS = [
             needs=("bench",),
         ),
     ),
+    GENERAL,
 ]
 """Every option of the command, as --help shows them."""
 
+MANUAL = Manual(
+    script="echo-client",
+    summary="Send messages to an echo server, check what comes back, and measure.",
+    examples=[
+        ("", f"talk to {protocol.DEFAULT_HOST}:{protocol.DEFAULT_PORT}"),
+        ("192.0.2.7 7000 -m hello", "send one message"),
+        ("192.0.2.7:7000 --ping", "time one message a second"),
+    ],
+    description=[
+        "Replies go to standard output, and are compared with what was sent; everything else goes to standard error."
+        " A message is a line, unless --framing says otherwise: the server must use the same framing.",
+        "At a terminal, exit or Ctrl-D ends the session, and the arrow keys bring back what was typed. --ping and"
+        " --bench work with every service that sends back what it gets; --no-verify is for other services.",
+    ],
+    groups=GROUPS,
+    notes=[
+        Notes(
+            "environment",
+            [("ECHO_HISTFILE", "file of the typed lines; /dev/null: none (default: ~/.local/state/echo/history)")],
+        ),
+        Notes(
+            "exit codes",
+            [
+                ("0", "every reply came back, or the user left the session"),
+                ("1", "no connection, missing replies, or standard output cannot be written"),
+                ("2", "usage error"),
+                ("3", "a reply differs from what was sent"),
+                ("4", "a --fail-if condition holds"),
+                ("130", "interrupted; --ping and --bench print their summary and exit with its code instead"),
+            ],
+        ),
+    ],
+)
 
-def _parser() -> arguments.ArgumentParser:
-    return arguments.ArgumentParser(
-        prog=PROG,
-        description="Talk to an echo server: line by line at a terminal, message by message with -m, or with all of"
-        " standard input from a pipe. Replies go to standard output, and are compared with what was sent. --ping and"
-        " --bench measure.",
-        groups=GROUPS,
-    )
+
+def _parser() -> CommandParser:
+    return CommandParser(PROG, MANUAL)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ...transport import affinity
 from .. import arguments
 from ..arguments import Group, Row
 from ..color import COLOR
+from ..help import GENERAL, CommandParser, Manual, Notes
 from . import networks, workers
 from .networks import NetworkLists
 
@@ -125,52 +126,56 @@ class HandlerRow(Row):
 
 GROUPS = [
     Group(
-        "",
+        "address",
         "",
         Row(
             "port",
-            "port to listen on, or ADDRESS:PORT; 0: any free port",
+            "port to listen on, or ADDRESS:PORT; 0: any free port, which the log shows",
             arguments.port_or_address,
             shown=str(protocol.DEFAULT_PORT),
-            more="the first line of the log shows it",
         ),
         Row(
             "-b, --bind ADDRESS",
-            "address to listen on; :: for all IPv6 and IPv4 addresses of this machine",
+            "address to listen on; :: for all addresses of this machine, 0.0.0.0 for all its IPv4 addresses",
             _bind,
             shown=protocol.DEFAULT_HOST,
-            more="0.0.0.0 for all its IPv4 addresses",
         ),
         Row("--unix PATH", "listen on a Unix socket instead; @NAME for an abstract one", arguments.unix),
         ServerRow("unix_mode", "--unix-mode MODE", _mode, "permissions of the Unix socket's path, in octal, like 660"),
+    ),
+    Group(
+        "messages",
+        "",
         *arguments.framing_rows(MessageRequestHandler.framing, left_out=True),
         Row(
             "--handler MODULE:CLASS",
-            "request handler to serve with, from the current folder or an installed module",
+            "handler class that serves the clients, from a module in the current folder or an installed one",
             shown="the echo",
         ),
-        Row("--mixin MODULE:CLASS", "mixin to add to the handler; the first one given is the outermost", many=True),
+        Row(
+            "--mixin MODULE:CLASS", "mixin class to add to the handler; the first one given is the outermost", many=True
+        ),
     ),
     Group(
         "limits",
-        "durations are written 500ms, 30s or 5m; a bare number is seconds",
+        "TIME is a duration, like 500ms, 30s, 5m or 1h; a bare number is seconds.",
         ServerRow("max_connections", "-m, --max-connections N", arguments.count),
         ServerRow("max_connections_per_host", "--max-per-host N", arguments.count),
         ServerRow(
             "allow",
-            "--allow CIDR",
+            "--allow CIDR|@FILE",
             _networks,
-            "network that may connect; @FILE for a file with one network a line, which SIGHUP reads again",
+            "network that may connect, like 192.0.2.0/24; @FILE: a file with one network a line, read again at SIGHUP",
             load=NetworkLists.allowed,
             many=True,
             shown="all",
-            more="comments begin with #",
+            more="comments in it begin with #",
         ),
         ServerRow(
             "deny",
-            "--deny CIDR",
+            "--deny CIDR|@FILE",
             _networks,
-            "network that may not connect; overrides --allow; @FILE as above",
+            "network that may not connect, even if --allow has it",
             load=NetworkLists.denied,
             many=True,
             shown="none",
@@ -204,16 +209,16 @@ GROUPS = [
     ),
     Group(
         "TLS",
-        "SIGHUP reads the files again",
+        "Files are in PEM format, and are read again at SIGHUP.",
         Row(
             "--tls-cert FILE",
-            "serve TLS with this certificate and its intermediate certificates (PEM)",
+            "serve TLS with this certificate, and its intermediate certificates in the same file",
             shown=OPTIONS["ssl_context"].none,
         ),
-        Row("--tls-key FILE", "the certificate's private key (PEM)", shown="in the same file", needs=("tls_cert",)),
+        Row("--tls-key FILE", "private key of the certificate", shown="in the same file", needs=("tls_cert",)),
         Row(
             "--tls-client-ca FILE",
-            "require a client certificate of this CA (PEM)",
+            "require a client certificate that this CA has issued",
             shown="not required",
             needs=("tls_cert",),
         ),
@@ -225,9 +230,9 @@ GROUPS = [
         ServerRow("proxy_protocol", "--proxy-protocol"),
         ServerRow(
             "proxy_allow_from",
-            "--proxy-allow-from CIDR",
+            "--proxy-allow-from CIDR|@FILE",
             _networks,
-            "network that may send a PROXY header; other connections are closed at once; @FILE as above",
+            "network that may send a PROXY header; other connections are closed at once",
             load=NetworkLists.allowed,
             many=True,
             shown="all",
@@ -238,24 +243,24 @@ GROUPS = [
         "speed",
         "",
         Row(
-            "--workers N",
-            "number of processes that share the port, each with its own limits; auto: one for each processor, but only"
-            " one without the GIL",
+            "--workers N|auto",
+            "number of processes that share the port, each with its own limits; auto: one for each processor; one in"
+            " all on a Python without the GIL",
             _workers,
             1,
         ),
         ServerRow(
             "cpu_affinity",
-            "--cpu-affinity LIST",
+            "--cpu-affinity LIST|auto|off",
             _processors,
-            "processors to run on, like 0,2-3; auto: one for each process, or no pinning without the GIL; off: no"
-            " pinning",
+            "processors to run on, like 0,2-3; auto: one for each process, or all of them on a Python without the"
+            " GIL; off: all of them",
             default="auto",  # the echo handler is fastest on one; a program's handlers may need them all
         ),
     ),
     Group(
-        "logs",
-        "written to stderr",
+        "log",
+        "The log goes to standard error.",
         Row("--log-level debug|info|warning|error", "minimum level of a log record", default="info"),
         Row("--log-format text|json", "lines for people, or one JSON object a line", default="text"),
         Row("--log-threads", "show the name of the thread in each log record"),
@@ -263,22 +268,68 @@ GROUPS = [
         Row("-q, --quiet", "log only warnings and errors"),
         COLOR,
     ),
+    GENERAL,
 ]
 """Every option of the command, as --help shows them."""
 
-ROWS = [row for group in GROUPS for row in group.rows]
+MANUAL = Manual(
+    script="echo-server",
+    summary="A TCP server that sends each message back, or serves a handler class of yours.",
+    examples=[
+        ("", f"listen on {protocol.DEFAULT_HOST}:{protocol.DEFAULT_PORT}"),
+        ("7000 --bind ::", "port 7000, all addresses"),
+        ("--handler shout:Upper", "serve class Upper of shout.py"),
+    ],
+    description=[
+        "Each client is served by a thread of its own. A message is a line, unless --framing says otherwise, and comes"
+        " back as it was sent. A message that reads exit, in any letter case and with spaces around it, ends the"
+        " session; so does the end of the client's input. Every reply before the end arrives.",
+        "By default only this machine can connect. Connections and messages are logged on standard error.",
+    ],
+    groups=GROUPS,
+    notes=[
+        Notes(
+            "environment",
+            [
+                (
+                    "ECHO_...",
+                    "any option, under its long name: ECHO_PORT=7000, ECHO_MAX_CONNECTIONS=100, ECHO_QUIET=1;"
+                    " spaces separate several values; the command line overrides it",
+                ),
+            ],
+        ),
+        Notes(
+            "signals",
+            [
+                (
+                    "INT, TERM",
+                    "stop: accept no more clients, and give the sessions the --shutdown-timeout to finish; a"
+                    " second signal cuts them",
+                ),
+                (
+                    "HUP",
+                    "read the files of TLS and networks again, for new clients; if one is invalid, nothing changes",
+                ),
+                ("USR1", "log the statistics"),
+            ],
+        ),
+        Notes(
+            "exit codes",
+            [
+                ("0", "every session ended by itself"),
+                ("1", "something was cut, or the server cannot listen on its address"),
+                ("2", "usage error, or a file that cannot be used"),
+            ],
+        ),
+    ],
+)
+
+ROWS = [row for group in GROUPS for row in group.rows if row.prints is None]
 
 
-def parser() -> arguments.ArgumentParser:
+def parser() -> CommandParser:
     """The parser. Its ``read_environment`` takes defaults from variables."""
-    return arguments.ArgumentParser(
-        prog=PROG,
-        description="An echo server: it sends each message back, until a message is 'exit'.",
-        epilog="Each option may be set in the environment, too, and the command line overrides it: ECHO_PORT,"
-        " ECHO_BIND, ECHO_MAX_CONNECTIONS, ..., ECHO_QUIET=1. Spaces separate the values of an option that may be"
-        " repeated.",
-        groups=GROUPS,
-    )
+    return CommandParser(PROG, MANUAL)
 
 
 def settings(options: argparse.Namespace, lists: NetworkLists) -> Dict[str, Any]:
