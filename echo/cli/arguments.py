@@ -191,7 +191,7 @@ class _Print(argparse.Action):
         self.prints = prints
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        print(self.prints(parser, values), file=sys.stdout or sys.stderr)
+        print(self.prints(parser, values), end="", file=sys.stdout or sys.stderr)
         parser.exit()
 
 

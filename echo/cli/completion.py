@@ -12,21 +12,22 @@ from typing import Callable, Dict, List, Sequence
 
 from .arguments import Group, Row
 
-# Inside its function, bash has split the line at = and perhaps at @, which then are words of their own: --allow=@FILE
-# is "--allow", "=@", "FILE". It replaces the last word alone.
+# The function gets a line that bash has split at = and, in a terminal, at @: "--allow", "=@", "FILE". The words that it
+# offers begin after the =, but with the @.
 _BASH = """\
 # bash completion of {script}. To load it at each start of bash, add this line to ~/.bashrc:
 #     source <({script} --print-completion bash)
 {function}() {{
     local IFS=$'\\n' current=${{COMP_WORDS[COMP_CWORD]}} at= last=$((COMP_CWORD - 1)) word
     COMPREPLY=()
-    if [[ $current == @* && $COMP_WORDBREAKS != *@* ]]; then
-        at=@
-    elif [[ $current == [=@] || $current == =@ ]]; then
-        current=
+    if [[ $current == = || $current == =@ || $current == @ ]]; then
         last=$COMP_CWORD
+        current=
     fi
-    if [[ ${{COMP_WORDS[last]}} == *@ ]]; then at=@; fi
+    if [[ $current == @* || ${{COMP_WORDS[last]}} == *@ ]]; then
+        at=@
+        current=${{current#@}}
+    fi
     if [[ ${{COMP_WORDS[last]}} == [=@]* ]]; then last=$((last - 1)); fi
     if [[ ${{COMP_WORDS[last]}} == = ]]; then last=$((last - 1)); fi
     case ${{COMP_WORDS[last]}} in
@@ -38,16 +39,17 @@ _BASH = """\
     while read -r word; do COMPREPLY+=("$word"); done < <(compgen -W "$*" -- "$current")
 }}
 {function}_files() {{
-    local before=
-    if [[ $current == @* ]]; then before=@; fi
-    compopt -o filenames 2>/dev/null # bash 3.2 does not have it
+    if [[ ! $at ]]; then compopt -o filenames 2>/dev/null; fi # bash 3.2 does not have it
     while read -r word; do
-        if [[ -n $at && -d $word ]]; then
-            word+=/
-            compopt -o nospace 2>/dev/null
+        if [[ $at ]]; then # such a word is not the name of a file
+            if [[ -d $word ]]; then
+                word+=/
+                compopt -o nospace 2>/dev/null
+            fi
+            printf -v word '@%q' "$word"
         fi
-        COMPREPLY+=("$before$word")
-    done < <(compgen -f -- "${{current#"$before"}}")
+        COMPREPLY+=("$word")
+    done < <(compgen -f -- "$current")
 }}
 complete -F {function} {script}
 """
@@ -58,13 +60,16 @@ def bash(script: str, groups: Sequence[Group]) -> str:
     function = _function(script)
     actions = f"{function}_files", f"if [[ $at ]]; then {function}_files; fi", ""
     rows = _rows(groups)
-    cases = []
+    cases: Dict[str, List[str]] = {}
     for row in rows:
         if row.value:
             offered = f"{function}_words {' '.join(row.words)}" if row.words else _action(row, *actions)
-            cases.append(f"        {' | '.join(row.flags)}) {offered}{'; ' if offered else ''}return ;;")
+            cases.setdefault(offered, []).extend(row.flags)
+    lines = [
+        f"        {' | '.join(flags)}) {offered}{'; ' if offered else ''}return ;;" for offered, flags in cases.items()
+    ]
     names = " ".join(flag for row in rows for flag in row.flags)
-    return _BASH.format(script=script, function=function, cases="\n".join(cases), names=names)
+    return _BASH.format(script=script, function=function, cases="\n".join(lines), names=names)
 
 
 _ZSH = """\
@@ -99,7 +104,7 @@ def zsh(script: str, groups: Sequence[Group]) -> str:
             joined = "" if not row.value else "=" if flag.startswith("--") else "+"
             specs.append(f"({' '.join(excluded)}){'*' if row.many else ''}{flag}{joined}[{about}]{value}")
         if not row.flags:
-            specs.append(f"::{row.names}: ")
+            specs.append(f"::{row.names}:()")  # with an action of " " options would be listed and not inserted
     lines = " \\\n".join(f"        {shlex.quote(spec)}" for spec in specs)
     return _ZSH.format(script=script, function=_function(script), specs=lines)
 

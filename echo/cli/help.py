@@ -64,8 +64,8 @@ def _completion(parser: Any, shell: str) -> str:
 GENERAL = Group(
     "general",
     "",
-    Row("-h, --help", "print this help and exit", prints=lambda parser, _: parser.format_help().rstrip()),
-    Row("--version", "print the version and exit", prints=lambda parser, _: f"{parser.prog} {__version__}"),
+    Row("-h, --help", "print this help and exit", prints=lambda parser, _: parser.format_help()),
+    Row("--version", "print the version and exit", prints=lambda parser, _: f"{parser.prog} {__version__}\n"),
     Row(
         f"--print-completion {'|'.join(completion.SHELLS)}",
         "print a script that completes the options in this shell, and exit",

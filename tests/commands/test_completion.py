@@ -1,0 +1,188 @@
+"""``--print-completion``: what the shells themselves make of the scripts."""
+
+import os
+import subprocess
+
+import pytest
+
+from echo.cli.client import command as client_command
+from echo.cli.completion import SHELLS
+from echo.cli.server import options as server_options
+from support import DEADLINE
+from support.terminal import OWN_TERMINAL, Terminal
+
+MANUALS = [server_options.MANUAL, client_command.MANUAL]
+manuals = pytest.mark.parametrize("manual", MANUALS, ids=["server", "client"])
+
+
+def script_for(shell, manual=server_options.MANUAL):
+    return SHELLS[shell](manual.script, manual.groups)
+
+
+@manuals
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_script_has_every_option_and_every_value_that_has_a_name(shell, manual):
+    script = script_for(shell, manual)
+    for row in [row for group in manual.groups for row in group.rows]:
+        for flag in row.flags:
+            assert (f"-{'l' if flag[:2] == '--' else 's'} {flag.strip('-')} " if shell == "fish" else flag) in script
+        assert " ".join(row.words) in script
+
+
+def test_what_is_completed_follows_from_the_names_of_the_rows():
+    rows = {row.names: row for group in server_options.GROUPS for row in group.rows}
+    assert rows["--framing line|length|raw"].choices == ["line", "length", "raw"]
+    affinity = rows["--cpu-affinity LIST|auto|off"]
+    assert (affinity.choices, affinity.words, affinity.read("0,2")) == ([], ["auto", "off"], [0, 2])
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [pytest.param(shell, marks=pytest.mark.needs_programs(shell)) for shell in SHELLS],
+)
+@manuals
+def test_each_script_is_correct_for_its_shell(shell, manual):
+    checked = subprocess.run(
+        [shell, "-n"], input=script_for(shell, manual).encode(), stderr=subprocess.PIPE, timeout=DEADLINE
+    )
+    assert (checked.returncode, checked.stderr) == (0, b"")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files to be completed, as the current folder."""
+    (tmp_path / "office.txt").touch()
+    (tmp_path / "my file.pem").touch()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "banned").touch()
+    return tmp_path
+
+
+def answers(folder, *command, script):
+    done = subprocess.run(
+        command,
+        cwd=str(folder),
+        env=dict(os.environ, HOME=str(folder), LC_ALL="C.UTF-8"),
+        input=script.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=DEADLINE,
+    )
+    assert done.stderr == b""
+    return [sorted(filter(None, line.split("\t"))) for line in done.stdout.decode().splitlines()]
+
+
+QUESTIONS = [
+    ("--frami", {"--framing"}),
+    ("--framing ", {"line", "length", "raw"}),
+    ("--framing l", {"line", "length"}),
+    ("--framing=l", {"line", "length"}),
+    ("-q --log-format=", {"text", "json"}),
+    ("--workers ", {"auto"}),
+    ("--cpu-affinity o", {"off"}),
+    ("-b ", set()),
+    ("--bind l", set()),
+    ("--handler o", set()),
+    ("o", set()),
+    ("", set()),
+    ("--tls-cert o", {"office.txt"}),
+    ("--tls-cert=o", {"office.txt"}),
+    ("--tls-cert m", {"my file.pem"}),
+    ("--unix lists/", {"lists/banned"}),
+    ("--allow o", set()),
+    ("--allow @o", {"@office.txt"}),
+    ("--allow=@o", {"@office.txt"}),
+    ("--deny @lists/", {"@lists/banned"}),
+    ("--deny @l", {"@lists/"}),
+]
+
+
+def split(line, breaks):
+    """The words of a line as bash gives them to a completion; at the cursor there may be an empty one."""
+    words = [""]
+    for letter in line:
+        if letter == " ":
+            words.append("")
+        elif (letter in breaks) != (words[-1][-1:] in breaks) and words[-1]:
+            words.append(letter)
+        else:
+            words[-1] += letter
+    return words
+
+
+@pytest.mark.needs_programs("bash")
+@pytest.mark.parametrize("breaks", ["=", "=@"], ids=["usual", "with host names"])
+def test_bash_completes_options_values_and_files(folder, breaks):
+    asked = "".join(
+        f"COMP_WORDS=(echo-server {' '.join(map(repr, split(line, breaks)))})\n"
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1))\n_echo_server\n(IFS=$'\\t'; echo \"${COMPREPLY[*]}\")\n"
+        for line, _ in QUESTIONS
+    )
+    script = script_for("bash") + f"compopt() {{ :; }}\nCOMP_WORDBREAKS={breaks!r}\n{asked}"
+    assert answers(folder, "bash", "--norc", script=script) == [sorted(words) for _, words in QUESTIONS]
+
+
+@pytest.mark.needs_programs("fish")
+def test_fish_completes_options_values_and_files(folder):
+    """It offers the whole word, with its ``--option=``."""
+    asked = "".join(
+        f"echo (complete -C 'echo-server {line}' | string split -f 1 \\t | string join \\t)\n" for line, _ in QUESTIONS
+    )
+    expected = []
+    for line, words in QUESTIONS:
+        option, equals, _ = line.rpartition(" ")[2].partition("=")
+        expected.append(sorted(f"{option}=" + word if equals else word for word in words))
+    assert answers(folder, "fish", "--no-config", script=script_for("fish") + asked) == expected
+
+
+# In a terminal, where bash divides words at @, too, and as the only way to ask zsh.
+
+TYPED = [
+    (b"--no-l\t", ["--no-log-messages"]),
+    (b"7000 --framing le\t", ["7000", "--framing", "length"]),
+    (b"--log-format=j\t", ["--log-format=json"]),
+    (b"--tls-cert my\t", ["--tls-cert", "my file.pem"]),
+    (b"--tls-cert=my\t", ["--tls-cert=my file.pem"]),
+    (b"--allow @off\t", ["--allow", "@office.txt"]),
+    (b"--allow=@off\t", ["--allow=@office.txt"]),
+    (b"--allow @my\t", ["--allow", "@my file.pem"]),
+    (b"--deny @li\t", ["--deny", "@lists/"]),
+    (b"--deny @lists/b\t", ["--deny", "@lists/banned"]),
+    (b"--bind off\t", ["--bind", "off"]),
+    (b"off\t", ["off"]),
+]
+SHOW = "printf '%s\\n' 'It got:' "
+END = " 'and this is all.'"
+BASH = f"""\
+echo-server() {{ {SHOW} "$@" {END}; }}
+"""
+ZSH = f"""\
+autoload -Uz compinit
+compinit -u -D
+complete-and-show() {{ zle complete-word; zle -I; {SHOW} ${{(Q)${{(z)BUFFER#echo-server}}}} {END}; BUFFER=; }}
+zle -N complete-and-show
+bindkey '\\t' complete-and-show
+"""  # it does not complete when further keys have come already
+SHELL_STARTS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], BASH, b"\n"),
+    "zsh": (["zsh", "-f", "-i"], ZSH, b""),
+}
+STARTER = OWN_TERMINAL.replace(
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])", "os.execvp(sys.argv[2], sys.argv[2:])"
+)
+
+
+@pytest.mark.parametrize(
+    "shell", [pytest.param(shell, marks=pytest.mark.needs_programs(shell)) for shell in SHELL_STARTS]
+)
+def test_the_tab_key_completes_in_a_terminal(folder, shell, run):
+    command, setup, enter = SHELL_STARTS[shell]
+    (folder / "setup").write_text(f"cd {folder}\n{setup}{script_for(shell)}echo it is 'ready.'\n")
+    terminal = Terminal(run, *command, starter=STARTER, HOME=str(folder))
+    terminal.type(f". {folder}/setup\n".encode())
+    terminal.until(b"it is ready.")
+    for keys, words in TYPED:
+        terminal.type(b"echo-server " + keys + enter)
+        got = terminal.until(rb"(?s)It got:\r\n(.*?)and this is all\.")[1].decode().splitlines()
+        assert got == words
+    terminal.kill()
