@@ -66,9 +66,12 @@ class SessionLoggingMixin(MessageRequestHandler):
         connection = self.connection
         duration = time.monotonic() - self._began
         reason = printable(reason)  # that of an exception class of the handler's own
+        # The one message that has no reply, unless the handler has changed what an exit is.
+        ends = reason == "exit" and connection.messages_in == connection.messages_out + 1
+        exits = " (1 exit)" if ends and getattr(self, "exit_word", None) is not None else ""
         line = (
-            f"{self.peer} disconnected: {reason}; {connection.messages_in} in ({connection.bytes_in} B),"
-            f" {connection.messages_out} out ({connection.bytes_out} B), {duration:.3f} s"
+            f"{self.peer} disconnected: {reason}; {connection.messages_in} in{exits}, {connection.messages_out} out;"
+            f" {connection.bytes_in} B read, {connection.bytes_out} B written; {duration:.3f} s"
         )
         fields = {
             "reason": reason,

@@ -197,8 +197,8 @@ def reply(sent, received=None):
     return {"event": "reply", "sent": sent, "received": received, "matches": sent == received}
 
 
-def summary(sent, received, different=0, **more):
-    figures = {"sent": sent, "received": received, "different": different, "missing": sent - received}
+def summary(sent, received, different=0, exits=0, **more):
+    figures = {"sent": sent, "received": received, "different": different, "missing": sent - received, "exits": exits}
     return {"event": "summary", **figures, **more}
 
 
@@ -224,7 +224,7 @@ def test_an_empty_message_under_raw_framing_is_neither_sent_nor_answered(serve):
     assert code == 0
     assert log.count("nothing was sent") == 2
     one, last = objects(out)
-    assert (without_time(one), last) == (reply("one"), summary(1, 1))
+    assert (without_time(one), last) == (reply("one"), summary(1, 1, exits=1))
 
 
 @posix
@@ -241,7 +241,7 @@ def test_exit_is_not_counted_as_a_message_in_the_summary(serve):
     code, out, log = client(serve(), "-J", "-m", "one", "-m", "exit")
     assert (code, log) == (0, "")
     first, last = objects(out)
-    assert (without_time(first), last) == (reply("one"), summary(1, 1))
+    assert (without_time(first), last) == (reply("one"), summary(1, 1, exits=1))
 
 
 def test_in_json_a_reply_that_differs_says_so_and_the_exit_code_does(serve):
@@ -322,10 +322,15 @@ def test_the_summary_comes_last_when_the_server_is_killed_in_the_middle(killed_b
     assert (without_time(first), last) == (reply("one"), summary(2, 1, never_sent=1))
 
 
-def test_a_verbose_pipe_reports_the_connection_and_how_much_came_back(serve):
-    done = client(serve(), "-v", data=b"a\nbc")
-    assert done[:2] == (0, b"a\nbc")
-    assert re.fullmatch(r"connected to 127\.0\.0\.1:\d+ in [\d.]+ ms\n4 bytes came back, as sent\n", done.log)
+@pytest.mark.parametrize("framing", ["line", "length"])
+@pytest.mark.parametrize(
+    "data, back", [(b"a\nbc", "4 bytes came back, as sent"), (b"exit", "0 bytes came back, as sent; exit does not")]
+)
+def test_a_verbose_pipe_reports_the_connection_and_how_many_bytes_of_messages_came_back(serve, framing, data, back):
+    handler = type("Handler", (echo.EchoRequestHandler,), {"framing": echo.framing.FRAMINGS[framing]()})
+    done = client(serve(handler), "-v", "--framing", framing, data=data)
+    assert done[:2] == (0, b"" if data == b"exit" else data)
+    assert re.fullmatch(rf"connected to 127\.0\.0\.1:\d+ in [\d.]+ ms\n{back}\n", done.log)
 
 
 @pytest.mark.parametrize("options", [["-J"], ["-q"], ["-v"], ["-J", "-q", "-v"]], ids="".join)
@@ -366,20 +371,20 @@ def test_sigint_ends_the_wait_for_a_reply_silently_and_json_with_the_summary(ser
 @pytest.mark.parametrize(
     "handler, messages, code, printed",
     [
-        (echo.EchoRequestHandler, ["ab", "", "cd"], 0, "3 sent, 3 came back, 0 of them different, 0 missing"),
-        (echo.EchoRequestHandler, ["ab", "exit"], 0, "1 sent, 1 came back, 0 of them different, 0 missing"),
+        (echo.EchoRequestHandler, ["ab", "", "cd"], 0, "3 sent, 3 received, 0 different, 0 missing"),
+        (echo.EchoRequestHandler, ["ab", "exit"], 0, "2 sent (1 exit), 1 received, 0 different, 0 missing"),
         (
             echo.EchoRequestHandler,
             ["exit", "ab"],
             1,
-            "0 sent, 0 came back, 0 of them different, 0 missing, 1 never sent",
+            "1 sent (1 exit), 0 received, 0 different, 0 missing, 1 never sent",
         ),
-        (Shout, ["ab", "12", "cd"], 3, "3 sent, 3 came back, 2 of them different, 0 missing"),
+        (Shout, ["ab", "12", "cd"], 3, "3 sent, 3 received, 2 different, 0 missing"),
         (
             plain(once),
             ["one", "two", "six"],
             1,
-            "2 sent, 1 came back, 0 of them different, 1 missing, 1 never sent",
+            "2 sent, 1 received, 0 different, 1 missing, 1 never sent",
         ),
     ],
 )
@@ -407,7 +412,7 @@ def test_details_go_to_stderr(serve, options):
     elif options == ["-J"]:
         assert [event["event"] for event in objects(out)] == ["reply", "reply", "summary"]
     else:
-        assert out == b"2 sent, 2 came back, 0 of them different, 0 missing\n"
+        assert out == b"2 sent, 2 received, 0 different, 0 missing\n"
 
 
 @posix

@@ -483,7 +483,7 @@ def test_a_text_queue_gets_lines_that_read_as_those_of_records(pipe, logger, hol
         "received 5 bytes: hello",
         "sent 5 bytes: hello",
         "received 10 bytes without an end: and a rest",
-        "disconnected: eof; 1 in (16 B), 1 out (16 B), TIME",
+        "disconnected: eof; 1 in, 1 out; 16 B read, 16 B written; TIME",
     ]
 
 

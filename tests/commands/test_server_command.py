@@ -92,7 +92,7 @@ def test_messages_are_logged_with_the_clients_address(server):
     assert f"{peer} connected" in server.log
     assert f"{peer} received 5 bytes: hello" in server.log
     assert f"{peer} sent 5 bytes: hello" in server.log
-    assert f"{peer} disconnected: eof; 1 in (6 B), 1 out (6 B)" in server.log
+    assert f"{peer} disconnected: eof; 1 in, 1 out; 6 B read, 6 B written" in server.log
 
 
 def test_messages_can_be_left_out_of_the_log(server_command):

@@ -932,7 +932,7 @@ def test_the_commands_log_has_both_addresses(server_command, dial):
     proxy = own_address(sock)
     converse(sock, LINE)
     sock.close()
-    server.read_log_until(rf"{CLIENT} disconnected: eof; 1 in \(6 B\), 1 out \(6 B\).*\n")
+    server.read_log_until(rf"{CLIENT} disconnected: eof; 1 in, 1 out; 6 B read, 6 B written; .*\n")
     assert f"{CLIENT} connected via {proxy}\n" in server.log
     assert f"{CLIENT} received 5 bytes: hello\n" in server.log
     assert server.terminate() == 0

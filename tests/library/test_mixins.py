@@ -50,7 +50,8 @@ def test_the_log_has_the_start_the_messages_and_the_end_of_a_session(log_of):
         f"{peer} sent 5 bytes: hello",
         f"{peer} received 4 bytes: exit",
     ]
-    assert records[-1].getMessage().startswith(f"{peer} disconnected: exit; 2 in (11 B), 1 out (6 B), ")
+    counts = "2 in (1 exit), 1 out; 11 B read, 6 B written"
+    assert records[-1].getMessage().startswith(f"{peer} disconnected: exit; {counts}; ")
     assert {record.levelno for record in records} == {logging.INFO}
 
 
@@ -83,6 +84,16 @@ def test_a_last_line_without_its_end_is_logged_too(log_of):
     assert records[1].getMessage().endswith("received 4 bytes without an end: rest")
 
 
+def test_a_session_that_its_handler_closes_has_no_exit_among_its_messages(log_of):
+    class Once(echo.LoggingMixin, echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.send(message)
+            self.close()
+
+    _, records = log_of(Once, b"hello\n")
+    assert "disconnected: exit; 1 in, 1 out; 6 B read, 6 B written;" in records[-1].getMessage()
+
+
 def test_the_end_counts_replies_before_an_exception(log_of):
     class Failing(echo.LoggingMixin, echo.MessageRequestHandler):
         def message_received(self, message):
@@ -90,7 +101,7 @@ def test_the_end_counts_replies_before_an_exception(log_of):
             raise ZeroDivisionError
 
     _, records = log_of(Failing, b"hello\n")
-    assert "disconnected: error; 1 in (6 B), 1 out (6 B)" in records[-1].getMessage()
+    assert "disconnected: error; 1 in, 1 out; 6 B read, 6 B written;" in records[-1].getMessage()
 
 
 def test_the_end_is_logged_although_a_mixin_failed_before_the_beginning(log_of):

@@ -138,7 +138,7 @@ def test_clients_on_another_host_are_served_and_logged_with_their_address(far_se
     assert echoes(sock, b"hello from afar\n")
     sock.sendall(b"exit\n")
     assert read_all(sock) == b""
-    server.read_log_until(r"192\.0\.2\.2:\d+ disconnected: exit; 2 in \(21 B\), 1 out \(16 B\)")
+    server.read_log_until(r"192\.0\.2\.2:\d+ disconnected: exit; 2 in \(1 exit\), 1 out; 21 B read, 16 B written")
     client = far_client(server, "-m", "one", "-m", "two")
     assert client.finish() == (0, b"one\ntwo\n")
     data = b"".join(b"line %06d\n" % number for number in range(20_000))
@@ -184,7 +184,7 @@ def test_a_stream_over_a_cable_that_loses_and_swaps_packets_is_right_to_the_byte
     eventually(lambda: lan.lost > 10 and lan.overtaken > 10)
     stream.finish()
     lines = str(stream.returned)
-    server.read_log_until(f"disconnected: eof; {lines} in .* {lines} out")
+    server.read_log_until(f"disconnected: eof; {lines} in, {lines} out")
 
 
 @lossy
@@ -344,7 +344,7 @@ def test_a_stop_waits_for_a_last_reply_to_a_client_that_vanished_no_longer_than_
     sock.sendall(b"lost on its way back\n")
     server.read_log_until(r"sent 20 bytes: lost on its way back")
     assert server.terminate() == 1
-    assert re.search(r"192\.0\.2\.2:\d+ disconnected: drain; 2 in .*, 2 out", server.log)
+    assert re.search(r"192\.0\.2\.2:\d+ disconnected: drain; 2 in, 2 out", server.log)
     assert "0 sessions drained, 1 cut" in server.log
 
 

@@ -125,8 +125,10 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
             return Terminal(client.connection, options.timeout, painter(sys.stderr, options.color)).run()
         else:
             with _replies() as write:
-                Pipe(client.connection, framing, sys.stdin.fileno(), write).run()
-            report.detail(f"{plural(client.connection.bytes_in, 'byte')} came back, as sent")
+                pipe = Pipe(client.connection, framing, sys.stdin.fileno(), write)
+                pipe.run()
+            note = "; exit does not" if pipe.exit_sent else ""
+            report.detail(f"{plural(pipe.returned, 'byte')} came back, as sent{note}")
         return 0
 
 

@@ -28,6 +28,7 @@ class Exchange:
         self._verify = verify
         self._due = len([message for message in messages if self._is_sent(message) and not is_exit(message)])
         self._sent = self._received = 0
+        self._exits = 0  # sent, and not back
         self._mismatches: List[EchoMismatch] = []
 
     def run(self) -> None:
@@ -68,12 +69,16 @@ class Exchange:
             return False
         finally:
             took = time.perf_counter_ns() - began
-            if not is_exit(message):
-                self._sent += self._client.connection.messages_out - sent_before
+            sent = self._client.connection.messages_out - sent_before
+            if is_exit(message):
+                self._exits += sent
+            else:
+                self._sent += sent
         self._received += 1
         if is_exit(message):
             self._due += 1  # this service does not know the word, and has sent it back like any message
             self._sent += 1
+            self._exits -= 1
         if self._report.shows_text:
             self._show(reply)
         self._report.detail(f"{plural(len(reply), 'byte')} back after {milliseconds(took)} ms")
@@ -93,8 +98,11 @@ class Exchange:
             "different": len(self._mismatches),
             "missing": self._sent - self._received,
         }
-        text = "{sent} sent, {received} came back, {different} of them different, {missing} missing".format(**figures)
+        exits = f" ({self._exits} exit)" if self._exits else ""
+        text = f"{self._sent + self._exits} sent{exits}, {self._received} received"
+        text += "".join(f", {self._report.bad(figures[name], name)}" for name in ("different", "missing"))
         if self._sent < self._due:
             figures["never_sent"] = self._due - self._sent
             text += f", {figures['never_sent']} never sent"
+        figures["exits"] = self._exits
         self._report.summarize(text if self._report.quiet else "", **figures)

@@ -59,7 +59,8 @@ class Pipe:
         self._expected: Deque[bytes] = collections.deque()  # sent, and not back yet
         self._outstanding = 0  # bytes in _expected
         self._due_since = 0.0  # when they became more than none
-        self._returned = 0  # bytes that are back
+        self.returned = 0
+        """Bytes of messages that are back."""
         self._exit_word = b""  # the "exit" that was sent; a server that does not know the word sends it back
         self._exit_at = ""  # where in the input it was
         self._goes_on = False  # whether more input was read behind it
@@ -71,6 +72,11 @@ class Pipe:
     def wire(framing: Framing) -> Framing:
         """The framing of the connection: raw for lines, so that a last line without its end is sent as it is."""
         return RawFraming(framing.max_message) if isinstance(framing, LineFraming) else framing
+
+    @property
+    def exit_sent(self) -> bool:
+        """Whether an exit was sent that did not come back."""
+        return bool(self._exit_word)
 
     def run(self) -> None:
         """Stream until the input has ended and all of it is back."""
@@ -148,11 +154,11 @@ class Pipe:
                 sent = self._expected.popleft() if self._expected else b""
                 size = min(len(sent), len(data))
                 if not size or sent[:size] != data[:size]:
-                    raise EchoMismatch(sent, data, self._returned)
+                    raise EchoMismatch(sent, data, self.returned)
                 if size < len(sent):
                     self._expected.appendleft(sent[size:])
                 self._outstanding -= size
-                self._returned += size
+                self.returned += size
                 self._changed.notify()
             data = data[size:]
 
