@@ -64,6 +64,7 @@ class BackOff:
         return log
 
     def resting(self) -> bool:
+        """Whether the pause lasts."""
         return bool(self.pause) and self._clock() < self.resume_at
 
 
@@ -91,7 +92,7 @@ class AcceptingServer(SessionServer):
                         return
                     if _is_over(deadline) or (self._echo_balance is not None and self._echo_balance.is_ahead()):
                         break
-            except MemoryError as exc:  # wherever it came: it passes, as want of descriptors does
+            except MemoryError as exc:  # raised by any line: it passes, as a shortage of descriptors does
                 self._echo_back_off(exc)
                 time.sleep(self._echo_failures.pause)
             if polls:
@@ -102,6 +103,7 @@ class AcceptingServer(SessionServer):
                 return
 
     def _echo_call_service_actions(self) -> None:
+        """Call the subclass's method; an exception in it does not end the loop."""
         try:
             self.service_actions()
         except Exception as exc:
@@ -109,24 +111,22 @@ class AcceptingServer(SessionServer):
 
     def _echo_wait(self, serving: Serving, deadline: Optional[float]) -> None:
         """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
-        # First the flag, then the look: a session that ends in between sees the flag and wakes us.
+        # The flag is set before the number of sessions is read: a session that ends in between sees it, and wakes us.
         serving.full = True
         listening = self._echo_has_room()
         if listening:
             serving.full = False
             if self._echo_failures.resting():
                 listening = False
-                deadline = (
-                    self._echo_failures.resume_at if deadline is None else min(deadline, self._echo_failures.resume_at)
-                )
-        elif self._echo_registry.may_close_unseen():
-            look_again = time.monotonic() + STEP
-            deadline = look_again if deadline is None else min(deadline, look_again)
+                deadline = _earlier(deadline, self._echo_failures.resume_at)
+        elif self._echo_registry.may_close_unseen():  # then nobody wakes us
+            deadline = _earlier(deadline, time.monotonic() + STEP)
         serving.wait(listening, deadline)
         if self._echo_balance is not None:
             self._echo_balance.hold_back()
 
     def _echo_has_room(self) -> bool:
+        """Whether ``max_connections`` allows one session more."""
         limit = self._echo_options.max_connections
         return limit is None or len(self._echo_registry) < limit or self._echo_registry.reap()
 
@@ -141,24 +141,28 @@ class AcceptingServer(SessionServer):
             request, client_address = self.get_request()
         except BlockingIOError:
             return False
-        except OSError as exc:
-            if not is_listening(self.socket):
-                if not serving.stopping:
-                    log_event(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
-                serving.stop()
-                return False
-            self._echo_registry.accept_failed()
-            if exc.errno in _EXHAUSTED:
-                self._echo_back_off(exc)
-                return False
-            # accept(2) reports errors of the connection that it would have returned, and a subclass's get_request()
-            # may fail with its client, in a handshake for example: neither must delay the next client.
-            return True
-        except Exception as exc:  # a subclass's get_request()
-            self._echo_registry.accept_failed()
-            self._echo_back_off(exc)
-            return False
+        except Exception as exc:
+            return self._echo_accept_failed(serving, exc)
         self._echo_registry.accepted()
+        return self._echo_begin_session(request, client_address)
+
+    def _echo_accept_failed(self, serving: Serving, exc: Exception) -> bool:
+        """``get_request()`` has raised ``exc``; return whether to call it again at once."""
+        if isinstance(exc, OSError) and not is_listening(self.socket):
+            if not serving.stopping:
+                log_event(logging.ERROR, "listener-gone", "the listening socket is gone (%s); serving ends", exc)
+            serving.stop()
+            return False
+        self._echo_registry.accept_failed()
+        if isinstance(exc, OSError) and exc.errno not in _EXHAUSTED:
+            # accept(2) reports errors of the connection that it would have returned, and a subclass's get_request()
+            # may fail with its client, in a handshake for example. Neither must delay the next client.
+            return True
+        self._echo_back_off(exc)
+        return False
+
+    def _echo_begin_session(self, request: Any, client_address: Any) -> bool:
+        """Admit an accepted client, and give it a session; return whether to go on accepting."""
         session = Session(request, client_address, proxied=self._echo_options.proxy_protocol)
         try:
             if self._echo_options.proxy_protocol or self._echo_options.ssl_context is not None:
@@ -177,10 +181,10 @@ class AcceptingServer(SessionServer):
         except BaseException as exc:
             if isinstance(exc, Exception):
                 self._echo_report(session.request, client_address)
-            if session.thread_id == threading.get_ident():  # a subclass serves clients in this thread
+            if session.thread_id == threading.get_ident():  # a subclass serves its clients in this thread
                 session.failed(exc)
                 self._echo_end_session(session)
-            elif not session.begun:  # else its thread runs, and closes it
+            elif not session.begun:  # otherwise its thread runs, and will close it
                 self._echo_turn_away(session, "error")
             if not isinstance(exc, Exception):
                 raise
@@ -189,13 +193,15 @@ class AcceptingServer(SessionServer):
         return True
 
     def _echo_report(self, request: Any, client_address: Any) -> None:
+        """Call ``handle_error``; an exception in it does not end the loop."""
         try:
             self.handle_error(request, client_address)
-        except Exception:  # for the program's own hook, as from a session's thread; the loop goes on
+        except Exception:  # a subclass's own; it goes where one in a session's thread goes
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     def _echo_back_off(self, exc: Exception) -> None:
-        if self._echo_failures.failed():  # once a burst, however often it fails
+        """Accept nothing for a moment. Log it once for each shortage, however often it fails."""
+        if self._echo_failures.failed():
             why = str(exc) or type(exc).__name__
             log_event(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", why)
 
@@ -212,6 +218,10 @@ class AcceptingServer(SessionServer):
 def _after(seconds: Optional[float]) -> Optional[float]:
     """The time so many seconds from now; None, which never comes, for None."""
     return None if seconds is None else time.monotonic() + seconds
+
+
+def _earlier(deadline: Optional[float], other: float) -> float:
+    return other if deadline is None else min(deadline, other)
 
 
 def _is_over(deadline: Optional[float]) -> bool:

@@ -99,14 +99,14 @@ class SessionServer(ListeningServer):
         check_addresses(self, **lists)
         self._echo_admission.set_access(**lists)
         for name, networks in lists.items():
-            if getattr(self, name) is getattr(options, name):  # else it is a subclass's own
-                vars(self)[name] = networks  # a tuple: a change within a list would have no effect
+            if getattr(self, name) is getattr(options, name):  # otherwise the name is an attribute of a subclass's own
+                vars(self)[name] = networks  # a tuple, since a change inside a list would have no effect
             setattr(options, name, networks)
 
     def _echo_refuse(self, session: Session, exc: Refused) -> None:
         """Log that admission has refused a client. If it was the stop that ended the client's input, that is an
         orderly end."""
-        if session.state == "draining":  # not input_ended: the stop wakes this thread before it sets that
+        if session.state == "draining":  # input_ended would be too late: the stop wakes this thread before it sets it
             session.refused = None
             session.handler.ended_as = "drain"
             peer = format_address(session.client_address)
@@ -134,7 +134,7 @@ class SessionServer(ListeningServer):
 
         if self.daemon_threads and self._echo_options.reuse_threads:
             self._echo_session_threads.run(task, not_begun)
-        else:  # the interpreter waits at its exit for threads that are no daemons; they must not wait for a session
+        else:  # at its exit the interpreter waits for threads that are not daemons; they must not wait for a next session
             threads.start(*task, not_begun, daemon=self.daemon_threads)
 
     def _echo_adopt(self, request: Any, client_address: Any) -> Session:
@@ -167,7 +167,7 @@ class SessionServer(ListeningServer):
                     self._echo_registry.release_host(session)
                 session.failed(exc)
                 self.handle_error(request, session.client_address)
-        except BaseException as exc:  # sys.exit() in a handler: the thread's end, but not in silence (bpo-23430)
+        except BaseException as exc:  # sys.exit() in a handler ends the thread, but not silently (bpo-23430)
             session.failed(exc)
             peer, name = format_address(session.client_address), type(exc).__name__
             log_event(logging.ERROR, "error", "%s: %s in the handler; its session ends", peer, name, peer=peer)
