@@ -134,7 +134,7 @@ class SessionServer(ListeningServer):
 
         if self.daemon_threads and self._echo_options.reuse_threads:
             self._echo_session_threads.run(task, not_begun)
-        else:  # at its exit the interpreter waits for threads that are not daemons; they must not wait for a next session
+        else:  # at its exit the interpreter waits for threads that are not daemons; they must not wait for a session
             threads.start(*task, not_begun, daemon=self.daemon_threads)
 
     def _echo_adopt(self, request: Any, client_address: Any) -> Session:
