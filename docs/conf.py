@@ -23,6 +23,22 @@ add_module_names = False
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"echo {release}"
 html_show_sourcelink = False
 html_copy_source = False
+
+nitpick_ignore_regex = [  # types in signatures: other projects', which an offline build cannot link, and private ones
+    ("py:class", r"(logging|socket|socketserver|ssl)\.\w+"),
+    ("py:class", r"echo\.\w+\..*"),
+]
+
+
+def setup(app):
+    """Show the class itself where a method returns an object of its own class."""
+
+    def own_class(app, what, name, obj, options, signature, returns):
+        return signature, returns and returns.replace("_Self", name.split(".")[-2])
+
+    app.connect("autodoc-process-signature", own_class)

@@ -31,7 +31,7 @@ _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
 class Row:
-    """One option of a command. Its entry in ``--help``, in the manual page and in README's table, its completion in a
+    """One option of a command. Its entry in ``--help``, in the manual page and in the reference, its completion in a
     shell, its variable in the environment, its value and its default are all made from it.
 
     * ``names``, as ``--help`` shows them: ``-m, --max-connections N``. ``--quiet``, without a value, is a switch;
@@ -40,7 +40,7 @@ class Row:
       files, and ``@FILE`` after its ``@``.
     * ``read`` turns the text into the value, or raises ``argparse.ArgumentTypeError``.
     * ``shown``: the default in words, where ``default`` itself says too little.
-    * ``more``: details that ``--help`` leaves to README's table and the manual page.
+    * ``more``: details that ``--help`` leaves to the reference and the manual page.
     * ``needs``: options of which at least one must be given, too.
     * ``many``: it may be repeated. ``mode``: it excludes the other modes of its group.
     * ``left_out``: unless given, the parsed options do not have it.

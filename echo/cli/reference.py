@@ -1,4 +1,5 @@
-"""README's reference tables, generated from the rows. ``tests/project/test_readme.py`` compares and updates them."""
+"""The reference tables of the documentation, generated from the rows. ``tests/project/test_pages.py`` compares and
+updates them."""
 
 from __future__ import annotations
 
@@ -28,6 +29,18 @@ def command_table(groups: Sequence[Group]) -> List[str]:
         for group in groups
         for row in group.rows
     )
+
+
+def command_tables(groups: Sequence[Group]) -> List[str]:
+    """The options of a command, a section with a table for each group."""
+    lines: List[str] = []
+    for group in groups:
+        title = group.title or "general"
+        lines += [f"### {title[0].upper()}{title[1:]}", "", *command_table([group]), ""]
+        if group.description:
+            note = _markup(group.description)
+            lines[-1:-1] = ["", f"{note[0].upper()}{note[1:]}."]
+    return lines[:-1]
 
 
 def options_table() -> List[str]:

@@ -2,8 +2,7 @@
 
 They are class attributes, as in ``socketserver``, and keyword arguments. A new one is a line in ``Options``, and a
 line at the same place in ``ServerOptions``, which only type checkers and editors read (a test compares them). The
-command line and README's table refer to
-``OPTIONS``.
+command line and the reference refer to ``OPTIONS``.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Option:
         self.none = none
         """The meaning of None; empty: None is not allowed."""
         self.shown = shown or repr(default)
-        """The default as README shows it; given where the value depends on the system."""
+        """The default as the reference shows it; given where the value depends on the system."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -129,7 +128,7 @@ class Options:
         # The default is none: handlers that release the GIL for long, as in zlib or a database driver, need them all.
         None,
         'processors that the server\'s threads run on: `"auto"` for one of them on a build with the GIL, or their'
-        " numbers (see [Speed](#speed))",
+        " numbers",
         none="all",
     )
     request_queue_size: int = _option(

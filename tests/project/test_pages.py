@@ -1,11 +1,17 @@
 """Each page of the documentation does what it says: its blocks of code run, its links lead somewhere."""
 
+import glob
 import json
+import logging
 import os
 import re
 
 import pytest
 
+import echo
+from echo.cli.client.command import GROUPS as CLIENT_GROUPS
+from echo.cli.reference import command_tables, options_table
+from echo.cli.server.options import GROUPS as SERVER_GROUPS
 from support import ROOT
 from support.pages import DATA, NOTES, Reader, blocks_of, pages, same, text_of
 
@@ -100,3 +106,112 @@ def test_the_links_of_a_page_lead_somewhere(page):
 def test_the_files_that_a_page_names_exist(page):
     for name in re.findall(r"`((?:echo|examples|docs|tests|\.ci)/[\w./-]*)`", text_of(page)):
         assert os.path.exists(os.path.join(ROOT, name)), f"{page} names {name}"
+
+
+# What the reference says.
+
+TABLES = {
+    "server-command.md": command_tables(SERVER_GROUPS),
+    "client-command.md": command_tables(CLIENT_GROUPS),
+    "server-options.md": options_table(),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_of_options_say_what_the_rows_say(name):
+    """``ECHO_UPDATE_GOLDEN=1`` writes them again; then read their diff."""
+    page = os.path.join("docs", "reference", name)
+    begin, table, end = re.split(
+        r"(?<=<!-- options -->\n)(.*?)(?=<!-- end of options -->\n)", text_of(page), flags=re.S
+    )
+    if os.environ.get("ECHO_UPDATE_GOLDEN") == "1":
+        with open(os.path.join(ROOT, page), "w", encoding="utf-8") as file:
+            file.write(begin + "\n".join(["", *TABLES[name], "", ""]) + end)
+    else:
+        assert table.strip().splitlines() == TABLES[name]
+
+
+def rows_of(page):
+    """The rows of all tables of a page of the reference, as lists of cells."""
+    lines = re.findall(r"^\| (.*) \|$", text_of(os.path.join("docs", "reference", page)), re.MULTILINE)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+
+
+def named_in(cells):
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_the_reference_has_every_public_name():
+    text = text_of(os.path.join("docs", "reference", "api.md"))
+    assert [name for name in echo.__all__ if f"echo.{name}" not in text] == []
+
+
+def test_the_reference_has_every_end_reason():
+    described = named_in(row[0] for row in rows_of("end-reasons.md"))
+    errors = {error.reason for error in vars(echo).values() if isinstance(error, type) and issubclass(error, Exception)}
+    assert described == errors | {"exit", "eof", "drain", "denied", "limit", "handshake", "proxy"}
+
+
+def test_the_reference_has_every_event_of_the_log():
+    found = set()
+    for path in glob.glob(os.path.join(ROOT, "echo", "**", "*.py"), recursive=True):
+        with open(path, encoding="utf-8") as file:
+            source = file.read()
+        found |= set(
+            re.findall(
+                r'log_(?:event|always)\((?:\s*logging\.\w+(?: if .*? else logging\.\w+)?,\s)?\s*"([\w-]+)"', source
+            )
+        )
+        if "measure" not in path:
+            found |= set(re.findall(r'(?:event=|"event": |\.event = |_log_message\(level, )"([\w-]+)"', source))
+            found |= set(re.findall(r'_record\(logging\.\w+, .*"([\w-]+)"\)', source))
+    assert len(found) > 25
+    assert found - {"log"} == named_in(row[0] for row in rows_of("log.md") if len(row) == 4)
+
+
+@pytest.mark.parametrize("name", sorted({row[0] for row in rows_of("handler-attributes.md")[2:]}))
+def test_the_reference_has_the_defaults_of_handlers(name):
+    cls = getattr(echo, name.strip("`"))
+    for each, attribute, _, default in rows_of("handler-attributes.md")[2:]:
+        if each == name:
+            code = default.strip("`")
+            value = getattr(cls, attribute.strip("`"))
+            if attribute == "`framing`":
+                assert repr(type(value)()) == repr(value) or type(value).__name__ in code
+            else:
+                assert eval(code, {"logging": logging}) == value, attribute
+
+
+def json_names(*headings):
+    """The names that these sections of the page about JSON have in their tables."""
+    text = text_of(os.path.join("docs", "reference", "json.md"))
+    sections = [part.partition("\n")[::2] for part in text.split("\n## ")[1:]]
+    return named_in(re.findall(r"^\|.*\|$", "".join(body for title, body in sections if title in headings), re.M))
+
+
+def undescribed(out, *headings):
+    """The names in these lines of JSON that those sections do not have."""
+    names = json_names(*headings) | {"event", "time"}
+    found = {name for line in out.splitlines() for name in json.loads(line)}
+    return {
+        name
+        for name in found - names
+        if not (re.fullmatch(r"(rtt|raw|connect)_(samples|(min|avg|max|mdev|p\d\d(_\d+)?)_us)", name))
+    }
+
+
+def test_the_reference_has_every_field_of_json(server_command, run):
+    address = list(map(str, server_command().address))
+    code, out = run("echo.client", *address, "-J", "-m", "hello").finish()
+    assert code == 0 and undescribed(out, "Messages (`-m`)") == set()
+    code, out = run("echo.client", *address, "-J", "--ping", "-c", "2", "-i", "0", "--fail-if", "loss > 1%").finish()
+    assert code == 0 and undescribed(out, "Ping") == set()
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_field_of_a_bench_in_json(server_command, run):
+    address = list(map(str, server_command("--no-log-messages").address))
+    options = ["-J", "--bench", "-d", "1s", "--rate", "100", "--fail-if", "loss > 100%"]
+    for more in (["-i", "500ms"], []):
+        code, out = run("echo.client", *address, *options, *more).finish()
+        assert code == 0 and undescribed(out, "Bench") == set()

@@ -329,9 +329,9 @@ class Reader:
     def _start_server(self, block, command, shown):
         self._end_server()
         self.server = Process(command, program=["bash", "-c"], cwd=self.folder, env=self.environment)
-        if _SERVER.match(command) or shown:
+        if shown or (_SERVER.match(command) and not re.search(" -q| --quiet", command)):
             self.server.read_log_until("listening on|\n")
-        else:
+        else:  # it says nothing
             eventually(self._is_there, f"{block}: {command} does not listen: {self.server.log}")
         self._read_log(block, shown)
 
