@@ -9,6 +9,7 @@ import contextlib
 import glob
 import importlib
 import io
+import logging
 import os
 import re
 import select
@@ -110,6 +111,7 @@ def commands_of(block):
 def masked(text):
     """The same without the figures that differ from run to run, however wide they are."""
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "TIME", text)
+    text = re.sub(r"echo [\w.]+ \(process \d+; \S+ stops it\)", "echo VERSION", text)  # what stops it: see the terminal
     text = re.sub(r"(?<=[\w\]]):\d{4,5}\b", ":PORT", text)
     text = re.sub(r"\b(process |pid[= ])\d+", r"\1N", text)
     text = re.sub(r"(?<![\d.])\d+\.\d+(?![\d.]*\.\d)|\b\d+,\d{3}\b|\b\d{4,}\b", "N", text)
@@ -131,6 +133,11 @@ def lines(address, *sent):
         return read_all(sock)
 
 
+def _put_back(log, handlers, level):
+    log.handlers[:] = handlers
+    log.setLevel(level)
+
+
 class Reader:
     """Reads a page in ``folder``: call it with each block. ``serve`` is the fixture; a context manager."""
 
@@ -144,6 +151,8 @@ class Reader:
     def __enter__(self):
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._end_server)
+        for log in map(logging.getLogger, (None, "echo", "echo.server", "echo.session")):
+            self._stack.callback(_put_back, log, list(log.handlers), log.level)
         self._stack.callback(self._forget_modules, set(sys.modules), sys.dont_write_bytecode)
         sys.dont_write_bytecode = True
         for name in ("README.md", "examples"):
