@@ -92,9 +92,10 @@ def page(prog: str, manual: Manual, width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def meaning(row: Row) -> str:
-    """The meaning of a row, with its default."""
-    return f"{row.meaning} (default: {row.shown})" if row.shown else row.meaning
+def meaning(row: Row, more: str = "") -> str:
+    """The meaning of a row, with more of it and its default."""
+    text = "; ".join(filter(None, [row.meaning, more]))
+    return f"{text} (default: {row.shown})" if row.shown else text
 
 
 def _names(row: Row) -> str:
