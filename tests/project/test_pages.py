@@ -102,7 +102,7 @@ def test_the_links_of_a_page_lead_somewhere(page):
             assert anchor in anchors_of(aim), f"{page} links to {target}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_the_files_that_a_page_names_exist(page):
     for name in re.findall(r"`((?:echo|examples|docs|tests|\.ci)/[\w./-]*)`", text_of(page)):
         assert os.path.exists(os.path.join(ROOT, name)), f"{page} names {name}"
