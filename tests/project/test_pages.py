@@ -1,10 +1,12 @@
 """Each page of the documentation does what it says: its blocks of code run, its links lead somewhere."""
 
+import ast
 import glob
 import json
 import logging
 import os
 import re
+import textwrap
 
 import pytest
 
@@ -129,6 +131,30 @@ def test_the_tables_of_options_say_what_the_rows_say(name):
             file.write(begin + "\n".join(["", *TABLES[name], "", ""]) + end)
     else:
         assert table.strip().splitlines() == TABLES[name]
+
+
+def drawing_of(path, number):
+    """The drawing with this number in the docstring of a module."""
+    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+        docstring = ast.get_docstring(ast.parse(file.read()))
+    drawings = re.findall(r"::\n\n((?: {4}.*\n|\n(?= {4}))+)", f"{docstring}\n")
+    return textwrap.dedent(drawings[number - 1])
+
+
+def test_the_drawings_are_those_of_the_source():
+    """``ECHO_UPDATE_GOLDEN=1`` writes them again."""
+    page = os.path.join("docs", "explanation", "architecture.md")
+    text = re.sub(
+        r"(<!-- drawing: (\S+) (\d) -->\n```text\n).*?(?=```\n)",
+        lambda found: found[1] + drawing_of(found[2], int(found[3])),
+        text_of(page),
+        flags=re.DOTALL,
+    )
+    if os.environ.get("ECHO_UPDATE_GOLDEN") == "1":
+        with open(os.path.join(ROOT, page), "w", encoding="utf-8") as file:
+            file.write(text)
+    else:
+        assert text_of(page) == text
 
 
 def rows_of(page):

@@ -32,7 +32,7 @@ from .processes import Process
 PORT = "65432"
 """The port in the texts. The reader takes a free one instead."""
 
-NOTES = ("continues", "exit", "file", "given", "log", "not run", "output", "slow", "test command", "try")
+NOTES = ("continues", "drawing", "exit", "file", "given", "log", "not run", "output", "slow", "test command", "try")
 DATA = {"dockerfile", "haproxy", "ini", "json", "nginx", "text", "toml", "yaml", ""}
 """Languages that are not run; ``json`` is parsed. Any other language but ``python`` and ``console`` is a mistake."""
 
