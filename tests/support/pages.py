@@ -247,8 +247,8 @@ class Reader:
                     server.shutdown()
                     loop.result()
 
-            def run(handler_class, address=("127.0.0.1", 0), **options):
-                with echo.Server(address, handler_class, **options) as server:
+            def run(handler_class, address=("127.0.0.1", 0), server_class=echo.Server, **options):
+                with server_class(address, handler_class, **options) as server:
                     server.serve_forever()
                 return 0
 
