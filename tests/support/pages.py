@@ -114,7 +114,7 @@ def masked(text):
     text = re.sub(r"echo [\w.]+ \(process \d+; \S+ stops it\)", "echo VERSION", text)  # what stops it: see the terminal
     text = re.sub(r"(?<=[\w\]]):\d{4,5}\b", ":PORT", text)
     text = re.sub(r"\b(process |pid[= ])\d+", r"\1N", text)
-    text = re.sub(r"(?<![\d.])\d+\.\d+(?![\d.]*\.\d)|\b\d+,\d{3}\b|\b\d{4,}\b", "N", text)
+    text = re.sub(r"(?<![\d.])\d+\.\d+(?![\d.]*\.\d)|\b\d+,\d{3}\b|\b\d{4,}\b|\b\d+(?= ms\b)", "N", text)
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
