@@ -38,6 +38,11 @@ SAME_SIGNAL = 0.25
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
+_FILES = "close other programs, or raise the limit of open files (ulimit -n)"
+_MEMORY = "the system has no memory left for it; close other programs"
+SHORTAGES = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOMEM: _MEMORY, errno.ENOBUFS: _MEMORY}
+"""Advice for the user, by the error that names what the system lacks."""
+
 LOG_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
 LOG_TIME = "%Y-%m-%d %H:%M:%S"
 
@@ -49,6 +54,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._first: Optional[float] = None  # when the first signal to stop came
+        self._is_second: Callable[[], bool] = self.is_later
         self._on_stop: Optional[Callable[[int, bool], None]] = None
         self._early_stop: Optional[int] = None
         self._found: Dict[int, Any] = {}
@@ -83,7 +89,7 @@ class StopSignals:
         begins = self._first is None
         if self._first is None:
             self._first = now  # at once: the next signal may come inside this function
-        elif now - self._first < SAME_SIGNAL:
+        elif not self._is_second():
             return
         self._asked(begins)
         if self._on_stop is not None:
@@ -91,6 +97,10 @@ class StopSignals:
         else:
             self._early_stop = number
             self._asked_early()
+
+    def is_later(self) -> bool:
+        """Whether a signal to stop that comes now is another one than the first."""
+        return self._first is not None and time.monotonic() - self._first >= SAME_SIGNAL
 
     def _asked(self, begins: bool) -> None:
         """A stop has been asked for; ``begins`` is false for a second signal."""
@@ -120,20 +130,31 @@ def serve(
 
     ``ready`` is called once signals are acted on: a stop may follow at once. ``stopping`` is called when a signal
     begins a stop.
+
+    The first signal is logged when the loop has ended, and not in the signal handler. The main thread, which a signal
+    handler interrupts, may hold the lock of a logging handler, and such a lock is seldom reentrant: that of
+    ``logging.handlers.QueueHandler`` is not.
     """
+    stopped_by: List[int] = []
 
     def stop(number: int, begins: bool) -> None:
-        name = signal.Signals(number).name
-        log_event(logging.INFO, "signal", "%s: %s", name, "stopping" if begins else "stopping now", signal=name)
         if begins:
+            stopped_by.append(number)
             stopping()
             server.shutdown()
         else:
+            log_stop(number, "stopping now")
             server.stop(timeout=0)
+
+    def log_stop(number: int, what: str) -> None:
+        name = signal.Signals(number).name
+        log_event(logging.INFO, "signal", "%s: %s", name, what, signal=name)
 
     signals.pass_stops(stop)
     ready()
     server.serve_forever()
+    for number in stopped_by:
+        log_stop(number, "stopping")
     return 0 if server.stop() else 1
 
 
@@ -204,10 +225,8 @@ def why_not_listening(exc: OSError, address: Any) -> str:
 
 
 def _advice(exc: OSError, address: Any) -> str:
-    if exc.errno in (errno.EMFILE, errno.ENFILE):
-        return "close other programs, or raise the limit of open files (ulimit -n)"
-    if exc.errno in (errno.ENOMEM, errno.ENOBUFS):
-        return "the system has no memory left for it; close other programs"
+    if exc.errno in SHORTAGES:
+        return SHORTAGES[exc.errno]
     if exc.errno == errno.EAFNOSUPPORT:
         return "this system does not support addresses of this kind; give another one, like 127.0.0.1"
     if isinstance(address, (str, bytes)):

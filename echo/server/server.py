@@ -394,7 +394,7 @@ class Server(AcceptingServer):
         serving, self._echo_serving, self._echo_thread = self._echo_serving, None, None
         if serving is not None:
             serving.let_go()
-        self._echo_session_threads = threads.Threads()
+        self._echo_session_threads.let_go()
         self._echo_stop = stop = Stop(self._echo_registry, threading.get_ident(), self._echo_cut_grace)
         stop.cut = 0
         stop.ended.set()

@@ -13,9 +13,12 @@ Nothing here knows sockets or sessions, only tasks.
 from __future__ import annotations
 
 import collections
+import contextlib
 import contextvars
+import functools
 import itertools
 import queue
+import sys
 import threading
 import time
 from typing import Any, Callable, Deque, List, Optional, Tuple, TypeVar
@@ -36,6 +39,7 @@ class Threads:
     """
 
     def __init__(self, idle_timeout: float = IDLE_TIMEOUT) -> None:
+        _prepare_ends()
         self.idle_timeout = idle_timeout
         self._idle: Deque[_Waiting] = collections.deque()
         self._closed = False
@@ -49,6 +53,11 @@ class Threads:
             start(self._work, ([task],), otherwise)
         else:
             tasks.put(task)
+
+    def let_go(self) -> None:
+        """In a forked child: it has none of these threads, except the one that forked, which ends after its task."""
+        self._closed = True
+        self._idle = collections.deque()
 
     def close(self) -> None:
         """End the threads that wait, and let the others end after their session."""
@@ -85,6 +94,17 @@ class Threads:
             except ValueError:
                 return _patiently(tasks.get)  # run() or close() has just taken it, and puts something in
             return None
+
+
+@functools.lru_cache(maxsize=None)
+def _prepare_ends() -> None:
+    """Load now what CPython before 3.10 loads on Linux when the first thread of the process ends (bpo-44434). Without a
+    free descriptor at that time the process is aborted."""
+    if sys.version_info < (3, 10) and sys.platform == "linux":
+        with contextlib.suppress(ImportError, OSError):
+            import ctypes
+
+            ctypes.CDLL("libgcc_s.so.1")
 
 
 _numbers = itertools.count(1)

@@ -428,9 +428,9 @@ def test_the_thread_of_a_signal_handler_does_not_wait_for_a_reload_and_each_call
         if len(threads) == 3:
             ended.set()
 
-    reload = command.in_thread(work)
+    later = command.in_thread()
     for _ in range(3):
-        reload()
+        later(work)
     may_go_on.set()
     assert ended.wait(DEADLINE)
     assert threading.current_thread() not in threads and len(set(threads)) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from echo.cli.server import command, workers
 from support import ROOT, TESTS, eventually, read_exactly
-from support.commands import start_changed
+from support.commands import SLOW_HANDLER, start_changed, write_changed_command
 from support.processes import is_alive, state_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -114,6 +114,73 @@ def test_a_signal_while_the_handlers_module_is_imported_ends_the_process_with_co
     assert server.terminate() == 0
     assert server.log == ""
     assert (tmp_path / "caught").exists() == (what == "import that catches all")
+
+
+LOCKED = """
+import threading
+lock, signals = threading.Lock(), [{}]
+class Locked(logging.Handler):
+    def emit(self, record):
+        with lock:
+            if record.event == "refused" and signals:
+                os.kill(os.getpid(), signals.pop())
+logging.getLogger().addHandler(Locked())
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_a_logging_handler_holds_its_lock_hangs_nothing(run, tmp_path, dial, signum):
+    """Most locks are not reentrant, that of ``logging.handlers.QueueHandler`` among them."""
+    server = start_changed(
+        run, tmp_path, LOCKED.format(int(signum)), "--deny", "127.0.0.1", "--shutdown-timeout", "10m"
+    )
+    dial(server.address)
+    if signum == signal.SIGUSR1:
+        server.read_log_until("statistics: accepted 1")
+        server.popen.send_signal(signal.SIGTERM)
+    assert server.finish()[0] == 0
+    assert "SIGTERM: stopping" in server.log
+
+
+def test_an_exception_in_a_signal_handler_of_the_handlers_module_cuts_nothing(run, tmp_path, dial):
+    (tmp_path / "slow.py").write_text(SLOW_HANDLER)
+    change = "import signal; signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))"
+    server = start_changed(run, tmp_path, change, "--handler", "slow:Slow", "--shutdown-timeout", "10m")
+    client = dial(server.address)
+    client.sendall(b"slow\n")
+    server.read_log_until("received 4 bytes")
+    server.popen.send_signal(signal.SIGUSR2)
+    server.read_log_until("draining 1 session")
+    (tmp_path / "go").write_text("")
+    assert read_exactly(client, 5) == b"slow\n"
+    client.close()
+    assert server.finish()[0] == 7
+
+
+# A start for which the system lacks something.
+
+
+NO_FILES = "import errno, socket\ndef fail(*_): raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))\n"
+NO_THREADS = 'import threading\ndef fail(*_): raise RuntimeError("can\'t start new thread")\n'
+
+
+@pytest.mark.parametrize(
+    "count, change, limit",
+    [
+        ("1", NO_FILES + "os.dup = fail", "ulimit -n"),
+        ("1", NO_FILES + "socket.socketpair = fail", "ulimit -n"),
+        ("1", NO_THREADS + "threading.Thread.start = fail", "ulimit -u"),
+        pytest.param("2", NO_FILES + "socket.socketpair = fail", "ulimit -n", marks=COUNTS[1].marks),
+    ],
+    ids=["log", "loop", "thread", "parent"],
+)
+def test_what_the_system_lacks_at_the_start_is_named_in_one_line(run, tmp_path, count, change, limit):
+    """Row 65."""
+    write_changed_command(tmp_path, change)
+    server = run("changed", "0", "--workers", count, cwd=str(tmp_path))
+    assert server.finish()[0] == 1
+    last = [line for line in server.log.splitlines() if "listening on" not in line and "stopped: " not in line]
+    assert len(last) == 1 and "the server cannot run: " in last[0] and f"({limit})" in last[0]
 
 
 # What the handler's module leaves behind.

@@ -384,6 +384,54 @@ def test_a_signal_for_the_whole_process_group_is_one(changed, dial, folder, sign
     assert "KeyboardInterrupt" not in server.log and "Traceback" not in server.log
 
 
+def settled(server, pid):
+    """Return once the worker has acted on the signals that were sent to it before."""
+    server.log = ""
+    os.kill(pid, signal.SIGUSR1)
+    server.read_log_until("statistics: accepted")
+
+
+def test_workers_that_are_signalled_long_before_their_parent_passes_it_on_cut_nothing(changed, dial, folder):
+    """A service manager signals all processes at once, and the parent may be late: it reads files, or stands still."""
+    server = changed("running.SAME_SIGNAL = 0", "--workers", "2", start_new_session=True)
+    pid, busy = next(iter(client_of_each(server, dial, 2).items()))
+    assert ask(busy, b"work") == b"begun"
+    stop_process(server.pid)
+    os.killpg(server.pid, signal.SIGTERM)
+    server.read_log_until(rf"\[{pid}\] draining")
+    os.kill(server.pid, signal.SIGCONT)
+    server.read_log_until("SIGTERM: stopping . worker")
+    settled(server, pid)
+    (folder / "go").write_text("")
+    assert read_all(busy) == b"done\n"
+    assert server.finish()[0] == 0
+    assert "stopping now" not in server.log
+
+
+def test_a_parent_that_is_killed_in_a_stop_cuts_nothing_and_a_further_signal_does(changed, dial, folder):
+    change = "server.Server._echo_cut_grace = 0.05; running.SAME_SIGNAL = 0"
+    server = changed(change, "--workers", "2")
+    (pid, busy), (other_pid, other) = client_of_each(server, dial, 2).items()
+    assert ask(busy, b"work") == ask(other, b"work") == b"begun"
+    server.popen.send_signal(signal.SIGTERM)
+    server.read_log_until(rf"(?s)(\[({pid}|{other_pid})\] draining.*){{2}}")
+    server.popen.kill()
+    server.popen.wait()
+    settled(server, pid)
+
+    def gone():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(other_pid, signal.SIGTERM)
+        return state_of(other_pid) in ("", "Z")
+
+    eventually(gone)
+    (folder / "go").write_text("")
+    assert read_all(busy) == b"done\n"
+    server.finish()
+    assert f"[{other_pid}] SIGTERM: stopping now" in server.log
+    assert f"[{pid}] SIGTERM: stopping now" not in server.log
+
+
 def test_a_signal_while_the_workers_are_being_started_is_not_lost(run, folder):
     write_changed_command(folder, when_logged("worker-started", "os.kill(os.getpid(), 15)"))
     server = run("changed", "0", "--workers", "3", cwd=str(folder))
@@ -610,6 +658,28 @@ def test_a_fork_that_fails_is_tried_again(changed, dial):
     assert set(client_of_each(server, dial, 2)) == set(pids.values())
     assert server.log.count("could not be started: no process to be had; the next in") == 3
     assert server.terminate() == 0
+
+
+def test_workers_for_which_the_system_has_no_thread_are_started_again_for_ever(changed, dial, folder):
+    """Row 70: that is not a worker that cannot live."""
+    change = (
+        "import threading\n"
+        "real = threading.Thread.start\n"
+        "def start(thread):\n"
+        "    if not os.path.exists('go'):\n"
+        '        raise RuntimeError("can\'t start new thread")\n'
+        "    real(thread)\n"
+        "threading.Thread.start = start\n"
+        "workers.Workers.max_pause = 0.01\n"
+    )
+    server = changed(CANNOT_LIVE + change, "--workers", "2")
+    server.read_log_until(rf"(?s)(ended with a shortage; the next in .*){{{2 * workers.Workers.give_up + 2}}}")
+    assert "the server cannot run: can't start new thread; close other programs, or raise" in server.log
+    assert "Traceback" not in server.log
+    (folder / "go").write_text("")
+    assert ask(dial(server.address), b"hello") == b"hello"
+    server.terminate()
+    assert "giving up" not in server.log
 
 
 # The log.

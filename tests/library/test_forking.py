@@ -141,6 +141,28 @@ def test_a_child_that_is_forked_during_a_stop_does_not_wait_for_it():
     assert output_of(script) == ["True b'7\\n'"]
 
 
+def test_a_child_that_a_handler_forks_and_lets_go_on_ends_with_its_session():
+    """It has none of the threads that would wait for another session, and nobody who could give it one."""
+    script = """
+    class Forks(echo.MessageRequestHandler):
+        def message_received(self, message):
+            child = os.fork()
+            if not child:
+                raise EOFError  # as an error of the code that is to run in the child
+            codes.append(code_of(child))
+            ended.set()
+
+    codes, ended = [], threading.Event()
+    server = echo.Server(("127.0.0.1", 0), Forks)
+    server._echo_session_threads.idle_timeout = 3600.0
+    server.start()
+    dial(server).sendall(b"fork\\n")
+    ended.wait()
+    print(codes, server.stop())
+    """
+    assert output_of(script) == ["[0] True"]
+
+
 def test_children_forked_before_serving_share_the_listening_socket():
     script = """
     server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)

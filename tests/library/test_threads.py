@@ -549,3 +549,22 @@ def test_a_session_is_served_although_its_thread_can_wait_for_no_other(monkeypat
     Threads().run((done.set, ()), lambda: None)
     assert done.wait(DEADLINE)
     eventually(lambda: [each.exc_type for each in told] == [MemoryError])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library that is loaded for it is one of Linux")
+def test_a_thread_that_ends_while_no_descriptor_is_free_does_not_end_the_process():
+    """Row 10: CPython 3.8 aborted."""
+    script = """if True:
+        import os, resource, threading
+        from echo.server.threads import Threads
+        Threads()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        threading.Thread(target=int).start()
+        while os.stat("/proc/self/task").st_nlink > 3:
+            pass
+        os.write(1, b"alive")
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"alive", b"")

@@ -16,7 +16,6 @@ import random
 import signal
 import sys
 import threading
-import traceback
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional
 
 from ... import protocol
@@ -34,6 +33,7 @@ from ...version import __version__
 from .. import arguments
 from . import systemd
 from .command_log import Log
+from .failures import log_failure
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
@@ -59,8 +59,8 @@ def run() -> NoReturn:
             code = _run(options, process, Log(options).__enter__())
         except SystemExit as exc:
             code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-        except Exception:
-            traceback.print_exc()
+        except Exception as exc:
+            log_failure(exc)
             code = 1
         process.exit(code)
     except Stopped:  # once at most, and wherever the main thread was
@@ -92,9 +92,10 @@ def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
         arguments.fail(PROG, why_not_listening(exc, _address(options)), 1)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     _calm_waiting_threads(server.max_connections)
-    if options.workers == 1:
-        return _run_alone(server, process, log, files)
-    return _run_workers(server, options.workers, process, log, files)
+    with _failure_logged(), server:  # however it ends, a Unix socket's path must not stay
+        if options.workers == 1:
+            return _run_alone(server, process, log, files)
+        return _run_workers(server, options.workers, process, log, files)
 
 
 def _options(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -162,14 +163,10 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
 
     server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
     log.to(log.direct())
-    with _failure_logged():
-        processes = Workers(count, work, process, stop, reload, _watch_terminal())
-        _announce(server)
-        server._echo_balance = processes.balance
-        try:
-            return processes.run()
-        finally:
-            server.server_close()  # if it ended without a stop: a Unix socket's path must not stay
+    processes = Workers(count, work, process, stop, reload, _watch_terminal())
+    _announce(server)
+    server._echo_balance = processes.balance
+    return processes.run()
 
 
 @contextlib.contextmanager
@@ -178,7 +175,7 @@ def _failure_logged() -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        log_event(logging.ERROR, "error", "the server has failed", exc_info=exc)
+        log_failure(exc)
         raise SystemExit(1) from None
 
 
@@ -196,23 +193,23 @@ def _serve(
     terminal_is_gone: Callable[[], bool],
 ) -> int:
     """Serve until a signal. ``ready`` is called once signals are acted on: a stop may follow at once."""
-    reload = in_thread(reload)
+    later = in_thread()
 
     def act(signum: int) -> None:
         if signum == getattr(signal, "SIGUSR1", None):
-            log_statistics()
+            later(log_statistics)
         elif terminal_is_gone():
             process.stop(signum)
         elif not process.is_stopping():
-            reload()
+            later(reload)
 
     def log_statistics() -> None:
         stats = server.stats()._asdict()
         text = ", ".join(f"{name} {_sum(value) if isinstance(value, dict) else value}" for name, value in stats.items())
         log_always("statistics", "statistics: %s", text, **stats)
 
-    with _failure_logged():
-        process.pass_signals(act)
+    process.pass_signals(act)
+    with server:  # an exception in a signal handler of the handler's module drains, too
         return serve(server, process, ready, lambda: systemd.notify(systemd.STOPPING))
 
 
@@ -240,18 +237,18 @@ def _terminal() -> int:
     return 0
 
 
-def in_thread(work: Callable[[], None]) -> Callable[[], None]:
-    """Return a function for a signal handler: it lets a thread call ``work`` once for each call, one by one. So no slow
-    file delays a client, and older files are never put in force after newer ones."""
-    calls: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may interrupt its put()
+def in_thread() -> Callable[[Callable[[], None]], None]:
+    """Return a function for signal handlers: it lets a thread call what it gets, one by one. So no slow file delays a
+    client, and older files are never put in force after newer ones."""
+    calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # a signal handler may interrupt its put()
 
     def run() -> None:
         while True:
-            calls.get()
-            work()
+            with contextlib.suppress(Exception):  # no memory, for example; the next signal needs this thread
+                calls.get()()
 
-    threading.Thread(target=run, name="echo-reload", daemon=True).start()
-    return lambda: calls.put(None)
+    threading.Thread(target=run, name="echo-signals", daemon=True).start()
+    return calls.put
 
 
 def _reload(server: Server, files: Files) -> None:

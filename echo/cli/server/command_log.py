@@ -55,7 +55,8 @@ class Log:
         handler = self._stderr.log
         if handler is not None:
             self._stderr.flush_all()
-            self.to(self.direct())
+            with contextlib.suppress(OSError):  # no descriptor is free: what comes later is lost
+                self.to(self.direct())
             handler.end()
 
     def queue(self) -> LogQueue:

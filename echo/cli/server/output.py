@@ -224,10 +224,13 @@ class Output:
 
 
 def duplicate(descriptor: int) -> Owned:
-    """Return a duplicate of a descriptor. It refers to nothing if that is not possible."""
+    """Return a duplicate of a descriptor. It refers to nothing if the descriptor is closed. Raises ``OSError`` for want
+    of descriptors: a process without a log could not report that."""
     try:
         return Owned(os.dup(descriptor))
-    except OSError:
+    except OSError as exc:
+        if exc.errno != errno.EBADF:
+            raise
         return Owned(-1)
 
 

@@ -186,9 +186,14 @@ class Process(StopSignals):
         self._last_grace = PARENT_GRACE
         self._set_last_deadline()
 
-    def become_worker(self) -> None:
+    def become_worker(self, is_second: Callable[[], bool]) -> None:
         """In a worker, with its signals blocked: it is stopped by SIGTERM, which its parent sends. Ctrl-C reaches all
-        processes, and the parent passes it on. What the parent was to do at its exit is not for its children."""
+        processes, and the parent passes it on. What the parent was to do at its exit is not for its children.
+
+        ``is_second`` says whether a further SIGTERM means the second signal. Not its time: service managers signal
+        all processes, and the parent may pass its own on much later.
+        """
+        self._is_second = is_second
         self._first = self._on_stop = self._on_signal = self._early_stop = None
         self._early.clear()
         self._last_grace = LAST_GRACE

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from typing import Any, Callable, Deque, NoReturn, Optional
 from ...server.reporting import log_event
 from ...text import plural
 from .balance import Balance
+from .failures import SHORTAGE, log_failure
 from .process import HANDLED, Process, flush
 
 MIN_PAUSE = 0.1
@@ -115,6 +117,8 @@ class Workers:
         # Only the parent has the writing end. A worker that reads sees the end of the pipe when the parent has died.
         self._lifeline, self._lifeline_end = os.pipe()
         self.balance = Balance(count)
+        self._in_haste = mmap.mmap(-1, 1)  # shared with the workers: whether the parent has had a second signal
+        self._orphaned = False
         self._notes: Deque[Callable[[], None]] = collections.deque()
         self._alarm, self._bell = socket.socketpair()
         self._bell.setblocking(False)
@@ -207,18 +211,26 @@ class Workers:
             self._alarm.close()
             self._bell.close()
             os.close(self._lifeline_end)
-            self._process.become_worker()
+            self._process.become_worker(self._is_second)
             self.balance.become(worker.number)
             threading.Thread(target=self._end_with_parent, name="echo-parent", daemon=True).start()
             code = self._work(worker.number, self._process.unblock)
+        except Exception as exc:
+            code = SHORTAGE if log_failure(exc) else 1
         except BaseException:
             traceback.print_exc()
         finally:
             self._process.exit(code)
 
+    def _is_second(self) -> bool:
+        """In a worker that stops: whether a further SIGTERM is to cut."""
+        return self._in_haste[0] != 0 or (self._orphaned and self._process.is_later())
+
     def _end_with_parent(self) -> None:
         os.read(self._lifeline, 1)
-        os.kill(os.getpid(), signal.SIGTERM)  # the parent has died, and nothing else would stop this process
+        if not self._process.is_stopping():  # else it has been killed in the stop, which goes on
+            os.kill(os.getpid(), signal.SIGTERM)  # nothing else would stop this process
+        self._orphaned = True
 
     def _reap(self) -> None:
         for worker in self._workers:
@@ -243,8 +255,9 @@ class Workers:
                 elif self._stopped:
                     self._failed = self._failed or os.WEXITSTATUS(status) != 0
                 else:
-                    reason = f"exit code {os.WEXITSTATUS(status)}"
-                    self._died(worker, f"process {pid} ended with {reason}", reason)
+                    code = os.WEXITSTATUS(status)
+                    reason = "a shortage" if code == SHORTAGE else f"exit code {code}"
+                    self._died(worker, f"process {pid} ended with {reason}", reason, from_outside=code == SHORTAGE)
 
     def _died(self, worker: _Worker, how: str, reason: str = "", *, from_outside: bool = False) -> None:
         now = time.monotonic()
@@ -278,6 +291,8 @@ class Workers:
             for worker in self._workers:
                 worker.due_at = None
             self._stop()
+        else:
+            self._in_haste[0] = 1
         self._signal(signal.SIGTERM)
         # Last: the handler's module may have a logging handler that blocks.
         log_event(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
