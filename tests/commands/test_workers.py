@@ -670,10 +670,10 @@ def test_workers_for_which_the_system_has_no_thread_are_started_again_for_ever(c
         '        raise RuntimeError("can\'t start new thread")\n'
         "    real(thread)\n"
         "threading.Thread.start = start\n"
-        "workers.Workers.max_pause = 0.01\n"
+        "workers.Workers.max_pause, workers.Workers.give_up = 0.01, 2\n"
     )
     server = changed(CANNOT_LIVE + change, "--workers", "2")
-    server.read_log_until(rf"(?s)(ended with a shortage; the next in .*){{{2 * workers.Workers.give_up + 2}}}")
+    server.read_log_until(r"(?s)(ended with a shortage; the next in .*){6}")
     assert "the server cannot run: can't start new thread; close other programs, or raise" in server.log
     assert "Traceback" not in server.log
     (folder / "go").write_text("")
