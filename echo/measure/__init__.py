@@ -1,7 +1,8 @@
 """Measuring: probes that are recognised when they come back, one after the other (``ping``) or as a load (``bench``).
 
 ``probes``, ``stream`` and ``distribution`` know no socket. ``lane`` is one connection that carries probes, ``load``
-keeps many of them busy. ``ping`` and ``bench`` plan and report; ``outages`` and ``intervals`` are their time series.
+keeps many of them busy, and ``renewing`` opens them again, by means of ``dialer``. ``ping`` and ``bench`` plan and
+report; ``outages`` and ``intervals`` are their time series.
 ``summary`` is what a load found. ``figures`` turns durations into text and JSON fields, ``conditions`` checks them,
 ``report`` prints.
 

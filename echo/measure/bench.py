@@ -24,6 +24,7 @@ from .distribution import SECOND, Distribution
 from .figures import as_fields, comparison, percentile_name
 from .intervals import Interval, Intervals
 from .load import TIMED_OUT, End, Period, Plan, Slice, Timetable, run
+from .outages import Downtime, Downtimes
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
 from .report import Report, milliseconds
 from .summary import LoadSummary
@@ -66,6 +67,8 @@ class Bench:
     the maximum time in seconds for a reply, after which the probe is lost, and for connecting (None: no limit).
     ``framing`` is as in ``Ping``. ``start_load`` starts the processes of the load.
     Without ``verify``, replies are timed and counted, and not compared with the probes. ``percentiles`` are shown.
+    With ``reconnect`` a connection that is lost is opened again. With ``new_connection`` each message has one of its
+    own, and ``connections`` is how many there are at a time.
     ``interval`` is the time in seconds that each line of a time series is about (None: no such lines).
     """
 
@@ -84,6 +87,8 @@ class Bench:
         interval: Optional[float] = None,
         percentiles: Sequence[float] = PERCENTILES,
         verify: bool = True,
+        reconnect: bool = False,
+        new_connection: bool = False,
         clock: Clock = CLOCK,
         start_load: Callable[[Plan], Iterator[Tuple[Any, Any, List[int]]]] = start_processes,
     ) -> None:
@@ -99,7 +104,7 @@ class Bench:
         self._rate = rate
         self._timeout = timeout
         self._warm_up = min(MAX_WARM_UP, duration / 10)
-        self._depth = depth or (CLOSED_DEPTH if rate is None else OPEN_DEPTH)
+        self._depth = 1 if new_connection else depth or (CLOSED_DEPTH if rate is None else OPEN_DEPTH)
         self._plan = Plan(
             endpoint,
             framing,
@@ -111,6 +116,8 @@ class Bench:
             None if timeout is None else round(timeout * SECOND),
             random.randrange(0x10000),
             verify,
+            reconnect,
+            new_connection,
         )
         self.total = Slice()
         self.due = 0
@@ -139,8 +146,9 @@ class Bench:
                 raise ConnectionClosed(_DIED) from None
             if isinstance(answer, OSError):
                 raise answer
-            for took in answer:
-                self._connect_times.add(took)
+            if not self._plan.new_connection:  # else it was only to see whether the server is there
+                for took in answer:
+                    self._connect_times.add(took)
             self._report.detail(f"a process of the load has {plural(len(answer), 'connection')}")
 
     def close(self) -> None:
@@ -182,7 +190,10 @@ class Bench:
         on_the_way = dict.fromkeys(self._pipes, 0)
         ends: Dict[Any, End] = {}
         intervals = Intervals(self._period, self._pipes)
+        downtimes = Downtimes(self._pipes)
         while waiting:
+            for outage in downtimes.completed():
+                self._report_outage(outage)
             for interval in intervals.completed(self._period.end):
                 self._report_interval(interval)
             pipe: Any
@@ -197,15 +208,20 @@ class Bench:
                     on_the_way[pipe] += part.on_the_way
                     self.total.merge(part)
                     intervals.add(pipe, part)
+                    downtimes.add(pipe, part.until, part.outages, part.down)
                     for verdict, sent, received in part.examples:
                         self._report.detail("\n".join([f"{verdict.value}:", *comparison(sent, received)]))
                 else:
                     ends[pipe] = part
                     waiting.remove(pipe)
                     intervals.end(pipe)
+                    downtimes.end(pipe)
         ended_at = min(max(end.at for end in ends.values()), self._period.end)
         for interval in intervals.completed(ended_at):
             self._report_interval(interval)
+        for outage in downtimes.completed():
+            self._report_outage(outage)
+        self._connect_times.merge(self.total.connects)
         self._add_up_what_was_due(ends)
         return ended_at
 
@@ -225,6 +241,8 @@ class Bench:
 
     def _report_start(self) -> None:
         paced = f"closed loop, depth {self._depth}" if self._rate is None else f"{self._rate} messages/s"
+        if self._plan.new_connection:
+            paced = f"{paced.partition(', ')[0]}, a connection for each message"
         connections = plural(self._connections, "connection")
         self._report.event(
             "start",
@@ -241,7 +259,26 @@ class Bench:
             "depth": self._depth,
             "rate_per_s": self._rate,
             "warm_up_s": self._warm_up,
+            "reconnect": self._plan.reconnect,
+            "new_connection": self._plan.new_connection,
         }
+
+    def _report_outage(self, outage: Downtime) -> None:
+        self.total.outages.append(outage)
+        now = self._clock.now() - self._started_at
+        took = (outage.ended - outage.began) / SECOND
+        began, ended = (self._report.time((now - moment) / SECOND) for moment in (outage.began, outage.ended))
+        until = f"to {ended}" if outage.over else "on, not over"
+        connections = plural(outage.connections, "connection")
+        self._report.event(
+            "outage",
+            f"{self._where}: outage of {took:.3f} s from {began} {until}: {connections} down, {outage.lost:,} lost",
+            began=began,
+            ended=ended if outage.over else None,
+            outage_s=round(took, 6),
+            lost=outage.lost,
+            connections=outage.connections,
+        )
 
     def _report_interval(self, interval: Interval) -> None:
         if self._interval is None:
@@ -305,6 +342,8 @@ class Bench:
         errors = dict(self.total.errors)
         if self._report.tolerates_loss:
             errors.pop(TIMED_OUT, None)
+            if self._plan.reconnect or self._plan.new_connection:  # then an error costs messages, and is not the end
+                errors = {_DIED: errors[_DIED]} if _DIED in errors else {}
         elif self.total.lost:
             return 1
         return 1 if errors or not (self.total.rtt.count or self.total.received) else 0

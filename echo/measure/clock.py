@@ -9,16 +9,19 @@ import selectors
 import time
 from typing import Type
 
+from .dialer import Dialer
+
 
 class Clock:
     """The system's clock: ``now`` in nanoseconds, ``wall`` in seconds since 1970, ``cpu`` in nanoseconds of this
-    process, ``sleep`` in seconds, ``selector`` to wait for sockets."""
+    process, ``sleep`` in seconds, ``selector`` to wait for sockets, ``dialer`` to connect meanwhile."""
 
     now = staticmethod(time.perf_counter_ns)
     wall = staticmethod(time.time)
     cpu = staticmethod(time.process_time_ns)
     sleep = staticmethod(time.sleep)
     selector: Type[selectors.BaseSelector] = selectors.DefaultSelector
+    dialer = Dialer
 
 
 CLOCK = Clock()

@@ -20,8 +20,9 @@ import collections
 import heapq
 import selectors
 import signal
+import socket
 import sys
-from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Tuple, Type
 
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError
@@ -29,6 +30,7 @@ from ..framing import Framing
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
 from .lane import Lane
+from .outages import Downtime
 from .probes import Ledger, Probe, Reply, UncheckedLedger, Verdict
 
 EXAMPLES = 3
@@ -49,7 +51,8 @@ LATE = SECOND // 1000
 """Nanoseconds after which a probe that was not sent in time counts as late by the client's own fault."""
 
 _FOREVER = 1 << 62
-_NOTHING = sys.maxsize  # as a ledger's number of the first probe that counts
+NOTHING = sys.maxsize
+"""As a ledger's number of the first probe that counts."""
 TIMED_OUT = "no reply in time"
 
 
@@ -79,7 +82,8 @@ class Plan(NamedTuple):
 
     ``lanes``: the numbers of its connections among all ``connections``. ``rate``: probes per second in the timetable of
     all connections; None for a closed loop. ``timeout``: in nanoseconds; None for no limit. ``tag``: that of the first
-    connection. ``verify``: whether replies are compared with the probes.
+    connection. ``verify``: whether replies are compared with the probes. ``reconnect``: whether a connection that is
+    lost is opened again. ``new_connection``: whether each probe has a connection of its own.
     """
 
     endpoint: Endpoint
@@ -92,6 +96,8 @@ class Plan(NamedTuple):
     timeout: Optional[int]
     tag: int
     verify: bool = True
+    reconnect: bool = False
+    new_connection: bool = False
 
 
 class Period(NamedTuple):
@@ -119,7 +125,8 @@ class Slice:
 
     ``received``: right replies that came in it. All else is about the probes that were due in it. ``issued``: how many
     were passed to a connection; ``unsent``: those of them that never left it. ``rtt``: round trips, in an open loop
-    from the time at which the probe was due; ``raw``: from its send. ``damaged``: probes that came back corrupted.
+    from the time at which the probe was due; ``raw``: from its send. ``connects``: how long it took to connect, and
+    ``reconnects``: how often, after the first connections. ``damaged``: probes that came back corrupted.
     ``lost``: lost probes. ``wrong``: wrong replies by verdict. ``errors``: how often each error happened. ``examples``:
     wrong replies, a damaged one together with its probe.
 
@@ -128,7 +135,7 @@ class Slice:
     without those in which it polled and nothing came.
 
     ``warm_up`` has what was lost and wrong before. ``shifts``: by how many bytes replies were shifted, and how often,
-    in the warm-up too.
+    in the warm-up too. ``outages``: of single connections, those that are over; ``down``: how many are not.
     """
 
     def __init__(self) -> None:
@@ -140,6 +147,9 @@ class Slice:
         self.examples: List[Tuple[Verdict, Optional[bytes], bytes]] = []
         self.rtt = Distribution()
         self.raw = Distribution()
+        self.connects = Distribution()
+        self.reconnects = self.down = 0
+        self.outages: List[Downtime] = []
         self.wrong: Counter[Verdict] = collections.Counter()
         self.errors: Counter[str] = collections.Counter()
 
@@ -167,6 +177,8 @@ class Slice:
         self.shifts.update(other.shifts)
         self.rtt.merge(other.rtt)
         self.raw.merge(other.raw)
+        self.connects.merge(other.connects)
+        self.reconnects += other.reconnects
         self.wrong.update(other.wrong)
         self.errors.update(other.errors)
 
@@ -183,9 +195,14 @@ def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
     Connect, and send the nanoseconds that each connection took, or an ``OSError``. Receive the ``Period``. Send a
     ``Slice`` each ``TICK``, and finally the ``End``. Any further object that is received ends the work early.
     """
-    load = _ClosedLoop(pipe, plan, clock) if plan.rate is None else _OpenLoop(pipe, plan, plan.rate, clock)
+    kinds: Tuple[Type[Load], Type[Load]] = (ClosedLoop, OpenLoop)
+    if plan.reconnect or plan.new_connection:
+        from . import renewing  # here, since it is made of those
+
+        kinds = renewing.KINDS
+    load = kinds[plan.rate is not None](pipe, plan, clock)
     try:
-        took = [load.open(number) for number in plan.lanes]
+        took = load.connect()
     except OSError as exc:
         pipe.send(exc)
         return
@@ -196,7 +213,7 @@ def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
         pass  # the bench has ended
 
 
-class _Load:
+class Load:
     """The common part of both loops."""
 
     def __init__(self, pipe: Any, plan: Plan, clock: Clock) -> None:
@@ -204,6 +221,7 @@ class _Load:
         self._pipe = pipe
         self._plan = plan
         self._lanes: Dict[Lane, int] = {}  # with their numbers among all connections
+        self._by_number: Dict[int, Lane] = {}
         self._selector = clock.selector()
         self._patience = _FOREVER if plan.timeout is None else plan.timeout
         self._slice = Slice()
@@ -216,17 +234,28 @@ class _Load:
         self._interrupted = False
         self._examples_left = EXAMPLES
 
-    def open(self, number: int) -> int:
-        plan = self._plan
-        began = self._clock.now()
-        sock = plan.endpoint.open(None if plan.timeout is None else plan.timeout / SECOND)
-        took = self._clock.now() - began
-        ledger = (Ledger if plan.verify else UncheckedLedger)(plan.size, (plan.tag + number) & 0xFFFF)
-        ledger.counts_from = _NOTHING
-        lane = Lane(sock, plan.framing, ledger, self._clock.now)
-        self._lanes[lane] = number
-        self._selector.register(lane, selectors.EVENT_READ)
+    def connect(self) -> List[int]:
+        """Open all connections; return how many nanoseconds each took. Raises ``OSError``."""
+        took = []
+        for number in self._plan.lanes:
+            began = self._clock.now()
+            sock = self._dial()
+            took.append(self._clock.now() - began)
+            self._add(number, sock, self._plan.tag + number)
         return took
+
+    def _dial(self) -> socket.socket:
+        return self._plan.endpoint.open(None if self._plan.timeout is None else self._plan.timeout / SECOND)
+
+    def _add(self, number: int, sock: socket.socket, tag: int, first: int = 1) -> Lane:
+        """Add a connection, whose first probe has this number."""
+        ledger = (Ledger if self._plan.verify else UncheckedLedger)(self._plan.size, tag & 0xFFFF, first)
+        ledger.counts_from = NOTHING
+        lane = Lane(sock, self._plan.framing, ledger, self._clock.now)
+        self._lanes[lane] = number
+        self._by_number[number] = lane
+        self._selector.register(lane, selectors.EVENT_READ)
+        return lane
 
     def work(self, period: Period) -> End:
         """Keep the lanes busy to the end of the period, then wait for the missing replies; return when it ended.
@@ -248,7 +277,7 @@ class _Load:
             self._send_due(min(now, self._end))  # even if this process was held up until after the end
             if now >= look_at:
                 look_at = self._look(now)
-            if not self._lanes or (now >= self._end and not self._awaits_replies()):
+            if self._is_abandoned() or (now >= self._end and not self._awaits_replies()):
                 break
             wait = self._pause(now, min(tick_at, look_at))
             for key, ready in self._wait(wait):
@@ -265,9 +294,7 @@ class _Load:
                             self._replied(lane)
                 except EchoError as exc:
                     self._drop(lane, str(exc))
-        for lane in self._lanes:
-            self._forget(lane)
-            lane.close()
+        self._finish()
         self._pass_on()
         return End(min(self._end, clock()) - received_at, self._interrupted)
 
@@ -316,7 +343,7 @@ class _Load:
     def _look(self, now: int) -> int:
         """Give up the probes whose time is over, and return when to look again."""
         oldest = now
-        for lane in self._lanes:
+        for lane in list(self._lanes):
             self._give_up(lane, now)
             if lane.ledger.outstanding:
                 oldest = min(oldest, lane.ledger.outstanding[0].sent_at)
@@ -338,6 +365,12 @@ class _Load:
         if counted < len(numbers):
             self._slice.warm_up["lost"] += len(numbers) - counted
         return counted
+
+    def _finish(self) -> None:
+        """The work ends."""
+        for lane in self._lanes:
+            self._forget(lane)
+            lane.close()
 
     def _forget(self, lane: Lane) -> List[Probe]:
         """A lane ends: add up what it has issued. Return the probes that were sent and are still on their way."""
@@ -379,15 +412,24 @@ class _Load:
         self._pipe.send(self._slice)
         self._slice = Slice()
 
+    def _is_abandoned(self) -> bool:
+        """Whether all connections are lost."""
+        return not self._lanes
+
     def _awaits_replies(self) -> bool:
         return not self._interrupted and any(lane.ledger.outstanding for lane in self._lanes)
 
     def _drop(self, lane: Lane, why: str) -> None:
+        """A connection is lost."""
+        self._lose(lane, self._remove(lane))
+        self._slice.errors[why] += 1  # in the warm-up too, since this connection is missing afterwards
+
+    def _remove(self, lane: Lane) -> List[Probe]:
+        """Close a connection. Return the probes that were sent and are still on their way."""
         self._selector.unregister(lane)
         lane.close()
-        del self._lanes[lane]
-        self._lose(lane, self._forget(lane))
-        self._slice.errors[why] += 1  # in the warm-up too, since this connection is missing afterwards
+        del self._by_number[self._lanes.pop(lane)]
+        return self._forget(lane)
 
     def _start(self, start: int) -> None:
         """Send the first probes, or prepare that."""
@@ -395,6 +437,22 @@ class _Load:
 
     def _begin_to_count(self) -> None:
         """The measured time begins."""
+
+    def _issue(self, number: int, due_at: int) -> bool:
+        """Send the next probe of a connection; return False if it is busy or lost."""
+        lane = self._by_number.get(number)
+        if lane is None or len(lane.ledger.outstanding) >= self._plan.depth:
+            return False
+        self._send(lane, due_at)
+        return True
+
+    def _first_that_counts(self, number: int, following: int) -> int:
+        """The number of the first probe of a connection that counts, if ``following`` is the next one that is due."""
+        raise NotImplementedError
+
+    def _go_on(self, number: int) -> None:
+        """A connection can carry a further probe."""
+        raise NotImplementedError
 
     def _replied(self, lane: Lane) -> None:
         """A probe of this lane is no longer on its way."""
@@ -422,7 +480,7 @@ class _Load:
         raise NotImplementedError
 
 
-class _ClosedLoop(_Load):
+class ClosedLoop(Load):
     def _start(self, start: int) -> None:
         for lane in self._lanes:
             self._replied(lane)
@@ -430,6 +488,12 @@ class _ClosedLoop(_Load):
     def _begin_to_count(self) -> None:
         for lane in self._lanes:
             lane.ledger.counts_from = lane.ledger.next
+
+    def _first_that_counts(self, number: int, following: int) -> int:
+        return following
+
+    def _go_on(self, number: int) -> None:
+        self._replied(self._by_number[number])
 
     def _replied(self, lane: Lane) -> None:
         outstanding = lane.ledger.outstanding
@@ -440,22 +504,23 @@ class _ClosedLoop(_Load):
         self._slice.rtt.add(now - probe.sent_at)
 
 
-class _OpenLoop(_Load):
-    def __init__(self, pipe: Any, plan: Plan, rate: int, clock: Clock) -> None:
+class OpenLoop(Load):
+    def __init__(self, pipe: Any, plan: Plan, clock: Clock) -> None:
         super().__init__(pipe, plan, clock)
-        self._timetable = Timetable(rate, plan.connections)
+        self._timetable = Timetable(plan.rate or 1, plan.connections)
         self._started_at = 0
         self._turns: List[Tuple[int, int]] = []  # a heap: when and which turn each lane has next, without those held
         self._held: Dict[int, Tuple[int, int]] = {}  # the same of lanes that wait for replies
-        self._by_number: Dict[int, Lane] = {}
         self._looked_at = 0  # when it last looked for turns; those of before were held up by missing replies
 
     def _start(self, start: int) -> None:
         self._started_at = start
-        self._by_number = {number: lane for lane, number in self._lanes.items()}
-        self._turns = [(start + self._timetable.moment(number), number) for number in sorted(self._by_number)]
+        self._turns = [(start + self._timetable.moment(number), number) for number in sorted(self._plan.lanes)]
         for lane, number in self._lanes.items():
-            lane.ledger.counts_from = 1 + self._timetable.rounds(number, self._begin - start)
+            lane.ledger.counts_from = self._first_that_counts(number, 1)
+
+    def _first_that_counts(self, number: int, following: int) -> int:
+        return 1 + self._timetable.rounds(number, self._begin - self._started_at)
 
     def _send_due(self, now: int) -> None:
         late_before = now - LATE
@@ -463,10 +528,7 @@ class _OpenLoop(_Load):
         while self._turns and self._turns[0][0] < now:
             due_at, turn = heapq.heappop(self._turns)
             number = turn % self._plan.connections
-            lane = self._by_number[number]
-            if lane not in self._lanes:
-                continue
-            if len(lane.ledger.outstanding) >= self._plan.depth:
+            if not self._issue(number, due_at):
                 self._held[number] = due_at, turn
                 continue
             following = turn + self._plan.connections
@@ -474,11 +536,13 @@ class _OpenLoop(_Load):
             if was_held_up and self._looked_at < due_at < late_before:
                 self._slice.late += 1
                 self._slice.latest = max(self._slice.latest, now - due_at)
-            self._send(lane, due_at)
         self._looked_at = now
 
     def _replied(self, lane: Lane) -> None:
-        turn = self._held.pop(self._lanes[lane], None)
+        self._go_on(self._lanes[lane])
+
+    def _go_on(self, number: int) -> None:
+        turn = self._held.pop(number, None)
         if turn is not None:
             heapq.heappush(self._turns, turn)
 

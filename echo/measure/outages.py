@@ -1,14 +1,15 @@
-"""Outages: when the replies of a ping stopped, and when they came again.
+"""Outages: when replies stopped, and when they came again.
 
-An outage is a run of lost probes. It begins when the first of them was sent, and ends with the first reply to a later
-probe. This module knows no clock.
+The outage of a ping is a run of lost probes. It begins when the first of them was sent, and ends with the first reply
+to a later probe. That of a bench is a time in which at least one of its connections was down. This module knows no
+clock.
 """
 
 from __future__ import annotations
 
 import collections
 import sys
-from typing import Deque, NamedTuple, Optional, Tuple
+from typing import Any, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 
 class Outage(NamedTuple):
@@ -72,3 +73,55 @@ class Outages:
         self.count += 1
         self.total += outage.ended - outage.began
         return outage
+
+
+class Downtime(NamedTuple):
+    """A time in which connections were down, in nanoseconds, and how many messages were lost with them. It may not be
+    ``over`` when the bench ends."""
+
+    began: int
+    ended: int
+    connections: int
+    lost: int
+    over: bool
+
+
+class Downtimes:
+    """Joins the downtimes of connections that overlap. They come from several ``sources``, from each in the order in
+    which they ended."""
+
+    def __init__(self, sources: Iterable[Any]) -> None:
+        self._known_until = dict.fromkeys(sources, 0)
+        self._down: Dict[Any, int] = {}
+        self._pending: List[Downtime] = []
+
+    def add(self, source: Any, until: int, ended: Iterable[Downtime], down: int) -> None:
+        """Add what a source knows at a time: the downtimes that have ended, and how many connections are down."""
+        self._known_until[source] = until
+        self._down[source] = down
+        self._pending += ended
+
+    def end(self, source: Any) -> None:
+        """Nothing more comes from this source."""
+        del self._known_until[source]
+        self._down.pop(source, None)
+
+    def completed(self) -> Iterator[Downtime]:
+        """Return the outages that are over, each once."""
+        last = max((each.ended for each in self._pending), default=0)
+        if self._pending and not any(self._down.values()) and last <= min(self._known_until.values(), default=last):
+            pending, self._pending = sorted(self._pending), []
+            joined = pending[0]
+            for each in pending[1:]:
+                if each.began > joined.ended:
+                    yield joined
+                    joined = each
+                else:
+                    joined = Downtime(
+                        joined.began,
+                        max(joined.ended, each.ended),
+                        joined.connections + each.connections,
+                        joined.lost + each.lost,
+                        joined.over and each.over,
+                    )
+            yield joined

@@ -38,6 +38,8 @@ class Ping:
     be the server's. ``timeout`` is the maximum time in seconds for a reply, after
     which the probe is lost, and for connecting (None: no limit). ``rtt`` has the round trips.
     Without ``verify``, replies are timed and counted, and not compared with the probes. ``percentiles`` are shown.
+    With ``new_connection`` each probe has a connection of its own, one after the other. The time to connect is a part
+    of its round trip.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Ping:
         timeout: Optional[float],
         percentiles: Sequence[float] = PERCENTILES,
         verify: bool = True,
+        new_connection: bool = False,
         clock: Clock = CLOCK,
     ) -> None:
         self._clock = clock
         self._percentiles = percentiles
         self._verify = verify
+        self._new_connection = new_connection
         self._endpoint = endpoint
         self._where = str(endpoint)
         self._framing = framing
@@ -77,6 +81,7 @@ class Ping:
         self._outages = Outages()
         self.rtt = Distribution()
         self._connect_times = Distribution()
+        self._connecting_took = 0
 
     def resolve(self) -> None:
         """Look up the host's name, for all connections. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no
@@ -133,7 +138,8 @@ class Ping:
         if self._count is not None and self._sent >= self._count:
             return False
         # Without an interval the replies set the pace.
-        return bool(self._interval) or self._lane is None or not self._lane.ledger.outstanding
+        has_pace = bool(self._interval) and not self._new_connection
+        return has_pace or self._lane is None or not self._lane.ledger.outstanding
 
     def _send(self) -> None:
         seq = self._sent + 1
@@ -163,22 +169,25 @@ class Ping:
         ledger = (Ledger if self._verify else UncheckedLedger)(self._size, random.randrange(0x10000), seq)
         self._lane = Lane(sock, self._framing, ledger, self._clock.now)
         self._selector.register(self._lane, selectors.EVENT_READ)
-        is_first = self._connect_times.count == 1 and self._endpoint.is_named
-        looked_up = f"looked up in {milliseconds(self._look_up_took)} ms, " if is_first else ""
+        self._connecting_took = took
+        is_first = self._connect_times.count == 1
+        looked_up = f"looked up in {milliseconds(self._look_up_took)} ms, " * (is_first and self._endpoint.is_named)
+        text = f"ECHO {self._where}: {plural(self._size, 'byte')}, {looked_up}connected in {milliseconds(took)} ms"
         self._report.event(
             "connected",
-            f"ECHO {self._where}: {plural(self._size, 'byte')}, {looked_up}connected in {milliseconds(took)} ms",
+            text if is_first or not self._new_connection else "",  # the line of each reply has it
             address=self._where,
             size_bytes=self._size,
             connect_us=microseconds(took),
         )
 
-    def _close(self, why: str) -> None:
-        lane = self._lane
-        assert lane is not None
+    def _remove(self, lane: Lane) -> None:
         self._selector.unregister(lane)
         lane.close()
         self._lane = None
+
+    def _close(self, lane: Lane, why: str) -> None:
+        self._remove(lane)
         if not lane.ledger.outstanding:
             self._report.event("closed", f"{self._where}: {why}", why=why)
         for probe in lane.ledger.outstanding:
@@ -204,9 +213,11 @@ class Ping:
                     for reply in lane.receive():
                         self._report_reply(reply, now)
         except EchoError as exc:
-            self._close(str(exc))
+            self._close(lane, str(exc))
             return
         self._give_up(lane, self._clock.now())
+        if self._new_connection and not lane.ledger.outstanding:
+            self._remove(lane)
 
     def _give_up(self, lane: Lane, now: int) -> None:
         if self._patience is not None:
@@ -257,6 +268,10 @@ class Ping:
             fields["shifted_bytes"] = reply.shift
         if reply.probe is not None:
             took = now - reply.probe.sent_at
+            if self._new_connection:
+                took += self._connecting_took
+                text += f" connect={milliseconds(self._connecting_took)} ms"
+                fields["connect_us"] = microseconds(self._connecting_took)
             text += f" time={milliseconds(took)} ms"
             fields["rtt_us"] = microseconds(took)
             if reply.verdict is not Verdict.CORRUPTED:

@@ -87,7 +87,7 @@ class Ledger:
 
     ``size``: bytes in each probe, at least ``MIN_SIZE``. ``tag``: 0 to 65535; the attribute is its text in each probe.
     ``first``: the number of the first probe. ``next``: that of the next one. ``counts_from``: that of the first one
-    that counts, for the owner.
+    that counts, for the owner. ``highest``: that of the latest one that has come back; -1 before that.
 
     Each probe is on its way from ``issue`` until it leaves ``outstanding``, exactly once: ``settle`` returns it with
     its reply, or ``give_up`` returns it, or the owner finds it there when the connection has ended.
@@ -102,7 +102,7 @@ class Ledger:
         self.tag = b"%04x" % tag
         self.next = first
         self.counts_from = first
-        self._highest = -1  # highest number that has come back
+        self.highest = -1
         self._lost: Set[int] = set()
         self._lost_in_order: Deque[int] = collections.deque()
         self._forgotten = -1  # highest lost number that is no longer remembered
@@ -163,8 +163,8 @@ class Ledger:
                 self._forgotten = oldest
 
     def _answered(self, probe: Probe, message: bytes) -> Reply:
-        if probe.seq > self._highest:
-            self._highest = probe.seq
+        if probe.seq > self.highest:
+            self.highest = probe.seq
             return Reply(Verdict.RIGHT, message, probe, probe.seq)
         return Reply(Verdict.REORDERED, message, probe, probe.seq)
 

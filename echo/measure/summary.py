@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from ..text import plural
-from .distribution import Distribution
+from .distribution import SECOND, Distribution
 from .figures import as_fields, percentile_name, with_conditions
 from .load import Slice
 from .probes import Verdict
@@ -35,6 +35,11 @@ class LoadSummary(NamedTuple):
     look_up_took: int
     is_named: bool
 
+    @property
+    def outages_s(self) -> float:
+        """The length of all outages, in seconds."""
+        return sum(outage.ended - outage.began for outage in self.total.outages) / SECOND
+
     def report(self, report: Report, percentiles: Sequence[float]) -> None:
         """Report it, with these percentiles."""
         total, elapsed, connects = self.total, self.elapsed, self.connects
@@ -55,14 +60,15 @@ class LoadSummary(NamedTuple):
         if connects.least is not None and connects.greatest is not None:
             spread = "/".join(map(milliseconds, (connects.least, connects.mean, connects.greatest)))
             rows.append(("connect", f"min/avg/max {spread} ms"))
-        latencies = (
-            {"rtt": total.rtt} if self.parameters["rate_per_s"] is None else {"rtt": total.rtt, "raw": total.raw}
-        )
+        is_paced = self.parameters["rate_per_s"] is not None
+        latencies = {"rtt": total.rtt}
+        if is_paced or total.raw.count:
+            latencies["raw"] = total.raw
         fields: Dict[str, Any] = {}
         for name, times in latencies.items():
             fields.update(as_fields(name, times, with_conditions(percentiles, report)))
         report.summarize(
-            "\n".join([*(f"{name:12}{text}" for name, text in rows), "", *_table(latencies, percentiles)]),
+            "\n".join([*(f"{name:12}{text}" for name, text in rows), "", *_table(latencies, percentiles, is_paced)]),
             **self.parameters,
             messages=total.received,
             duration_s=round(elapsed, 6),
@@ -80,6 +86,9 @@ class LoadSummary(NamedTuple):
             warm_up=dict(total.warm_up),
             shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
+            reconnects=total.reconnects,
+            outages=len(total.outages),
+            outages_s=round(self.outages_s, 6),
             lookup_us=microseconds(self.look_up_took),
             client_busy_percent=round(100 * busy, 1),
             client_late=total.late,
@@ -97,6 +106,10 @@ class LoadSummary(NamedTuple):
         yield "wrong", ", ".join(report.bad(count, verdict.value) for verdict, count in total.wrong.items()) or "0"
         yield "lost", report.mark(f"{total.lost:,}", total.lost)
         yield "errors", ", ".join(report.bad(count, f"x {what}") for what, count in total.errors.items()) or "0"
+        if total.reconnects:
+            yield "reconnected", plural(total.reconnects, "time")
+        if total.outages:
+            yield "outages", f"{len(total.outages):,}, {self.outages_s:.3f} s in all"
         if total.on_the_way:
             yield "on the way", f"{total.on_the_way:,} when it was interrupted"
         if never_sent:
@@ -129,11 +142,10 @@ class LoadSummary(NamedTuple):
             yield "warning", report.mark(why, style="doubtful")
 
 
-def _table(latencies: Dict[str, Distribution], percents: Sequence[float]) -> List[str]:
+def _table(latencies: Dict[str, Distribution], percents: Sequence[float], is_paced: bool) -> List[str]:
     """A row for each distribution, a column for each percentile, in milliseconds."""
-    titles = {"rtt": "round trip", "raw": "raw"}
-    if "raw" in latencies:
-        titles["rtt"] = "corrected"  # includes the wait to be sent, which the raw round trip leaves out
+    # Corrected: it includes the wait to be sent, which the raw round trip leaves out.
+    titles = {"rtt": "corrected" if is_paced else "round trip", "raw": "raw"}
     names = ["min", *map(percentile_name, percents), "max"]
     lines = ["".join([f"{'ms':11}", *(f"{name:>8}" for name in names), f"{'samples':>12}"])]
     for name, times in latencies.items():

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import selectors
 import signal
 import socket
 import struct
@@ -16,8 +17,12 @@ import pytest
 
 import echo
 from echo.measure.bench import Bench
+from echo.measure.clock import CLOCK
+from echo.measure.conditions import Condition
+from echo.measure.dialer import Dialer
 from echo.measure.intervals import Intervals
 from echo.measure.load import Period, Slice, Timetable
+from echo.measure.outages import Downtime, Downtimes
 from echo.measure.report import Report
 from support import DEADLINE, Recorder, eventually
 from support.measuring import (
@@ -340,8 +345,14 @@ def test_what_was_due_on_a_lost_connection_was_never_sent(lost, came):
     assert summary["came"] == 20 - lost
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_due_is_always_what_came_was_lost_was_never_sent_and_is_on_the_way(seed):
+@pytest.mark.parametrize(
+    "renewal, seed",
+    [
+        *((None, seed) for seed in range(20)),
+        *((renewal, seed) for renewal in ("reconnect", "new_connection") for seed in range(8)),
+    ],
+)
+def test_due_is_always_what_came_was_lost_was_never_sent_and_is_on_the_way(renewal, seed):
     rng = random.Random(seed)
 
     class DoesAnything(Service):
@@ -359,22 +370,239 @@ def test_due_is_always_what_came_was_lost_was_never_sent_and_is_on_the_way(seed)
                 self.send(message)
             elif fault < 0.97:
                 self.close()
+                self.network.refusals = rng.choice([0, 0, 1, 3])
             self.network.interrupted |= rng.random() < chance_of_an_end
 
     chance_of_an_end = rng.choice([0, 0, 0.005])
     result = simulate_bench(
         DoesAnything,
         connections=rng.choice([1, 3, 10]),
-        depth=rng.choice([None, 1, 4]),
+        depth=None if renewal == "new_connection" else rng.choice([None, 1, 4]),
         rate=rng.choice([None, 100, 777]),
         timeout=0.1,
         duration=rng.choice([0.1, 1]),
         as_json=True,
+        **({renewal: True} if renewal else {}),
     )
     summary = adds_up(events(result.text)[-1])
     assert summary["on_the_way"] == 0 or result.network.interrupted
+    if renewal == "new_connection":
+        assert summary["lost"] == sum(summary["errors"].values())
     assert summary["came"] == summary["rtt_samples"] + summary["corrupted"]
     assert summary["lost"] >= summary["errors"].get("no reply in time", 0)
+
+
+# Connections that are opened again.
+
+
+def outages(result):
+    return [event for event in events(result.text) if event["event"] == "outage"]
+
+
+class IsAway(Service):
+    """Closes all connections at the time of 400 ms, and refuses new ones until that of 700 ms."""
+
+    def answer(self, message):
+        network = self.network
+        if network.time < 400_000_000 or hasattr(network, "away"):
+            self.send(message)
+        else:
+            network.away = True
+            network.refusals = 3  # one each 100 ms
+            for session in network.sessions:
+                session.close()
+
+
+@pytest.mark.parametrize("rate", [None, 200], ids=["closed", "open"])
+def test_a_connection_that_is_lost_is_opened_again_and_the_outage_is_told(rate):
+    options = {"connections": 1, "duration": 1, "rate": rate, "reconnect": True}
+    result = simulate_bench(IsAway, as_json=True, **options)
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary["lost"], summary["reconnects"]) == (1, 1, 1)
+    assert summary["errors"] == {
+        "the server has ended the session": 1,
+        f"cannot connect: {os.strerror(errno.ECONNREFUSED)}": 3,
+    }
+    assert len(result.network.sessions) == 2
+    (outage,) = outages(result)
+    assert (outage["lost"], outage["connections"]) == (1, 1)
+    assert 0.3 < outage["outage_s"] < 0.5
+    assert outage["began"] < outage["ended"]
+    assert (summary["outages"], summary["outages_s"]) == (1, outage["outage_s"])
+    if rate is None:
+        assert summary["due"] == summary["came"] + 1
+    else:  # those that were due meanwhile were sent afterwards, as after a stall
+        assert (summary["due"], summary["came"], summary["never_sent"]) == (200, 199, 0)
+        assert summary["rtt_max_us"] > 300_000 > summary["raw_max_us"]
+    text = simulate_bench(IsAway, **options).text
+    assert re.search(
+        rf"^{ADDRESS}: outage of 0\.[34]\d\d s from \S+ to \S+: 1 connection down, 1 lost$", text, re.MULTILINE
+    )
+    assert re.search(r"^reconnected 1 time\noutages     1, 0\.[34]\d\d s in all$", text, re.MULTILINE)
+
+
+def test_a_connection_that_ends_between_two_messages_costs_nothing_if_it_is_opened_again():
+    class ClosesAfterEachTenth(Service):
+        def answer(self, message):
+            self.send(message)
+            if self.number == 10:
+                self.close()
+
+    result = simulate_bench(ClosesAfterEachTenth, rate=50, duration=2, reconnect=True, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary["came"], summary["lost"], summary["errors"]) == (0, 100, 0, {})
+    assert summary["reconnects"] >= 8
+
+
+def test_a_server_that_does_not_come_back_is_an_outage_until_the_end():
+    class GoesAway(Service):
+        def answer(self, message):
+            self.send(message)
+            if self.network.time > 400_000_000:
+                self.network.refusals = 1000
+                self.close()
+
+    result = simulate_bench(GoesAway, connections=1, duration=1, reconnect=True, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    (outage,) = outages(result)
+    assert (result.code, outage["ended"]) == (1, None)
+    assert outage["outage_s"] > 0.6
+    assert summary["duration_s"] == 1
+
+
+def test_what_is_lost_in_the_warm_up_and_opened_again_counts_for_nothing():
+    class ClosesTheFirst(Service):
+        def answer(self, message):
+            if self in self.network.sessions[:2]:
+                self.close()
+            else:
+                self.send(message)
+
+    result = simulate_bench(ClosesTheFirst, duration=10, rate=20, reconnect=True, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert (summary["came"], summary["lost"], outages(result)) == (200, 0, [])
+    assert summary["warm_up"]["lost"] == 2
+
+
+@pytest.mark.parametrize("rate", [None, 200], ids=["closed", "open"])
+def test_each_message_may_have_a_connection_of_its_own(rate):
+    result = simulate_bench(rate=rate, duration=1, new_connection=True, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary["errors"], summary["lost"]) == (0, {}, 0)
+    sessions = result.network.sessions
+    assert {session.number for session in sessions} == {0, 1}
+    assert [session.number for session in sessions].count(0) == 1  # the one that shows that the server is there
+    assert summary["rtt_samples"] == summary["raw_samples"] == summary["connect_samples"] == summary["came"] > 50
+    assert summary["connect_min_us"] == summary["connect_max_us"] == 1000
+    assert summary["rtt_min_us"] >= summary["raw_min_us"] + 1000  # a round trip contains the time to connect
+    text = simulate_bench(rate=rate, duration=1, new_connection=True).text
+    assert "a connection for each message, 1 s\n" in text.partition("\n")[0] + "\n"
+    assert re.findall(r"^(corrected|raw|round trip) ", text, re.MULTILINE) == [
+        "corrected" if rate else "round trip",
+        "raw",
+    ]
+
+
+@pytest.mark.parametrize("rate", [None, 200], ids=["closed", "open"])
+def test_a_message_that_cannot_connect_is_lost_and_the_next_one_is_sent(rate):
+    class IsFullNowAndThen(Service):
+        def answer(self, message):
+            self.send(message)
+            self.network.refusals = len(self.network.messages) % 10 == 0
+
+    options = {"connections": 1, "duration": 2, "rate": rate, "new_connection": True}
+    result = simulate_bench(IsFullNowAndThen, as_json=True, **options)
+    summary = adds_up(events(result.text)[-1])
+    refused = f"cannot connect: {os.strerror(errno.ECONNREFUSED)}"
+    assert result.code == 1
+    assert summary["errors"] == {refused: summary["lost"]}
+    assert summary["lost"] == sum(outage["lost"] for outage in outages(result)) > 5
+    assert summary["loss_percent"] > 5
+    patient = simulate_bench(IsFullNowAndThen, conditions=[Condition.parse("loss > 50%")], **options)
+    assert patient.code == 0
+
+
+def test_a_reply_that_does_not_come_costs_its_own_connection_alone():
+    result = simulate_bench(DropsEachFifth, connections=1, rate=100, duration=1, timeout=0.01, new_connection=True)
+    assert result.code == 0  # the fifth message of a connection never comes
+
+    class DropsEachFifthOfAll(Service):
+        def answer(self, message):
+            if len(self.network.messages) % 5:
+                self.send(message)
+
+    result = simulate_bench(
+        DropsEachFifthOfAll, connections=3, rate=100, duration=1, timeout=0.01, new_connection=True, as_json=True
+    )
+    summary = adds_up(events(result.text)[-1])
+    assert (summary["came"], summary["lost"], summary["errors"]) == (80, 20, {"no reply in time": 20})
+
+
+@pytest.mark.slow
+def test_a_server_that_is_replaced_under_load_is_one_outage_of_all_connections(serve, start_bench):
+    handler = remembering(lambda handler, message: handler.send(message))
+    server = serve(handler)
+    address = server.server_address
+    process = start_bench(address, "-P", "3", "-d", "3s", "-i", "100ms", "--reconnect", "-J")
+    read_until(process, '"event": "interval"')  # the warm-up is over
+    server.stop()
+    with socket.socket() as nobody:
+        eventually(lambda: nobody.connect_ex(address))
+    with echo.Server(address, remembering(lambda handler, message: handler.send(message))) as server:
+        server.start()
+        code, text = finish(process)
+    summary = adds_up(events(text)[-1])
+    (outage,) = [event for event in events(text) if event["event"] == "outage"]
+    assert (outage["connections"], outage["lost"]) == (3, summary["lost"])
+    assert summary["reconnects"] == 3
+    assert code == (1 if summary["lost"] or summary["errors"] else 0)
+
+
+def test_outages_of_several_connections_that_overlap_are_one():
+    def down(began, ended, lost=1, over=True):
+        return Downtime(began, ended, 1, lost, over)
+
+    downtimes = Downtimes("ab")
+    downtimes.add("a", 30, [down(10, 20), down(15, 25)], 0)
+    assert list(downtimes.completed()) == []  # b is not known yet
+    downtimes.add("b", 40, [], 1)
+    assert list(downtimes.completed()) == []  # a connection of b is down
+    downtimes.add("b", 50, [down(22, 45)], 0)
+    assert list(downtimes.completed()) == []  # a is known until 30
+    downtimes.add("a", 60, [down(50, 55, 7)], 0)
+    downtimes.add("b", 60, [], 0)
+    assert list(downtimes.completed()) == [Downtime(10, 45, 3, 3, True), down(50, 55, 7)]
+    assert list(downtimes.completed()) == []
+    downtimes.add("a", 80, [down(70, 80, 2, False)], 0)
+    downtimes.end("a")
+    downtimes.end("b")
+    assert list(downtimes.completed()) == [down(70, 80, 2, False)]
+
+
+def test_connecting_takes_place_beside_the_connections_that_there_are():
+    may_connect = threading.Event()
+
+    def connect():
+        assert may_connect.wait(DEADLINE)
+        return socket.socket()
+
+    dialer = Dialer(connect, CLOCK)
+    try:
+        for place in range(3):
+            dialer.dial(place)  # returns at once
+        assert dialer.ended() == []
+        may_connect.set()
+        ended = []
+        with selectors.DefaultSelector() as selector:
+            selector.register(dialer, selectors.EVENT_READ)
+            while len(ended) < 3:
+                assert selector.select(DEADLINE)
+                ended += dialer.ended()
+        assert {each.place for each in ended} == {0, 1, 2}
+        for each in ended:
+            each.socket.close()
+    finally:
+        dialer.close()
 
 
 # The time series.
@@ -965,6 +1193,8 @@ def test_json_is_one_object_a_line_and_the_summary_last():
         "rate_per_s": None,
         "duration_s": 2.2,
         "warm_up_s": 0,
+        "reconnect": False,
+        "new_connection": False,
     }
     assert start["warm_up_s"] == pytest.approx(0.22)
     assert [event["event"] for event in progress] == ["progress"] * 2
@@ -1112,6 +1342,8 @@ def test_the_line_is_on_the_terminal_and_fits_it_when_the_results_go_elsewhere(s
         (["--bench", "-s", "19"], ["invalid size '19'", "20 bytes"]),
         (["--bench", "-s", "65537"], ["--size 65537 is over --max-message 65536"]),
         (["--bench", "-d", "0"], ["invalid --duration 0"]),
+        (["--bench", "--new-connection", "--depth", "2"], ["--new-connection excludes --depth", "--connections"]),
+        (["--ping", "--reconnect"], ["--reconnect needs --bench"]),
         (["--bench", "-P", "0"], ["invalid number '0'"]),
         (["--bench", "--rate", "0"], ["invalid number '0'"]),
         (["--bench", "--rate", "1.5"], ["invalid number '1.5'"]),

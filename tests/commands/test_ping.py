@@ -441,6 +441,50 @@ def test_a_name_is_looked_up_once_for_all_connections(serve, monkeypatch):
     assert (code, counts(text)["lost"]) == (1, 3)
 
 
+def test_each_message_may_have_a_connection_of_its_own():
+    result = simulate_ping(new_connection=True, interval=0.5)
+    assert result.code == 0
+    assert [session.number for session in result.network.sessions] == [1, 1, 1]
+    assert not any(session.is_open for session in result.network.sessions)
+    lines = result.text.splitlines()
+    assert lines[0] == f"ECHO {ADDRESS}: 64 bytes, connected in 1.00 ms"
+    assert lines[1:4] == [f"64 bytes from {ADDRESS}: seq={n} connect=1.00 ms time=2.00 ms" for n in (1, 2, 3)]
+    assert lines[-1] == "connect min/avg/max/mdev = 1.00/1.00/1.00/0.000 ms"
+    *found, summary = events(simulate_ping(new_connection=True, as_json=True).text)
+    assert [event["event"] for event in found] == ["connected", "reply"] * 3
+    assert [event["connect_us"] for event in found] == [1000] * 6
+    assert {event.get("rtt_us") for event in found} == {None, 2000}
+    assert (summary["rtt_min_us"], summary["connect_samples"]) == (2000, 3)
+
+
+def test_a_message_whose_connection_fails_or_ends_is_lost_and_the_next_one_has_another():
+    class EndsTheSecond(Service):
+        def answer(self, message):
+            if len(self.network.messages) == 2:
+                self.network.refusals = 1
+                self.close()
+            else:
+                self.send(message)
+
+    result = simulate_ping(EndsTheSecond, count=4, interval=0.5, new_connection=True)
+    assert result.code == 1
+    assert counts(result.text) == {"transmitted": 4, "received": 2, "corrupted": 0, "lost": 2, "loss": 50}
+    assert lines_about(result.text, 2) == ["lost: the server has ended the session"]
+    assert lines_about(result.text, 3) == [f"lost: cannot connect: {os.strerror(errno.ECONNREFUSED)}"]
+    assert "outage of 1.0" in result.text
+
+
+def test_with_a_connection_for_each_message_the_next_one_waits_for_the_fate_of_the_one_before():
+    class DropsTheFirst(Service):
+        def answer(self, message):
+            if len(self.network.messages) > 1:
+                self.send(message)
+
+    result = simulate_ping(DropsTheFirst, interval=0.1, timeout=1.0, new_connection=True)
+    assert counts(result.text) == {"transmitted": 3, "received": 2, "corrupted": 0, "lost": 1, "loss": 33.33}
+    assert result.network.times[1] - result.network.times[0] >= 10**9
+
+
 def test_an_end_between_two_messages_costs_nothing():
     class AnswersOnce(Service):
         def answer(self, message):

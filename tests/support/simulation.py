@@ -20,6 +20,7 @@ import echo
 from echo import LengthFraming, LineFraming
 from echo.measure.bench import PERCENTILES as BENCH_PERCENTILES
 from echo.measure.bench import Bench
+from echo.measure.dialer import Dialer
 from echo.measure.load import TICK, work
 from echo.measure.ping import Ping
 from echo.measure.report import Report
@@ -114,6 +115,9 @@ class Service:
                 sent = self._socket.send(self._unsent)
             except BlockingIOError:
                 return
+            except BrokenPipeError:  # the client has gone
+                self.close()
+                return
             self._unsent = self._unsent[sent:]
 
 
@@ -171,6 +175,16 @@ class Network:
     def selector(self):
         return _Selector(self)
 
+    def dialer(self, connect, clock):
+        return _DialsAtOnce(connect, clock)
+
+
+class _DialsAtOnce(Dialer):
+    """Without a thread: the time passes here."""
+
+    def dial(self, place, pause=0.0):
+        self._attempt(place, pause)
+
 
 class _Selector(selectors.DefaultSelector):
     """Lets the services have their turn, then lets the time pass that the client would wait."""
@@ -220,7 +234,16 @@ class Simulation:
 
 
 def simulate_ping(
-    service=Service, framing="line", *, size=64, count=3, interval=0.0, timeout=10.0, verify=True, **report_and_network
+    service=Service,
+    framing="line",
+    *,
+    size=64,
+    count=3,
+    interval=0.0,
+    timeout=10.0,
+    verify=True,
+    new_connection=False,
+    **report_and_network,
 ):
     """``--ping`` a service that is of this class; return the ``Simulation``. Without ``count`` the service ends it, by
     ``self.network.simulation.client.stop()``, which is what a signal does."""
@@ -234,6 +257,7 @@ def simulate_ping(
         interval=interval,
         timeout=timeout,
         verify=verify,
+        new_connection=new_connection,
         clock=simulation.network,
     )
     simulation.client.resolve()
@@ -260,6 +284,8 @@ def simulate_bench(
     interval=None,
     percentiles=BENCH_PERCENTILES,
     verify=True,
+    reconnect=False,
+    new_connection=False,
     **report_and_network,
 ):
     """``--bench`` a service that is of this class; return the ``Simulation``. A thread does what the processes of the
@@ -285,6 +311,8 @@ def simulate_bench(
         interval=interval,
         percentiles=percentiles,
         verify=verify,
+        reconnect=reconnect,
+        new_connection=new_connection,
         clock=_OneTickEachTime(),
         start_load=start_load,
     )

@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
 
 
 def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
-    more: Any = {"verify": not options.no_verify}
+    more: Any = {"verify": not options.no_verify, "new_connection": options.new_connection}
     if options.percentiles is not None:
         more["percentiles"] = options.percentiles
     # Imported only here: with multiprocessing they take 20 of the 75 ms that a client needs to start.
@@ -169,6 +169,7 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             rate=options.rate,
             timeout=options.timeout,
             interval=options.interval,
+            reconnect=options.reconnect,
             **more,
         )
         _on_signals(bench.stop)
@@ -209,6 +210,8 @@ def _check(options: argparse.Namespace) -> None:
         arguments.fail(PROG, "invalid --duration 0: --bench needs a second or more", 2)
     if options.bench and options.interval is not None and options.interval < _SHORTEST_INTERVAL:
         arguments.fail(PROG, f"--interval is too short: with --bench the minimum is {_SHORTEST_INTERVAL * 1000:g}ms", 2)
+    if options.new_connection and options.depth is not None:
+        arguments.fail(PROG, "--new-connection excludes --depth; give --connections, the number at a time", 2)
     for condition in options.fail_if or ():
         if condition.mode is not None and not getattr(options, condition.mode):
             arguments.fail(PROG, f"--fail-if {condition.text!r}: only --{condition.mode} has {condition.name}", 2)
@@ -498,6 +501,12 @@ GROUPS = [
             more="min, avg, max, mdev, lost, corrupted and never_sent are figures, too; with a condition on loss or"
             " lost, other losses do not change the exit code; a percentile for which there are too few samples fails",
         ),
+        Row(
+            "--new-connection",
+            "open a connection for each message, to test load balancers",
+            more="its time is a part of the round trip, and shown apart; --connections is how many there are at a time",
+            needs=_MEASURING,
+        ),
         Row("-D, --timestamps", "print the time in front of each line, in seconds since 1970", needs=_MEASURING),
         Row("-c, --count N", "--ping: number of messages", arguments.count, shown="no limit", needs=("ping",)),
         Row(
@@ -530,6 +539,7 @@ GROUPS = [
             shown="as many as come back",
             needs=("bench",),
         ),
+        Row("--reconnect", "--bench: open connections that are lost again, as --ping does", needs=("bench",)),
     ),
     GENERAL,
 ]
