@@ -24,7 +24,7 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["echo.css"]
 html_title = f"echo {release}"
 html_show_sourcelink = False
 html_copy_source = False
