@@ -39,7 +39,7 @@ def command_tables(groups: Sequence[Group]) -> List[str]:
         lines += [f"### {title[0].upper()}{title[1:]}", "", *command_table([group]), ""]
         if group.description:
             note = _markup(group.description)
-            lines[-1:-1] = ["", f"{note[0].upper()}{note[1:]}."]
+            lines[-1:-1] = ["", f"{note[0].upper()}{note[1:].rstrip('.')}."]
     return lines[:-1]
 
 

@@ -33,7 +33,7 @@ PORT = "65432"
 """The port in the texts. The reader takes a free one instead."""
 
 NOTES = ("continues", "drawing", "exit", "file", "given", "log", "not run", "output", "slow", "test command", "try")
-DATA = {"dockerfile", "haproxy", "ini", "json", "nginx", "text", "toml", "yaml", ""}
+DATA = {"dockerfile", "ini", "json", "nginx", "text", "toml", "yaml", ""}
 """Languages that are not run; ``json`` is parsed. Any other language but ``python`` and ``console`` is a mistake."""
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})(\S*)(.*)$")
@@ -112,6 +112,7 @@ def masked(text):
     """The same without the figures that differ from run to run, however wide they are."""
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "TIME", text)
     text = re.sub(r"echo [\w.]+ \(process \d+; \S+ stops it\)", "echo VERSION", text)  # what stops it: see the terminal
+    text = re.sub(r"(?<![\d.])\d+\.\d+\.\d+(?!\.?\d)", "VERSION", text)
     text = re.sub(r"(?<=[\w\]]):\d{4,5}\b", ":PORT", text)
     text = re.sub(r"\b(process |pid[= ])\d+", r"\1N", text)
     text = re.sub(r"(?<![\d.])\d+\.\d+(?![\d.]*\.\d)|\b\d+,\d{3}\b|\b\d{4,}\b|\b\d+(?= ms\b)", "N", text)
