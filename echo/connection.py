@@ -393,7 +393,8 @@ def _explained(exc: Exception, message: object) -> Exception:
     """Return the exception to raise if encoding ``message`` raised ``exc``: a clear one if it is not bytes."""
     if isinstance(message, (bytes, bytearray)):
         return exc
-    return TypeError(f"a message is bytes, not {type(message).__name__}; encode it first")
+    hint = "; encode it first, with .encode()" if isinstance(message, str) else ""
+    return TypeError(f"a message is bytes, not {type(message).__name__}{hint}")
 
 
 def _shut(sock: socket.socket, how: int) -> None:

@@ -13,6 +13,7 @@ from operator import methodcaller
 from threading import get_ident
 from typing import Any, ClassVar, List, Optional
 
+from .class_body import check_body
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, ProtocolError
 from .framing import Framing, LineFraming
@@ -147,6 +148,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
+        check_body(cls, HOOKS)
         check_order(cls, MessageRequestHandler, HOOKS, STEPS)
 
     # Hooks, for the handler. They need no super().

@@ -83,6 +83,16 @@ class Ping:
         self._connect_times = Distribution()
         self._connecting_took = 0
 
+    @property
+    def has_connected(self) -> bool:
+        """Whether there was a connection."""
+        return bool(self._connect_times.count)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether messages were lost, and nothing has come back."""
+        return bool(self._lost) and not any(self._verdicts.values())
+
     def resolve(self) -> None:
         """Look up the host's name, for all connections. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no
         address."""

@@ -218,8 +218,18 @@ def check_arguments(address: Any, handler_class: Any) -> None:
     if isinstance(handler_class, (tuple, str, socketserver.BaseRequestHandler)):
         is_other = isinstance(handler_class, tuple)
         raise TypeError(f"the handler class is {handler_class!r}; expected the class itself{hint if is_other else ''}")
+    if isinstance(handler_class, type) and handler_class is not object and takes_nothing(handler_class):
+        raise TypeError(
+            f"the handler class {handler_class.__name__} takes no arguments; derive it from echo.MessageRequestHandler"
+        )
     if isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], str):
         raise TypeError(f"the port is {address[1]!r}; expected a number, like int({address[1]!r})")
+
+
+def takes_nothing(cls: type) -> bool:
+    """Whether a class cannot be called with a request, its address and the server, since it defines no ``__init__``."""
+    made_by: Any = cls
+    return made_by.__init__ is object.__init__ and made_by.__new__ is object.__new__
 
 
 def check_addresses(server: Any, allow: Any, deny: Any, proxy_allow_from: Any = ()) -> None:

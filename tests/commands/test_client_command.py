@@ -37,7 +37,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and d
 
 unix_sockets = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 
-PERHAPS = "the server may be full, or have another --framing"
+PERHAPS = "the server may be full, have another --framing, use TLS (--tls), or expect a PROXY header (--send-proxy)"
 
 LEFT_BEHIND = "is an exit, which ends the session; what follows it was not sent"
 
@@ -641,7 +641,7 @@ def test_what_follows_an_exit_may_come_a_moment_later(pair):
     try:
         os.write(sink, b"exit\n")
         server.start()
-        with pytest.raises(echo.ConnectionClosed, match=f"line 1 of the input {LEFT_BEHIND}"):
+        with pytest.raises(echo.EchoError, match=f"line 1 of the input {LEFT_BEHIND}"):
             PatientPipe(Connection(ours, echo.RawFraming()), echo.LineFraming(), source, print).run()
         server.join(DEADLINE)
     finally:

@@ -1,6 +1,7 @@
 """A session: its hooks, its ends and their reasons, and the echo protocol."""
 
 import contextlib
+import functools
 import logging
 import os
 import select
@@ -652,7 +653,7 @@ def test_a_hook_that_sends_text_ends_its_session_as_an_error(serve, dial, caplog
     assert handler.events == ["made", b"a", "lost"]
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.exc_info[0] is TypeError
-    assert str(record.exc_info[1]) == "a message is bytes, not str; encode it first"
+    assert str(record.exc_info[1]) == "a message is bytes, not str; encode it first, with .encode()"
 
 
 @pytest.mark.parametrize("framing", [echo.LineFraming, echo.LengthFraming, echo.RawFraming])
@@ -693,3 +694,42 @@ def test_the_exit_word_may_change_in_a_session(serve):
         assert client.echo(b"exit") == b"exit"
         client.send(b"bye")
         assert list(client) == []
+
+
+# Mistakes in a class's body.
+
+BODIES = {
+    "async def message_received(self, message): pass": r"H\.message_received is async, and calling it would do nothing",
+    "def message_received(self, message): yield message": r"H\.message_received is a generator",
+    "async def connection_made(self): yield": r"H\.connection_made is async",
+    "framing = echo.RawFraming": r"H\.framing is <class .*; expected an instance, like RawFraming\(\)",
+    "framing = 'line'": r"H\.framing is 'line'; expected an instance, like echo\.LineFraming\(\)",
+    "timeout = '5'": r"H\.timeout is '5'; expected seconds, like 5\.0, or None",
+    "send_timeout = ''": r"H\.send_timeout is ''",
+    "def __init__(self, *args): self.count = 0": r"H\.__init__\(\) does not call super\(\)\.__init__\(\)",
+    "def __init__(self): self.count = 0": r"set what a session begins with in connection_made\(\)",
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_mistake_in_a_handlers_body_is_an_error_when_the_class_is_made(body):
+    with pytest.raises(TypeError, match=BODIES[body]):
+        exec(f"class H(echo.MessageRequestHandler):\n    {body}", {"echo": echo})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def __init__(self, *args): super().__init__(*args)",
+        "def __init__(self, *args): echo.MessageRequestHandler.__init__(self, *args)",
+        "def __init__(self, request, *_): self.request = request; self.handle()",
+        "__init__ = functools.partialmethod(echo.MessageRequestHandler.__init__)",
+        "__init__ = (lambda original: lambda self, *args: original(self, *args))(echo.EchoRequestHandler.__init__)",
+        "timeout = property(lambda self: 5.0)",
+        "framing = property(lambda self: echo.LineFraming())",
+        "message_received = functools.partialmethod(print)",
+        "timeout = message_timeout = send_timeout = None",
+    ],
+)
+def test_what_a_program_may_mean_is_no_mistake(body):
+    exec(f"class H(echo.MessageRequestHandler):\n    {body}", {"echo": echo, "functools": functools})

@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator, List, Optional
 from ... import protocol
 from ...client.client import Client
 from ...client.endpoint import Endpoint, Security
-from ...exceptions import EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
+from ...exceptions import EchoError, EchoMismatch, MessageTooLong
 from ...framing import FRAMINGS, Framing, LineFraming
 from ...measure.conditions import Condition
 from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
@@ -38,6 +38,7 @@ from .. import arguments
 from ..arguments import Group, Row
 from ..color import COLOR, painter
 from ..help import GENERAL, CommandParser, Manual, Notes
+from . import hints
 from .exchange import Exchange
 from .letters import Letters
 from .pipe import Pipe
@@ -76,10 +77,6 @@ def _main(argv: Optional[List[str]]) -> int:
     messages = [_message(framing, text) for text in options.text]
     try:
         return _run(options, framing, messages)
-    except EchoMismatch as exc:
-        arguments.fail(PROG, str(exc), 3)
-    except ReceiveTimeout as exc:
-        arguments.fail(PROG, f"{exc}; the server may be full, or have another --framing", 1)
     except EchoError as exc:
         arguments.fail(PROG, str(exc), 1)
     except MemoryError:
@@ -111,7 +108,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
             framing if messages or at_terminal else Pipe.wire(framing),
             timeout=options.timeout,
         )
-    with client:
+    with client, _explaining(client, options):
         where = str(options.endpoint)
         sock = client.connection.socket
         tls = [f"{sock.version()} {sock.cipher()[0]}", sock.subject] if isinstance(sock, TLSSocket) else []
@@ -122,7 +119,10 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         elif at_terminal:
             if not options.quiet:
                 print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
-            return Terminal(client.connection, options.timeout, painter(sys.stderr, options.color)).run()
+            code = Terminal(client.connection, options.timeout, painter(sys.stderr, options.color)).run()
+            if code and not client.connection.bytes_in:
+                print(hints.unanswered(options, "refuse this client"), file=sys.stderr)
+            return code
         else:
             with _replies() as write:
                 pipe = Pipe(client.connection, framing, sys.stdin.fileno(), write)
@@ -130,6 +130,16 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
             note = "; exit does not" if pipe.exit_sent else ""
             report.detail(f"{plural(pipe.returned, 'byte')} came back, as sent{note}")
         return 0
+
+
+@contextlib.contextmanager
+def _explaining(client: Client, options: argparse.Namespace) -> Iterator[None]:
+    """End the program with one line, and what to do about it, if the exchange fails."""
+    try:
+        yield
+    except EchoError as exc:
+        code = 3 if isinstance(exc, EchoMismatch) else 1
+        arguments.fail(PROG, hints.explained(exc, client.connection.bytes_in, options), code)
 
 
 def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
@@ -155,6 +165,9 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
             ping.resolve()
         code = ping.run()
         rtt = ping.rtt
+        hint = hints.unanswered_ping(options, ping.has_connected) if ping.is_unanswered else ""
+        if hint and not (options.json or options.quiet):
+            print(f"{PROG}: no reply came; {hint}", file=sys.stderr)
     else:
         from ...measure.bench import Bench
 

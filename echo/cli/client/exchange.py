@@ -65,7 +65,7 @@ class Exchange:
         except (ConnectionClosed, IncompleteMessage) as exc:
             left = self._due - self._received
             if left:
-                raise ConnectionClosed(f"{exc}; {left} of {self._due} replies are missing") from None
+                raise ConnectionClosed(f"{exc}; {left} of {self._due} replies are missing") from exc
             return False
         finally:
             took = time.perf_counter_ns() - began

@@ -117,7 +117,7 @@ class Pipe:
             what = f"{self._outstanding} bytes did not come back" if self._outstanding else "not all input was sent"
             raise ConnectionClosed(f"the server ended the session; {what}")
         if self._exit_at and (self._goes_on or has_more(self._descriptor, self.patience)):
-            raise ConnectionClosed(f"{self._exit_at} is an exit, which ends the session; what follows it was not sent")
+            raise EchoError(f"{self._exit_at} is an exit, which ends the session; what follows it was not sent")
 
     def _await_replies(self) -> List[bytes]:
         """Return what one read brought; nothing at the end of the session. Raises ``ReceiveTimeout`` if replies are

@@ -6,13 +6,48 @@ Every failure is a ``ValueError`` with one line that gives the reason.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import socketserver
 import sys
-from typing import Any, List, Tuple
+import threading
+from typing import Any, Iterator, List, Tuple
 
+from ... import running
 from ...handlers import MessageRequestHandler
+from ...server.server import Server
+
+_GUARD = "put the lines that run it under if __name__ == '__main__'"
+
+
+class _Serves(Exception):
+    """The module that is imported has begun to serve, in the importing thread: the import would never end."""
+
+
+@contextlib.contextmanager
+def _nothing_serves() -> Iterator[None]:
+    """In this thread, a server that is to serve raises ``_Serves``. Other threads may serve: a module may start a
+    server of its own beside its handler, for metrics for example."""
+    me = threading.get_ident()
+
+    def replacing(original: Any) -> Any:
+        @functools.wraps(original)
+        def serve(*args: Any, **options: Any) -> Any:
+            if threading.get_ident() == me:
+                raise _Serves
+            return original(*args, **options)
+
+        return serve
+
+    places: List[Tuple[Any, str]] = [(running, "serve"), (Server, "serve_forever")]
+    places.append((socketserver.BaseServer, "serve_forever"))
+    with contextlib.ExitStack() as stack:
+        for place, name in places:
+            original = vars(place)[name]
+            stack.callback(setattr, place, name, original)
+            setattr(place, name, replacing(original))
+        yield
 
 
 def load_handler(spec: str) -> type:
@@ -54,13 +89,17 @@ def _load(spec: str) -> Any:
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.insert(0, os.getcwd())
     try:
-        thing = importlib.import_module(module_name)
+        with _nothing_serves():
+            thing = importlib.import_module(module_name)
+    except _Serves:
+        raise ValueError(f"{module_name} serves when it is imported; {_GUARD}") from None
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
             raise ValueError(f"importing {module_name} failed: {exc}") from None
         raise ValueError(f"no module {exc.name!r}, neither in the current folder nor installed") from None
     except (Exception, SystemExit) as exc:
-        raise ValueError(f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}") from None
+        why = f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}"
+        raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from None
     for part in class_name.split("."):
         if not hasattr(thing, part):
             raise ValueError(f"the module {module_name} has no {class_name!r}")

@@ -1,0 +1,46 @@
+"""The check of a handler class's own body, when the class is created: mistakes that would otherwise show in each
+session, or as silence. It knows classes and names, no session."""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any, Tuple
+
+_RUNS_LATER = {0x20: "a generator", 0x80: "async", 0x200: "async"}
+"""Flags of code that a call does not run: ``CO_GENERATOR``, ``CO_COROUTINE``, ``CO_ASYNC_GENERATOR`` of ``inspect``,
+whose import takes milliseconds."""
+
+_SECONDS = ("timeout", "message_timeout", "send_timeout")
+
+
+def check_body(cls: type, hooks: Tuple[str, ...]) -> None:
+    """Raise ``TypeError`` if the body of ``cls`` has a mistake that no program can mean."""
+    body = vars(cls)
+    for name in hooks:
+        flags = body[name].__code__.co_flags if isinstance(body.get(name), FunctionType) else 0
+        for flag, kind in _RUNS_LATER.items():
+            if flags & flag:
+                raise TypeError(
+                    f"{cls.__name__}.{name} is {kind}, and calling it would do nothing; write an ordinary method: it"
+                    " may block, since each client has a thread"
+                )
+    framing = body.get("framing")
+    if isinstance(framing, (type, str)):
+        name = framing.__name__ if isinstance(framing, type) else "echo.LineFraming"
+        raise TypeError(f"{cls.__name__}.framing is {framing!r}; expected an instance, like {name}()")
+    for name in _SECONDS:
+        if isinstance(body.get(name), str):
+            raise TypeError(f"{cls.__name__}.{name} is {body[name]!r}; expected seconds, like 5.0, or None")
+    if _forgets_super(body.get("__init__")):
+        raise TypeError(
+            f"{cls.__name__}.__init__() does not call super().__init__(), which serves the session; set what a session"
+            " begins with in connection_made()"
+        )
+
+
+def _forgets_super(method: Any) -> bool:
+    """Whether an ``__init__`` calls nothing that could serve the session, as far as the names in its code say. A
+    decorated one may call anything."""
+    if not isinstance(method, FunctionType) or method.__code__.co_name != "__init__":
+        return False
+    return {"__init__", "handle", "super"}.isdisjoint(method.__code__.co_names) and not method.__code__.co_freevars

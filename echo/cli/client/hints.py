@@ -1,0 +1,53 @@
+"""What a server may be that answers nothing, or something else: the hint behind an error. It only knows what came back,
+and opens no connection: a probe could do harm at a service that is not an echo."""
+
+from __future__ import annotations
+
+import argparse
+
+from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage, ReceiveTimeout
+
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
+"""How an alert and a handshake begin in TLS: with their type, and the version."""
+
+
+def explained(exc: EchoError, came: int, options: argparse.Namespace) -> str:
+    """The error as a line, with a hint. ``came``: how many bytes had come from the server in all."""
+    hint = _hint(exc, came, options)
+    return f"{exc}; {hint}" if hint else str(exc)
+
+
+def _hint(exc: EchoError, came: int, options: argparse.Namespace) -> str:
+    rest = exc.__cause__ if isinstance(exc.__cause__, IncompleteMessage) else exc
+    received = getattr(rest, "received", b"") or getattr(rest, "rest", b"")
+    if received.startswith(_TLS_RECORDS) and not options.tls:
+        return "the server uses TLS; add --tls"
+    if isinstance(exc, EchoMismatch):
+        return f"if this service is not an echo, {'add' if options.text else 'use -m with'} --no-verify"
+    if isinstance(exc, ReceiveTimeout):
+        return unanswered(options, "be full", "have another --framing") if not came else _OTHER_FRAMING
+    if isinstance(exc, ConnectionClosed) and not came and not options.tls:  # TLS gives the reason
+        return unanswered(options, "refuse this client")
+    return ""
+
+
+_OTHER_FRAMING = "the server may be full, or have another --framing"
+
+
+def unanswered(options: argparse.Namespace, *reasons: str) -> str:
+    """What a server may be from which no byte has come."""
+    found = list(reasons)
+    if not options.tls:
+        found.append("use TLS (--tls)")
+    if options.send_proxy is None:
+        found.append("expect a PROXY header (--send-proxy)")
+    *others, last = found
+    comma = "," if len(others) > 1 else ""
+    return "the server may " + (f"{', '.join(others)}{comma} or {last}" if others else last)
+
+
+def unanswered_ping(options: argparse.Namespace, has_connected: bool) -> str:
+    """The same for many messages that were lost; empty if the line of each says enough."""
+    if has_connected:
+        return unanswered(options, "be full", "refuse this client", "have another --framing")
+    return "the server may not use TLS; try without --tls" if options.tls else ""

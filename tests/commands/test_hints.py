@@ -1,0 +1,149 @@
+"""Errors that newcomers see: each says what may be wrong, and what to do."""
+
+import socket
+
+import pytest
+
+from echo.cli.server.command import main as server_main
+from support import plain, read_all
+from support.client import address_options, call_client
+from support.commands import call
+
+ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+"""What many servers answer to bytes that are not TLS."""
+
+USES_TLS = "; the server uses TLS; add --tls\n"
+
+CLOSES = "; the server may refuse this client, use TLS (--tls), or expect a PROXY header (--send-proxy)\n"
+
+SILENT = "; the server may be full, have another --framing, use TLS (--tls), or expect a PROXY header (--send-proxy)\n"
+
+
+def alerts(sock):
+    sock.recv(100)
+    sock.sendall(ALERT)
+    sock.shutdown(socket.SHUT_WR)
+    read_all(sock)
+
+
+def closes(sock):
+    sock.recv(100)
+    sock.shutdown(socket.SHUT_WR)
+    read_all(sock)
+
+
+def answers(sock):
+    sock.recv(100)
+    sock.sendall(b"220 mail.example.org\n")
+    read_all(sock)
+
+
+@pytest.fixture
+def ask(serve):
+    """``ask(talk, *options)``: the client command on a server that talks so; return the code and stderr."""
+
+    def with_server(talk, *options, **streams):
+        done = call_client(*address_options(serve(plain(talk))), *options, **streams)
+        return done.code, done.log
+
+    return with_server
+
+
+@pytest.mark.parametrize(
+    "talk, options, code, hint",
+    [
+        (alerts, [], 1, USES_TLS),
+        (alerts, ["--no-verify"], 1, USES_TLS),
+        (alerts, ["--framing", "raw"], 3, USES_TLS),
+        (closes, [], 1, CLOSES),
+        (closes, ["--send-proxy", "v2"], 1, "; the server may refuse this client or use TLS (--tls)\n"),
+        (read_all, ["-w", "50ms"], 1, SILENT),
+        (answers, [], 3, "; if this service is not an echo, add --no-verify\n"),
+        (answers, ["--no-verify"], 0, ""),
+    ],
+)
+def test_an_answer_that_is_no_echo_ends_with_a_hint(ask, talk, options, code, hint):
+    found, log = ask(talk, "-m", "hello", *options)
+    assert found == code
+    assert log.endswith(hint) and log.count("\n") == bool(hint)
+
+
+@pytest.mark.parametrize("talk, hint", [(alerts, USES_TLS), (closes, CLOSES)])
+def test_a_pipe_gets_the_same_hint(ask, talk, hint):
+    assert ask(talk, data=b"hello\n")[1].endswith(hint)
+
+
+def test_a_pipe_cannot_be_told_to_compare_nothing(ask):
+    assert ask(answers, data=b"hello\n")[1].endswith("; if this service is not an echo, use -m with --no-verify\n")
+
+
+def test_a_session_that_ends_after_a_reply_gets_no_hint(ask):
+    def once(sock):
+        sock.sendall(sock.recv(100))
+        closes(sock)
+
+    code, log = ask(once, "-m", "one", "-m", "two")
+    assert (code, log) == (1, "echo.client: the server has ended the session; 1 of 2 replies are missing\n")
+
+
+def test_a_ping_without_any_reply_ends_with_a_hint(ask):
+    code, log = ask(closes, "--ping", "-c", "1")
+    assert code == 1
+    assert log == (
+        "echo.client: no reply came; the server may be full, refuse this client, have another --framing, use TLS"
+        " (--tls), or expect a PROXY header (--send-proxy)\n"
+    )
+    assert ask(closes, "--ping", "-c", "1", "-J") == ask(closes, "--ping", "-c", "1", "-q") == (1, "")
+
+
+def test_a_ping_with_tls_of_a_server_without_it_ends_with_a_hint(ask):
+    code, log = ask(read_all, "--ping", "-c", "1", "-w", "50ms", "--tls", "--insecure")
+    assert (code, log) == (1, "echo.client: no reply came; the server may not use TLS; try without --tls\n")
+
+
+# --handler of a file that serves when it is imported.
+
+SERVES = {
+    "echo.run(Handler, ('127.0.0.1', 0))": "serves when it is imported",
+    "import sys; sys.exit(echo.run(Handler, ('127.0.0.1', 0)))": "serves when it is imported",
+    "echo.Server(('127.0.0.1', 0), Handler).serve_forever()": "serves when it is imported",
+    "import http.server as h; h.HTTPServer(('127.0.0.1', 0), Handler).serve_forever()": "serves when it is imported",
+    "import sys; sys.exit(1)": "failed: SystemExit: 1",
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the module's server, which nobody closes
+@pytest.mark.parametrize("number", range(len(SERVES)))
+def test_a_module_that_serves_when_it_is_imported_is_refused_with_what_to_do(number, tmp_path, monkeypatch):
+    statement, problem = list(SERVES.items())[number]
+    name = f"serves_{number}"
+    (tmp_path / f"{name}.py").write_text(f"import echo\nclass Handler(echo.EchoRequestHandler): pass\n{statement}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, err = call(server_main, "0", "--handler", f"{name}:Handler")
+    assert (code, out) == (2, "")
+    assert problem in err
+    assert err.endswith("; put the lines that run it under if __name__ == '__main__'; see --help\n")
+
+
+BESIDE = """
+import http.server, threading
+import echo
+class Handler(echo.EchoRequestHandler): pass
+beside = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+threading.Thread(target=beside.serve_forever, args=[0.001]).start()
+try:
+    other = echo.Server(("127.0.0.1", 0), Handler).start()
+    other.stop()
+finally:
+    beside.shutdown()
+    beside.server_close()
+"""
+
+
+def test_a_module_may_serve_in_other_threads(tmp_path, monkeypatch):
+    from echo.cli.server.loading import load_handler
+
+    (tmp_path / "serves_beside.py").write_text(BESIDE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_handler("serves_beside:Handler").__name__ == "Handler"
