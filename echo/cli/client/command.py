@@ -563,7 +563,7 @@ MANUAL = Manual(
     summary="Send messages to an echo server, check what comes back, and measure.",
     examples=[
         ("", f"talk to {protocol.DEFAULT_HOST}:{protocol.DEFAULT_PORT}"),
-        ("192.0.2.7 7000 -m hello", "send one message"),
+        ("-m hello", "send one message"),
         ("192.0.2.7:7000 --ping", "time one message a second"),
     ],
     description=[
