@@ -1,7 +1,7 @@
 """Colors at a terminal: where there are any, and what they are.
 
-Programs paint what they say themselves, word by word. What a peer sent is escaped before, and is never painted. So the
-only escape sequences in an output are those of ``paint``.
+Programs paint their own words, one by one. A peer's data has been escaped before, and is never painted. So the only
+escape sequences in an output are those of ``paint``.
 """
 
 from __future__ import annotations

@@ -223,8 +223,8 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     seconds = found.handshake_timeout
     if found.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
         raise ValueError(
-            f"handshake_timeout is {seconds!r}; a PROXY header, which may have to be sent again, needs"
-            f" {MIN_HEADER_TIMEOUT:g} s or more"
+            f"handshake_timeout is {seconds!r} s; a PROXY header needs {MIN_HEADER_TIMEOUT:g} s or more, since it may"
+            " have to be sent again"
         )
     return found
 

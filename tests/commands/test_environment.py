@@ -396,7 +396,7 @@ def test_a_broken_file_keeps_the_old_lists_and_is_logged(server_command, tmp_pat
     server = server_command(option, "@networks", "--workers", count, cwd=str(tmp_path))
     wait_for_workers(server, count)
     networks.write_text("10.0.0.0/8\n# a remark\nexample\n")
-    words = "SIGHUP: networks, line 3: 'example' is no network; .*; all stays as it was"
+    words = "SIGHUP: networks, line 3: invalid network 'example': .*; all stays as it was"
     hang_up(server, f"WARNING {WHO}{words}", reloading(count))
     assert [serves(server.address) for _ in range(6)] == [let_in] * 6
     networks.unlink()

@@ -273,15 +273,15 @@ def test_a_usage_error_ends_the_process_with_one_line_and_code_2(run):
         (["-b", "127.0.0.010"], "invalid address '127.0.0.010': write all four numbers, and no leading zeros"),
         ([":7000"], "invalid address ':7000'"),
         (["7000", "-b", "127.0.0.1:8000"], "two ports are given, 8000 and 7000"),
-        (["--allow", "10.0.0.0/99"], "'10.0.0.0/99' is no network"),
-        (["--deny", "example"], "'example' is no network"),
+        (["--allow", "10.0.0.0/99"], "invalid network '10.0.0.0/99'"),
+        (["--deny", "example"], "invalid network 'example'"),
         (["-i", "soon"], "invalid duration 'soon'"),
         (["--message-timeout", "-3"], "-3"),
         (["--shutdown-timeout", "1 day"], "invalid duration '1 day'"),
         (["--verbose"], "--verbose"),
         (["--log-level", "loud"], "loud"),
         (["1", "2"], "2"),
-        (["0", "--proxy-protocol", "--handshake-timeout", "1s"], "echo.server: --handshake-timeout is 1.0; "),
+        (["0", "--proxy-protocol", "--handshake-timeout", "1s"], "echo.server: --handshake-timeout is 1.0 s; "),
     ],
 )
 def test_a_usage_error_is_one_line_and_code_2(capsys, arguments, words):
@@ -507,8 +507,8 @@ def test_a_stock_handler_serves_under_the_servers_limits(server_command, folder,
     "arguments, words",
     [
         (["--handler", "mine"], "invalid class 'mine': expected MODULE:CLASS"),
-        (["--handler", "absent:X"], "no module 'absent'"),
-        (["--handler", "mine:Absent"], "the module mine has no 'Absent'"),
+        (["--handler", "absent:X"], "cannot find the module 'absent'"),
+        (["--handler", "mine:Absent"], "the module mine has no class 'Absent'"),
         (["--handler", "mine:NoHandler"], "mine:NoHandler is not a request handler"),
         (["--handler", "mine:function"], "mine:function is not a request handler"),
         (["--handler", "broken:X"], "importing broken failed: ZeroDivisionError"),
@@ -541,7 +541,7 @@ def test_a_handler_is_searched_for_although_the_current_folder_is_gone(run, tmp_
     )
     assert server.finish() == (2, b"")
     assert server.log.count("\n") == 1
-    assert "no module 'nothere'" in server.log
+    assert "cannot find the module 'nothere'" in server.log
 
 
 # A log for programs.

@@ -674,7 +674,7 @@ def test_sighup_reads_the_networks_again_and_a_broken_list_changes_nothing(
         live(certificates.next_server)
         server.popen.send_signal(signal.SIGHUP)
         match = server.read_log_until(r"WARNING SIGHUP: (.*)\n")
-        assert f"{denied}, line 2: 'loopback' is no network" in match.group(1)
+        assert f"{denied}, line 2: invalid network 'loopback'" in match.group(1)
         with talk(server) as client:
             assert subject(client) == "CN=localhost"  # all or nothing
         denied.write_text("192.0.2.0/24\n127.0.0.0/8  # us\n")

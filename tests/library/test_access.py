@@ -79,7 +79,7 @@ def calls_of(function, *arguments):
 def test_what_is_not_a_network_is_refused_whatever_type_it_has(networks):
     """Row 61: ``ipaddress`` reads bytes and numbers, as other networks than were meant."""
     for options in ({"allow": networks}, {"deny": networks}):
-        with pytest.raises(ValueError, match=f"^{next(iter(options))}: .* is no network"):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))}: invalid network "):
             AccessList(**options)
 
 

@@ -379,7 +379,7 @@ def _message(framing: Framing, text: str) -> bytes:
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")  # print() writes a long line and its end one by one
+    sys.stdout.write(f"{line}\n")  # print() would write a long line and its line feed in two calls
     sys.stdout.flush()
 
 

@@ -222,7 +222,7 @@ class Prompt:
         going_on = signal.signal(signal.SIGCONT, signal.SIG_DFL)
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-        # Here the process has been stopped, and goes on.
+        # The process was stopped here, and continues.
         signal.signal(number, self._stop)
         signal.signal(signal.SIGCONT, going_on)
         self._take_terminal()

@@ -1,9 +1,8 @@
 """Text that is printed on stderr beside the log, as records of the log.
 
-Python prints there what nobody handles: exceptions of threads and of ``__del__``, warnings, tracebacks of
-``multiprocessing`` and of logging handlers. A handler's module prints there, too. All that may quote what a peer sent,
-and a log of JSON objects has no place for it. Out of reach is only what is written to the descriptor itself: by C code,
-and by other programs.
+Python prints unhandled exceptions of threads and of ``__del__`` there, warnings, and the tracebacks of
+``multiprocessing`` and of logging handlers. A handler's module prints there, too. All of it may quote data of a peer,
+and it is not JSON. Only text that is written to the descriptor itself, by C code or by other programs, is out of reach.
 """
 
 from __future__ import annotations
@@ -81,13 +80,13 @@ class Stderr(io.TextIOBase):
             self.log.handle(record)
 
     def close(self) -> None:
-        """Nobody closes it: it is the log's."""
+        """Do nothing: the log needs it."""
 
     def writable(self) -> bool:
         return True
 
     def reconfigure(self, **options: Any) -> None:
-        """As that of the stream in whose place this is. Records need no encoding."""
+        """Do nothing: records need no encoding. The stream that this replaces has such a method."""
 
     def fileno(self) -> int:
         return self._original.fileno()
@@ -107,7 +106,7 @@ class _Bytes(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """Like that of the stream."""
+        """Do nothing, as ``Stderr.close``."""
 
 
 @contextlib.contextmanager

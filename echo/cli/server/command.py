@@ -125,8 +125,8 @@ def _parsed(argv: Optional[List[str]]) -> argparse.Namespace:
 
 
 def _calm_waiting_threads(sessions: Optional[int]) -> None:
-    """Expect so many sessions; None: ten thousand. Few look for the interpreter every 5 ms, as ever, since a thread
-    that computes makes the others wait for that long."""
+    """Let the threads of so many sessions look for the interpreter less often; None: of ten thousand. Few threads go
+    on doing it every 5 ms, since one that computes makes the others wait until then."""
     sessions = min(sessions or 10_000, 10_000)
     if sessions > MANY_SESSIONS:
         sys.setswitchinterval(max(sys.getswitchinterval(), sessions / LOOKS_PER_SECOND))
@@ -225,7 +225,7 @@ def _watch_terminal() -> Callable[[], bool]:
 
 
 _GONE = {errno.ENXIO, errno.EIO, errno.ENODEV, errno.ENOENT}
-"""Errors that say so. Others do not: there may be no descriptor at the moment."""
+"""Errors of a terminal that is gone. Others do not mean that: all descriptors may be in use at the moment."""
 
 
 def _terminal() -> int:

@@ -87,7 +87,7 @@ class ColorFormatter(TextFormatter):
         return f"{paint('faint', moment)} {paint(style if level < logging.ERROR else 'bad', name)} "
 
     def _message(self, record: logging.LogRecord) -> str:
-        """Its attributes say where the reason is in the text. What a peer sent may look like one."""
+        """Its attributes say where the reason is in the text, in which a peer's data may look like one."""
         message = super()._message(record)
         fields = vars(record)
         if fields.get("event") == "listening":

@@ -96,12 +96,14 @@ def _load(spec: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
             raise ValueError(f"importing {module_name} failed: {exc}") from None
-        raise ValueError(f"no module {exc.name!r}, neither in the current folder nor installed") from None
+        raise ValueError(
+            f"cannot find the module {exc.name!r}: it is neither in the current folder nor installed"
+        ) from None
     except (Exception, SystemExit) as exc:
         why = f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}"
         raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from None
     for part in class_name.split("."):
         if not hasattr(thing, part):
-            raise ValueError(f"the module {module_name} has no {class_name!r}")
+            raise ValueError(f"the module {module_name} has no class {class_name!r}; check its name")
         thing = getattr(thing, part)
     return thing

@@ -23,8 +23,8 @@ NOT_READ = "the log was not read"
 
 
 class Owned:
-    """A descriptor of ours, of which only we are to know. Other code may still close it, since it is just a number
-    (``os.closerange``), which then belongs to the next client."""
+    """A descriptor that only this module uses. Other code may still close it, since it is just a number
+    (``os.closerange``). The number may then belong to the next client."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -39,7 +39,7 @@ class Owned:
         return self.identity is not None and stat.S_ISREG(self.identity[2])
 
     def close(self) -> None:
-        """Close it, unless it is somebody else's."""
+        """Close it, unless its number belongs to something else now."""
         if self.is_ours():
             os.close(self.number)
         self.identity = None

@@ -4,9 +4,9 @@
 Python's own way out restores the default actions some milliseconds before the end, and a signal that came then would
 kill a process that has lost nothing. A signal that was ignored at the start stays ignored (``nohup``, a shell's
 background job); one that was blocked is not any more. Whichever thread the system gives a signal to, Python calls its
-handler in the main thread. What that sleeps on is woken through ``signal.set_wakeup_fd()``, so a user's thread that
-takes the signal does no harm. A handler's module may set its own handlers for SIGINT and SIGTERM, or block these: after
-the import that is undone.
+handler in the main thread. ``signal.set_wakeup_fd()`` wakes that thread, so it does no harm if a user's
+thread takes the signal. A handler's module may set its own handlers for SIGINT and SIGTERM, or block these: after the
+import that is undone.
 
 **Deadline.** The first signal to stop starts it, a second one brings it forward to now. It bounds all that comes before
 the exit. In that order, after it::
@@ -188,7 +188,7 @@ class Process(StopSignals):
 
     def become_worker(self, is_second: Callable[[], bool]) -> None:
         """In a worker, with its signals blocked: it is stopped by SIGTERM, which its parent sends. Ctrl-C reaches all
-        processes, and the parent passes it on. What the parent was to do at its exit is not for its children.
+        processes, and the parent passes it on. The parent's exit functions are not called in it.
 
         ``is_second`` says whether a further SIGTERM means the second signal. Not its time: service managers signal
         all processes, and the parent may pass its own on much later.
@@ -211,7 +211,7 @@ class Process(StopSignals):
 
     def exit(self, code: int, *, nothing_to_cut: bool = False) -> NoReturn:
         """End the process with this code; with 1 if something has to be cut for that. ``nothing_to_cut``: it has not
-        served. What the import of a module has left that a signal interrupted is not waited for."""
+        served. If a signal has interrupted the import of a module, nothing that this has started is waited for."""
         self._interrupts = False
         self._last_grace = LAST_GRACE
         self._set_last_deadline()
@@ -271,7 +271,7 @@ def _ignore(number: int, frame: Optional[FrameType]) -> None:
 
 
 def stopped_by() -> str:
-    """What a user stops this process with: Ctrl-C, if it is in the foreground of its terminal."""
+    """How a user stops this process: with Ctrl-C, if it is in the foreground of its terminal."""
     try:
         with open("/dev/tty", "rb", buffering=0) as terminal:
             if os.tcgetpgrp(terminal.fileno()) == os.getpgrp() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
