@@ -241,17 +241,19 @@ class Server(AcceptingServer):
         Without a run it returns at once. Before the first run, it makes that one return at once: a stop must not
         lose against the start of a thread. In the serving thread itself (a signal handler) it does not wait.
         """
-        self._echo_end_loop()
+        serving = self._echo_end_loop()
+        if serving is not None:
+            serving.ended.wait()
 
-    def _echo_end_loop(self, *, wait: bool = True) -> None:
+    def _echo_end_loop(self) -> Optional[Serving]:
+        """Let the loop end; return the run, if this thread may wait for its end."""
         with self._echo_lock:
             serving = self._echo_serving
             if serving is None:
                 self._echo_past = max(self._echo_past, Past.SHUTDOWN)
-                return
+                return None
             serving.stop()
-        if wait and serving.thread_id != threading.get_ident() and not self._echo_holds_lock():
-            serving.ended.wait()
+        return None if serving.thread_id == threading.get_ident() or self._echo_holds_lock() else serving
 
     @property
     def _BaseServer__shutdown_request(self) -> bool:  # noqa: N802 (socketserver's name)
@@ -262,7 +264,7 @@ class Server(AcceptingServer):
     @_BaseServer__shutdown_request.setter
     def _BaseServer__shutdown_request(self, value: bool) -> None:  # noqa: N802
         if value:
-            self._echo_end_loop(wait=False)
+            self._echo_end_loop()
         elif self._echo_past is Past.SHUTDOWN:
             self._echo_past = Past.NOTHING
 
@@ -321,7 +323,7 @@ class Server(AcceptingServer):
         else:
             self._echo_run_stop(stop)
         thread = self._echo_thread
-        if thread is not None and thread.ident not in (None, me):
+        if thread is not None and thread.ident not in (None, me) and self._echo_serving is None:  # the loop has ended
             thread.join()
 
     def _echo_leave_to_loop(self, stop: Stop) -> bool:
@@ -346,18 +348,19 @@ class Server(AcceptingServer):
     def _echo_run_stop(self, stop: Stop) -> None:
         stop.thread_id = threading.get_ident()
         try:
-            self._echo_end_loop()
+            serving = self._echo_end_loop()
             with self._echo_lock:
                 timeout = self._echo_options.shutdown_timeout
                 stop.begin(timeout)
                 hurried = self._echo_options.shutdown_timeout
                 if hurried is not None and hurried != timeout:  # by a signal handler, before begin() had its effect
                     stop.hurry(hurried)
+            loop_ended = serving is None or stop.wait_for_loop(serving.ended)
             self._echo_release_path()
-            if timeout != 0:
+            if timeout != 0 and loop_ended:
                 self._echo_accept_waiting(stop)
             super().server_close()
-            stop.finish(log_end=self._echo_past >= Past.REQUEST)
+            stop.finish(log_end=self._echo_past >= Past.REQUEST, loop_ended=loop_ended)
             self._echo_session_threads.close()
         finally:
             stop.ended.set()

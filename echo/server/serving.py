@@ -56,11 +56,13 @@ class ReentrantEvent:
             self._value = True
             self._changed.notify_all()
 
-    def wait(self) -> None:
+    def wait(self, deadline: float = threading.TIMEOUT_MAX) -> bool:
+        """Wait until it is set, or until ``deadline`` (of ``time.monotonic()``); return whether it is set."""
         with self._changed:
-            while not self._value:
+            while not self._value and time.monotonic() < deadline:
                 # In steps: the handler of a signal that comes just before the wait begins runs only after it.
-                self._changed.wait(STEP)
+                self._changed.wait(min(STEP, max(0.0, deadline - time.monotonic())))
+            return self._value
 
 
 _runs: Set[Serving] = set()

@@ -39,7 +39,8 @@ bring its deadline forward. Never wait for something that may be waiting for you
 
 The first three are reentrant, since a signal handler may stop the server at any line that holds one. No handler's code
 and no log runs under any of them. A handler's ``drain()`` runs in a thread of its own: one that blocks holds up its own
-session, until the deadline, and no other.
+session, until the deadline, and no other. The same deadline holds for the accept loop, in which a method of a subclass
+may block.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ CUT_GRACE = 0.5
 
 DRAIN_PATIENCE = 0.1
 """Seconds that one session's ``drain()`` may take before another thread goes on with the other sessions."""
+
+LOOP_GRACE = 2.0
+"""Seconds that the accept loop has at least to end, however busy the machine is."""
 
 
 class Past(enum.IntEnum):
@@ -130,7 +134,19 @@ class Stop:
         self._sessions += len(sessions)
         return sessions
 
-    def finish(self, *, log_end: bool) -> None:
+    def wait_for_loop(self, ended: ReentrantEvent) -> bool:
+        """Wait until the loop has ended, in time; return whether it has. A method of a subclass may block there, or
+        serve a client, which drains like any other."""
+        if ended.wait(time.monotonic() + DRAIN_PATIENCE):
+            return True
+        self.start_draining()
+        least = time.monotonic() + LOOP_GRACE
+        while not (self.is_over() and time.monotonic() >= least):
+            if ended.wait(time.monotonic() + DRAIN_PATIENCE):  # the deadline may come forward
+                return True
+        return False
+
+    def finish(self, *, log_end: bool, loop_ended: bool = True) -> None:
         """Drain all sessions, and cut those that are not done by the deadline. Nobody is accepted any more."""
         sessions = self._new_sessions()
         if self._sessions:
@@ -147,6 +163,9 @@ class Stop:
             peer = format_address(session.client_address)
             log_event(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
         self.cut = len(cut)
+        if not loop_ended:
+            self.cut += 1
+            log_event(logging.WARNING, "cut", "the accept loop cut: a method of the server's class blocks it")
         grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
         if log_end:

@@ -363,6 +363,46 @@ def test_a_second_signals_stop_in_the_moment_in_which_the_first_sets_its_deadlin
     server.freed.set()
 
 
+@pytest.mark.parametrize("hook", ["get_request", "verify_request", "process_request", "service_actions"])
+def test_a_method_that_blocks_the_accept_loop_holds_up_neither_the_deadline_nor_the_program(
+    dial, monkeypatch, caplog, hook
+):
+    """Row 84: a relative."""
+    monkeypatch.setattr("echo.server.stopping.LOOP_GRACE", 0.0)
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block(self, *args):
+        blocked.set()
+        go_on.wait()
+        return getattr(super(echo.Server, self), hook)(*args)
+
+    server_class = type("Blocks", (echo.Server,), {hook: block, "_echo_cut_grace": 0.0})
+    with server_class(("127.0.0.1", 0), echo.EchoRequestHandler, shutdown_timeout=0.0) as server:
+        server.start()
+        dial(server)
+        assert blocked.wait(DEADLINE)
+        assert server.stop() is False
+    assert "the accept loop cut" in caplog.text
+    thread = server._echo_thread
+    go_on.set()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+def test_a_session_that_a_subclass_serves_in_the_accept_loop_drains_at_a_stop(dial):
+    class OneAtATime(echo.Server):
+        def process_request(self, request, client_address):
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+
+    with OneAtATime(("127.0.0.1", 0), echo.EchoRequestHandler, shutdown_timeout=None) as server:
+        server.start()
+        client = dial(server)
+        assert echoes(client)
+        assert server.stop() is True
+    assert read_all(client) == b""
+
+
 def test_a_later_stop_never_gives_the_sessions_more_time(dial):
     class Busy(echo.Server):
         go_on = threading.Event()
