@@ -651,6 +651,29 @@ def test_a_signal_ends_it_with_the_summary(serve, start_ping, signum, times):
     assert code == 0
 
 
+@posix
+def test_a_signal_that_was_ignored_at_the_start_does_not_end_it(serve, start_ping):
+    """Row 56."""
+    process = start_ping(serve(), "-i", "20ms", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    read_until(process, "seq=2 time=")
+    process.popen.send_signal(signal.SIGINT)
+    read_until(process, "seq=6 time=")
+    process.popen.send_signal(signal.SIGTERM)
+    code, text = finish(process)
+    assert code == 0
+    assert counts(text)["received"] >= 6
+
+
+@posix
+def test_a_signal_that_was_blocked_at_the_start_ends_it(serve, start_ping):
+    """Row 58."""
+    blocked = [signal.SIGINT, signal.SIGTERM]
+    process = start_ping(serve(), "-i", "20ms", preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, blocked))
+    read_until(process, "seq=3 time=")
+    process.popen.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 0
+
+
 def test_an_interrupt_prints_a_loss_of_all_too():
     class EndsAtTheFifth(Service):
         def answer(self, message):

@@ -46,11 +46,15 @@ from .terminal import Terminal
 
 PROG = arguments.program("echo.client")
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the client; return the exit code."""
     try:
         with Interruptible(), arguments.standard_streams(PROG):
+            if hasattr(signal, "pthread_sigmask"):  # a parent may have blocked them
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
             return _main(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -196,14 +200,17 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
 
         report.picture(histogram(rtt, sys.stdout.encoding))
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])  # the exit code is settled
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # the exit code is settled
     if report.failures:
         arguments.fail(PROG, f"failed: {'; '.join(report.failures)}", 4)
     return code
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
-    """Call ``stop`` once for Ctrl-C and for SIGTERM, which timeout(1) sends, and may send twice."""
+    """Call ``stop`` once for Ctrl-C and for SIGTERM, which timeout(1) sends, and may send twice.
+
+    A signal that was ignored at the start stays ignored: SIGINT in a shell's background job.
+    """
     stopped = False
 
     def handler(signum: int, frame: Optional[FrameType]) -> None:
@@ -213,8 +220,9 @@ def _on_signals(stop: Callable[[], None]) -> None:
             stopped = True
             stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+    for number in _STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _check(options: argparse.Namespace) -> None:
