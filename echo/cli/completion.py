@@ -77,14 +77,14 @@ _ZSH = """\
 # zsh completion of {script}. To load it at each start of zsh, add this line to ~/.zshrc, after compinit:
 #     source <({script} --print-completion zsh)
 # or save it as _{script} in a folder of $fpath.
-{function}() {{
+_{script}() {{
     _arguments -s -S \\
 {specs}
 }}
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
-    {function} "$@"
+if [[ $funcstack[1] == _{script} ]]; then # loaded from a folder of $fpath, once
+    _{script} "$@"
 else
-    compdef {function} {script}
+    compdef _{script} {script}
 fi
 """
 
@@ -106,7 +106,7 @@ def zsh(script: str, groups: Sequence[Group]) -> str:
         if not row.flags:
             specs.append(f"::{row.names}:()")  # with an action of " " options would be listed and not inserted
     lines = " \\\n".join(f"        {shlex.quote(spec)}" for spec in specs)
-    return _ZSH.format(script=script, function=_function(script), specs=lines)
+    return _ZSH.format(script=script, specs=lines)
 
 
 _FISH = """\

@@ -163,22 +163,23 @@ complete-and-show() {{ zle complete-word; zle -I; {SHOW} ${{(Q)${{(z)BUFFER#echo
 zle -N complete-and-show
 bindkey '\\t' complete-and-show
 """  # it does not complete when further keys have come already
-SHELL_STARTS = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], BASH, b"\n"),
-    "zsh": (["zsh", "-f", "-i"], ZSH, b""),
-}
+SHELL_STARTS = [
+    pytest.param("bash", BASH + ". ./completion", b"\n", id="bash", marks=pytest.mark.needs_programs("bash")),
+    pytest.param("zsh", ZSH + ". ./completion", b"", id="zsh", marks=pytest.mark.needs_programs("zsh")),
+    pytest.param("zsh", "fpath=($PWD $fpath)\n" + ZSH, b"", id="fpath", marks=pytest.mark.needs_programs("zsh")),
+]
+COMMANDS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
 STARTER = OWN_TERMINAL.replace(
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])", "os.execvp(sys.argv[2], sys.argv[2:])"
 )
 
 
-@pytest.mark.parametrize(
-    "shell", [pytest.param(shell, marks=pytest.mark.needs_programs(shell)) for shell in SHELL_STARTS]
-)
-def test_the_tab_key_completes_in_a_terminal(folder, shell, run):
-    command, setup, enter = SHELL_STARTS[shell]
-    (folder / "setup").write_text(f"cd {folder}\n{setup}{script_for(shell)}echo it is 'ready.'\n")
-    terminal = Terminal(run, *command, starter=STARTER, HOME=str(folder))
+@pytest.mark.parametrize("shell, setup, enter", SHELL_STARTS)
+def test_the_tab_key_completes_in_a_terminal(folder, shell, setup, enter, run):
+    for name in ("completion", "_echo-server"):
+        (folder / name).write_text(script_for(shell))
+    (folder / "setup").write_text(f"cd {folder}\n{setup}\necho it is 'ready.'\n")
+    terminal = Terminal(run, *COMMANDS[shell], starter=STARTER, HOME=str(folder))
     terminal.type(f". {folder}/setup\n".encode())
     terminal.until(b"it is ready.")
     for keys, words in TYPED:
