@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from .cli import arguments
-from .version import __version__
+if not __package__:  # python3 echo, the folder: its parent has the package
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from echo.cli import arguments
+from echo.version import __version__
 
 HELP = """\
 usage: {typed} server [option]...
@@ -21,16 +24,16 @@ Each has --help. Without options they meet at 127.0.0.1:65432.
 
 def main() -> int:
     """Run the command that the first argument names; return the exit code."""
-    name = os.path.basename(sys.argv[0])
-    prog = "echo" if name == "__main__.py" else name
+    name = os.path.basename(sys.argv[0].rstrip(os.sep))
+    prog = "echo" if name in ("__main__.py", "echo") else name
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in ("server", "client"):
         sys.argv[:2] = [f"{prog} {command}"]  # as the name in its help and its errors
         if command == "client":
-            from .cli.client.command import main as client
+            from echo.cli.client.command import main as client
 
             return client()
-        from .cli.server.command import run
+        from echo.cli.server.command import run
 
         run()
     text = HELP.format(typed="python3 -m echo" if prog == "echo" else f"python3 {prog}")

@@ -134,6 +134,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """``argparse`` for rows. Errors are one line. Abbreviated options are refused: a later version may know two.
     With groups, ``--help`` is one of their rows."""
 
+    mistaken: Mapping[str, str] = {}
+    """Options that other programs have, and what to do instead."""
+
     def __init__(self, *, prog: str, description: str, groups: Sequence[Group] = ()) -> None:
         super().__init__(prog=prog, description=description, add_help=not groups, allow_abbrev=False)
         self.register("action", "append", _Append)
@@ -169,6 +172,15 @@ class ArgumentParser(argparse.ArgumentParser):
         for row in rows:
             vars(options).setdefault(row.dest, row.default)
         return options
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        given = args[0] if args else options.get("args")
+        given = list(sys.argv[1:] if given is None else given)
+        for word in given[: given.index("--") if "--" in given else len(given)]:
+            flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+            if flag in self.mistaken:
+                self.error(f"there is no option {flag}: {self.mistaken[flag]}")
+        return super().parse_known_args(*args, **options)
 
     def error(self, message: str) -> NoReturn:
         fail(self.prog, f"{message}; see --help", 2)
@@ -261,6 +273,10 @@ class Address(NamedTuple):
 def host(text: str) -> Address:
     """A host, alone or with its port, as people and log lines write them: ``localhost``, ``192.0.2.1:80``, ``::1``,
     ``[::1]``, ``[::1]:80``."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"invalid address {text!r}: expected a host, or HOST:PORT, without {text.partition('://')[0]}://"
+        )
     if "/" in text or text.startswith("@"):
         raise argparse.ArgumentTypeError(
             f"invalid address {text!r}: expected a host, or HOST:PORT; for a Unix socket, write --unix PATH"
@@ -278,7 +294,12 @@ def host(text: str) -> Address:
 def port_or_address(text: str) -> Address:
     """A port, or a host with its port."""
     if ":" not in text:
-        return Address(port=port(text))
+        try:
+            return Address(port=port(text))
+        except argparse.ArgumentTypeError as exc:
+            if text.isdigit():
+                raise
+            raise argparse.ArgumentTypeError(f"{exc}, or HOST:PORT, like 0.0.0.0:65432") from None
     address = host(text)
     if address.port is None:
         raise argparse.ArgumentTypeError(f"no port in {text!r}: expected PORT, HOST:PORT or [IPV6]:PORT")

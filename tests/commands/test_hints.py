@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from echo.cli.client.command import main as client_main
 from echo.cli.server.command import main as server_main
 from support import plain, read_all
 from support.client import address_options, call_client
@@ -99,6 +100,38 @@ def test_a_ping_without_any_reply_ends_with_a_hint(ask):
 def test_a_ping_with_tls_of_a_server_without_it_ends_with_a_hint(ask):
     code, log = ask(read_all, "--ping", "-c", "1", "-w", "50ms", "--tls", "--insecure")
     assert (code, log) == (1, "echo.client: no reply came; the server may not use TLS; try without --tls\n")
+
+
+# Command lines as other programs have them.
+
+START = "python3 -m echo"
+
+
+@pytest.mark.parametrize(
+    "main, arguments, error",
+    [
+        (server_main, ["--port", "7000"], f"there is no option --port: give the port alone, as in {START}.server 7000"),
+        (server_main, ["-p7000"], f"there is no option -p: give the port alone, as in {START}.server 7000"),
+        (server_main, ["70000"], "invalid port '70000': expected 0 to 65535"),
+        (server_main, ["-p", "7000"], f"there is no option -p: give the port alone, as in {START}.server 7000"),
+        (server_main, ["--host=::", "7000"], "there is no option --host: write --bind ADDRESS"),
+        (server_main, ["--tls"], "there is no option --tls: write --tls-cert FILE"),
+        (server_main, ["0.0.0.0"], "invalid port '0.0.0.0': expected 0 to 65535, or HOST:PORT, like 0.0.0.0:65432"),
+        (server_main, ["--handler", "a/b.py:C"], "expected the module's name, without folder and .py, like b:C"),
+        (server_main, ["--handler", "b.py:C"], "expected the module's name, without folder and .py, like b:C"),
+        (client_main, ["--host", "h"], f"give host and port alone, as in {START}.client 127.0.0.1 7000"),
+        (client_main, ["h", "--port", "1"], f"give host and port alone, as in {START}.client 127.0.0.1 7000"),
+        (client_main, ["http://h:80"], "invalid address 'http://h:80': expected a host, or HOST:PORT, without http://"),
+    ],
+)
+def test_a_command_line_as_other_programs_have_it_says_what_to_write(main, arguments, error):
+    code, out, err = call(main, *arguments)
+    assert (code, out) == (2, "")
+    assert err.endswith(f"{error}; see --help\n") and err.count("\n") == 1
+
+
+def test_a_word_behind_two_dashes_is_no_option():
+    assert "invalid port '--port'" in call(server_main, "--", "--port").err
 
 
 # --handler of a file that serves when it is imported.

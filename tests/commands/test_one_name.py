@@ -11,7 +11,7 @@ import pytest
 import echo
 import pyz
 from echo import __main__ as entrance
-from support import DEADLINE, read_exactly
+from support import DEADLINE, ROOT, read_exactly
 from support.commands import call
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -66,6 +66,14 @@ def test_it_runs_the_server_until_a_signal(run):
     server = run("echo", "server", "0")
     server.read_log_until(r"listening on \S+:\d+")
     assert server.terminate(signal.SIGINT) == 0
+
+
+def test_the_folder_can_be_run_like_a_module(run, tmp_path):
+    for folder in (os.path.join(ROOT, "echo"), os.path.join(ROOT, "echo", "")):
+        version = run(
+            "client", "--version", program=[sys.executable, folder], cwd=str(tmp_path), env={"PYTHONPATH": None}
+        )
+        assert version.finish() == (0, f"echo client {echo.__version__}\n".encode()), version.log
 
 
 # One file.

@@ -602,7 +602,10 @@ MANUAL = Manual(
 
 
 def _parser() -> CommandParser:
-    return CommandParser(PROG, MANUAL)
+    parser = CommandParser(PROG, MANUAL)
+    where = f"give host and port alone, as in {arguments.invocation(PROG)} 127.0.0.1 7000"
+    parser.mistaken = {**dict.fromkeys(("-p", "--port", "--host"), where), "--message": "write -m TEXT"}
+    return parser
 
 
 if __name__ == "__main__":

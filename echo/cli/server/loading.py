@@ -85,6 +85,11 @@ def _load(spec: str) -> Any:
     module_name, colon, class_name = spec.partition(":")
     if not (module_name and colon and class_name):
         raise ValueError(f"invalid class {spec!r}: expected MODULE:CLASS, like chat:ChatHandler")
+    if "/" in module_name or module_name.endswith(".py"):
+        module = os.path.basename(module_name[: -len(".py")] if module_name.endswith(".py") else module_name)
+        raise ValueError(
+            f"invalid class {spec!r}: expected the module's name, without folder and .py, like {module}:{class_name}"
+        )
     with contextlib.suppress(OSError):  # the current folder is gone
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.insert(0, os.getcwd())

@@ -329,7 +329,13 @@ ROWS = [row for group in GROUPS for row in group.rows if row.prints is None]
 
 def parser() -> CommandParser:
     """The parser. Its ``read_environment`` takes defaults from variables."""
-    return CommandParser(PROG, MANUAL)
+    commands = CommandParser(PROG, MANUAL)
+    commands.mistaken = {
+        **dict.fromkeys(("-p", "--port"), f"give the port alone, as in {arguments.invocation(PROG)} 7000"),
+        "--host": "write --bind ADDRESS",
+        **dict.fromkeys(("--tls", "--cert"), "write --tls-cert FILE"),
+    }
+    return commands
 
 
 def settings(options: argparse.Namespace, lists: NetworkLists) -> Dict[str, Any]:
