@@ -496,7 +496,7 @@ GROUPS = [
     ),
     Group(
         "--ping and --bench",
-        "",
+        "TIME is a duration, like 500ms, 30s, 5m or 1h; a bare number is seconds.",
         Row(
             "-s, --size BYTES",
             f"length of a message, in bytes, like 64 or 16k; minimum: {MIN_SIZE}",
