@@ -4,7 +4,7 @@
 keeps many of them busy, and ``renewing`` opens them again, by means of ``dialer``. ``ping`` and ``bench`` plan and
 report; ``outages`` and ``intervals`` are their time series.
 ``summary`` is what a load found. ``figures`` turns durations into text and JSON fields, ``conditions`` checks them,
-``report`` prints.
+``progress`` is the line at a terminal, ``report`` prints.
 
 Nothing is imported here: the client command needs ``report`` at each start, and ``bench`` needs ``multiprocessing``,
 which takes long to import.

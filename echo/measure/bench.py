@@ -21,11 +21,12 @@ from ..framing import Framing
 from ..text import plural
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
-from .figures import as_fields, comparison, percentile_name
+from .figures import as_fields, comparison
 from .intervals import Interval, Intervals
 from .load import TIMED_OUT, End, Period, Plan, Slice, Timetable, run
 from .outages import Downtime, Downtimes
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
+from .progress import Progress
 from .report import Report, milliseconds
 from .summary import LoadSummary
 
@@ -37,6 +38,9 @@ duration."""
 
 PROGRESS = SECOND
 """Nanoseconds between two reports of the progress."""
+
+REDRAWN = SECOND // 5
+"""Nanoseconds between two lines at the terminal, at least."""
 
 _DIED = "a process of the load has died"
 
@@ -191,11 +195,15 @@ class Bench:
         ends: Dict[Any, End] = {}
         intervals = Intervals(self._period, self._pipes)
         downtimes = Downtimes(self._pipes)
+        progress = Progress(self._duration, self._report.encoding)
+        drawn = -SECOND
         while waiting:
             for outage in downtimes.completed():
                 self._report_outage(outage)
             for interval in intervals.completed(self._period.end):
                 self._report_interval(interval)
+                counts = interval.counts
+                progress.add(counts.received * SECOND / (interval.end - interval.begin), counts.rtt)
             pipe: Any
             for pipe in multiprocessing.connection.wait(waiting):
                 try:
@@ -209,6 +217,9 @@ class Bench:
                     self.total.merge(part)
                     intervals.add(pipe, part)
                     downtimes.add(pipe, part.until, part.outages, part.down)
+                    if part.until - drawn >= REDRAWN:
+                        drawn = part.until
+                        self._draw(progress, drawn)
                     for verdict, sent, received in part.examples:
                         self._report.detail("\n".join([f"{verdict.value}:", *comparison(sent, received)]))
                 else:
@@ -308,21 +319,19 @@ class Bench:
         )
 
     def _report_progress(self, recent: Slice, elapsed: float) -> None:
-        rate = recent.received / (PROGRESS / SECOND)
-        latency = "".join(
-            f"  {percentile_name(percent)} {milliseconds(value)} ms"
-            for percent, value in recent.rtt.percentiles([50.0, 99.0])
-        )
-        wrong, lost = sum(self.total.wrong.values()), self.total.lost
-        bad = f"  {wrong:,} wrong, {lost:,} lost" if wrong or lost else ""
         self._report.progress(
-            f"{elapsed:3.0f} of {self._duration:g} s  {rate:,.0f} messages/s{latency}{bad}",
             elapsed_s=round(elapsed, 3),
-            messages_per_s=round(rate, 1),
+            messages_per_s=round(recent.received / (PROGRESS / SECOND), 1),
             **as_fields("rtt", recent.rtt, self._percentiles),
-            wrong=wrong,
-            lost=lost,
+            wrong=sum(self.total.wrong.values()),
+            lost=self.total.lost,
         )
+
+    def _draw(self, progress: Progress, now: int) -> None:
+        """Draw the line at the terminal, as it is at this time, counted as in ``Period``."""
+        elapsed = (now - self._period.begin) / SECOND
+        wrong, lost = sum(self.total.wrong.values()), self.total.lost
+        self._report.draw(lambda width, paint: progress.line(elapsed, wrong, lost, width, paint))
 
     def _summarize(self, elapsed: float) -> None:
         summary = LoadSummary(

@@ -74,13 +74,18 @@ def histogram(samples: Distribution, encoding: str) -> str:
     bounds = [f"{low:>{columns}} - {high:>{columns}}" for low, high in zip(texts, texts[1:])]
     width = len(bounds[0])
     digits = len(f"{max(counts):,}")
-    try:
-        "█▏".encode(encoding)
-        draw = _blocks
-    except (UnicodeError, LookupError):
-        draw = _signs
+    draw = _blocks if has_blocks(encoding) else _signs
     rows = (f"{bound:>{width}} {count:>{digits},} {draw(count / max(counts))}" for bound, count in zip(bounds, counts))
     return "\n".join(["", f"{'ms':>{width}} round trips", *(row.rstrip() for row in rows)])
+
+
+def has_blocks(encoding: str) -> bool:
+    """Whether an encoding has the characters that pictures are made of."""
+    try:
+        "█▏▁━╸─".encode(encoding)
+    except (UnicodeError, LookupError):
+        return False
+    return True
 
 
 def _edges(least: int, greatest: int) -> List[int]:

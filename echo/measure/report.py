@@ -14,6 +14,12 @@ from typing import Any, Callable, List, Optional, Sequence, TextIO
 from .clock import CLOCK
 from .conditions import Condition
 
+Paint = Callable[[str, str], str]
+
+
+def _plain(style: str, text: str) -> str:
+    return text
+
 
 class Report:
     """Prints events. ``write`` gets whole lines, without their end.
@@ -21,7 +27,8 @@ class Report:
     ``as_json``: one object per line instead of text, with its ``time``. ``quiet``: only the summary. ``verbose``:
     details too. ``timestamps``: the time in front of the text of each event, as in ping. ``stderr`` gets details and
     progress; None drops them. ``conditions``: what the figures of the summary are checked for; ``failures`` has those
-    that hold, as text. ``paint`` returns a text in a style of ``cli.color``. ``wall``: the time in seconds since 1970.
+    that hold, as text. ``paint`` and ``stderr_paint`` return a text in a style of ``cli.color``.
+    ``wall``: the time in seconds since 1970.
     """
 
     def __init__(
@@ -34,7 +41,8 @@ class Report:
         timestamps: bool = False,
         stderr: Optional[TextIO] = None,
         conditions: Sequence[Condition] = (),
-        paint: Callable[[str, str], str] = lambda style, text: text,
+        paint: Paint = _plain,
+        stderr_paint: Paint = _plain,
         wall: Callable[[], float] = CLOCK.wall,
     ) -> None:
         self.quiet = quiet
@@ -46,8 +54,9 @@ class Report:
         self._verbose = verbose
         self._timestamps = timestamps
         self._paint = paint
+        self._stderr_paint = stderr_paint
         self._wall = wall
-        self._drawn = False
+        self._drawn = 0  # columns of the line at the terminal
 
     @property
     def tolerates_loss(self) -> bool:
@@ -96,26 +105,49 @@ class Report:
             self._erase()
             print(text, file=self._stderr, flush=True)
 
-    def progress(self, text: str, **fields: Any) -> None:
-        """Report progress: an event in JSON, or a line at the terminal that the next one replaces."""
-        if self._as_json:
-            self.event("progress", **fields)
-        elif not self.quiet and self._stderr is not None and self._stderr.isatty():
-            width = _width(self._stderr) - 1  # a line of full width would wrap, and could not be replaced
-            print(f"{_clear_line(width)}{text[:width]}", end="", file=self._stderr, flush=True)
-            self._drawn = True
+    def progress(self, **fields: Any) -> None:
+        """Report progress, an event only for JSON."""
+        self.event("progress", **fields)
+
+    @property
+    def draws(self) -> bool:
+        """Whether ``draw`` draws anything: text at a terminal."""
+        return self.shows_text and self._stderr is not None and self._stderr.isatty()
+
+    @property
+    def encoding(self) -> str:
+        """That of the terminal."""
+        return getattr(self._stderr, "encoding", None) or "ascii"
+
+    def draw(self, line: Callable[[int, Paint], str]) -> None:
+        """Draw a line at the terminal, which the next one replaces. ``line`` gets the number of columns that there are,
+        and a function that paints a text in a style."""
+        if self.draws:
+            width = _width(self._stderr)
+            # A line of full width would wrap, and could not be replaced; so would one with the ^C of a Ctrl-C.
+            columns = max(0, width - 3)
+            print(f"{self._clear(width)}{line(columns, self._stderr_paint)}", end="", file=self._stderr, flush=True)
+            self._drawn = len(line(columns, _plain))
 
     def _put(self, event: str, text: str, fields: Any) -> None:
-        self._erase()
         if self._as_json:
             text = json.dumps({"event": event, "time": self.time(), **fields})
         if text:
+            self._erase()
             self._write(text)
 
     def _erase(self) -> None:
-        if self._drawn and self._stderr is not None:
-            print(_clear_line(_width(self._stderr) - 1), end="", file=self._stderr, flush=True)
-            self._drawn = False
+        if self._drawn:
+            print(self._clear(_width(self._stderr)), end="", file=self._stderr, flush=True)
+            self._drawn = 0
+
+    def _clear(self, width: int) -> str:
+        """Return characters that clear what was drawn. A dumb terminal has no escape sequences, only spaces."""
+        if os.environ.get("TERM") in ("dumb", "unknown"):
+            return f"\r{' ' * (width - 1)}\r"
+        # A terminal that has become narrower has wrapped the line.
+        rows = max(0, self._drawn - 1) // width
+        return f"\r\x1b[{rows}A\x1b[J" if rows else "\r\x1b[K"
 
 
 def milliseconds(ns: float) -> str:
@@ -129,12 +161,7 @@ def microseconds(ns: float) -> float:
     return round(ns / 1e3, 3)
 
 
-def _clear_line(width: int) -> str:
-    """Return characters that clear the terminal's line. A dumb terminal has no escape sequences, only spaces."""
-    return f"\r{' ' * width}\r" if os.environ.get("TERM") in ("dumb", "unknown") else "\r\x1b[K"
-
-
-def _width(stream: TextIO) -> int:
+def _width(stream: Any) -> int:
     """Columns of the stream's terminal. (``shutil.get_terminal_size`` is about that of stdout.)"""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80

@@ -172,11 +172,20 @@ class Screen(io.StringIO):
         return [line.rpartition("\r\x1b[K")[2] for line in self.getvalue().split("\n")]
 
 
+def fitting(text):
+    """A line for ``draw``."""
+    return lambda width, paint: text[:width]
+
+
+half = fitting("half")
+
+
 def report_everything(**options):
     """The lines that a report writes when every event has happened once."""
     written = []
     report = Report(written.append, wall=lambda: 1e9, **options)
-    report.progress("half", done=0.5)
+    report.draw(half)
+    report.progress(done=0.5)
     report.event("reply", "a reply", seq=1)
     report.event("figures", rtt_us=2.5)
     report.detail("a detail")
@@ -233,14 +242,14 @@ def test_progress_at_a_terminal_is_the_last_line_and_replaced_by_what_comes_next
     screen = Screen()
     report = Report(lambda line: print(line, file=screen), stderr=screen)
     for text in ("10 %", "20 %"):
-        report.progress(text)
+        report.draw(fitting(text))
     assert screen.lines == ["20 %"]
     report.event("reply", "a reply")
     assert screen.lines == ["a reply", ""]
-    report.progress("a line that is longer than the terminal is wide " * 2)
+    report.draw(fitting("a line that is longer than the terminal is wide " * 2))
     assert screen.lines == [
         "a reply",
-        "a line that is longer than the terminal is wide a line that is longer than the ",
+        "a line that is longer than the terminal is wide a line that is longer than th",
     ]
     report.event("figures", rtt_us=1)
     report.summarize("the end")
@@ -257,10 +266,14 @@ def test_progress_is_as_wide_as_the_terminal_that_it_is_drawn_on():
     try:
         with open(slave, "w") as screen:
             report = Report(print, stderr=screen)
-            for columns in (40, 20):
+            for columns, clear in (
+                (20, b"\r\x1b[K"),
+                (40, b"\r\x1b[K"),
+                (20, b"\r\x1b[1A\x1b[J"),
+            ):  # 37 are two rows of 20
                 fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-                report.progress("x" * 100)
-                expected = b"\r\x1b[K" + b"x" * (columns - 1)
+                report.draw(fitting("x" * 100))
+                expected = clear + b"x" * (columns - 3)  # with room for ^C
                 drawn = b""
                 while len(drawn) < len(expected):
                     drawn += os.read(master, len(expected) - len(drawn))
@@ -273,8 +286,8 @@ def test_progress_on_a_dumb_terminal_needs_no_escape_sequence(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     screen = Screen()
     report = Report(lambda line: print(line, file=screen), stderr=screen)
-    report.progress("a long line")
-    report.progress("short")
+    report.draw(fitting("a long line"))
+    report.draw(fitting("short"))
     report.event("reply", "a reply")
     clear = "\r" + " " * 79 + "\r"
     assert screen.getvalue() == f"{clear}a long line{clear}short{clear}a reply\n"
@@ -283,7 +296,7 @@ def test_progress_on_a_dumb_terminal_needs_no_escape_sequence(monkeypatch):
 def test_a_detail_takes_the_progress_away():
     screen = Screen()
     report = Report(print, verbose=True, stderr=screen)
-    report.progress("half")
+    report.draw(half)
     report.detail("a detail")
     assert screen.lines == ["a detail", ""]
 

@@ -101,6 +101,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         stderr=sys.stderr,
         conditions=options.fail_if if options.ping or options.bench else (),
         paint=painter(sys.stdout, options.color),
+        stderr_paint=painter(sys.stderr, options.color),
     )
     if options.ping or options.bench:
         return _measure(options, framing, report)
