@@ -31,7 +31,7 @@ html_copy_source = False
 
 nitpick_ignore_regex = [  # types in signatures: other projects', which an offline build cannot link, and private ones
     ("py:class", r"(logging|socket|socketserver|ssl)\.\w+"),
-    ("py:class", r"echo\.\w+\..*"),
+    ("py:class", r"echo\.\w+\..*|ServerOptions"),
 ]
 
 

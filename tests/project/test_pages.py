@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import socketserver
 import textwrap
 
 import pytest
@@ -14,6 +15,7 @@ import echo
 from echo.cli.client.command import GROUPS as CLIENT_GROUPS
 from echo.cli.reference import command_tables, options_table
 from echo.cli.server.options import GROUPS as SERVER_GROUPS
+from echo.server.options import OPTIONS
 from support import ROOT
 from support.pages import DATA, NOTES, Reader, blocks_of, pages, same, text_of
 
@@ -170,6 +172,14 @@ def named_in(cells):
 def test_the_reference_has_every_public_name():
     text = text_of(os.path.join("docs", "reference", "api.md"))
     assert [name for name in echo.__all__ if f"echo.{name}" not in text] == []
+
+
+def test_the_reference_has_what_the_server_adds_to_socketserver():
+    text = text_of(os.path.join("docs", "reference", "api.md"))
+    stock = {*dir(socketserver.ThreadingTCPServer), *dir(socketserver.ThreadingUnixStreamServer), *OPTIONS}
+    added = {name for name in dir(echo.Server) if not name.startswith("_")} - stock
+    assert "stop" in added
+    assert added == added.intersection(re.findall(r"^   \.\. auto\w+:: (\w+)$", text, re.MULTILINE))
 
 
 def test_the_reference_has_every_end_reason():
