@@ -597,6 +597,20 @@ def test_workers_that_die_each_for_its_own_reason_are_replaced_for_ever(changed,
     assert server.terminate() == 0
 
 
+def test_workers_that_their_clients_crash_are_replaced_for_ever(changed, dial):
+    """Row 70: each new worker got such a client at once, and the parent gave up."""
+    change = (
+        "workers.Workers.max_pause, workers.Workers.give_up = 0.01, 2\n"
+        "command.EchoRequestHandler.connection_made = lambda self: os._exit(3)\n"
+    )
+    server = changed(CANNOT_LIVE + change, "--workers", "2", "--handler", "echo:EchoRequestHandler")
+    for count in range(6):
+        dial(server.address)
+        server.read_log_until(rf"(?s)(ended with exit code 3; the next in .*){{{count + 1}}}")
+    server.terminate()
+    assert "giving up" not in server.log
+
+
 def no_core_files():
     import resource
 

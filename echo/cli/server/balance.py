@@ -49,6 +49,10 @@ class Balance:
         least = min(self._sessions)
         return self._sessions[self._mine] > least + max(self.slack, least // 8)
 
+    def has_sessions(self, number: int) -> bool:
+        """Whether that worker has sessions, or had some when it died."""
+        return self._sessions[number] > 0
+
     def began(self, number: int) -> None:
         """That worker is new, and has no sessions."""
         self._sessions[number] = 0

@@ -41,8 +41,9 @@ SETTLED = 10.0
 GIVE_UP = 5
 QUICK = 0.2
 """Number of deaths in a row, of each worker, after which the parent gives up. They count if the worker died within so
-many seconds, for the same reason each time, and not by a signal that only others send: then it cannot live. Workers
-that served in between, were killed, or found no memory, are replaced for ever, after longer and longer pauses."""
+many seconds, without a session, for the same reason each time, and not by a signal that only others send: then it
+cannot live. Workers that served in between, were killed, or lacked memory, threads or descriptors, are replaced for
+ever, after longer and longer pauses. A client whose messages crash a worker must not end the service."""
 
 FROM_OUTSIDE = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
 
@@ -192,7 +193,6 @@ class Workers:
         try:
             worker.pid = os.fork()
         except OSError as exc:
-            self.balance.ended(worker.number)
             self._died(worker, f"could not be started: {exc.strerror}", from_outside=True)
             return
         finally:
@@ -240,14 +240,12 @@ class Workers:
                 pid, status = os.waitpid(worker.pid, os.WNOHANG)
             except ChildProcessError:  # a thread of the handler's module waits for any child
                 gone, worker.pid = worker.pid, None
-                self.balance.ended(worker.number)
                 self._died(
                     worker, f"process {gone} ended, and code in the parent took its exit code", "unknown exit code"
                 )
                 continue
             if pid:
                 worker.pid = None
-                self.balance.ended(worker.number)
                 if os.WIFSIGNALED(status):
                     name = _name(os.WTERMSIG(status))
                     how = f"process {pid} was killed by {name}" + (", not done in time" if self._killed else "")
@@ -263,11 +261,12 @@ class Workers:
         now = time.monotonic()
         lived = now - worker.started_at
         worker.deaths = 1 if lived >= self.settled else worker.deaths + 1
-        if from_outside or lived >= self.quick:
+        if from_outside or lived >= self.quick or self.balance.has_sessions(worker.number):
             worker.failures = 0
         else:
             worker.failures = worker.failures + 1 if reason == worker.reason else 1
         worker.reason = reason
+        self.balance.ended(worker.number)
         if self._stopped:
             self._failed = True
             worker.log_event(logging.WARNING, "worker-died", ": %s", how)
