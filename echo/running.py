@@ -63,7 +63,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in self.numbers:
                 found = signal.getsignal(number)
-                if self._takes(found):
+                if self._takes(number, found):
                     self._found[number] = found
                     signal.signal(number, self._handle)
         return self
@@ -72,9 +72,11 @@ class StopSignals:
         for number, found in self._found.items():
             signal.signal(number, signal.SIG_DFL if found is None else found)
 
-    def _takes(self, found: Any) -> bool:
-        """Whether to handle a signal that has this handler."""
-        return found in (signal.SIG_DFL, signal.default_int_handler)
+    def _takes(self, number: int, found: Any) -> bool:
+        """Whether to handle a signal that has this handler. A program that blocks it may have a thread with
+        ``sigwait``."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) if hasattr(signal, "pthread_sigmask") else ()
+        return found in (signal.SIG_DFL, signal.default_int_handler) and number not in blocked
 
     def not_taken(self) -> List[str]:
         """The names of the signals that are left to the program."""
@@ -176,7 +178,7 @@ def run(
 
     SIGINT (Ctrl-C) or SIGTERM stops accepting, and lets the sessions answer what has arrived, within
     ``shutdown_timeout``. A second signal cuts what is left. After that the handlers of both signals are as before.
-    If the program handles one of them itself, its handler stays: it may raise an exception, which passes
+    If the program handles or blocks one of them itself, that stays: a handler may raise an exception, which passes
     through here when the sessions have ended, or stop the server. If another thread than the main thread calls this,
     signals do not stop the server, since Python allows signal handlers in the main thread only. Then it serves
     until ``stop()`` or ``shutdown()`` of the server is called, in a handler as ``self.server.stop()``. The log says
@@ -202,7 +204,7 @@ def run(
 def _announce(server: Server, not_taken: List[str]) -> None:
     log_listening(server)
     if not_taken:
-        why = "the program handles or ignores it"
+        why = "the program handles, blocks or ignores it"
         if threading.current_thread() is not threading.main_thread():
             why = "this is not the main thread"
         text = "%s does not stop this server, since %s; call its stop()"

@@ -238,7 +238,23 @@ def test_a_handler_of_the_programs_own_stays_and_what_it_raises_comes_out_when_a
     finally:
         signal.signal(signal.SIGTERM, before)
     assert servers[0].socket.fileno() == -1
-    assert "SIGTERM does not stop this server, since the program handles or ignores it; call its stop()" in lines()
+    assert (
+        "SIGTERM does not stop this server, since the program handles, blocks or ignores it; call its stop()" in lines()
+    )
+
+
+@posix
+def test_a_signal_that_the_program_blocks_is_left_to_it(lines):
+    """Another thread may wait for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        assert serve() == 0
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert (
+        "SIGTERM does not stop this server, since the program handles, blocks or ignores it; call its stop()" in lines()
+    )
 
 
 def test_a_log_that_is_configured_stays_as_it_is(monkeypatch):

@@ -109,6 +109,14 @@ def _load(spec: str) -> Any:
         raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from None
     for part in class_name.split("."):
         if not hasattr(thing, part):
-            raise ValueError(f"the module {module_name} has no class {class_name!r}; check its name")
+            there = [name for name, value in getattr(thing, "__dict__", {}).items() if _is_handler(value, module_name)]
+            advice = f"it has {', '.join(there)}" if there else "check its name"
+            raise ValueError(f"the module {module_name} has no class {class_name!r}; {advice}")
         thing = getattr(thing, part)
     return thing
+
+
+def _is_handler(value: Any, module_name: str) -> bool:
+    """Whether this is a handler class that the module itself defines."""
+    is_one = isinstance(value, type) and issubclass(value, socketserver.BaseRequestHandler)
+    return is_one and value.__module__ == module_name

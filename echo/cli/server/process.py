@@ -101,7 +101,7 @@ class Process(StopSignals):
         faulthandler.cancel_dump_traceback_later()
         self._nowhere.close()
 
-    def _takes(self, found: Any) -> bool:
+    def _takes(self, number: int, found: Any) -> bool:
         return bool(found != signal.SIG_IGN)
 
     def unblock(self) -> None:
