@@ -42,7 +42,8 @@ class Row:
     * ``shown``: the default in words, where ``default`` itself says too little.
     * ``more``: details that ``--help`` leaves to the reference and the manual page.
     * ``needs``: options of which at least one must be given, too.
-    * ``many``: it may be repeated. ``mode``: it excludes the other modes of its group.
+    * ``many``: it may be repeated; one named like ``--compare FILE...`` takes several values, too. ``mode``: it
+      excludes the other modes of its group.
     * ``left_out``: unless given, the parsed options do not have it.
     * ``prints``: the option ends the command, which prints the text that this returns for the parser and the value.
     """
@@ -66,6 +67,8 @@ class Row:
         words = names.replace(",", "").split()
         self.flags = [word for word in words if word.startswith("-")]
         self.value = words[-1] if self.flags and words[-1] not in self.flags else ""
+        several = self.value.endswith("...")
+        self.value = self.value.rstrip(".")
         self.is_switch = bool(self.flags) and not self.value
         parts = self.value.split("|")
         self.words = [part for part in parts if part.islower()]
@@ -78,8 +81,9 @@ class Row:
         self.variable = f"ECHO_{self.dest.upper()}"
         self.meaning = f"{meaning}; may be repeated" if many else meaning
         self.read, self.more = read, more
-        self.needs, self.many, self.mode, self.left_out, self.prints = needs, many, mode, left_out, prints
-        self.default = False if self.is_switch else [] if many and default is None else default
+        self.needs, self.mode, self.left_out, self.prints = needs, mode, left_out, prints
+        self.many, self.several = many or several, several
+        self.default = False if self.is_switch else [] if self.many and default is None else default
         if not shown and default is not None and default is not False:
             shown = f"{default:g} s" if isinstance(default, float) else str(default)
         self.shown = shown
@@ -107,6 +111,8 @@ class Row:
             settings["nargs"] = "?"
         if self.value and not self.choices:
             settings["metavar"] = self.value
+        if self.several:
+            settings["nargs"] = "+"
         action: argparse.Action = group.add_argument(*(self.flags or [self.dest]), **settings)
         return action
 
@@ -192,7 +198,8 @@ class _Append(argparse.Action):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         had = getattr(namespace, self.dest, self.default)
-        setattr(namespace, self.dest, [*([] if had is self.default else had), values])
+        more = [values] if self.nargs is None else values
+        setattr(namespace, self.dest, [*([] if had is self.default else had), *more])
 
 
 class _Print(argparse.Action):

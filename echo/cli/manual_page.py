@@ -49,7 +49,8 @@ def _list(rows: Iterable[Tuple[str, str]]) -> Iterator[str]:
 
 def _names(row: Row) -> str:
     flags = ", ".join(map(_bold, row.flags))
-    return f"{flags} {_italic(row.value)}".rstrip() if row.value else flags or _italic(row.names)
+    value = row.value + "..." * row.several
+    return f"{flags} {_italic(value)}".rstrip() if value else flags or _italic(row.names)
 
 
 def _text(text: str) -> List[str]:

@@ -2,9 +2,10 @@
 
 ``probes``, ``stream`` and ``distribution`` know no socket. ``lane`` is one connection that carries probes, ``load``
 keeps many of them busy, and ``renewing`` opens them again, by means of ``dialer``. ``ping`` and ``bench`` plan and
-report; ``outages`` and ``intervals`` are their time series.
-``summary`` is what a load found. ``figures`` turns durations into text and JSON fields, ``conditions`` checks them,
-``progress`` is the line at a terminal, ``report`` prints.
+report; ``outages``, ``intervals`` and ``series`` are about time. ``figures`` turns durations into text and JSON fields,
+``summary`` is what a load found, ``conditions`` checks it, ``progress`` is the line at a terminal, ``report`` prints.
+What is made of a summary afterwards is a function of its ``document``, the JSON that is printed: ``page`` (with
+``chart``), ``histogram_file``, ``differences``, ``merging``.
 
 Nothing is imported here: the client command needs ``report`` at each start, and ``bench`` needs ``multiprocessing``,
 which takes long to import.

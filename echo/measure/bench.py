@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
-import os
 import random
 import signal
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -21,6 +20,7 @@ from ..framing import Framing
 from ..text import plural
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
+from .document import processors
 from .figures import as_fields, comparison
 from .intervals import Interval, Intervals
 from .load import TIMED_OUT, End, Period, Plan, Slice, Timetable, run
@@ -28,6 +28,7 @@ from .outages import Downtime, Downtimes
 from .probes import CLOSED_DEPTH, OPEN_DEPTH, Verdict
 from .progress import Progress
 from .report import Report, milliseconds
+from .series import SHORTEST_POINT, Series
 from .summary import LoadSummary
 
 PERCENTILES = [50.0, 75.0, 90.0, 99.0, 99.9]
@@ -42,13 +43,16 @@ PROGRESS = SECOND
 REDRAWN = SECOND // 5
 """Nanoseconds between two lines at the terminal, at least."""
 
+POINTS = 50
+"""Number of points that the time series of a bench is to have at least."""
+
 _DIED = "a process of the load has died"
 
 
 def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any, List[int]]]:
     """Start processes that share the connections of ``plan``; yield the pipe to each one, the process, and the numbers
     of its connections."""
-    count = max(1, min(plan.connections, _processors() // 2))  # half of the processors: the server needs the others
+    count = max(1, min(plan.connections, processors() // 2))  # half of the processors: the server needs the others
     context = multiprocessing.get_context("spawn")  # the only method that all systems have
     if hasattr(signal, "pthread_sigmask"):
         multiprocessing.resource_tracker.ensure_running()  # now, since its start unblocks both signals
@@ -128,6 +132,9 @@ class Bench:
         self._connect_times = Distribution()
         self._look_up_took = 0
         self._period = Period(0, 0, 0, 0)
+        self._length = PROGRESS  # of the intervals that are reported, a multiple of those in the period
+        self._series = Series(PROGRESS)
+        self._began = ""
         self._started_at = 0
         self._processes: List[Any] = []
         self._pipes: Dict[Any, List[int]] = {}  # with the numbers of the connections of that process
@@ -167,8 +174,12 @@ class Bench:
         """Run the load to its end or until ``stop``, report the summary, and return the exit code."""
         start = SECOND // 50
         begin = start + round(self._warm_up * SECOND)
-        interval = PROGRESS if self._interval is None else round(self._interval * SECOND)
-        self._period = Period(start, begin, begin + round(self._duration * SECOND), interval)
+        self._length = PROGRESS if self._interval is None else round(self._interval * SECOND)
+        duration = round(self._duration * SECOND)
+        point = _part_of(self._length, max(SHORTEST_POINT, duration // POINTS))
+        self._series = Series(point)
+        self._period = Period(start, begin, begin + duration, point)
+        self._began = self._report.time(-begin / SECOND)
         self._started_at = self._clock.now()
         with _signals_blocked():
             for pipe in self._pipes:
@@ -193,13 +204,15 @@ class Bench:
         waiting = list(self._pipes)
         on_the_way = dict.fromkeys(self._pipes, 0)
         ends: Dict[Any, End] = {}
-        intervals = Intervals(self._period, self._pipes)
+        points = Intervals(self._period, self._pipes)
+        intervals = Intervals(self._period._replace(interval=self._length), self._pipes)
         downtimes = Downtimes(self._pipes)
         progress = Progress(self._duration, self._report.encoding)
         drawn = -SECOND
         while waiting:
             for outage in downtimes.completed():
                 self._report_outage(outage)
+            self._record(points, self._period.end)
             for interval in intervals.completed(self._period.end):
                 self._report_interval(interval)
                 counts = interval.counts
@@ -215,6 +228,7 @@ class Bench:
                 if isinstance(part, Slice):
                     on_the_way[pipe] += part.on_the_way
                     self.total.merge(part)
+                    points.add(pipe, part)
                     intervals.add(pipe, part)
                     downtimes.add(pipe, part.until, part.outages, part.down)
                     if part.until - drawn >= REDRAWN:
@@ -225,9 +239,11 @@ class Bench:
                 else:
                     ends[pipe] = part
                     waiting.remove(pipe)
+                    points.end(pipe)
                     intervals.end(pipe)
                     downtimes.end(pipe)
         ended_at = min(max(end.at for end in ends.values()), self._period.end)
+        self._record(points, ended_at)
         for interval in intervals.completed(ended_at):
             self._report_interval(interval)
         for outage in downtimes.completed():
@@ -235,6 +251,10 @@ class Bench:
         self._connect_times.merge(self.total.connects)
         self._add_up_what_was_due(ends)
         return ended_at
+
+    def _record(self, points: Intervals, until: int) -> None:
+        for begin, _, counts in points.completed(until):
+            self._series.at(begin).add(counts.received, counts.lost, sum(counts.wrong.values()), counts.rtt)
 
     def _add_up_what_was_due(self, ends: Dict[Any, End]) -> None:
         """In an open loop: the whole timetable, also of connections that were lost, up to an interruption."""
@@ -342,6 +362,10 @@ class Bench:
             self._connect_times,
             self._look_up_took,
             self._plan.endpoint.is_named,
+            self._began,
+            self._series.as_columns(round(elapsed * SECOND)),
+            len(self.total.outages),
+            sum(outage.ended - outage.began for outage in self.total.outages) / SECOND,
         )
         summary.report(self._report, self._percentiles)
 
@@ -358,11 +382,12 @@ class Bench:
         return 1 if errors or not (self.total.rtt.count or self.total.received) else 0
 
 
-def _processors() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+def _part_of(length: int, least: int) -> int:
+    """The shortest part of a length that is not shorter than ``least`` and of which the length is a multiple."""
+    parts = max(1, length // least)
+    while length % parts:
+        parts -= 1
+    return length // parts
 
 
 @contextlib.contextmanager

@@ -19,11 +19,13 @@ from ..text import plural
 from ..transport.tls_messages import explain
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
+from .document import environment
 from .figures import as_fields, comparison, damage, percentile_name, with_conditions
 from .lane import Lane
 from .outages import Outage, Outages
 from .probes import Ledger, Reply, UncheckedLedger, Verdict
 from .report import Report, microseconds, milliseconds
+from .series import SHORTEST_POINT, Series
 
 PERCENTILES = [50.0, 90.0, 99.0, 99.9]
 
@@ -80,6 +82,8 @@ class Ping:
         self._verdicts = dict.fromkeys(Verdict, 0)
         self._outages = Outages()
         self.rtt = Distribution()
+        self._began = 0
+        self._series = Series(SHORTEST_POINT)
         self._connect_times = Distribution()
         self._connecting_took = 0
 
@@ -119,7 +123,8 @@ class Ping:
 
     def run(self) -> int:
         """Ping until all is done or it is interrupted, report the summary, and return the exit code."""
-        began = self._next_at = self._clock.now()
+        self._began = self._next_at = self._clock.now()
+        began = self._report.time()
         try:
             while not self._stopped:
                 now = self._clock.now()
@@ -141,7 +146,7 @@ class Ping:
                 self._lane.close()
             self._selector.close()
         self._report_outage(self._outages.finish(self._clock.now()))
-        self._summarize(waiting, self._clock.now() - began)
+        self._summarize(waiting, self._clock.now() - self._began, began)
         return self._exit_code()
 
     def _may_send(self) -> bool:
@@ -236,6 +241,7 @@ class Ping:
 
     def _report_lost(self, seq: int, sent_at: int, why: str) -> None:
         self._lost += 1
+        self._series.at(max(0, sent_at - self._began)).lost += 1
         self._report_outage(self._outages.lost(seq, sent_at))
         self._report.event("lost", f"{self._where}: seq={seq} {self._report.mark('lost')}: {why}", seq=seq, why=why)
 
@@ -260,6 +266,11 @@ class Ping:
 
     def _report_reply(self, reply: Reply, now: int) -> None:
         self._verdicts[reply.verdict] += 1
+        point = self._series.at(now - self._began)
+        if reply.verdict is Verdict.RIGHT:
+            point.messages += 1
+        else:
+            point.wrong += 1
         text = f"{plural(len(reply.message), 'byte')} from {self._where}:"
         fields: Dict[str, object] = {"bytes": len(reply.message), "verdict": reply.verdict.value}
         if reply.seq is not None:
@@ -286,13 +297,14 @@ class Ping:
             fields["rtt_us"] = microseconds(took)
             if reply.verdict is not Verdict.CORRUPTED:
                 self.rtt.add(took)
+                point.rtt.add(took)
         self._report.event("reply", text, **fields)
         if reply.probe is not None and self._lane is not None:
             waiting = self._lane.ledger.outstanding
             oldest = waiting[0].seq if waiting else self._sent + 1
             self._report_outage(self._outages.replied(reply.probe.seq, now, oldest))
 
-    def _summarize(self, waiting: int, took: int) -> None:
+    def _summarize(self, waiting: int, took: int, began: str) -> None:
         received = self._verdicts[Verdict.RIGHT] + self._verdicts[Verdict.REORDERED]
         settled = self._sent - waiting
         loss = 100 * self._lost / settled if settled else 0.0
@@ -322,6 +334,8 @@ class Ping:
         ]
         self._report.summarize(
             "\n".join(lines),
+            mode="ping",
+            began=began,
             address=self._where,
             size_bytes=self._size,
             transmitted=self._sent,
@@ -341,6 +355,10 @@ class Ping:
             lookup_us=microseconds(self._look_up_took),
             **as_fields("rtt", self.rtt, with_conditions(self._percentiles, self._report)),
             **as_fields("connect", self._connect_times, self._percentiles),
+            rtt_distribution=self.rtt.as_json(),
+            connect_distribution=self._connect_times.as_json(),
+            series=self._series.as_columns(took),
+            environment=environment(),
         )
 
     def _exit_code(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from typing import Any, Callable, List, Optional, Sequence, TextIO
+from typing import Any, Callable, Dict, List, Optional, Sequence, TextIO
 
 from .clock import CLOCK
 from .conditions import Condition
@@ -27,7 +27,8 @@ class Report:
     ``as_json``: one object per line instead of text, with its ``time``. ``quiet``: only the summary. ``verbose``:
     details too. ``timestamps``: the time in front of the text of each event, as in ping. ``stderr`` gets details and
     progress; None drops them. ``conditions``: what the figures of the summary are checked for; ``failures`` has those
-    that hold, as text. ``paint`` and ``stderr_paint`` return a text in a style of ``cli.color``.
+    that hold, as text. ``summary`` has the fields of the summary. ``paint`` and ``stderr_paint`` return a text in a
+    style of ``cli.color``.
     ``wall``: the time in seconds since 1970.
     """
 
@@ -48,6 +49,7 @@ class Report:
         self.quiet = quiet
         self.conditions = conditions
         self.failures: List[str] = []
+        self.summary: Dict[str, Any] = {}
         self._write = write
         self._stderr = stderr
         self._as_json = as_json
@@ -92,6 +94,7 @@ class Report:
         if self.conditions:
             failures = (condition.failure(fields) for condition in self.conditions)
             self.failures = fields["failures"] = [failure for failure in failures if failure is not None]
+        self.summary = {"event": "summary", **fields}
         self._put("summary", text, fields)
 
     def picture(self, text: str) -> None:

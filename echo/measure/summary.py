@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..text import plural
 from .distribution import SECOND, Distribution
+from .document import environment
 from .figures import as_fields, percentile_name, with_conditions
 from .load import Slice
 from .probes import Verdict
 from .report import Report, microseconds, milliseconds
+from .series import Columns
 
 BUSY = 0.9
 """Share of a processor from which a process of the load has no time to spare: it may be slower than the server."""
@@ -18,13 +20,26 @@ LATE_SHARE = 0.01
 LATE_AT_LEAST = 10
 """Share of the messages, and their number, that the load may send late before its figures are doubtful."""
 
+MOST_OF_THE_TIME = 0.9
+"""Share of the time in which all of the merged runs must have run for their rates to be those of one load."""
+
+
+class Merged(NamedTuple):
+    """Several runs that are summed up as one. ``runs``: a description of each. ``overlap``: the time in seconds in
+    which all of them ran."""
+
+    runs: List[Dict[str, Any]]
+    overlap: float
+
 
 class LoadSummary(NamedTuple):
     """What a load found.
 
     ``parameters``: the fields that describe the load. ``total``: the counts. ``due``: the number of messages that were
     due. ``elapsed``: the measured time in seconds. ``connects``: how long connecting took. ``look_up_took``: the time
-    of the host's look-up in nanoseconds; ``is_named``: whether that was the look-up of a name.
+    of the host's look-up in nanoseconds; ``is_named``: whether that was the look-up of a name. ``began``: when the
+    measured time did, in UTC. ``series``: what happened over time. ``outages``: how many there were; ``outages_s``:
+    their length in seconds. ``merged``: the runs that it is made of, if it is.
     """
 
     parameters: Dict[str, Any]
@@ -34,11 +49,11 @@ class LoadSummary(NamedTuple):
     connects: Distribution
     look_up_took: int
     is_named: bool
-
-    @property
-    def outages_s(self) -> float:
-        """The length of all outages, in seconds."""
-        return sum(outage.ended - outage.began for outage in self.total.outages) / SECOND
+    began: str
+    series: Columns
+    outages: int
+    outages_s: float
+    merged: Optional[Merged] = None
 
     def report(self, report: Report, percentiles: Sequence[float]) -> None:
         """Report it, with these percentiles."""
@@ -67,8 +82,14 @@ class LoadSummary(NamedTuple):
         fields: Dict[str, Any] = {}
         for name, times in latencies.items():
             fields.update(as_fields(name, times, with_conditions(percentiles, report)))
+            fields[f"{name}_distribution"] = times.as_json()
+        if self.merged is not None:
+            rows += _of_merged(self.merged, elapsed)
+            fields.update(runs=self.merged.runs, overlap_s=round(self.merged.overlap, 6))
         report.summarize(
             "\n".join([*(f"{name:12}{text}" for name, text in rows), "", *_table(latencies, percentiles, is_paced)]),
+            mode="bench",
+            began=self.began,
             **self.parameters,
             messages=total.received,
             duration_s=round(elapsed, 6),
@@ -87,15 +108,20 @@ class LoadSummary(NamedTuple):
             shifts={str(shift): count for shift, count in total.shifts.items()},
             errors=dict(total.errors),
             reconnects=total.reconnects,
-            outages=len(total.outages),
+            outages=self.outages,
             outages_s=round(self.outages_s, 6),
             lookup_us=microseconds(self.look_up_took),
             client_busy_percent=round(100 * busy, 1),
+            client_busy_s=total.busy / SECOND,
+            client_watched_s=total.watched / SECOND,
             client_late=total.late,
             client_late_max_us=microseconds(total.latest),
             client_is_bottleneck=bool(doubts),
             **as_fields("connect", connects, percentiles),
+            connect_distribution=connects.as_json(),
             **fields,
+            series=self.series,
+            environment=environment(),
         )
 
     def _fates(self, never_sent: int, report: Report) -> Iterator[Tuple[str, str]]:
@@ -108,8 +134,8 @@ class LoadSummary(NamedTuple):
         yield "errors", ", ".join(report.bad(count, f"x {what}") for what, count in total.errors.items()) or "0"
         if total.reconnects:
             yield "reconnected", plural(total.reconnects, "time")
-        if total.outages:
-            yield "outages", f"{len(total.outages):,}, {self.outages_s:.3f} s in all"
+        if self.outages:
+            yield "outages", f"{self.outages:,}, {self.outages_s:.3f} s in all"
         if total.on_the_way:
             yield "on the way", f"{total.on_the_way:,} when it was interrupted"
         if never_sent:
@@ -140,6 +166,14 @@ class LoadSummary(NamedTuple):
         if doubts:
             why = f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"
             yield "warning", report.mark(why, style="doubtful")
+
+
+def _of_merged(merged: Merged, elapsed: float) -> Iterator[Tuple[str, str]]:
+    """The rows about the runs."""
+    count = len(merged.runs)
+    yield "runs", f"{count}, all at the same time for {merged.overlap:.3g} of {elapsed:.3g} s"
+    if merged.overlap < MOST_OF_THE_TIME * elapsed:
+        yield "warning", "the runs did not overlap most of the time: the rate is the average while any of them ran"
 
 
 def _table(latencies: Dict[str, Distribution], percents: Sequence[float], is_paced: bool) -> List[str]:

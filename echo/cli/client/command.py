@@ -19,7 +19,7 @@ import ssl
 import sys
 import time
 from types import FrameType
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from ... import protocol
 from ...client.client import Client
@@ -27,6 +27,7 @@ from ...client.endpoint import Endpoint, Security
 from ...exceptions import EchoError, EchoMismatch, MessageTooLong
 from ...framing import FRAMINGS, Framing, LineFraming
 from ...measure.conditions import Condition
+from ...measure.distribution import Distribution
 from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
 from ...measure.report import Report, milliseconds
 from ...sockets import trouble_with_path
@@ -42,6 +43,7 @@ from . import hints
 from .exchange import Exchange
 from .letters import Letters
 from .pipe import Pipe
+from .results import COMPARED, Results, summary
 from .terminal import Terminal
 
 PROG = arguments.program("echo.client")
@@ -71,6 +73,8 @@ def _main(argv: Optional[List[str]]) -> int:
         arguments.fail(PROG, "invalid port 0: give the port that the server logs", 2)
     if host is not None and host.isdigit():
         arguments.fail(PROG, f"invalid host {host!r}: the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
+    if options.merge and (host or port or options.unix is not None):
+        arguments.fail(PROG, "--merge connects to no server; leave out the address", 2)
     if options.unix is not None and (host or port):
         arguments.fail(PROG, "--unix excludes host and port; give one of them", 2)
     options.host, options.port = host or protocol.DEFAULT_HOST, port or protocol.DEFAULT_PORT
@@ -90,7 +94,8 @@ def _main(argv: Optional[List[str]]) -> int:
 
 
 def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
-    if None in ([sys.stdout] if messages or options.ping or options.bench else [sys.stdin, sys.stdout]):
+    measures = options.ping or options.bench or options.merge
+    if None in ([sys.stdout] if messages or measures else [sys.stdin, sys.stdout]):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
     report = Report(
         _print,
@@ -99,12 +104,23 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         verbose=options.verbose,
         timestamps=options.timestamps,
         stderr=sys.stderr,
-        conditions=options.fail_if if options.ping or options.bench else (),
+        conditions=options.fail_if if measures else (),
         paint=painter(sys.stdout, options.color),
         stderr_paint=painter(sys.stderr, options.color),
     )
-    if options.ping or options.bench:
-        return _measure(options, framing, report)
+    if measures:
+        with Results(PROG, options) as results:
+            code, rtt = _merge(options, report) if options.merge else _measure(options, framing, report)
+            if options.histogram:
+                from ...measure.figures import histogram
+
+                report.picture(histogram(rtt, sys.stdout.encoding))
+            results.finish(report)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # the exit code is settled
+        if report.failures:
+            arguments.fail(PROG, f"failed: {'; '.join(report.failures)}", 4)
+        return code
     at_terminal = not messages and sys.stdin.isatty() and sys.stdout.isatty()
     began = time.perf_counter_ns()
     with _connecting(options, report):
@@ -147,7 +163,21 @@ def _explaining(client: Client, options: argparse.Namespace) -> Iterator[None]:
         arguments.fail(PROG, hints.explained(exc, client.connection.bytes_in, options), code)
 
 
-def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> int:
+def _merge(options: argparse.Namespace, report: Report) -> Tuple[int, Distribution]:
+    """Sum up the runs of several machines. Return the exit code and the round trips."""
+    from ...measure.bench import PERCENTILES
+    from ...measure.merging import merge
+
+    try:
+        load = merge(options.merge)
+    except ValueError as exc:
+        arguments.fail(PROG, f"cannot merge: {exc}", 2)
+    load.report(report, options.percentiles or PERCENTILES)
+    return 0, load.total.rtt
+
+
+def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> Tuple[int, Distribution]:
+    """Ping, or put a load on the server. Return the exit code and the round trips."""
     more: Any = {"verify": not options.no_verify, "new_connection": options.new_connection}
     if options.percentiles is not None:
         more["percentiles"] = options.percentiles
@@ -169,42 +199,31 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> i
         with _connecting(options, report):
             ping.resolve()
         code = ping.run()
-        rtt = ping.rtt
         hint = hints.unanswered_ping(options, ping.has_connected) if ping.is_unanswered else ""
         if hint and not (options.json or options.quiet):
             print(f"{PROG}: no reply came; {hint}", file=sys.stderr)
-    else:
-        from ...measure.bench import Bench
+        return code, ping.rtt
+    from ...measure.bench import Bench
 
-        bench = Bench(
-            options.endpoint,
-            framing,
-            report,
-            connections=options.connections,
-            duration=options.duration,
-            size=options.size,
-            depth=options.depth,
-            rate=options.rate,
-            timeout=options.timeout,
-            interval=options.interval,
-            reconnect=options.reconnect,
-            **more,
-        )
-        _on_signals(bench.stop)
-        with contextlib.closing(bench):
-            with _connecting(options, report):
-                bench.connect()
-            code = bench.run()
-        rtt = bench.total.rtt
-    if options.histogram:
-        from ...measure.figures import histogram
-
-        report.picture(histogram(rtt, sys.stdout.encoding))
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # the exit code is settled
-    if report.failures:
-        arguments.fail(PROG, f"failed: {'; '.join(report.failures)}", 4)
-    return code
+    bench = Bench(
+        options.endpoint,
+        framing,
+        report,
+        connections=options.connections,
+        duration=options.duration,
+        size=options.size,
+        depth=options.depth,
+        rate=options.rate,
+        timeout=options.timeout,
+        interval=options.interval,
+        reconnect=options.reconnect,
+        **more,
+    )
+    _on_signals(bench.stop)
+    with contextlib.closing(bench):
+        with _connecting(options, report):
+            bench.connect()
+        return bench.run(), bench.total.rtt
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
@@ -235,7 +254,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.new_connection and options.depth is not None:
         arguments.fail(PROG, "--new-connection excludes --depth; give --connections, the number at a time", 2)
     for condition in options.fail_if or ():
-        if condition.mode is not None and not getattr(options, condition.mode):
+        mode = "bench" if options.merge else "ping" if options.ping else "bench"
+        if condition.mode not in (None, mode):
             arguments.fail(PROG, f"--fail-if {condition.text!r}: only --{condition.mode} has {condition.name}", 2)
     if (options.ping or options.bench) and options.framing != "raw" and options.size > options.max_message:
         arguments.fail(
@@ -420,6 +440,7 @@ def _write(data: bytes) -> None:
 
 
 _MEASURING = ("ping", "bench")
+_SUMMARIES = (*_MEASURING, "merge")
 _SHORTEST_INTERVAL = 0.1  # seconds
 
 GROUPS = [
@@ -451,6 +472,12 @@ GROUPS = [
         Row("-m TEXT", "send this message and print its reply", many=True, mode=True),
         Row("--ping", "send one message a second, and time and check each reply; Ctrl-C ends it", mode=True),
         Row("--bench", "put a load on the server, and print throughput and round-trip times", mode=True),
+        Row(
+            "--merge FILE...",
+            "sum up the runs of --bench on several machines, from what --json printed there",
+            summary,
+            mode=True,
+        ),
     ),
     Group(
         "messages",
@@ -468,9 +495,9 @@ GROUPS = [
         "",
         Row(
             "-J, --json",
-            "with -m, --ping or --bench: print one JSON object a line",
+            "with -m, --ping, --bench or --merge: print one JSON object a line",
             more="the last one is the summary",
-            needs=("text", *_MEASURING),
+            needs=("text", *_SUMMARIES),
         ),
         Row("-q, --quiet", "print only the summary", more="a pipe still writes the replies"),
         Row(
@@ -505,13 +532,13 @@ GROUPS = [
             64,
             needs=_MEASURING,
         ),
-        Row("--histogram", "show the distribution of the round-trip times", needs=_MEASURING),
+        Row("--histogram", "show the distribution of the round-trip times", needs=_SUMMARIES),
         Row(
             "--percentiles LIST",
             "percentiles of the round-trip times to show, like 50,95,99.99",
             _percentiles,
             shown="50,90,99,99.9; with --bench 75, too",
-            needs=_MEASURING,
+            needs=_SUMMARIES,
         ),
         Row(
             "--fail-if CONDITION",
@@ -519,7 +546,7 @@ GROUPS = [
             " 'rate < 10000/s'",
             _condition,
             many=True,
-            needs=_MEASURING,
+            needs=_SUMMARIES,
             more="min, avg, max, mdev, lost, corrupted and never_sent are figures, too; with a condition on loss or"
             " lost, other losses do not change the exit code; a percentile for which there are too few samples fails",
         ),
@@ -529,6 +556,14 @@ GROUPS = [
             more="its time is a part of the round trip, and shown apart; --connections is how many there are at a time",
             needs=_MEASURING,
         ),
+        Row("--report FILE", "write a page with charts and tables of the run (HTML)", needs=_SUMMARIES),
+        Row(
+            "--compare FILE...",
+            f"compare with earlier runs, from what --json printed, and show them in the page; maximum: {COMPARED}",
+            summary,
+            needs=_SUMMARIES,
+        ),
+        Row("--hdr FILE", "write the percentiles of the round trips in HdrHistogram's format", needs=_SUMMARIES),
         Row("-D, --timestamps", "print the time in front of each line, in seconds since 1970", needs=_MEASURING),
         Row("-c, --count N", "--ping: number of messages", arguments.count, shown="no limit", needs=("ping",)),
         Row(

@@ -1,0 +1,135 @@
+"""The files of ``--ping``, ``--bench`` and ``--merge``: summaries to read, pages and histograms to write.
+
+A file that is written is opened before the measurement begins, so that a path that cannot be written costs no run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
+
+from ...measure.report import Report
+from .. import arguments
+
+if TYPE_CHECKING:
+    from ...measure.document import Run
+
+COMPARED = 5
+"""Maximum number of runs that one is compared with: a chart has colours for them, and a table has room."""
+
+_LONGEST_LINE = 64 << 20
+"""Maximum length of a line that is read, in characters: a file that never ends is not a summary."""
+
+
+def summary(path: str) -> Run:
+    """Read a summary; for options."""
+    from ...measure.document import Run  # here and below: most runs of the command need none of this
+
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return Run.read(path, _lines(file))
+    except OSError as exc:
+        why = f"{exc.strerror or exc}; check the path, and give host and port before this option"
+    except ValueError as exc:
+        why = str(exc)
+    raise argparse.ArgumentTypeError(f"cannot use {path!r}: {why}")
+
+
+def _lines(file: Any) -> Iterator[str]:
+    for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
+        if len(line) == _LONGEST_LINE:
+            raise ValueError("a line is too long for a summary")
+        yield line
+
+
+class _Output(NamedTuple):
+    """A file to write: its path, its descriptor, whether it is a new one, and how its text is made."""
+
+    path: str
+    descriptor: int
+    is_new: bool
+    text: Callable[[Run], str]
+
+
+class Results:
+    """What is made of a summary besides its text. ``wanted``: the paths of ``--report`` and ``--hdr``, or None.
+
+    ``compared``: the runs of ``--compare``. ``parts``: those of ``--merge``. A context manager: it opens the files, and
+    removes those that were new and have not been written.
+    """
+
+    def __init__(self, prog: str, options: argparse.Namespace) -> None:
+        self._prog = prog
+        self._wanted: Dict[str, Callable[[Run], str]] = {}
+        for path, text in ((options.report, self._page), (options.hdr, _percentile_file)):
+            if path is not None:
+                if os.path.realpath(path) in map(os.path.realpath, self._wanted):
+                    arguments.fail(prog, "--report and --hdr name the same file; give two", 2)
+                self._wanted[path] = text
+        self._compared: Sequence[Run] = options.compare
+        self._parts: Sequence[Run] = options.merge
+        self._outputs: List[_Output] = []
+        if len(self._compared) > COMPARED:
+            arguments.fail(prog, f"too many files for --compare: the maximum is {COMPARED}", 2)
+
+    def __enter__(self) -> Results:
+        for path, text in self._wanted.items():
+            is_new = not os.path.lexists(path)
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            except (OSError, ValueError) as exc:
+                self._discard()
+                why = getattr(exc, "strerror", None) or exc
+                arguments.fail(self._prog, f"cannot write {path!r}: {why}; give another path", 2)
+            self._outputs.append(_Output(path, descriptor, is_new, text))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
+        for path, descriptor, is_new, _ in self._outputs:
+            os.close(descriptor)
+            if is_new:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+        self._outputs.clear()
+
+    def finish(self, report: Report) -> None:
+        """Compare and write."""
+        if not self._outputs and not self._compared:
+            return
+        from ...measure.document import Run
+
+        run = Run.of("all machines" if len(self._parts) > 1 else "this run", report.summary)
+        if self._compared:
+            from ...measure.differences import differences
+
+            report.picture(differences([run, *self._compared]))
+        while self._outputs:
+            path, descriptor, _, text = self._outputs[0]
+            data = text(run).encode(errors="backslashreplace")
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    os.ftruncate(descriptor, 0)
+                while data:
+                    data = data[os.write(descriptor, data) :]
+            except OSError as exc:
+                arguments.fail(self._prog, f"cannot write {path!r}: {exc.strerror or exc}", 1)
+            del self._outputs[0]
+            os.close(descriptor)
+
+    def _page(self, run: Run) -> str:
+        from ...measure.page import page
+
+        have_colours = 1 < len(self._parts) <= COMPARED - len(self._compared)
+        return page(run, self._compared, self._parts if have_colours else ())
+
+
+def _percentile_file(run: Run) -> str:
+    from ...measure.histogram_file import percentile_file
+
+    return percentile_file(run.rtt)
