@@ -300,7 +300,7 @@ class Bench:
         took = (outage.ended - outage.began) / SECOND
         began, ended = (self._report.time((now - moment) / SECOND) for moment in (outage.began, outage.ended))
         until = f"to {ended}" if outage.over else "on, not over"
-        connections = plural(outage.connections, "connection")
+        connections = plural(len(outage.connections), "connection")
         self._report.event(
             "outage",
             f"{self._where}: outage of {took:.3f} s from {began} {until}: {connections} down, {outage.lost:,} lost",
@@ -308,7 +308,7 @@ class Bench:
             ended=ended if outage.over else None,
             outage_s=round(took, 6),
             lost=outage.lost,
-            connections=outage.connections,
+            connections=len(outage.connections),
         )
 
     def _report_interval(self, interval: Interval) -> None:

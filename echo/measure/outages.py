@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import sys
-from typing import Any, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Deque, Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 
 class Outage(NamedTuple):
@@ -76,14 +76,24 @@ class Outages:
 
 
 class Downtime(NamedTuple):
-    """A time in which connections were down, in nanoseconds, and how many messages were lost with them. It may not be
-    ``over`` when the bench ends."""
+    """A time in which connections were down, in nanoseconds; their numbers, and how many messages were lost with them.
+    It may not be ``over`` when the bench ends."""
 
     began: int
     ended: int
-    connections: int
+    connections: FrozenSet[int]
     lost: int
     over: bool
+
+    def joined_with(self, other: Downtime) -> Downtime:
+        """Return both as one."""
+        return Downtime(
+            min(self.began, other.began),
+            max(self.ended, other.ended),
+            self.connections | other.connections,
+            self.lost + other.lost,
+            self.over and other.over,
+        )
 
 
 class Downtimes:
@@ -99,7 +109,14 @@ class Downtimes:
         """Add what a source knows at a time: the downtimes that have ended, and how many connections are down."""
         self._known_until[source] = until
         self._down[source] = down
-        self._pending += ended
+        for each in ended:
+            joined, apart = each, []
+            for other in self._pending:
+                if other.began > joined.ended or joined.began > other.ended:
+                    apart.append(other)
+                else:
+                    joined = joined.joined_with(other)
+            self._pending = [*apart, joined]
 
     def end(self, source: Any) -> None:
         """Nothing more comes from this source."""
@@ -110,18 +127,5 @@ class Downtimes:
         """Return the outages that are over, each once."""
         last = max((each.ended for each in self._pending), default=0)
         if self._pending and not any(self._down.values()) and last <= min(self._known_until.values(), default=last):
-            pending, self._pending = sorted(self._pending), []
-            joined = pending[0]
-            for each in pending[1:]:
-                if each.began > joined.ended:
-                    yield joined
-                    joined = each
-                else:
-                    joined = Downtime(
-                        joined.began,
-                        max(joined.ended, each.ended),
-                        joined.connections + each.connections,
-                        joined.lost + each.lost,
-                        joined.over and each.over,
-                    )
-            yield joined
+            pending, self._pending = sorted(self._pending, key=lambda each: each.began), []
+            yield from pending

@@ -111,7 +111,7 @@ class _Renewing(Load):
         number = self._lanes[lane]
         place = self._places[number]
         if place.down_since is not None and lane.ledger.highest >= 0:
-            self._comes_up(place)
+            self._comes_up(number, place)
         if not self._plan.new_connection:
             super()._replied(lane)
         elif lane is not self._reading and not lane.ledger.outstanding:
@@ -177,10 +177,12 @@ class _Renewing(Load):
         place = self._places[number]
         outstanding = lane.ledger.outstanding
         since = outstanding[0].sent_at if outstanding else self._clock.now()
+        is_over = self._plan.new_connection and not outstanding  # the server closed first, after its reply
         lost = self._lose(lane, self._remove(lane))
         if lost:
             self._slice.errors[why] += 1
-        self._goes_down(place, since, lost)
+        if not is_over:
+            self._goes_down(place, since, lost)
         self._try_again(place, number, PAUSE if lane.ledger.highest < 0 else 0.0)
 
     def _remove(self, lane: Lane) -> List[Probe]:
@@ -201,15 +203,16 @@ class _Renewing(Load):
     # Outages.
 
     def _goes_down(self, place: _Place, since: int, lost: int) -> None:
-        if place.down_since is None:
+        if place.down_since is None and since < self._end:
             place.down_since = since
         place.lost += lost
 
-    def _comes_up(self, place: _Place, over: bool = True) -> None:
+    def _comes_up(self, number: int, place: _Place, over: bool = True) -> None:
         ended = min(self._clock.now(), self._end)
         if place.down_since is not None and ended > self._begin:
             began = max(place.down_since, self._begin) - self._received_at
-            self._slice.outages.append(Downtime(began, ended - self._received_at, 1, place.lost, over))
+            downtime = Downtime(began, ended - self._received_at, frozenset([number]), place.lost, over)
+            self._slice.outages.append(downtime)
         place.down_since, place.lost = None, 0
 
     def _pass_on(self, issued: int = 0) -> None:
@@ -218,9 +221,9 @@ class _Renewing(Load):
 
     def _finish(self) -> None:
         super()._finish()
-        for place in self._places.values():
+        for number, place in self._places.items():
             if place.down_since is not None:
-                self._comes_up(place, over=False)
+                self._comes_up(number, place, over=False)
 
 
 class RenewingClosedLoop(_Renewing, ClosedLoop):

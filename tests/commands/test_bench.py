@@ -561,24 +561,37 @@ def test_a_server_that_is_replaced_under_load_is_one_outage_of_all_connections(s
 
 
 def test_outages_of_several_connections_that_overlap_are_one():
-    def down(began, ended, lost=1, over=True):
-        return Downtime(began, ended, 1, lost, over)
+    def down(began, ended, connection=1, lost=1, over=True):
+        return Downtime(began, ended, frozenset([connection]), lost, over)
 
     downtimes = Downtimes("ab")
     downtimes.add("a", 30, [down(10, 20), down(15, 25)], 0)
     assert list(downtimes.completed()) == []  # b is not known yet
     downtimes.add("b", 40, [], 1)
     assert list(downtimes.completed()) == []  # a connection of b is down
-    downtimes.add("b", 50, [down(22, 45)], 0)
+    downtimes.add("b", 50, [down(22, 45, 2)], 0)
     assert list(downtimes.completed()) == []  # a is known until 30
-    downtimes.add("a", 60, [down(50, 55, 7)], 0)
+    downtimes.add("a", 60, [down(50, 55, 1, 7)], 0)
     downtimes.add("b", 60, [], 0)
-    assert list(downtimes.completed()) == [Downtime(10, 45, 3, 3, True), down(50, 55, 7)]
+    assert list(downtimes.completed()) == [Downtime(10, 45, frozenset([1, 2]), 3, True), down(50, 55, 1, 7)]
     assert list(downtimes.completed()) == []
-    downtimes.add("a", 80, [down(70, 80, 2, False)], 0)
+    downtimes.add("a", 80, [down(70, 80, over=False)], 0)
     downtimes.end("a")
     downtimes.end("b")
-    assert list(downtimes.completed()) == [down(70, 80, 2, False)]
+    assert list(downtimes.completed()) == [down(70, 80, over=False)]
+
+
+def test_a_server_that_closes_after_each_reply_is_no_outage_of_connections_for_one_message():
+    class ClosesAfterIt(Service):
+        def answer(self, message):
+            self.send(message)
+            self.close()
+
+    result = simulate_bench(ClosesAfterIt, connections=3, new_connection=True, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary["errors"], outages(result)) == (0, {}, [])
+    result = simulate_bench(ClosesAfterIt, connections=3, duration=1, reconnect=True, as_json=True)
+    assert all(outage["connections"] <= 3 for outage in outages(result))
 
 
 def test_connecting_takes_place_beside_the_connections_that_there_are():
