@@ -37,7 +37,7 @@ class Progress:
     def line(self, elapsed: float, wrong: int, lost: int, width: int, paint: Callable[[str, str], str]) -> str:
         """Return the line, at most ``width`` columns wide, after ``elapsed`` seconds (less than 0: in the warm-up).
 
-        What does not fit is left out: first the rates so far, then the round trips, the bar, and the rate.
+        Parts that do not fit are left out: first the rates so far, then the round trips, the bar, and the rate.
         """
         left = f"{_clock(max(0.0, self._duration - elapsed)).rjust(len(_clock(self._duration)))} left"
         parts = [  # as they stand in the line, with their rank
