@@ -39,8 +39,8 @@ def check_body(cls: type, hooks: Tuple[str, ...]) -> None:
 
 
 def _forgets_super(method: Any) -> bool:
-    """Whether an ``__init__`` calls nothing that could serve the session, as far as the names in its code say. A
-    decorated one may call anything."""
+    """Whether an ``__init__`` calls nothing that could serve the session. It looks at the names in its code; one
+    that a decorator made may call anything."""
     if not isinstance(method, FunctionType) or method.__code__.co_name != "__init__":
         return False
     return {"__init__", "handle", "super"}.isdisjoint(method.__code__.co_names) and not method.__code__.co_freevars

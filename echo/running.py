@@ -222,7 +222,7 @@ def log_listening(server: Server, banner: str = "", **fields: Any) -> str:
 
 
 def why_not_listening(exc: OSError, address: Any) -> str:
-    """Return one line: why there is no server at this address, and what to do."""
+    """Return one line: why nothing can listen on this address, and what to do."""
     return f"cannot listen on {format_address(address)}: {exc.strerror or exc}; {_advice(exc, address)}"
 
 

@@ -185,7 +185,7 @@ class ArgumentParser(argparse.ArgumentParser):
         for word in given[: given.index("--") if "--" in given else len(given)]:
             flag = word.partition("=")[0] if word.startswith("--") else word[:2]
             if flag in self.mistaken:
-                self.error(f"there is no option {flag}: {self.mistaken[flag]}")
+                self.error(f"unknown option {flag}: {self.mistaken[flag]}")
         return super().parse_known_args(*args, **options)
 
     def error(self, message: str) -> NoReturn:

@@ -11,7 +11,7 @@ from support.client import address_options, call_client
 from support.commands import call
 
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
-"""What many servers answer to bytes that are not TLS."""
+"""The answer of many servers to bytes that are not TLS."""
 
 USES_TLS = "; the server uses TLS; add --tls\n"
 
@@ -110,12 +110,12 @@ START = "python3 -m echo"
 @pytest.mark.parametrize(
     "main, arguments, error",
     [
-        (server_main, ["--port", "7000"], f"there is no option --port: give the port alone, as in {START}.server 7000"),
-        (server_main, ["-p7000"], f"there is no option -p: give the port alone, as in {START}.server 7000"),
+        (server_main, ["--port", "7000"], f"unknown option --port: give the port alone, as in {START}.server 7000"),
+        (server_main, ["-p7000"], f"unknown option -p: give the port alone, as in {START}.server 7000"),
         (server_main, ["70000"], "invalid port '70000': expected 0 to 65535"),
-        (server_main, ["-p", "7000"], f"there is no option -p: give the port alone, as in {START}.server 7000"),
-        (server_main, ["--host=::", "7000"], "there is no option --host: write --bind ADDRESS"),
-        (server_main, ["--tls"], "there is no option --tls: write --tls-cert FILE"),
+        (server_main, ["-p", "7000"], f"unknown option -p: give the port alone, as in {START}.server 7000"),
+        (server_main, ["--host=::", "7000"], "unknown option --host: write --bind ADDRESS"),
+        (server_main, ["--tls"], "unknown option --tls: write --tls-cert FILE"),
         (server_main, ["0.0.0.0"], "invalid port '0.0.0.0': expected 0 to 65535, or HOST:PORT, like 0.0.0.0:65432"),
         (server_main, ["--handler", "a/b.py:C"], "expected the module's name, without folder and .py, like b:C"),
         (server_main, ["--handler", "b.py:C"], "expected the module's name, without folder and .py, like b:C"),

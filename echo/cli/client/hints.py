@@ -1,5 +1,7 @@
-"""What a server may be that answers nothing, or something else: the hint behind an error. It only knows what came back,
-and opens no connection: a probe could do harm at a service that is not an echo."""
+"""The hint behind an error: why a server may have answered nothing, or something else.
+
+It knows the bytes that came back, and opens no connection: a probe could do harm at a service that is not an echo.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 
 
 def explained(exc: EchoError, came: int, options: argparse.Namespace) -> str:
-    """The error as a line, with a hint. ``came``: how many bytes had come from the server in all."""
+    """Return the error as a line, with a hint. ``came``: number of bytes that have come from the server in all."""
     hint = _hint(exc, came, options)
     return f"{exc}; {hint}" if hint else str(exc)
 
@@ -35,7 +37,7 @@ _OTHER_FRAMING = "the server may be full, or have another --framing"
 
 
 def unanswered(options: argparse.Namespace, *reasons: str) -> str:
-    """What a server may be from which no byte has come."""
+    """Return why no byte may have come from the server."""
     found = list(reasons)
     if not options.tls:
         found.append("use TLS (--tls)")
