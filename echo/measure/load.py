@@ -202,15 +202,15 @@ def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
         kinds = renewing.KINDS
     load = kinds[plan.rate is not None](pipe, plan, clock)
     try:
-        took = load.connect()
-    except OSError as exc:
-        pipe.send(exc)
-        return
-    try:
+        try:
+            took = load.connect()
+        except OSError as exc:
+            pipe.send(exc)
+            return
         pipe.send(took)
         pipe.send(load.work(pipe.recv()))
-    except (EOFError, BrokenPipeError):
-        pass  # the bench has ended
+    except (EOFError, ConnectionError):
+        pass  # the bench has ended, maybe with something unread in its end of the pipe
 
 
 class Load:

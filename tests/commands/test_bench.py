@@ -16,12 +16,13 @@ import threading
 import pytest
 
 import echo
+from echo.client.endpoint import Endpoint
 from echo.measure.bench import Bench
 from echo.measure.clock import CLOCK
 from echo.measure.conditions import Condition
 from echo.measure.dialer import Dialer
 from echo.measure.intervals import Intervals
-from echo.measure.load import Period, Slice, Timetable
+from echo.measure.load import Period, Plan, Slice, Timetable, work
 from echo.measure.outages import Downtime, Downtimes
 from echo.measure.report import Report
 from support import DEADLINE, Recorder, eventually
@@ -1423,3 +1424,15 @@ def test_a_full_disk_is_one_line(serve, start_bench):
         process = start_bench(serve(), "-d", "1h", stdout=full)
         assert process.finish()[0] == 1
     assert one_complaint(process, "cannot write standard output")
+
+
+@pytest.mark.parametrize("error", [EOFError, BrokenPipeError, ConnectionResetError])
+def test_a_process_of_the_load_whose_bench_was_killed_ends_without_a_traceback(error):
+    class Ended:
+        def send(self, found):
+            pass
+
+        def recv(self):
+            raise error
+
+    work(Ended(), Plan(Endpoint(("127.0.0.1", 1)), echo.LineFraming(), 64, [], 0, 1, None, None, 0))
