@@ -106,6 +106,20 @@ def test_what_the_handlers_module_does_with_signals_does_not_count(leaves, what,
     assert f"{signum.name}: stopping" in server.log
 
 
+@pytest.mark.parametrize("count", COUNTS)
+def test_sigpipe_ends_no_server_whose_handlers_module_wants_that(leaves, count):
+    server = leaves("signals that kill", "--workers", count)
+    server.popen.send_signal(signal.SIGPIPE)  # as sending to a client that has vanished
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_an_output_of_the_handlers_module_that_fails_changes_no_exit_code(leaves, count):
+    server = leaves("output that fails", "--workers", count)
+    assert server.terminate() == 0
+    assert "Traceback" not in server.log
+
+
 @pytest.mark.parametrize("what", ["import that hangs", "import that catches all", "thread and an import that hangs"])
 def test_a_signal_while_the_handlers_module_is_imported_ends_the_process_with_code_0(run, tmp_path, what):
     options = ["0", "--handler", "support.leaves:Leaves"]

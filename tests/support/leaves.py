@@ -5,6 +5,7 @@ The server command imports it, for what tests its end: ``--handler support.leave
 
 import atexit
 import concurrent.futures
+import io
 import logging
 import multiprocessing
 import os
@@ -32,6 +33,11 @@ class BlocksAtAStop(logging.Handler):
     def emit(self, record):
         if getattr(record, "event", None) == "signal":
             threading.Event().wait()
+
+
+class FailingOutput(io.StringIO):
+    def flush(self):
+        raise RuntimeError("no flush")
 
 
 def let_other_code_wait_for_children():
@@ -68,6 +74,10 @@ def leave(what):
     elif what == "signal handlers":
         signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif what == "signals that kill":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    elif what == "output that fails":
+        sys.stdout = FailingOutput()
     elif what == "blocked signals":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     elif what == "thread and an import that hangs":

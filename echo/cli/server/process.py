@@ -133,10 +133,13 @@ class Process(StopSignals):
     def must_not_interrupt(self) -> None:
         """From now on a signal is acted on when there is something to stop. If one has come, and the handler's module
         has caught its exception, that is raised again. If the module has set a handler of its own for a signal to stop,
-        or blocked one, that ends here."""
+        or blocked one, that ends here. So does the default action of SIGPIPE: any client could end the process.
+        """
         for number in STOPPING:
             if number in self._found:
                 signal.signal(number, self._handle)
+        if hasattr(signal, "SIGPIPE") and signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL:
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self.unblock()
         self._interrupts = self._interrupts or self.is_stopping()
         self._interrupt()
@@ -164,7 +167,7 @@ class Process(StopSignals):
     def _set_last_deadline(self) -> None:
         if self.deadline is not None and self._last_grace is not None:
             left = self.deadline + self._last_grace - time.monotonic()
-            with contextlib.suppress(RuntimeError):  # the system has no thread now
+            with contextlib.suppress(RuntimeError, MemoryError):  # the system has no thread now
                 faulthandler.dump_traceback_later(max(left, 0.001), file=self._nowhere, exit=True)
 
     # Forks.
@@ -286,5 +289,5 @@ def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (AttributeError, OSError, ValueError):
-            pass  # it is None, closed, or a pipe that nobody reads
+        except Exception:
+            pass  # it is None, closed, a pipe that nobody reads, or a stream of the handler's module that fails
