@@ -43,7 +43,7 @@ def painter(stream: Any, color: str = "auto") -> Paint:
 
 def paint(style: str, text: str) -> str:
     """Return ``text`` with the escape sequences of a style."""
-    return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if text else ""
 
 
 def plain(style: str, text: str) -> str:

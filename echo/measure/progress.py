@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import Callable, Deque, Sequence
+from typing import Callable, Deque, Sequence, Tuple
 
 from .distribution import Distribution
 from .figures import has_blocks, percentile_name
@@ -40,28 +40,33 @@ class Progress:
         Parts that do not fit are left out: first the rates so far, then the round trips, the bar, and the rate.
         """
         left = f"{_clock(max(0.0, self._duration - elapsed)).rjust(len(_clock(self._duration)))} left"
-        parts = [  # as they stand in the line, with their rank
-            (4, "good", self._bar(elapsed / self._duration, min(BAR_WIDTH, width // 5))),
-            (1, "", left if elapsed >= 0 else "warming up"),
-            (3, "strong", f"{self._rates[-1]:,.0f}/s".rjust(9) if self._rates else ""),
-            (5, "", self._latency),
-            (2, "bad", ", ".join(f"{count:,} {what}" for count, what in ((wrong, "wrong"), (lost, "lost")) if count)),
+        left = left if elapsed >= 0 else "warming up"
+        done, rest = self._bar(elapsed / self._duration, min(BAR_WIDTH, width // 5))
+        rate = f"{self._rates[-1]:,.0f}/s".rjust(9) if self._rates else ""
+        bad = ", ".join(f"{count:,} {what}" for count, what in ((wrong, "wrong"), (lost, "lost")) if count)
+        parts = [  # as they stand in the line: rank, text, and the text in colors
+            (4, done + rest, paint("good", done) + paint("faint", rest)),
+            (1, left, left),
+            (3, rate, paint("strong", rate)),
+            (5, self._latency, self._latency),
+            (2, bad, paint("bad", bad)),
         ]
         shown = set()
         free = width
-        for rank, _, text in sorted(parts):
+        for rank, text, _ in sorted(parts):
             if text and len(text) <= free:
                 shown.add(rank)
                 free -= len(text) + len(_GAP)
-        texts = [paint(style, text) if style else text for rank, style, text in parts if rank in shown]
+        texts = [painted for rank, _, painted in parts if rank in shown]
         if self._rates and free > 0:
             texts.append(self._spark(list(self._rates)[-min(free, SHOWN_RATES) :]))
         return _GAP.join(texts)
 
-    def _bar(self, share: float, width: int) -> str:
+    def _bar(self, share: float, width: int) -> Tuple[str, str]:
+        """What is done, and the rest."""
         halves = round(2 * width * min(1.0, max(0.0, share)))
         bar = self._full * (halves // 2) + self._half * (halves % 2)
-        return bar + self._empty * (width - len(bar))
+        return bar, self._empty * (width - len(bar))
 
     def _spark(self, rates: Sequence[float]) -> str:
         most = max(rates) or 1.0

@@ -37,6 +37,7 @@ def test_without_block_characters_it_is_drawn_with_signs():
 def test_what_goes_wrong_is_in_it():
     line = progress_of(1).line(1.0, 1234, 5, 90, lambda style, text: f"<{style}>{text}</>")
     assert "  <bad>1,234 wrong, 5 lost</>  " in line
+    assert line.startswith("<good>━━</><faint>────────────────</>  ")
     assert progress_of(1).line(1.0, 0, 5, 37, plain) == "╸──────   9 s left        1/s  5 lost"
     assert progress_of(1).line(1.0, 7, 0, 20, plain) == " 9 s left  7 wrong"
 
