@@ -90,7 +90,8 @@ def chart(
     area = _Area(x, y, height)
     left, right, top, bottom = area.across(x.low), area.across(x.high), area.up(y.high), area.up(y.low)
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(title)}">',
+        f'<svg class="{"low" if height == LOW else "chart"}" viewBox="0 0 {WIDTH} {height}"'
+        f' role="img" aria-label="{html.escape(title)}">',
         f'<rect class="frame" x="{left:g}" y="{top:g}" width="{right - left:g}" height="{bottom - top:g}"/>',
     ]
     for value, label in y.ticks:

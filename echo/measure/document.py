@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
@@ -102,7 +101,7 @@ class Run(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Whether it is a number of reasonable size."""
-    return type(value) in (int, float) and not math.isnan(value) and abs(value) < _MOST**3
+    return type(value) in (int, float) and abs(value) < _MOST**3  # not, if it is not a number
 
 
 def moment(text: str) -> float:

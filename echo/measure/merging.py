@@ -26,7 +26,9 @@ def merge(runs: Sequence[Run]) -> LoadSummary:
     total, due = Slice(), 0
     connects = Distribution()
     spans: List[Tuple[float, float]] = []
-    for run in runs:
+    for place, run in enumerate(runs):
+        if any(run.fields == other.fields for other in runs[:place]):
+            raise ValueError(f"{run.name} has a run that was given before; give each once")
         if run.mode != "bench":
             raise ValueError(f"{run.name} is a summary of --ping; only those of --bench can be merged")
         try:

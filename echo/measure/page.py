@@ -243,7 +243,7 @@ def _subtitle(run: Run) -> str:
         ("connections", "{:,} connections"),
         ("size_bytes", "{:,}-byte messages"),
         ("rate_per_s", "{:,} messages/s asked for"),
-        ("depth", "{:,} in flight in each"),
+        ("depth", "at most {:,} in flight in each"),
         ("duration_s", "{:.3g} s"),
     ):
         value = run.number(field)
@@ -421,6 +421,8 @@ thead th { color: var(--text); font-weight: 600; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10pt; }
   section, .tiles div { break-inside: avoid; }
+  section { margin: 10px 0; }
+  .chart { max-height: 52mm; } .low { max-height: 35mm; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -84,7 +84,7 @@ class LoadSummary(NamedTuple):
             fields.update(as_fields(name, times, with_conditions(percentiles, report)))
             fields[f"{name}_distribution"] = times.as_json()
         if self.merged is not None:
-            rows += _of_merged(self.merged, elapsed)
+            rows += _of_merged(self.merged, elapsed, report)
             fields.update(runs=self.merged.runs, overlap_s=round(self.merged.overlap, 6))
         report.summarize(
             "\n".join([*(f"{name:12}{text}" for name, text in rows), "", *_table(latencies, percentiles, is_paced)]),
@@ -168,12 +168,13 @@ class LoadSummary(NamedTuple):
             yield "warning", report.mark(why, style="doubtful")
 
 
-def _of_merged(merged: Merged, elapsed: float) -> Iterator[Tuple[str, str]]:
+def _of_merged(merged: Merged, elapsed: float, report: Report) -> Iterator[Tuple[str, str]]:
     """The rows about the runs."""
     count = len(merged.runs)
     yield "runs", f"{count}, all at the same time for {merged.overlap:.3g} of {elapsed:.3g} s"
     if merged.overlap < MOST_OF_THE_TIME * elapsed:
-        yield "warning", "the runs did not overlap most of the time: the rate is the average while any of them ran"
+        why = "the runs did not overlap most of the time: the rate is the average while any of them ran"
+        yield "warning", report.mark(why, style="doubtful")
 
 
 def _table(latencies: Dict[str, Distribution], percents: Sequence[float], is_paced: bool) -> List[str]:
