@@ -33,7 +33,14 @@ _BASH = """\
     case ${{COMP_WORDS[last]}} in
 {cases}
     esac
-    if [[ $current == -* ]]; then {function}_words {names}; fi
+    if [[ $current == -* ]]; then
+        {function}_words {names}
+        return
+    fi
+    while ((last > 0)) && [[ ${{COMP_WORDS[last]}} != -* ]]; do last=$((last - 1)); done
+    case ${{COMP_WORDS[last]}} in
+        {several}) {function}_files ;;
+    esac
 }}
 {function}_words() {{
     while read -r word; do COMPREPLY+=("$word"); done < <(compgen -W "$*" -- "$current")
@@ -69,7 +76,8 @@ def bash(script: str, groups: Sequence[Group]) -> str:
         f"        {' | '.join(flags)}) {offered}{'; ' if offered else ''}return ;;" for offered, flags in cases.items()
     ]
     names = " ".join(flag for row in rows for flag in row.flags)
-    return _BASH.format(script=script, function=function, cases="\n".join(lines), names=names)
+    several = " | ".join(_several(rows)) or "''"
+    return _BASH.format(script=script, function=function, cases="\n".join(lines), names=names, several=several)
 
 
 _ZSH = """\
@@ -103,8 +111,9 @@ def zsh(script: str, groups: Sequence[Group]) -> str:
         for flag in row.flags:
             joined = "" if not row.value else "=" if flag.startswith("--") else "+"
             specs.append(f"({' '.join(excluded)}){'*' if row.many else ''}{flag}{joined}[{about}]{value}")
-        if not row.flags:
-            specs.append(f"::{row.names}:()")  # with an action of " " options would be listed and not inserted
+    several = "|".join(_several(rows))
+    files = f"(( $words[(I)({several})] )) && _files" if several else ":"
+    specs.append(f"*: :{{{files}}}")  # with an action of " " options would be listed and not inserted
     lines = " \\\n".join(f"        {shlex.quote(spec)}" for spec in specs)
     return _ZSH.format(script=script, specs=lines)
 
@@ -118,7 +127,17 @@ function {function}_at
         __fish_complete_path (string sub -s 2 -- $path) | string replace -r -- '^' @
     end
 end
+function {function}_several
+    for word in (commandline -opc)[-1..1]
+        if string match -q -- '-*' $word
+            contains -- $word {several}
+            return
+        end
+    end
+    return 1
+end
 complete -c {script} -f
+complete -c {script} -n {function}_several -F
 {lines}
 """
 
@@ -134,7 +153,8 @@ def fish(script: str, groups: Sequence[Group]) -> str:
         if names:
             value = [words] if row.value else []
             lines.append(" ".join([f"complete -c {script}", *names, *value, f"-d '{about}'"]))
-    return _FISH.format(script=script, function=_function(script), lines="\n".join(lines))
+    several = " ".join(_several(_rows(groups)))
+    return _FISH.format(script=script, function=function, lines="\n".join(lines), several=several)
 
 
 def _action(row: Row, file: str, at_file: str, nothing: str) -> str:
@@ -145,6 +165,11 @@ def _action(row: Row, file: str, at_file: str, nothing: str) -> str:
 
 def _about(row: Row) -> str:
     return row.meaning.partition(";")[0]
+
+
+def _several(rows: Sequence[Row]) -> List[str]:
+    """The options that take several files."""
+    return [flag for row in rows if row.several for flag in row.flags]
 
 
 def _rows(groups: Sequence[Group]) -> List[Row]:

@@ -72,6 +72,16 @@ def answers(folder, *command, script):
     return [sorted(filter(None, line.split("\t"))) for line in done.stdout.decode().splitlines()]
 
 
+SEVERAL = [
+    ("--merge o", {"office.txt"}),
+    ("--merge office.txt m", {"my file.pem"}),
+    ("--merge office.txt office.txt o", {"office.txt"}),
+    ("--merge office.txt --hist", {"--histogram"}),
+    ("--merge office.txt --hdr office.txt o", set()),
+    ("-m o", set()),
+]
+"""Questions to the client: an option may take several files."""
+
 QUESTIONS = [
     ("--frami", {"--framing"}),
     ("--framing ", {"line", "length", "raw"}),
@@ -110,29 +120,49 @@ def split(line, breaks):
     return words
 
 
+def asked_in_bash(script, questions, breaks):
+    asked = "".join(
+        f"COMP_WORDS=({script} {' '.join(map(repr, split(line, breaks)))})\nCOMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
+        f"_{script.replace('-', '_')}\n(IFS=$'\\t'; echo \"${{COMPREPLY[*]}}\")\n"
+        for line, _ in questions
+    )
+    return f"compopt() {{ :; }}\nCOMP_WORDBREAKS={breaks!r}\n{asked}"
+
+
 @pytest.mark.needs_programs("bash")
 @pytest.mark.parametrize("breaks", ["=", "=@"], ids=["usual", "with host names"])
 def test_bash_completes_options_values_and_files(folder, breaks):
-    asked = "".join(
-        f"COMP_WORDS=(echo-server {' '.join(map(repr, split(line, breaks)))})\n"
-        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1))\n_echo_server\n(IFS=$'\\t'; echo \"${COMPREPLY[*]}\")\n"
-        for line, _ in QUESTIONS
-    )
-    script = script_for("bash") + f"compopt() {{ :; }}\nCOMP_WORDBREAKS={breaks!r}\n{asked}"
+    script = script_for("bash") + asked_in_bash("echo-server", QUESTIONS, breaks)
     assert answers(folder, "bash", "--norc", script=script) == [sorted(words) for _, words in QUESTIONS]
+
+
+@pytest.mark.needs_programs("bash")
+def test_bash_completes_each_file_of_several(folder):
+    script = script_for("bash", client_command.MANUAL) + asked_in_bash("echo-client", SEVERAL, "=")
+    assert answers(folder, "bash", "--norc", script=script) == [sorted(words) for _, words in SEVERAL]
+
+
+def asked_in_fish(script, questions):
+    return "".join(
+        f"echo (complete -C '{script} {line}' | string split -f 1 \\t | string join \\t)\n" for line, _ in questions
+    )
 
 
 @pytest.mark.needs_programs("fish")
 def test_fish_completes_options_values_and_files(folder):
     """It offers the whole word, with its ``--option=``."""
-    asked = "".join(
-        f"echo (complete -C 'echo-server {line}' | string split -f 1 \\t | string join \\t)\n" for line, _ in QUESTIONS
-    )
     expected = []
     for line, words in QUESTIONS:
         option, equals, _ = line.rpartition(" ")[2].partition("=")
         expected.append(sorted(f"{option}=" + word if equals else word for word in words))
-    assert answers(folder, "fish", "--no-config", script=script_for("fish") + asked) == expected
+    script = script_for("fish") + asked_in_fish("echo-server", QUESTIONS)
+    assert answers(folder, "fish", "--no-config", script=script) == expected
+
+
+@pytest.mark.needs_programs("fish")
+def test_fish_completes_each_file_of_several(folder):
+    script = script_for("fish", client_command.MANUAL) + asked_in_fish("echo-client", SEVERAL)
+    assert answers(folder, "fish", "--no-config", script=script) == [sorted(words) for _, words in SEVERAL]
 
 
 # In a terminal, where bash divides words at @, too, and as the only way to ask zsh.
@@ -159,7 +189,7 @@ echo-server() {{ {SHOW} "$@" {END}; }}
 ZSH = f"""\
 autoload -Uz compinit
 compinit -u -D
-complete-and-show() {{ zle complete-word; zle -I; {SHOW} ${{(Q)${{(z)BUFFER#echo-server}}}} {END}; BUFFER=; }}
+complete-and-show() {{ zle complete-word; zle -I; {SHOW} ${{(Q)${{(z)BUFFER#echo-??????}}}} {END}; BUFFER=; }}
 zle -N complete-and-show
 bindkey '\\t' complete-and-show
 """  # it does not complete when further keys have come already
@@ -174,16 +204,31 @@ STARTER = OWN_TERMINAL.replace(
 )
 
 
-@pytest.mark.parametrize("shell, setup, enter", SHELL_STARTS)
-def test_the_tab_key_completes_in_a_terminal(folder, shell, setup, enter, run):
-    for name in ("completion", "_echo-server"):
-        (folder / name).write_text(script_for(shell))
+def try_typing(cases, script, folder, shell, setup, enter, run):
     (folder / "setup").write_text(f"cd {folder}\n{setup}\necho it is 'ready.'\n")
     terminal = Terminal(run, *COMMANDS[shell], starter=STARTER, HOME=str(folder))
     terminal.type(f". {folder}/setup\n".encode())
     terminal.until(b"it is ready.")
-    for keys, words in TYPED:
-        terminal.type(b"echo-server " + keys + enter)
+    for keys, words in cases:
+        terminal.type(script + b" " + keys + enter)
         got = terminal.until(rb"(?s)It got:\r\n(.*?)and this is all\.")[1].decode().splitlines()
         assert got == words
     terminal.kill()
+
+
+@pytest.mark.parametrize("shell, setup, enter", SHELL_STARTS)
+def test_the_tab_key_completes_in_a_terminal(folder, shell, setup, enter, run):
+    for name in ("completion", "_echo-server"):
+        (folder / name).write_text(script_for(shell))
+    try_typing(TYPED, b"echo-server", folder, shell, setup, enter, run)
+
+
+@pytest.mark.needs_programs("zsh")
+def test_zsh_completes_each_file_of_several(folder, run):
+    (folder / "completion").write_text(script_for("zsh", client_command.MANUAL))
+    cases = [
+        (b"--merge office.txt my\t", ["--merge", "office.txt", "my file.pem"]),
+        (b"--merge office.txt --hist\t", ["--merge", "office.txt", "--histogram"]),
+        (b"my\t", ["my"]),
+    ]
+    try_typing(cases, b"echo-client", folder, "zsh", ZSH + ". ./completion", b"", run)

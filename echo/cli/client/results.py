@@ -55,7 +55,7 @@ class _Output(NamedTuple):
 
 
 class Results:
-    """What is made of a summary besides its text. ``wanted``: the paths of ``--report`` and ``--hdr``, or None.
+    """The files that are made of a summary. ``wanted``: the paths of ``--report`` and ``--hdr``, or None.
 
     ``compared``: the runs of ``--compare``. ``parts``: those of ``--merge``. A context manager: it opens the files, and
     removes those that were new and have not been written.
