@@ -9,6 +9,8 @@ import bisect
 import ipaddress
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
+from ..text import printable
+
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 _CLASSES = (ipaddress.IPv4Network, ipaddress.IPv6Network)
@@ -100,11 +102,16 @@ def network(text: Any) -> Network:
     found = text if isinstance(text, _CLASSES) else _read(text)
     # A zone, which newer versions of ipaddress take, would be ignored.
     if found is None or getattr(found.network_address, "scope_id", None) or (found is not text and "%" in str(text)):
-        raise ValueError(f"invalid network {text!r}: expected 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7, for example")
+        raise ValueError(f"invalid network {_quoted(text)}: expected 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7, for example")
     mapped = getattr(found.network_address, "ipv4_mapped", None)
     if mapped is not None and found.prefixlen >= 96:  # clients are looked for as IPv4
         return ipaddress.ip_network((mapped, found.prefixlen - 96))
     return found
+
+
+def _quoted(text: Any) -> str:
+    """The text for an error, which is one line, although a line of a file may have any length."""
+    return printable(repr(text), 80)
 
 
 def _read(text: Any) -> Optional[Network]:
@@ -118,7 +125,7 @@ def _read(text: Any) -> Optional[Network]:
     address = interface.ip
     if getattr(address, "ipv4_mapped", None) is not None and found.prefixlen < 96:
         # As an IPv6 network, it would hold other addresses than those that it shows.
-        raise ValueError(f"invalid network {text!r}: write it as IPv4, or with a prefix length of 96 or more")
+        raise ValueError(f"invalid network {_quoted(text)}: write it as IPv4, or with a prefix length of 96 or more")
     if not found.prefixlen and int(address):
         raise ValueError(f"{text!r} would be all addresses: write {found} if you mean that, or another prefix length")
     return found

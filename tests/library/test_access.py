@@ -83,6 +83,13 @@ def test_what_is_not_a_network_is_refused_whatever_type_it_has(networks):
             AccessList(**options)
 
 
+def test_an_invalid_network_of_any_length_makes_a_short_error():
+    """Row 61: a file of networks may be one line of megabytes."""
+    with pytest.raises(ValueError, match="999920 more characters") as caught:
+        AccessList(deny=["1" * 999_998])
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize(
     "network",
     ["::ffff:192.0.2.0/24", "::ffff:0:0/95", "::ffff:192.0.2.7/0", "192.0.2.7/0", "192.0.2.7/0.0.0.0", "2001:db8::/0"],
