@@ -102,7 +102,9 @@ def network(text: Any) -> Network:
     found = text if isinstance(text, _CLASSES) else _read(text)
     # A zone, which newer versions of ipaddress take, would be ignored.
     if found is None or getattr(found.network_address, "scope_id", None) or (found is not text and "%" in str(text)):
-        raise ValueError(f"invalid network {_quoted(text)}: expected 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7, for example")
+        raise ValueError(
+            f"invalid network {_quoted(text)}: expected 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7, for example"
+        )
     mapped = getattr(found.network_address, "ipv4_mapped", None)
     if mapped is not None and found.prefixlen >= 96:  # clients are looked for as IPv4
         return ipaddress.ip_network((mapped, found.prefixlen - 96))
