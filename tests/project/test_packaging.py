@@ -100,7 +100,7 @@ def test_the_archive_of_the_source_holds_what_it_takes_to_check_it(released):
     with tarfile.open(str(path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert path.name.replace("-", "_") == f"echo_server_framework_{echo.__version__}.tar.gz"  # some write hyphens
-    assert source_files("echo", "examples", "tests") <= names
+    assert source_files("docs", "echo", "examples", "tests") <= names
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "setup.cfg"} <= names
     assert {"docs/man/echo-server.1", "docs/man/echo-client.1"} <= names
     assert not [name for name in names if name.endswith(".pyc") or name.startswith(".")]

@@ -270,6 +270,8 @@ class Reader:
                 self._execute(block, block.notes["given"], given)
                 namespace.update((name, value) for name, value in given.items() if name not in helpers)
                 port = str(given["address"][1]) if "address" in given else port
+            elif PORT in block.text and self.server is not None:
+                port = self.port
             elif PORT in block.text:
                 port = str(self.serve(type("Handler", (echo.EchoRequestHandler,), {})).server_address[1])
         out = io.StringIO()
