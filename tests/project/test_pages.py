@@ -115,7 +115,7 @@ def test_the_files_that_a_page_names_exist(page):
         assert os.path.exists(os.path.join(ROOT, name)), f"{page} names {name}"
 
 
-# What the reference says.
+# The reference.
 
 TABLES = {
     "server-command.md": command_tables(SERVER_GROUPS),

@@ -127,7 +127,7 @@ def same(expected, told):
 
 
 def lines(address, *sent):
-    """What a plain client gets for these lines, to the end of its input."""
+    """Return the bytes that a plain client gets for these lines, to the end of its input."""
     with socket.create_connection(address[:2], DEADLINE) as sock:
         sock.sendall(b"".join(line + b"\n" for line in sent))
         sock.shutdown(socket.SHUT_WR)
