@@ -177,6 +177,18 @@ def test_a_traceback_that_ends_the_server_is_records(capfd, form):
     assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, LogQueue)]
 
 
+@pytest.mark.parametrize(
+    "color, form, shown", [("always", "text", True), ("never", "text", False), ("always", "json", False)]
+)
+def test_the_log_has_colors_and_the_names_of_threads_if_asked_and_json_has_no_colors(capfd, color, form, shown):
+    with Log(argparse.Namespace(workers=1, log_format=form, log_threads=True, color=color)) as log:
+        log.to(log.queue())
+        print("hello", file=sys.stderr)
+    line = capfd.readouterr().err
+    assert "MainThread" in line and "hello" in line
+    assert ("\x1b[" in line) is shown and "u001b" not in line
+
+
 # A server with a handler that lets everything into its log.
 
 
