@@ -102,6 +102,15 @@ def test_a_ping_with_tls_of_a_server_without_it_ends_with_a_hint(ask):
     assert (code, log) == (1, "echo.client: no reply came; the server may not use TLS; try without --tls\n")
 
 
+def test_a_ping_of_a_port_where_nothing_listens_gets_no_hint_about_tls():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        host, port = nobody.getsockname()
+        finished = call_client(host, str(port), "--ping", "-c", "1", "--tls", "--insecure")
+    assert (finished.code, finished.log) == (1, "")
+    assert b"lost: cannot connect: Connection refused" in finished.out
+
+
 # Command lines as other programs have them.
 
 START = "python3 -m echo"
