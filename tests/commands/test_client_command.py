@@ -429,7 +429,7 @@ def test_a_reader_of_json_that_goes_away_ends_the_client_silently(serve, client_
 def test_json_is_refused_for_a_pipe(nobody, options):
     done = client(nobody, *options, data=b"one\n")  # connecting would fail with another exit code
     assert done[:2] == (2, b"")
-    assert one_complaint(done, "--json needs -m, --ping or --bench")
+    assert one_complaint(done, "--json needs -m, --ping, --bench or --merge")
 
 
 # A pipe: all of standard input.
@@ -1087,7 +1087,7 @@ def test_started_through_its_script_it_calls_itself_and_the_server_by_their_name
     assert out.endswith(b"\ncode 0\ncode 2\n")
     port = nobody[1]
     assert process.log == (
-        "echo-client: --json needs -m, --ping or --bench; see --help\n"
+        "echo-client: --json needs -m, --ping, --bench or --merge; see --help\n"
         f"echo-client: nothing listens on 127.0.0.1:{port}; start a server there: echo-server {port}\n"
     )
 
