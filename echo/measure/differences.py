@@ -102,7 +102,7 @@ def differences(runs: Sequence[Run]) -> str:
 
 
 def names(runs: Sequence[Run]) -> List[str]:
-    """What to call the runs: the names of their files, or the whole paths if some of those are the same."""
+    """Return a name for each run: that of its file, or the whole path if two files have the same name."""
     found = [printable(os.path.basename(run.name) or run.name) for run in runs]
     return found if len(set(found)) == len(found) else [printable(run.name) for run in runs]
 

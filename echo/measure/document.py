@@ -63,7 +63,7 @@ class Run(NamedTuple):
         for line in lines:
             last = line if line.strip() else last
         try:
-            fields = json.loads(last)
+            fields = json.loads(last) if '"summary"' in last else None
         except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, dict) or fields.get("event") != "summary":

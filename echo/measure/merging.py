@@ -61,7 +61,7 @@ def merge(runs: Sequence[Run]) -> LoadSummary:
 
 
 def _common(run: Run) -> Dict[str, Any]:
-    """What all runs must have in common."""
+    """The parameters that all runs must have in common."""
     loop = "closed loop" if run.fields["rate_per_s"] is None else "open loop"
     names = ("size_bytes", "depth", "reconnect", "new_connection")
     return {"kind": loop, **{name: run.fields[name] for name in names}}

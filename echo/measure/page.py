@@ -1,7 +1,7 @@
 """``--report``: a measurement as one page of HTML, and others beside it.
 
-The page needs nothing else: no network, no script, no font. Its charts are drawn here. Whatever came from outside, such
-as the name of a host, is escaped.
+The page needs no network, no script and no font. Its charts are drawn here. Text from outside, such as the name of a
+host, is escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .histogram_file import levels
 from .series import Columns
 
 COLOURS = 6
-"""Maximum number of runs on a page: each has a colour, which people tell apart however they see colours."""
+"""Maximum number of runs on a page: each has a colour of its own, also for colour-blind readers."""
 
 BARS = 60
 """Number of intervals of the histogram, about."""
@@ -42,7 +42,7 @@ def page(run: Run, compared: Sequence[Run] = (), parts: Sequence[Run] = ()) -> s
     runs = [each._replace(name=name) for each, name in zip(runs, names(runs))]
     title = f"{first.mode.capitalize()} of {_text(first.fields.get('address'))}"
     body = [
-        f"<header><h1>{html.escape(title)}</h1><p>{html.escape(_subtitle(first))}</p></header>",
+        f"<header><h1>{html.escape(title)}</h1><p>{_subtitle(first)}</p></header>",
         *(f'<p class="warning">{html.escape(warning)}</p>' for warning in _warnings(first)),
         _tiles(first),
         *_sections(runs),
@@ -238,6 +238,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _subtitle(run: Run) -> str:
+    """HTML."""
     parts = []
     for field, text in (
         ("connections", "{:,} connections"),
@@ -249,7 +250,8 @@ def _subtitle(run: Run) -> str:
         value = run.number(field)
         if value is not None:
             parts.append("1 connection" if (field, value) == ("connections", 1) else text.format(value))
-    return ", ".join([*parts, _text(run.fields.get("began"))])
+    began = _text(run.fields.get("began"))[:19].replace("T", " ")
+    return f"{html.escape(', '.join(parts))} <time>{html.escape(began)} UTC</time>"
 
 
 def _warnings(run: Run) -> Iterator[str]:
@@ -387,6 +389,7 @@ section, .tiles div { border: 1px solid var(--rule); border-radius: 8px; backgro
 section { padding: 16px 18px 12px; margin: 16px 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 0 16px; }
 section > p { color: var(--soft); font-size: 13px; margin: 8px 0 0; }
+time { white-space: nowrap; margin-left: 8px; }
 small { color: var(--soft); font-size: 12px; font-weight: 400; }
 .warning { background: var(--warn-back); color: var(--warn-text); border-radius: 8px; padding: 10px 14px; }
 .tiles { display: flex; flex-wrap: wrap; gap: 10px; }
@@ -423,6 +426,7 @@ thead th { color: var(--text); font-weight: 600; }
   section, .tiles div { break-inside: avoid; }
   section { margin: 10px 0; }
   .chart { max-height: 52mm; } .low { max-height: 35mm; }
+  svg text { font-size: 14px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -1,4 +1,4 @@
-"""What happened over time, for reports: a bounded number of points, however long it takes."""
+"""A time series for reports, in a bounded number of points, however long it takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Columns = Dict[str, List[Optional[float]]]
 
 
 class Point:
-    """What happened in a part of the time: the number of messages that came back right, that were found to be lost and
+    """A part of the time: the number of messages that came back right, that were found to be lost and
     to be wrong, and the round trips."""
 
     def __init__(self) -> None:

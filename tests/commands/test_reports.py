@@ -1,4 +1,4 @@
-"""What is made of summaries: pages, histogram files, comparisons, and the sum of several machines."""
+"""Results that are made of summaries: pages, histogram files, comparisons, and the sum of several machines."""
 
 import argparse
 import html.parser
@@ -68,7 +68,7 @@ def save(tmp_path):
     return save
 
 
-# What happened over time.
+# Time series.
 
 
 def test_a_series_is_bounded_and_loses_nothing():
@@ -545,7 +545,7 @@ def test_a_page_compares_with_files_and_standard_output_has_the_table(serve, sav
 def browse(tmp_path):
     """``browse(page)``: load a page; return its document, what the browser complains about, and what it asks for.
 
-    The browser finds no host: what it asks for by itself leads nowhere, either.
+    The browser cannot look up any host, so its own requests fail, too.
     """
 
     def browse(text):

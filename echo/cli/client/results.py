@@ -55,10 +55,9 @@ class _Output(NamedTuple):
 
 
 class Results:
-    """The files that are made of a summary. ``wanted``: the paths of ``--report`` and ``--hdr``, or None.
+    """The comparison and the files that are made of a summary.
 
-    ``compared``: the runs of ``--compare``. ``parts``: those of ``--merge``. A context manager: it opens the files, and
-    removes those that were new and have not been written.
+    A context manager: it opens the files, and removes those that were new and have not been written.
     """
 
     def __init__(self, prog: str, options: argparse.Namespace) -> None:
