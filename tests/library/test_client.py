@@ -427,7 +427,7 @@ def test_an_exit_that_comes_back_is_a_reply_like_any_other(serve, connect, messa
     handler = type("Handler", (echo.EchoRequestHandler,), {"exit_word": None})
     lines = []
     Exchange(connect(serve(handler)), messages, lines.append, Report(lines.append, as_json=True)).run()
-    figures = {"sent": due, "received": due, "different": 0, "missing": 0}
+    figures = {"sent": due, "received": due, "different": 0, "missing": 0, "exits": 0}
     assert events("\n".join(lines))[-1] == {"event": "summary", **figures}
 
 
