@@ -23,6 +23,7 @@ from echo.measure.page import page
 from echo.measure.report import Report
 from echo.measure.series import POINTS, Series
 from support import DEADLINE
+from support.client import call_client
 from support.measuring import arguments_for, echo_of, is_one_complaint, posix, run_client
 from support.simulation import DropsEachFifth, FlipsAByteOfEachThird, simulate_bench, simulate_ping
 
@@ -454,7 +455,33 @@ def test_a_file_that_cannot_be_written_is_reported_before_the_run(tmp_path):
     code, _, err = run_client(*nowhere, "--report", new, "--hdr", tmp_path)
     assert code == 2 and not new.exists()
     code, _, err = run_client(*nowhere, "--report", new, "--hdr", new)
-    assert code == 2 and is_one_complaint(err, "name the same file")
+    assert code == 2 and not new.exists() and is_one_complaint(err, "--report has the same file")
+
+
+@posix
+def test_a_report_never_replaces_a_file_that_the_command_reads_or_prints_to(save, tmp_path):
+    run = save("run.json", bench())
+    link, printed = tmp_path / "link", tmp_path / "printed"
+    os.link(run, link)
+    printed.write_text("before\n")
+    nowhere = ("127.0.0.1", "1", "--ping", "-c", "1")
+    for option, path in (("--report", run), ("--hdr", link)):
+        for other, arguments in (("--compare", nowhere), ("--merge", ())):
+            code, out, err = run_client(*arguments, other, run, option, path)
+            assert (code, out) == (2, "")
+            assert is_one_complaint(err, "cannot write", f"{other} has the same file; give another path")
+        with open(printed, "a") as out:
+            done = call_client(*nowhere, option, printed, stdout=out)
+        assert done.code == 2
+        assert is_one_complaint(done.log, "standard output has the same file")
+    with open(run) as lines:
+        assert Run.read(run, lines).mode == "bench"
+    assert printed.read_text() == "before\n"
+
+
+def test_reports_that_nobody_wants_may_go_to_the_null_device(save):
+    run = save("run.json", bench())
+    assert run_client("--merge", run, "-q", "--report", os.devnull, "--hdr", os.devnull)[0] == 0
 
 
 def test_a_run_that_could_not_begin_leaves_no_empty_file(tmp_path):

@@ -1,6 +1,7 @@
 """The files of ``--ping``, ``--bench`` and ``--merge``: summaries to read, pages and histograms to write.
 
-A file that is written is opened before the measurement begins, so that a path that cannot be written costs no run.
+A file that is written is opened before the measurement begins, so that a path that cannot be written costs no run. It
+replaces what was in the file. So it must not be one that the command also reads, or prints to.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import argparse
 import contextlib
 import os
 import stat
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, NoReturn, Sequence, Tuple
 
 from ...measure.report import Report
 from .. import arguments
@@ -46,8 +48,9 @@ def _lines(file: Any) -> Iterator[str]:
 
 
 class _Output(NamedTuple):
-    """A file to write: its path, its descriptor, whether it is a new one, and how its text is made."""
+    """A file to write: its option, its path, its descriptor, whether it is a new one, and how its text is made."""
 
+    option: str
     path: str
     descriptor: int
     is_new: bool
@@ -62,12 +65,8 @@ class Results:
 
     def __init__(self, prog: str, options: argparse.Namespace) -> None:
         self._prog = prog
-        self._wanted: Dict[str, Callable[[Run], str]] = {}
-        for path, text in ((options.report, self._page), (options.hdr, _percentile_file)):
-            if path is not None:
-                if os.path.realpath(path) in map(os.path.realpath, self._wanted):
-                    arguments.fail(prog, "--report and --hdr name the same file; give two", 2)
-                self._wanted[path] = text
+        wanted = (("--report", options.report, self._page), ("--hdr", options.hdr, _percentile_file))
+        self._wanted = [(option, path, text) for option, path, text in wanted if path is not None]
         self._compared: Sequence[Run] = options.compare
         self._parts: Sequence[Run] = options.merge
         self._outputs: List[_Output] = []
@@ -75,22 +74,39 @@ class Results:
             arguments.fail(prog, f"too many files for --compare: the maximum is {COMPARED}", 2)
 
     def __enter__(self) -> Results:
-        for path, text in self._wanted.items():
+        for option, path, text in self._wanted:
             is_new = not os.path.lexists(path)
             try:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
             except (OSError, ValueError) as exc:
-                self._discard()
-                why = getattr(exc, "strerror", None) or exc
-                arguments.fail(self._prog, f"cannot write {path!r}: {why}; give another path", 2)
-            self._outputs.append(_Output(path, descriptor, is_new, text))
+                self._refuse(path, getattr(exc, "strerror", None) or exc)
+            users = [user for user, status in self._files_in_use() if os.path.samestat(status, os.fstat(descriptor))]
+            self._outputs.append(_Output(option, path, descriptor, is_new, text))
+            if users and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                self._refuse(path, f"{users[0]} has the same file")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._discard()
 
+    def _refuse(self, path: str, why: object) -> NoReturn:
+        self._discard()
+        arguments.fail(self._prog, f"cannot write {path!r}: {why}; give another path", 2)
+
+    def _files_in_use(self) -> Iterator[Tuple[str, os.stat_result]]:
+        """The files that the command prints to, reads, or writes to, with what uses them."""
+        for output in self._outputs:
+            yield output.option, os.fstat(output.descriptor)
+        for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+            with contextlib.suppress(OSError, ValueError):  # it is not a file
+                yield name, os.fstat(stream.fileno())
+        for option, runs in (("--compare", self._compared), ("--merge", self._parts)):
+            for run in runs:
+                with contextlib.suppress(OSError):  # it is gone
+                    yield option, os.stat(run.name)
+
     def _discard(self) -> None:
-        for path, descriptor, is_new, _ in self._outputs:
+        for _, path, descriptor, is_new, _ in self._outputs:
             os.close(descriptor)
             if is_new:
                 with contextlib.suppress(OSError):
@@ -109,7 +125,7 @@ class Results:
 
             report.picture(differences([run, *self._compared]))
         while self._outputs:
-            path, descriptor, _, text = self._outputs[0]
+            _, path, descriptor, _, text = self._outputs[0]
             data = text(run).encode(errors="backslashreplace")
             try:
                 if stat.S_ISREG(os.fstat(descriptor).st_mode):
