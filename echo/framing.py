@@ -112,7 +112,7 @@ class LineFraming(Framing):
         if self.max_sent is not None and len(message) > self.max_sent:
             raise MessageTooLong(self.max_sent)
         if _LF in message:
-            raise ValueError("a message that holds a line feed is no single line; send its lines one by one")
+            raise ValueError("invalid message: it contains a line feed; send its lines one by one")
         return message + b"\n"
 
     def encode_many(self, messages: Sequence[bytes]) -> bytes:

@@ -1,6 +1,6 @@
 """Bytes, text, addresses and exceptions as lines that are safe to show: in a log, on a terminal, in an error message.
 
-What a peer sent must not forge a log line or control a terminal (gh-100001), not even as part of an exception's text.
+Bytes of a peer must not forge a log line or control a terminal (gh-100001), not even as part of an exception's text.
 Everything that is not printable is escaped. In bytes a backslash is escaped too, so that the text stands for exactly
 one sequence of bytes.
 """

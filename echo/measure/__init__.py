@@ -3,8 +3,8 @@
 ``probes``, ``stream`` and ``distribution`` know no socket. ``lane`` is one connection that carries probes, ``load``
 keeps many of them busy, and ``renewing`` opens them again, by means of ``dialer``. ``ping`` and ``bench`` plan and
 report; ``outages``, ``intervals`` and ``series`` are about time. ``figures`` turns durations into text and JSON fields,
-``summary`` is what a load found, ``conditions`` checks it, ``progress`` is the line at a terminal, ``report`` prints.
-What is made of a summary afterwards is a function of its ``document``, the JSON that is printed: ``page`` (with
+``summary`` is a load's result, ``conditions`` checks it, ``progress`` is the line at a terminal, ``report`` prints.
+Other modules turn a finished summary's ``document``, the JSON that is printed, into something else: ``page`` (with
 ``chart``), ``histogram_file``, ``differences``, ``merging``.
 
 Nothing is imported here: the client command needs ``report`` at each start, and ``bench`` needs ``multiprocessing``,

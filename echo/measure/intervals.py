@@ -39,7 +39,7 @@ class Intervals:
     def completed(self, until: int) -> Iterator[Interval]:
         """Return each interval once, as soon as all of its slices have come.
 
-        ``until``: when the load ends, as far as it is known, counted as in ``Period``. It may cut the last interval.
+        ``until``: when the load is expected to end, counted as in ``Period``. It may cut the last interval.
         """
         begin, length = self._period.begin, self._period.interval
         known = min(self._known_until.values(), default=until)

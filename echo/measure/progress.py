@@ -63,7 +63,7 @@ class Progress:
         return _GAP.join(texts)
 
     def _bar(self, share: float, width: int) -> Tuple[str, str]:
-        """What is done, and the rest."""
+        """The part that is done, and the rest."""
         halves = round(2 * width * min(1.0, max(0.0, share)))
         bar = self._full * (halves // 2) + self._half * (halves % 2)
         return bar, self._empty * (width - len(bar))

@@ -50,9 +50,9 @@ class ProbeStream:
         return rest
 
     def _delimit(self, start: int, message: bytes) -> Optional[Reply]:
-        """Find out where the bytes at ``start`` end, which are not a probe. Return None if more bytes will tell.
+        """Find the end of the bytes at ``start``, which are not a probe. Return None if that takes more bytes.
 
-        ``message``: as many of them as a probe has.
+        ``message``: the first of them, as many as a probe has.
         """
         ledger, pending = self._ledger, self._pending
         size, whose = ledger.size, ledger.whose(message)

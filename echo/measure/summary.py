@@ -33,12 +33,12 @@ class Merged(NamedTuple):
 
 
 class LoadSummary(NamedTuple):
-    """What a load found.
+    """The result of a load.
 
     ``parameters``: the fields that describe the load. ``total``: the counts. ``due``: the number of messages that were
     due. ``elapsed``: the measured time in seconds. ``connects``: how long connecting took. ``look_up_took``: the time
     of the host's look-up in nanoseconds; ``is_named``: whether that was the look-up of a name. ``began``: when the
-    measured time did, in UTC. ``series``: what happened over time. ``outages``: how many there were; ``outages_s``:
+    measured time began, in UTC. ``series``: the time series. ``outages``: how many there were; ``outages_s``:
     their length in seconds. ``merged``: the runs that it is made of, if it is.
     """
 
@@ -139,7 +139,7 @@ class LoadSummary(NamedTuple):
         if total.on_the_way:
             yield "on the way", f"{total.on_the_way:,} when it was interrupted"
         if never_sent:
-            yield "never sent", f"{never_sent:,}, whose turn did not come in time"
+            yield "never sent", f"{never_sent:,}, since the time ran out"
         if total.shifts:
             shifts = [f"{count:,} x by {plural(abs(shift), 'byte')}" for shift, count in total.shifts.items()]
             yield "shifted", ", ".join(shifts)

@@ -1,8 +1,9 @@
-"""What a forked child lets go of.
+"""Release a server's resources in a forked child.
 
 A child of ``fork()`` has copies of its parent's objects and descriptors, and none of its threads. A handler that forks,
 or uses ``multiprocessing``, must not thereby copy the server: the child would wait for threads that it does not have,
-end its parent's sessions, or keep the port. So whatever belongs to one process says here how a child lets go of it.
+end its parent's sessions, or keep the port. So each object that belongs to one process registers a method here, which
+releases it in a child.
 """
 
 from __future__ import annotations

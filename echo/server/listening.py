@@ -248,7 +248,7 @@ def check_addresses(server: Any, allow: Any, deny: Any, proxy_allow_from: Any = 
 def check_listening(sock: socket.socket) -> None:
     """``ValueError`` for a socket that clients cannot be accepted from."""
     if sock.type != socket.SOCK_STREAM:
-        raise ValueError("this is no stream socket; a server needs one that listens")
+        raise ValueError("not a stream socket; a server needs one that listens")
     try:
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as exc:
@@ -311,7 +311,7 @@ def claim_path(path: Any) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is no socket; it is left alone")
+        raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is not a socket; it is left alone")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # a live server's backlog may be full
         try:

@@ -1,8 +1,8 @@
 """The log ``echo.server``: one record for an event, with its figures as attributes.
 
-It decides nothing, and knows no format. What it logs is printable, whoever formats it, since the text of an exception
-may hold what a peer sent. For a traceback it sets ``exc_text``, which formatters of the ``logging`` module print
-instead of formatting ``exc_info`` themselves.
+It decides nothing, and knows no format. Everything that it logs is printable under any formatter, since the text of an
+exception may contain bytes of a peer. For a traceback it sets ``exc_text``, which formatters of the ``logging`` module
+print instead of formatting ``exc_info`` themselves.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class Session:
             if self.state != "closed":
                 try:
                     shut_down(self.stream, socket.SHUT_RDWR)
-                except Exception:  # closed, or something without a descriptor: there is no way to end that
+                except Exception:  # closed, or an object without a descriptor, which cannot be shut down
                     pass
 
     def closing(self) -> None:

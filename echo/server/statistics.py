@@ -1,4 +1,4 @@
-"""What a server says about itself: its live connections and its sums. Values only; the registry fills them in."""
+"""A server's statistics: its live connections and its totals. Values only; the registry fills them in."""
 
 from __future__ import annotations
 

@@ -133,9 +133,9 @@ class HeaderParser:
     def _feed_block(self, start: bytes) -> int:
         """Go on with version 2, which begins with ``start``; return how many bytes it has missing at least."""
         if len(start) > 12 and start[12] not in (_LOCAL, _PROXY):
-            raise InvalidHeader(f"0x{start[12]:02x} is no PROXY v2 version and command")
+            raise InvalidHeader(f"invalid PROXY v2 version and command 0x{start[12]:02x}")
         if len(start) > 13 and start[12] == _PROXY and (start[13] >> 4 > _UNIX or start[13] & 15 > _DGRAM):
-            raise InvalidHeader(f"0x{start[13]:02x} is no PROXY v2 family and transport")
+            raise InvalidHeader(f"invalid PROXY v2 family and transport 0x{start[13]:02x}")
         if len(start) < _START.size:
             return _START.size - len(start)
         _, _, _, length = _START.unpack(start)

@@ -71,7 +71,7 @@ _ALERTS: Dict[str, str] = {  # RFC 8446, section 6.2: those whose name alone doe
 def format_subject(certificate: Any) -> Optional[str]:
     """The subject of a certificate, as ``getpeercert`` returns it, in the form of RFC 4514: ``CN=alice,O=Example``.
 
-    It is safe to show. None if there is no certificate.
+    It is safe to show. None without a certificate.
     """
     if not certificate:
         return None

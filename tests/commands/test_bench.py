@@ -296,7 +296,7 @@ def test_those_whose_turn_does_not_come_are_counted():
     assert len(result.network.messages) == 1
     found = rows(result.text)
     assert (found["lost"], found["warm-up"]) == ("0", "1 lost; not counted above")
-    assert found["never sent"] == "20, whose turn did not come in time"  # a hundred a second, without the warm-up
+    assert found["never sent"] == "20, since the time ran out"  # a hundred a second, without the warm-up
 
 
 def test_the_messages_sent_and_never_sent_are_the_whole_timetable():

@@ -425,7 +425,7 @@ def test_a_file_that_is_not_a_socket_is_refused_and_left_alone(capsys, path):
     """Row 1."""
     with open(path, "w") as file:
         file.write("precious")
-    cannot_listen(capsys, path, "is no socket; it is left alone")
+    cannot_listen(capsys, path, "is not a socket; it is left alone")
     with open(path) as file:
         assert file.read() == "precious"
 
@@ -435,7 +435,7 @@ def test_a_link_to_a_socket_is_refused_and_left_alone(capsys, path):
     """Row 1: the link's target may be another program's, which bound it under another name."""
     leave_dead_socket(path)
     os.symlink(path, path + "2")
-    cannot_listen(capsys, path + "2", "is no socket")
+    cannot_listen(capsys, path + "2", "is not a socket")
     assert os.path.islink(path + "2") and os.path.exists(path)
 
 
@@ -735,7 +735,7 @@ def closed():
     [
         (unbound, "does not listen; bind it"),
         (bound, "does not listen; bind it"),
-        (datagram, "no stream socket"),
+        (datagram, "not a stream socket"),
         (closed, "cannot be served"),
     ],
 )

@@ -37,7 +37,7 @@ class Exchange:
         try:
             for message in self._messages:
                 if not self._is_sent(message):
-                    self._report.detail("an empty message is no bytes under raw framing: nothing was sent")
+                    self._report.detail("raw framing cannot send an empty message: nothing was sent")
                 elif not self._exchange(message):
                     break
         finally:

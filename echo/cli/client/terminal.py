@@ -74,7 +74,7 @@ class Terminal:
             if message is None:
                 return not self._ended
             if not message and not self._connection.framing.keeps_boundaries:
-                continue  # without boundaries, there is no empty message
+                continue  # without boundaries, an empty message cannot be sent
             with self._prompt.changed:
                 awaited = self._received + 1
             try:

@@ -86,7 +86,7 @@ class Process(StopSignals):
         """Writes the log's last records."""
         self._code: Optional[int] = None  # once nothing is left that could be cut
         self._last_grace: Optional[float] = LAST_GRACE  # None: this process has no last deadline
-        self._nowhere = open(os.devnull, "wb")  # now: later there may be no descriptor
+        self._nowhere = open(os.devnull, "wb")  # opened now, since later no descriptor may be free
         forking.in_child(self._let_go)
 
     # Signals.
