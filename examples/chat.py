@@ -1,4 +1,4 @@
-"""A chat room: say your name, then everybody reads what anybody writes.
+"""A chat room: send your name first; then each member gets the lines of all others.
 
 It shows how to send from other threads, what to do about a member that does not read, and all the ways to leave:
 
@@ -16,7 +16,7 @@ import echo
 
 
 class Room(echo.Server):
-    """What the members share. Each has a thread of its own, hence the lock."""
+    """The state that the members share. Each member has a thread of its own, hence the lock."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.lock = threading.Lock()
@@ -24,20 +24,20 @@ class Room(echo.Server):
         super().__init__(*args, **options)
 
     def tell_others(self, speaker: Member, text: str) -> None:
-        with self.lock:  # for the copy alone: a send may have to wait, and nobody else is to wait with it
+        with self.lock:  # only for the copy: a send may block, and must not block the other members
             others = [member for member in self.members.values() if member is not speaker]
         for member in others:
             try:
                 member.send(text.encode())
             except (echo.ConnectionClosed, echo.SendTimeout):
-                pass  # it is gone, or does not read; its own thread learns of it, and tells the others
+                pass  # it is gone or does not read; its own thread ends the session and informs the others
 
 
 class Member(echo.MessageRequestHandler):
     server: Room
     name = ""
     send_timeout = 1.0
-    """Who takes no byte for a second leaves the room: so long may one member make the others wait, and only once."""
+    """In seconds. A member that takes no byte for this time is disconnected, so it delays the others only once."""
 
     def connection_made(self) -> None:
         self.send(b"* what is your name?")

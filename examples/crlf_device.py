@@ -1,11 +1,11 @@
 """An instrument in a program: a power supply that speaks SCPI, as laboratory devices do, in lines that end with CRLF.
 
-It shows state of one session (on ``self``), lines with CRLF, and a log of all messages:
+It shows how to keep the state of one session (on ``self``), use lines with CRLF, and log all messages:
 
     python3 -m examples.crlf_device
     socat - TCP:127.0.0.1:65432,crlf          # then type *IDN?  VOLT 5  MEAS:VOLT?  VOLT 99  SYST:ERR?
 
-Each connection gets a device of its own, so that tests that run side by side do not disturb each other.
+Each connection gets a device of its own, so tests can run at the same time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Device(echo.LoggingMixin, echo.MessageRequestHandler):  # each line is in 
         return self.error(-113, "Undefined header")
 
     def error(self, code: int, text: str) -> str:
-        """A device does not answer with an error: it keeps it until it is asked."""
+        """A device does not reply with an error: it keeps the error until the client asks for it."""
         if len(self.errors) < 10:
             self.errors.append(f'{code},"{text}"')
         else:
@@ -62,7 +62,7 @@ class Device(echo.LoggingMixin, echo.MessageRequestHandler):  # each line is in 
         return ""
 
 
-# A manual writes MEASure:VOLTage? and means that MEAS:VOLT? is as good, in any letter case.
+# MEASure:VOLTage? in a manual means that MEAS:VOLT? is accepted, too, in upper or lower case.
 COMMANDS: dict[str, Callable[..., str]] = {
     r"\*IDN\?": lambda device: "Example Instruments,PSU-30,0,1.0",
     r"\*RST": Device.reset,

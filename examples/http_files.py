@@ -1,7 +1,7 @@
 """The files of a folder over HTTP: the standard library's own handler, unchanged, on ``echo.Server``.
 
-It shows that code which was never written for it gets the server's limits, its log and its clean stop: after SIGTERM a
-download that is under way still arrives whole, idle keep-alive connections end at once, and new ones are refused.
+The handler knows nothing of ``echo``, and yet has the server's limits, its log and its clean stop. After SIGTERM the
+current downloads complete, idle keep-alive connections end at once, and new connections are refused.
 
     python3 -m examples.http_files                       # this folder; or with a port and a folder
     curl -s http://127.0.0.1:65432/LICENSE | tail -1
@@ -16,7 +16,7 @@ import echo
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # keeps connections open: several requests, one session
+    protocol_version = "HTTP/1.1"  # keep-alive: several requests in one session
     timeout = 30  # seconds; socketserver's own attribute, which ends an idle connection
 
 
@@ -26,8 +26,8 @@ if __name__ == "__main__":
     code = echo.run(
         handler,
         ("127.0.0.1", port),
-        max_connections=100,  # at a time; more wait
-        max_connections_per_host=20,  # more are closed at once
+        max_connections=100,  # at a time; further clients wait
+        max_connections_per_host=20,  # further connections of a host are closed at once
         shutdown_timeout=60.0,  # total time in seconds that a stop gives the downloads
     )
     sys.exit(code)

@@ -1,6 +1,6 @@
-"""Remote procedure calls: a line of JSON in, a line of JSON out, in the shapes of JSON-RPC 2.0.
+"""Remote procedure calls with JSON-RPC 2.0: one line of JSON for a call, one for its reply.
 
-It shows how to answer whatever comes, however broken, and go on; the protocol is plain functions without a socket:
+It shows how to answer any input, even invalid input, and continue. The protocol is plain functions without a socket:
 
     python3 -m examples.jsonlines_rpc
     nc 127.0.0.1 65432                        # then type {"jsonrpc": "2.0", "method": "add", "params": [1, 2], "id": 1}
@@ -32,7 +32,7 @@ INTERNAL_ERROR = {"code": -32603, "message": "Internal error"}
 class JsonRpc(echo.MessageRequestHandler):
     def message_received(self, message: bytes) -> None:
         reply = answer(message)
-        if len(reply) > self.framing.max_message:  # of many small calls in one batch
+        if len(reply) > self.framing.max_message:  # many small calls in one batch
             reply = respond(None, error=INTERNAL_ERROR)
         if reply:
             self.send(reply.encode())
@@ -41,9 +41,9 @@ class JsonRpc(echo.MessageRequestHandler):
 def answer(line: bytes) -> str:
     try:
         data = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, no UTF-8, nested too deeply
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
         return respond(None, error=PARSE_ERROR)
-    if not isinstance(data, list) or not data:  # an empty batch is as wrong as a number
+    if not isinstance(data, list) or not data:  # an empty batch is invalid, as a number is
         return answer_call(data)
     replies = [reply for reply in map(answer_call, data) if reply]
     return f"[{', '.join(replies)}]" if replies else ""
@@ -69,13 +69,13 @@ def perform(name: str, params: list[Any] | dict[str, Any], identity: int | str |
         return respond(identity, error=INVALID_PARAMS)
     try:
         return respond(identity, result=METHODS[name](*call.args, **call.kwargs))
-    except Exception:  # the caller learns that it failed, the log learns why
+    except Exception:  # the reply says that it failed, the log says why
         logging.exception("%s failed", name)
         return respond(identity, error=INTERNAL_ERROR)
 
 
 def respond(identity: int | str | None, **outcome: Any) -> str:
-    return json.dumps({"jsonrpc": "2.0", **outcome, "id": identity}, allow_nan=False)  # NaN is no JSON
+    return json.dumps({"jsonrpc": "2.0", **outcome, "id": identity}, allow_nan=False)  # NaN is not JSON
 
 
 if __name__ == "__main__":

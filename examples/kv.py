@@ -1,11 +1,12 @@
 """A key-value store: several commands, errors as replies, and one dictionary that all clients share.
 
-It shows shared state on the server, under a lock, and a protocol in which every reply says whether all went well:
+It shows how to share state on the server, under a lock. Each reply says whether the command succeeded:
 
     python3 -m examples.kv
     telnet 127.0.0.1 65432                    # then type SET name Ada Lovelace   GET name   INCR visits   QUIT
 
-A reply is ``OK``, with a value if there is one, or ``ERROR`` and why. KEYS tells how many lines follow.
+A reply is ``OK``, with a value if there is one, or ``ERROR`` and the reason. The reply to KEYS is the number of lines
+that follow.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import echo
 
 
 class Store(echo.Server):
-    """What all sessions share. Each has a thread of its own, hence the lock."""
+    """The state that all sessions share. Each session has a thread of its own, hence the lock."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.lock = threading.Lock()
@@ -38,9 +39,9 @@ class Session(echo.MessageRequestHandler):
         elif len(arguments) != len(inspect.signature(command).parameters):
             replies = [b"ERROR usage: " + command.__doc__.encode()]
         else:
-            with self.server.lock:  # around the whole command: INCR reads and writes
+            with self.server.lock:  # during the whole command: INCR reads and writes
                 replies = command(*arguments)
-        for reply in replies:  # outside the lock: a client that does not read makes only its own thread wait
+        for reply in replies:  # outside the lock: a client that does not read blocks only its own thread
             self.send(reply)
 
     def do_get(self, key: bytes) -> list[bytes]:

@@ -1,8 +1,8 @@
-"""A server's statistics for Prometheus: an echo server, and beside it what it has done, over HTTP on a second port.
+"""A server's statistics for Prometheus: an echo server, and its metrics over HTTP on a second port.
 
-It shows ``server.stats()``, asked whenever Prometheus asks, and needs ``pip install prometheus_client``:
+It shows how to call ``server.stats()`` at each request of Prometheus. Needs ``pip install prometheus_client``:
 
-    python3 -m examples.prometheus_metrics        # or with two ports: of the service, and of its metrics
+    python3 -m examples.prometheus_metrics        # or with two ports: the service's, the metrics'
     python3 -m echo.client -m hello
     curl -s http://127.0.0.1:9100/metrics | grep ^echo_
 """
@@ -23,7 +23,7 @@ REGISTRY = CollectorRegistry()
 
 
 class ServerCollector(Collector):
-    """Counts nothing itself: the server does, and a collector only reads it out."""
+    """Returns the server's own counts: a collector need not count anything."""
 
     def __init__(self, server: echo.Server) -> None:
         self.server = server
@@ -52,7 +52,7 @@ class MeasuredServer(echo.Server):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # a log of the program's own stays as it is
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # does nothing if the program has configured its log
     port, metrics_port = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (65432, 9100)
     metrics, _ = start_http_server(metrics_port, "127.0.0.1", REGISTRY)  # a daemon thread: it ends with the program
     logging.info("metrics on http://127.0.0.1:%d/metrics", metrics.server_port)

@@ -1,7 +1,7 @@
-"""A server under your own tests: a real one, on a free port, that behaves as badly as you need.
+"""A server in your own tests: a real one, on a free port, that behaves as badly as you need.
 
-It shows how to test a client against a server that answers, one that stays silent and one that hangs up, without a
-guess at a port and without a sleep. It is a file of tests; run it, then copy it:
+It shows how to test a client against a server that replies, one that stays silent and one that hangs up, without
+guessing a port and without a sleep. It is a file of tests; run it, then copy it:
 
     python3 -m pytest examples/pytest_fixture.py
 """
@@ -17,7 +17,7 @@ import echo
 
 
 def read_temperature(address: Any, timeout: float = 60.0) -> float:
-    """The code under test: a client that asks a thermometer."""
+    """The code under test: a client that reads a thermometer."""
     with socket.create_connection(address, timeout) as sock, sock.makefile("rb") as lines:
         sock.sendall(b"TEMP?\n")
         line = lines.readline()
@@ -28,7 +28,7 @@ def read_temperature(address: Any, timeout: float = 60.0) -> float:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Any]]:
-    """``serve(HandlerClass)`` starts a server and gives its address; after the test all are stopped."""
+    """``serve(HandlerClass)`` starts a server and returns its address. The fixture stops all servers after the test."""
     servers = []
 
     def start(handler_class: Type[echo.MessageRequestHandler]) -> Any:
@@ -41,7 +41,7 @@ def serve() -> Iterator[Callable[..., Any]]:
 
 
 class Thermometer(echo.MessageRequestHandler):
-    asked: ClassVar["queue.Queue[bytes]"] = queue.Queue()  # what happens in a session's thread, a test waits for here
+    asked: ClassVar["queue.Queue[bytes]"] = queue.Queue()  # how a test waits for the session's thread
 
     def message_received(self, message: bytes) -> None:
         self.asked.put(message)
@@ -49,12 +49,12 @@ class Thermometer(echo.MessageRequestHandler):
 
 
 class Silent(echo.MessageRequestHandler):
-    """Reads, and answers nothing."""
+    """Reads, and never replies."""
 
 
 class HangsUp(echo.MessageRequestHandler):
     def message_received(self, message: bytes) -> None:
-        self.connection.write_raw(b"21")  # half an answer
+        self.connection.write_raw(b"21")  # half a reply
         self.close()
 
 

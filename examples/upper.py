@@ -1,7 +1,7 @@
 """The smallest service: every line comes back in capitals.
 
-It shows a handler, and how the examples here start and stop. Run it in one terminal and talk to it from others, as many
-as you like; Ctrl-C or SIGTERM stop it, and it answers what has arrived before it ends:
+It shows a handler, and how the examples here start and stop. Run it in one terminal and connect from others. Ctrl-C or
+SIGTERM stops it; it first answers the lines that have arrived:
 
     python3 -m examples.upper                 # or with a port; 0 takes any free one
     printf 'hello\nworld\n' | nc -N 127.0.0.1 65432
