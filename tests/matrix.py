@@ -5,9 +5,9 @@
 The Pythons are those on PATH and pyenv's, 3.8 and later, with and without the GIL; with ``--ends`` only the oldest and
 the newest that have one. They run in development mode, with warnings as errors, and so do the processes that the tests
 start: a socket that is left open is a failure. The exit code is 1 if anything failed, or if there was nothing to run.
-Nothing is run twice: a test that fails now and then is a defect.
+Nothing is repeated: a test that fails now and then is a defect.
 
-It knows pytest by its command line alone, and needs nothing but the standard library.
+The script uses only pytest's command line, and needs only the standard library.
 """
 
 import argparse
@@ -28,12 +28,12 @@ LIMIT = 3600.0
 """Seconds that one run may take."""
 
 NEEDED = ("echo", "LICENSE", "README.md", "pyproject.toml", "setup.cfg")
-"""What an installation is built from."""
+"""The files that an installation is built from."""
 
 STRICT = ["-X", "dev", "-W", "error"]
 STRICT_ENVIRONMENT = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
-# pytest warns that only the assertions of tests and plugins are kept. They are all there is in tests/: conftest.py has
-# its helpers' rewritten, too.
+# pytest warns that -O keeps only the assertions of tests and plugins. That is enough: conftest.py has those of the
+# helpers in tests/support rewritten, too.
 OPTIMIZED = ["-O", "-W", "error"]
 OPTIMIZED_ENVIRONMENT = {"PYTHONOPTIMIZE": "1", "PYTHONWARNINGS": "error"}
 KEPT = ["-W", "ignore:assertions not in test modules:pytest.PytestConfigWarning"]
@@ -48,9 +48,9 @@ print(sys.implementation.name, *sys.version_info[:2], "t" if sysconfig.get_confi
 
 
 def version_of(path):
-    """``"3.12"``, or ``"3.13t"`` without the GIL; None for what is no CPython of 3.8 or later."""
+    """``"3.12"``, or ``"3.13t"`` without the GIL; None if it is not CPython 3.8 or later."""
     try:
-        # Not from this folder: what lies here is not to be taken for the standard library's.
+        # Not from this folder, whose modules could be imported in place of the standard library's.
         asked = subprocess.run(
             [path, "-I", "-c", _ASK],
             stdin=subprocess.DEVNULL,
@@ -65,7 +65,7 @@ def version_of(path):
 
 
 def candidates():
-    """Every path that may be a Python's: this one, PATH's, pyenv's."""
+    """Every path that may be a Python: this one, those on PATH, pyenv's."""
     yield sys.executable
     for folder in os.get_exec_path():
         if os.path.isdir(folder):
@@ -81,7 +81,7 @@ def candidates():
 
 
 def find_pythons(paths):
-    """The paths by version, the oldest first: of one version several, since not each may be of use."""
+    """The paths by version, the oldest first: several of one version, since some may not work."""
     found = {}
     for path in paths:
         if os.access(path, os.X_OK):
@@ -105,7 +105,7 @@ def _rank(version):
 
 
 class Run:
-    """The tests once: ``command`` is all but pytest's arguments, ``environment`` is put on top of this one's."""
+    """Run the tests once. ``command``: without pytest's arguments. ``environment``: added to this process's."""
 
     def __init__(self, name, command, environment=None):
         self.name = name
@@ -130,7 +130,7 @@ class Run:
 
 
 def captured(command, environment, limit):
-    """The exit code, and all that was written."""
+    """The exit code, and all output."""
     with tempfile.TemporaryFile() as file:  # no pipe: a process that outlives the run could keep that open
         process = subprocess.Popen(
             command,
@@ -147,7 +147,7 @@ def captured(command, environment, limit):
             code = None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # the command may be a shell, which has it done by another
+                os.killpg(process.pid, signal.SIGKILL)  # the command may be a shell, which runs it in a child
                 process.wait()
         file.seek(0)
         output = file.read().decode(errors="replace")
@@ -155,7 +155,7 @@ def captured(command, environment, limit):
 
 
 def figures_of(output):
-    """What pytest's last line counts, as in ``{"passed": 12, "skipped": 1}``; None if it counts nothing."""
+    """The counts in pytest's last line, as ``{"passed": 12, "skipped": 1}``; None if it has no counts."""
     for line in reversed(output.splitlines()):
         if re.search(r" in \d+(\.\d+)?s\b", line):
             counts = {
@@ -175,11 +175,11 @@ def not_run(output):
 
 
 def installed(python, folder, extra):
-    """A new virtual environment with what the tests need, an extra of setup.cfg; its Python, or None if ``python``
-    makes none."""
+    """Make a virtual environment with the packages of an extra in setup.cfg. Return its Python, or None if ``python``
+    cannot make one."""
     if captured([python, "-m", "venv", folder], None, LIMIT)[0] != 0:
         return None
-    source = os.path.join(folder, "source")  # building leaves things behind, and in a folder of its own disturbs nobody
+    source = os.path.join(folder, "source")  # a build leaves files behind
     os.mkdir(source)
     for name in NEEDED:
         path = os.path.join(ROOT, name)
@@ -193,7 +193,7 @@ def installed(python, folder, extra):
 
 
 def under(version, paths, work, optimized=False, extra="test"):
-    """A run under the first of these Pythons that makes a virtual environment; None if none does."""
+    """A run under the first of these Pythons that can make a virtual environment; None if none can."""
     name = f"CPython {version}{' -O' if optimized else ''}"
     for number, path in enumerate(paths):
         own = installed(path, os.path.join(work, f"{name.replace(' ', '')}-{number}"), extra)
@@ -207,7 +207,7 @@ def under(version, paths, work, optimized=False, extra="test"):
 
 
 def run_all(makers, arguments, jobs):
-    """Make and do each run, ``jobs`` at a time. Return the exit code."""
+    """Prepare and start each run, ``jobs`` at a time. Return the exit code."""
     runs = []
 
     def do(make):

@@ -3,8 +3,8 @@
     python3 tests/pyz.py [FILE]          # default: dist/echo.pyz
     python3 dist/echo.pyz server
 
-The file is the same for the same sources: it has no times of files, and its members are sorted. ``python3 -m zipapp``
-keeps the times, and would take whatever else lies in the folder.
+The same sources give the same file, byte for byte: it has no times of files, and its members are sorted.
+``python3 -m zipapp`` keeps the times, and would include any other file in the folder.
 """
 
 import os

@@ -3,12 +3,13 @@
     python3 tests/soak.py [-d 10m] [--seed N] [--tls] [-- OPTIONS OF echo.server]
 
 Two servers run as processes: one stays the whole time and is measured, one is restarted each minute with SIGTERM, under
-full load, over a listening socket that is kept here (``LISTEN_FDS``), so that no client is refused. Clients that
-compare every byte share them with others that reset, dribble, do not read, send too much, or junk.
+full load, over a listening socket that this script keeps (``LISTEN_FDS``), so that no client is refused. Some clients
+compare every byte; others reset, send one byte at a time, do not read, or send too much or junk.
 
-An echo is *lost* if its message had reached the server's host before a SIGTERM, or without one, and no reply came. What
-was sent later is answered or not, as it happens. A figure *grows* if the line fitted to its samples rises over the
-sampled time by more than ``ALLOWANCE``. The exit code is 0 if nothing was wrong, lost, refused or growing, else 1.
+An echo is *lost* if no reply came although the message had reached the server's host before a SIGTERM, or there was
+none. A message that was sent later may be answered or not. A figure *grows* if the line fitted to its samples rises
+over the sampled time by more than ``ALLOWANCE``. The exit code is 0 if nothing was wrong, lost, refused or growing,
+else 1.
 """
 
 import argparse
@@ -47,7 +48,7 @@ SIOCOUTQNSD = 0x894B  # tcp(7): bytes that were not sent yet
 
 
 class Tally:
-    """What has happened, from all threads."""
+    """The faults and counts that all threads report."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -83,8 +84,8 @@ class Server:
         self.start()
 
     def start(self):
-        # So that RSS tells what is used: with an arena for each thread, and large blocks kept between small ones, it
-        # creeps up for minutes though malloc_trim() would bring it back (36 MB to 22 after 25,000 sessions with TLS).
+        # So that RSS shows the memory in use: with an arena for each thread, and large blocks kept between small ones,
+        # it creeps up for minutes though malloc_trim() would lower it (36 MB to 22 after 25,000 sessions with TLS).
         environment = dict(os.environ, MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_="32768", LISTEN_FDS="1")
         environment["PYTHONPATH"] = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
         with open(self._log, "ab") as log:
@@ -93,17 +94,17 @@ class Server:
             command = [sys.executable, *launcher(copies), "-m", "echo.server", *self._options]
             self.popen = subprocess.Popen(command, stderr=log, pass_fds=copies, env=environment)
             os.close(*copies)
-        # Before it serves, a signal would kill it.
+        # Wait until it serves: before that, a signal would kill it.
         deadline = time.monotonic() + PATIENCE
         while not any(record["event"] == "listening" for record in self.records(begin)):
             if self.popen.poll() is not None or time.monotonic() > deadline:
                 self.popen.kill()
                 told = [record["message"] for record in self.records(begin)]
-                raise OSError(f"the server does not start: {told[-1] if told else 'it says nothing'}")
+                raise OSError(f"the server does not start: {told[-1] if told else 'it has logged nothing'}")
             time.sleep(0.01)
 
     def records(self, begin=0):
-        """All that its processes have logged; a line that is no record, of a traceback say, is one of its own."""
+        """The log records of its processes. A line that is not a record, as in a traceback, becomes a record itself."""
         with open(self._log, encoding="utf-8") as log:
             log.seek(begin)
             for line in log:
@@ -120,7 +121,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.popen.kill()
             code = self.popen.wait()
-        if code not in (0, 1):  # 1: it had to cut somebody
+        if code not in (0, 1):  # 1: it had to cut a session
             self.tally.fault("died", self, "", f"the server ended with code {code}")
 
     def keep_restarting(self, seconds, over):
@@ -134,12 +135,12 @@ class Server:
             self.restarts += 1
 
     def leave_nobody_waiting(self):
-        """If the process is gone, those who wait for it are told."""
+        """If the process is gone, reset the clients that wait in its backlog."""
         if self.popen.poll() is not None:
             self._listener.close()
 
     def settle(self):
-        """When nobody is connected any more, its books must balance: what SIGUSR1 makes it log."""
+        """When no client is connected any more, the sums that it logs at SIGUSR1 must agree."""
         begin = os.path.getsize(self._log)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.popen.poll() is None:
@@ -153,7 +154,7 @@ class Server:
         self.tally.fault("books", self, "", "accepted is not ended and refused, when nobody is connected")
 
     def is_excused(self, began, arrived):
-        """Whether a message that arrived then, on a connection that began then, may stay unanswered."""
+        """Whether a message that arrived at that time, on a connection that began at that time, may stay unanswered."""
         stops = [stop for stop in self.stops if stop > began]
         return bool(stops) and (arrived is None or arrived + ON_ITS_WAY > stops[0])
 
@@ -165,11 +166,11 @@ class Server:
 
 
 class Over(Exception):
-    """This connection is of no more use; what there was to tell is told."""
+    """This connection cannot be used any more; its fault, if any, is counted."""
 
 
 class Connection:
-    """One client's; it knows what must come back, and whose fault it is if that does not."""
+    """A client's connection. It knows which bytes must come back, and which side is at fault if they do not."""
 
     def __init__(self, server, with_tls):
         self.server = server
@@ -225,7 +226,7 @@ class Connection:
         return Over()
 
     def must_end(self, over):
-        """The server has to end this, whatever it says before. (``Load`` tells if it does not.)"""
+        """Read until the server ends the session, as it must. (``Load`` reports it if it does not.)"""
         self.sock.settimeout(0.5)
         while time.monotonic() < self.began + 2 * PATIENCE:
             try:
@@ -237,7 +238,7 @@ class Connection:
         raise socket.timeout
 
 
-# The clients: a session each, until ``over`` or the session is. An OSError is what those that misbehave have coming.
+# The clients: one session each, until ``over`` is set or the session ends. Those that misbehave may get an OSError.
 
 
 def line(rng, longest):
@@ -256,7 +257,7 @@ def ping_pong(connection, rng, over):
 
 
 def pipelined(connection, rng, over):
-    """Without a pause, so that a SIGTERM finds much that has arrived and was not read."""
+    """Send without a pause, so that at a SIGTERM much has arrived and was not read."""
     messages = [line(rng, 200) for _ in range(rng.randint(2, 500))]
     data = b"".join(messages)
     for _ in range(rng.randint(1, 100)):
@@ -344,7 +345,7 @@ class Load(threading.Thread):
                 with connection.sock:
                     self._kind(connection, rng, self._over)
             except Over:
-                self._over.wait(0.1)  # whatever is wrong need not be told a thousand times a second
+                self._over.wait(0.1)  # do not report the same fault a thousand times a second
             except socket.timeout:
                 server.tally.fault("endless", server, connection.peer, f"a session of {self._kind.__name__}")
             except OSError:
@@ -358,7 +359,7 @@ class Load(threading.Thread):
 
 
 def fit(samples):
-    """The slope and the rise over all samples of the line with the least squares; ``samples`` are (second, value)."""
+    """The slope of the least-squares line, and its rise over all samples; ``samples`` are (second, value)."""
     times, values = zip(*samples)
     middle, mean = sum(times) / len(times), sum(values) / len(values)
     spread = sum((at - middle) ** 2 for at in times)
@@ -367,7 +368,7 @@ def fit(samples):
 
 
 def report(tally, servers, samples):
-    """Print the table; whether all is well."""
+    """Print the table; return whether all is well."""
     reasons = collections.Counter()
     cut = set()
     for server in servers:

@@ -123,7 +123,7 @@ class Trial:
         return Ending(self.kind, code, seconds, self._faults)
 
     def _begin(self):
-        """Wait until it serves, with sessions if it is to have load; let it leave behind what needs one."""
+        """Wait until it serves, with sessions if it is under load or if only a session leaves something behind."""
         match = self._wait_for(rb"listening on \S+:(\d+)")
         if match is None:
             return
@@ -192,7 +192,7 @@ class Trial:
             log = file.read()
         must_cut = self.leaves in CUT and not self.early
         allowed = {1} if must_cut else {0}
-        if second and (self.load or self.leaves):  # it cuts what is not done
+        if second and (self.load or self.leaves):  # it cuts the sessions that are not done
             allowed |= {0, 1}
         if self.early and self.leaves in CUT:
             allowed |= {0, 1}
@@ -215,7 +215,7 @@ class Trial:
             self._faults.append("its log ends with: " + log[-600:].decode("utf-8", "replace"))
 
     def _group(self):
-        """The processes of the server's group that are more than an exit code."""
+        """The processes of the server's group that are not zombies."""
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit():

@@ -237,7 +237,7 @@ class Workplace:
             return target
         pin = target / "requirement.txt"
         pin.write_text(f"{suite.requirement} --hash=sha256:{suite.sha256}\n", "ascii")
-        # What builds it is among the tools, at a pinned version.
+        # Its build backend is among the tools, at a pinned version.
         self.pip(
             *("download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes"),
             *("-r", pin, "-d", target),
@@ -303,7 +303,7 @@ class Workplace:
             except subprocess.TimeoutExpired:
                 raise SetupError(f"no end after {SUITE_TIMEOUT} s on {side}; see {log_path}") from None
             finally:
-                with contextlib.suppress(ProcessLookupError):  # also what the suite left behind
+                with contextlib.suppress(ProcessLookupError):  # also processes that the suite left behind
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         seconds = time.monotonic() - began
@@ -382,7 +382,7 @@ def tried(workplace, suite):
         cwd = workplace.fetch(suite)
         runs = {side: workplace.run(suite, side, cwd) for side in SIDES}
         result = Result(suite, runs)
-        if result.unexplained():  # some suites take a port at random, or race with themselves
+        if result.unexplained():  # some suites take a random port, or have races of their own
             result = result._replace(again=workplace.run(suite, "echo", cwd, "again"))
     except SetupError as exc:
         return Result(suite, problem=str(exc))
@@ -410,7 +410,7 @@ def row(result):
 
 
 def summary(results):
-    """What the table leaves to be said."""
+    """The lines below the table: each difference, and the totals."""
     lines = []
     for result in results:
         for test in result.differences():

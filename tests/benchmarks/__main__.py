@@ -1,14 +1,14 @@
-"""``python3 tests/benchmarks``: how fast, against what, as ratios of two things measured in turns.
+"""``python3 tests/benchmarks``: compare the speed of this server with that of others, as ratios.
 
 Needs Linux and a C compiler (``cc``), and for the peers ``pip install '.[bench]'``; ``--free-threaded PYTHON`` names an
-interpreter without the GIL for the rows that need one. A row that cannot be run here says why. Every figure is the
-median of interleaved runs on this machine, every byte that comes back is compared, and a row that falls short of its
-goal says so.
+interpreter without the GIL for the rows that need one. A row that cannot run here prints the reason. Every figure is
+the median of interleaved runs on this machine. Every byte that comes back is compared. A row that misses its goal says
+so.
 
-Two figures of each: echoes or sessions per second, and the processor time of the server for one of them (user and
+Each row has two figures: echoes or sessions per second, and the processor time of the server for one of them (user and
 system, from ``/proc``). The goal is for one of the two ratios. "Floor" is the smallest loop in Python that works.
 
-``--against REV`` measures this commit against another one instead of the peers, in turns as well.
+``--against REV`` compares this commit with another one instead of the peers, also in interleaved runs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ MIN_PROCESSORS = 4  # for two workers and a load beside them
 
 
 class Missing(Exception):
-    """What a row needs is not here."""
+    """Something that a row needs is missing."""
 
 
 Result = collections.namedtuple("Result", "rate cpu memory", defaults=[None])
@@ -43,8 +43,8 @@ in kilobytes. None: not measured."""
 
 
 class Contender:
-    """A server to measure: a command whose first line on stderr tells its port. ``own``: whether it is of this project,
-    and another commit has it, too."""
+    """A server to measure: a command that prints its port in its first line on stderr. ``own``: whether it belongs to
+    this project, so that another commit has it, too."""
 
     def __init__(self, name, *command, module=None, own=False):
         self.name = name
@@ -163,13 +163,13 @@ def processor_seconds(pid):
 
 
 def resident(pid):
-    """Kilobytes."""
+    """Resident memory of a process, in kilobytes; shared pages are divided among their users."""
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
         return int(re.search(r"^Pss:\s+(\d+)", file.read(), re.MULTILINE).group(1))
 
 
 Row = collections.namedtuple("Row", "work contender against figure goal")
-"""``goal``: the least ratio of rates, or the greatest of processor times or of kilobytes; None: for comparison."""
+"""``goal``: the minimum ratio of rates, or the maximum ratio of processor times or kilobytes; None: no goal."""
 
 
 def rows(figure, *lines):
@@ -211,7 +211,7 @@ ROWS = [
         (Busy(10), ECHO, SOCAT, None),
         (Short(), ECHO, SOCAT, None),
         (Busy(10), STOCK_FREE, C, None),
-        # How far any thread in Python comes on this machine, with none of our work.
+        # The speed that threads in Python can reach on this machine, without any work of ours.
         (Busy(10), FLOOR, UVLOOP, None),
         (Busy(100), FLOOR, UVLOOP, None),
         (Short(), FLOOR, UVLOOP, None),
@@ -223,13 +223,13 @@ ROWS = [
 
 
 def compared_with_itself():
-    """Each work of each contender that is this project's, once; it has no goal."""
+    """Each workload of this project's own contenders, once; without a goal."""
     seen = {(row.work.name, row.contender.name): row for row in ROWS if row.contender.own}
     return [row._replace(against=row.contender, goal=None) for row in seen.values()]
 
 
 def run(row, options, places, other_root):
-    """The medians of the row's contender, of what it is measured against (None: nothing), and of their ratios."""
+    """The medians of the row's contender, of its reference (None: there is none), and of their ratios."""
     for contender in (row.contender, row.against):
         if contender is not None and NO_GIL in contender.command and not options.free_threaded:
             raise Missing("--free-threaded PYTHON is not given")
@@ -254,7 +254,7 @@ def medians(results):
 
 
 def reached(row, ours, ratios):
-    """Whether the row's goal is; None without one."""
+    """Whether the row reaches its goal; None without a goal."""
     if row.goal is None:
         return None
     value = getattr(ours if ratios is None else ratios, row.figure)
@@ -278,7 +278,7 @@ def checked_out(revision):
     """A folder with another commit of this project."""
     archive = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE)
     if archive.returncode:
-        raise SystemExit(f"there is no commit {revision!r} here")
+        raise SystemExit(f"unknown commit {revision!r}")
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
         files.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         yield folder

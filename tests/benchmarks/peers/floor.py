@@ -1,6 +1,6 @@
-"""The smallest loop that echoes lines from a thread for each client: what threads in Python cost at the least.
+"""The smallest loop that echoes lines with a thread for each client: the minimum cost of threads in Python.
 
-Blocking sockets, threads that are used again, one processor; no limits, no time-outs, no books, no gentle close.
+Blocking sockets, reused threads, one processor; no limits, no timeouts, no statistics, no lingering close.
 """
 
 import collections

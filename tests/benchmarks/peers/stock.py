@@ -1,4 +1,4 @@
-"""The stock server and the plainest handler; with an argument it keeps to one processor."""
+"""The stock server and the simplest handler; with an argument it keeps to one processor."""
 
 import os
 import socketserver
@@ -16,7 +16,7 @@ class Handler(socketserver.StreamRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
-    request_queue_size = 1024  # with the default of 5 connections are lost (gh-55232)
+    request_queue_size = 1024  # with the default backlog of 5, connections are lost (gh-55232)
 
 
 if len(sys.argv) > 1:

@@ -1,4 +1,4 @@
-"""asyncio streams; with the argument ``uvloop`` on that loop."""
+"""asyncio streams; with the argument ``uvloop``, on uvloop."""
 
 import asyncio
 import sys

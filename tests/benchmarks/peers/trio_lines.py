@@ -1,4 +1,4 @@
-"""trio's serve_tcp, with lines put together by hand, as trio leaves it to its users."""
+"""trio's serve_tcp, with lines assembled by hand, since trio has no stream of lines."""
 
 import sys
 
