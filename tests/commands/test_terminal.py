@@ -221,6 +221,10 @@ needs_history = pytest.mark.skipif(
     not hasattr(readline, "append_history_file"), reason="this Python keeps no history in files"
 )
 needs_readline = pytest.mark.skipif(readline is None, reason="this Python has no readline")
+marks_pasted_text = pytest.mark.skipif(
+    getattr(readline, "_READLINE_VERSION", 0) < 0x801, reason="this Python's readline does not know pasted text"
+)
+PASTE = ESC + b"[200~%b" + ESC + b"[201~"
 
 
 # A conversation.
@@ -261,7 +265,9 @@ def test_length_framing_serves_a_conversation(serve, terminal):
     user.until(rb"> ")
     user.type(b"hello\r")
     user.until(rb"hello\r\nhello\r\n> ")
-    assert handler.events == ["made", b"hello"]
+    user.type(b"a" + CTRL_V + b"\nb\r")  # Ctrl-V takes the next key as it is
+    user.until(rb"a\\nb\r\n> ")
+    assert handler.events == ["made", b"hello", b"a\nb"]
     user.type(b"exit\r")
     assert user.leave() == 0
 
@@ -416,17 +422,44 @@ def test_a_line_over_the_limit_is_refused_and_the_session_goes_on(conversation):
     assert session.messages == [b"shorter"]
 
 
-@needs_readline
+@marks_pasted_text
 @pytest.mark.parametrize(
-    "keys", [b"a" + CTRL_V + b"\nb\r", ESC + b"[200~a\nb" + ESC + b"[201~\r"], ids=["typed", "pasted"]
+    "keys, sent",
+    [
+        (b"a" + CTRL_V + b"\n\r", [b"a"]),
+        (PASTE % b"a\nb" + b"\r", [b"a", b"b"]),
+        (PASTE % b"a\r\rb\r" + b"\r", [b"a", b"", b"b"]),
+        (PASTE % (b"a\n%s\nb" % (b"x" * (LIMIT + 1))) + b"\r", [b"a", b"b"]),
+    ],
+    ids=["typed", "pasted", "with an empty line", "with a line that is too long"],
 )
-def test_a_line_feed_inside_a_line_does_not_end_the_session(conversation, keys):
+def test_lines_that_are_pasted_together_are_sent_one_by_one(conversation, keys, sent):
     # Ctrl-V takes the next key as it is; a terminal that pastes marks the pasted text for readline to take as it is.
     with conversation(kind="xterm") as session:
         session.user.type(keys)
         session.user.type(b"after\r")
         session.user.until(rb"\nafter\r\n[^\n]*> ")
-    assert session.messages in ([b"after"], [b"a", b"b", b"after"])
+    assert session.messages == [*sent, b"after"]
+
+
+@marks_pasted_text
+def test_ctrl_c_ends_the_session_in_the_middle_of_pasted_lines(serve, terminal):
+    received = []
+    arrived = threading.Event()
+
+    class Silent(echo.EchoRequestHandler):
+        def message_received(self, message):
+            received.append(message)
+            arrived.set()
+
+    user = terminal(serve(Silent), TERM="xterm")
+    user.until(rb"> ")
+    user.type(PASTE % b"a\nb" + b"\r")
+    assert arrived.wait(DEADLINE)
+    user.settle()
+    user.type(CTRL_C)
+    assert user.leave() == 0
+    assert received == [b"a"]
 
 
 # -q and -v.

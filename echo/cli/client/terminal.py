@@ -7,10 +7,11 @@ cannot control the terminal. The connection is the caller's; this module opens n
 from __future__ import annotations
 
 import sys
-from typing import Optional
+from typing import List, Optional
 
 from ...connection import Connection
 from ...exceptions import EchoError, MessageTimeout, ReceiveTimeout
+from ...framing import LineFraming
 from ...protocol import is_exit
 from ...text import escape, plural
 from .. import streams
@@ -68,27 +69,41 @@ class Terminal:
         """Send each line, until the user leaves (return true) or the server ends the session (return false)."""
         while True:
             try:
-                message = self._prompt.ask()
+                typed = self._prompt.ask()
             except EOFError:
                 return True
-            if message is None:
+            if typed is None:
                 return not self._ended
-            if not message and not self._connection.framing.keeps_boundaries:
-                continue  # without boundaries, an empty message cannot be sent
-            with self._prompt.changed:
-                awaited = self._received + 1
-            try:
-                self._connection.send(message)
-            except (EchoError, ValueError) as exc:
-                if self._ended or getattr(exc, "connection", None) is self._connection:
-                    return False
-                _print_status(str(exc))
-                continue
-            if not self._wait_for(awaited):
-                _print_status(self._paint("doubtful", f"no reply after {self._timeout:g} s"))
-            elif self._ended and is_exit(message):
-                self._exits = 1
-                return True
+            for message in self._messages(typed):
+                left = None if self._prompt.interrupted else self._exchange(message)
+                if left is not None:
+                    return left
+
+    def _messages(self, typed: bytes) -> List[bytes]:
+        """Return the typed text as messages. Readline takes lines that are pasted together as one line."""
+        if not typed and not self._connection.framing.keeps_boundaries:
+            return []  # without boundaries, an empty message cannot be sent
+        if not isinstance(self._connection.framing, LineFraming):
+            return [typed]
+        return (typed[:-1] if typed.endswith(b"\n") else typed).split(b"\n")
+
+    def _exchange(self, message: bytes) -> Optional[bool]:
+        """Send a message and wait for its reply. At the end of the session return whether the user has left."""
+        with self._prompt.changed:
+            awaited = self._received + 1
+        try:
+            self._connection.send(message)
+        except (EchoError, ValueError) as exc:
+            if self._ended or getattr(exc, "connection", None) is self._connection:
+                return False
+            _print_status(str(exc))
+            return None
+        if not self._wait_for(awaited):
+            _print_status(self._paint("doubtful", f"no reply after {self._timeout:g} s"))
+        elif self._ended and is_exit(message):
+            self._exits = 1
+            return True
+        return None
 
     def _wait_for(self, awaited: int) -> bool:
         """Wait until so many messages have been received or the session has ended; return false after the timeout."""
