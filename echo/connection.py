@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import enum
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -51,7 +50,7 @@ from typing import Callable, List, Optional, Tuple, Type, TypeVar
 from .exceptions import ConnectionClosed, EchoError, SendTimeout
 from .framing import Framing
 from .message_clock import MessageClock
-from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, shut_down, unread
+from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, shut_down, stock_tls, unread
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
@@ -399,7 +398,7 @@ def _explained(exc: Exception, message: object) -> Exception:
 
 def _shut(sock: socket.socket, how: int) -> None:
     try:
-        if isinstance(sock, ssl.SSLSocket):
+        if stock_tls(sock) is not None:
             shut_down(sock, how)
         else:
             sock.shutdown(how)

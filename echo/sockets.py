@@ -197,9 +197,14 @@ def _queue_size(sock: Union[socket.socket, int], request: str) -> Optional[int]:
 
 def buffered(sock: socket.socket) -> int:
     """Return the number of bytes that a TLS socket has taken from the system and not returned yet; otherwise 0."""
-    if isinstance(sock, ssl.SSLSocket):
-        return sock.pending()
-    return int(getattr(sock, "buffered", 0))
+    stock = stock_tls(sock)
+    return int(getattr(sock, "buffered", 0)) if stock is None else stock.pending()
+
+
+def stock_tls(sock: Any) -> Optional[ssl.SSLSocket]:
+    """Return the ``ssl.SSLSocket`` that this is, or that a wrapper passes its calls on to; None if there is none."""
+    owner = getattr(getattr(sock, "pending", None), "__self__", None)
+    return owner if isinstance(owner, ssl.SSLSocket) else None
 
 
 def has_input(sock: socket.socket, seconds: float) -> bool:
@@ -224,8 +229,9 @@ def shut_down(request: Any, how: int) -> None:
     ``ssl.SSLSocket.shutdown`` would drop the TLS state: what is sent later would go out in clear. Other wrappers have a
     ``shutdown`` of their own kind, or none; a duplicate of their descriptor reaches the same connection.
     """
-    if isinstance(request, ssl.SSLSocket):
-        socket.socket.shutdown(request, how)
+    stock = stock_tls(request)
+    if stock is not None:
+        socket.socket.shutdown(stock, how)
     elif isinstance(request, socket.socket):
         request.shutdown(how)
     else:

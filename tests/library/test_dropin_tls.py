@@ -140,6 +140,54 @@ def test_what_a_handler_writes_after_a_stop_has_begun_is_encrypted(cls, context,
     assert server.rest == b"two\n"
 
 
+class Passing:
+    """A wrapper of a program's own, for ``stream()``."""
+
+    def __init__(self, sock):
+        self._sock = sock
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+
+class Waiting(echo.EchoRequestHandler):
+    def message_received(self, message):
+        self.server.busy.set()
+        assert self.server.go_on.wait(DEADLINE)
+        super().message_received(message)
+
+
+class WaitingInWrapper(Waiting):
+    def stream(self):
+        return Passing(super().stream())
+
+
+class WaitingInFaults(echo.FaultMixin, Waiting):
+    pass
+
+
+@pytest.mark.parametrize("cls", STOCK_TLS)
+@pytest.mark.parametrize("handler_class", [Waiting, WaitingInWrapper, WaitingInFaults])
+def test_a_stop_answers_what_had_arrived_over_stock_tls_whatever_wraps_it(cls, handler_class, context, dial_tls):
+    """A wrapper's ``shutdown`` was that of ``ssl.SSLSocket``: replies went out in clear text, or were lost."""
+    with cls(("127.0.0.1", 0), handler_class) as server:
+        server.wrap(context)
+        server.start()
+        with dial_tls(server):  # prepares the context: see the next test
+            pass
+        client = dial_tls(server)
+        client.sendall(b"one\ntwo\nthree\n" + SECRET)
+        assert server.busy.wait(DEADLINE)
+        stop = threading.Thread(target=server.stop)
+        stop.start()
+        eventually(lambda: all(connection.state != "open" for connection in server.connections))
+        server.go_on.set()
+        assert read_all(client) == b"one\ntwo\nthree\n" + SECRET
+        client.close()
+        stop.join(DEADLINE)
+        assert not stop.is_alive()
+
+
 @pytest.mark.parametrize("cls", STOCK_TLS)
 @pytest.mark.parametrize("handler_class", [Lines, echo.EchoRequestHandler])
 def test_a_stop_ends_an_idle_session_over_stock_tls_at_once(cls, handler_class, context, dial_tls):
