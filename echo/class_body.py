@@ -14,7 +14,7 @@ _SECONDS = ("timeout", "message_timeout", "send_timeout")
 
 
 def check_body(cls: type, hooks: Tuple[str, ...]) -> None:
-    """Raise ``TypeError`` if the body of ``cls`` has a mistake that no program can mean."""
+    """Raise ``TypeError`` or ``ValueError`` if the body of ``cls`` has a mistake that no program can mean."""
     body = vars(cls)
     for name in hooks:
         flags = body[name].__code__.co_flags if isinstance(body.get(name), FunctionType) else 0
@@ -29,8 +29,13 @@ def check_body(cls: type, hooks: Tuple[str, ...]) -> None:
         name = framing.__name__ if isinstance(framing, type) else "echo.LineFraming"
         raise TypeError(f"{cls.__name__}.framing is {framing!r}; expected an instance, like {name}()")
     for name in _SECONDS:
-        if isinstance(body.get(name), str):
-            raise TypeError(f"{cls.__name__}.{name} is {body[name]!r}; expected seconds, like 5.0, or None")
+        seconds = body.get(name)
+        if isinstance(seconds, str):
+            raise TypeError(f"{cls.__name__}.{name} is {seconds!r}; expected seconds, like 5.0, or None")
+        if isinstance(seconds, (int, float)) and not seconds > 0:  # false for NaN, too
+            raise ValueError(
+                f"{cls.__name__}.{name} is {seconds!r}; expected more than 0 seconds, or None for no limit"
+            )
     if _forgets_super(body.get("__init__")):
         raise TypeError(
             f"{cls.__name__}.__init__() does not call super().__init__(), which serves the session; set what a session"

@@ -63,7 +63,8 @@ class Framing:
 
     ``max_message``: the maximum size of a message that arrives, in bytes (default: 64 KiB). ``max_sent``: the maximum
     size of a message to send; default: None, no limit for a server's replies, and ``max_message`` for what a ``Client``
-    sends. Raises ``ValueError`` if one of them is below 1. A connection uses only ``encode`` and ``decoder``.
+    sends. Raises ``ValueError`` if one of them is below 1. A subclass may also set them as class attributes. It
+    overrides ``encode`` and ``decoder``; the other methods use these.
     """
 
     name = ""
@@ -75,7 +76,9 @@ class Framing:
     max_message = DEFAULT_MAX_MESSAGE
     max_sent: Optional[int] = None
 
-    def __init__(self, max_message: int = DEFAULT_MAX_MESSAGE, max_sent: Optional[int] = None) -> None:
+    def __init__(self, max_message: Optional[int] = None, max_sent: Optional[int] = None) -> None:
+        max_message = self.max_message if max_message is None else max_message
+        max_sent = self.max_sent if max_sent is None else max_sent
         for name, limit in (("max_message", max_message), ("max_sent", max_sent)):
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} is {limit}; a message is limited to at least 1 byte")

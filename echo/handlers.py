@@ -40,7 +40,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     The life of a session, in the session's own thread:
 
-    1. The server has accepted the client and made this object. ``connection_made()`` is called; nothing was read yet.
+    1. The server has accepted the client and made this object. ``connection_made()`` is called; no message has arrived.
     2. ``message_received(message)`` is called for each message, in order, one at a time. It may block: only its own
        client waits. Replies are collected. They go out together before the next read that may block, when many
        bytes are queued, or at ``flush()``.
@@ -148,7 +148,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        check_body(cls, HOOKS)
+        check_body(cls, (*HOOKS, "messages_received"))
         check_order(cls, MessageRequestHandler, HOOKS, STEPS)
 
     # Hooks, for the handler. They need no super().

@@ -1,4 +1,4 @@
-"""How long a read may wait for a peer: a small clock that sees no thread and no byte.
+"""How long a read may wait for a peer. It never reads the socket; it only sets its receive timeout.
 
 It works like a player's clock in chess: a peer's time for a message runs only while the owner of the connection waits
 for that peer. The time that the owner spends between two reads does not count.
@@ -32,7 +32,7 @@ class MessageClock:
     ``idle_timeout`` and ``message_timeout``: maximum times in seconds; None: no limit.
     ``clock``: returns seconds; default: ``time.monotonic``.
 
-    A read of whole messages needs no call. If all reads are such, the clock costs nothing.
+    A read that ends between two messages needs no call. If all reads are like that, the clock costs nothing.
     """
 
     __slots__ = ("_allowed", "_clock", "_counted", "_sock", "idle_timeout", "left", "message_timeout")

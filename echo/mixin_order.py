@@ -11,9 +11,10 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
 
     ``handler`` is the class with the innermost ``hooks`` and ``steps``.
 
-    A class may replace steps of its own bases, as any subclass may. It hides a mixin that is not its base and was only
-    listed behind it. The language has no way to ask whether a step calls ``super()``, as those of mixins do, so this
-    looks for the name in its code, or that of a class which it may call instead.
+    Two things hide a mixin's method: the handler class before it, whose methods call no ``super()``; and a step
+    before it that calls no ``super()``, in a class that does not derive from the mixin. (A class may replace the steps
+    of its own bases, as any subclass may.) Python cannot say whether a method calls ``super()``, so this looks for that
+    name in the method's code, or for the name of a class that it may call instead.
     """
     names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
     for name in hooks + steps:

@@ -1,4 +1,4 @@
-"""The third storey of ``Server``: the accept loop, and its pause after a failure.
+"""The third layer of ``Server``: the accept loop, and its pause after a failure.
 
 Nothing that a client, a handler or the system does ends the loop. Only a stop does, or the loss of the listening
 socket.
@@ -29,8 +29,7 @@ MAX_PAUSE = 1.0
 fails over 400,000 times a second on a full core (gh-151615)."""
 
 SILENCE = 10.0
-"""Seconds in which failures are logged once: on the way back from a shortage some attempts succeed before the last one
-has failed."""
+"""Seconds in which one failure is logged at most: during a recovery some accepts succeed before the last one fails."""
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 

@@ -107,7 +107,7 @@ class Admission:
             others = self._registry.from_host(host)
             self._check_client(server, session.request, session.client_address, host, others)
         elif not self._proxies.permits(host):
-            raise Refused("proxy", "no proxy of ours")
+            raise Refused("proxy", "not in proxy_allow_from")
 
     def check_in_thread(self, server: Any, session: Session) -> None:
         """The steps that wait for the client, in the session's own thread."""

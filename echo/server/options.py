@@ -48,14 +48,15 @@ class Option:
         """Raise ``TypeError`` or ``ValueError``, with the option's name, for a wrong value."""
         if not self.types or (value is None and self.none):
             return
-        if isinstance(value, bool) or not isinstance(value, self.types):
+        if not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types):
             raise TypeError(f"{self.name} is {value!r}; {self._rule()}")
         if self.minimum is not None and not self.minimum <= cast(float, value) < float("inf"):  # false for NaN
             raise ValueError(f"{self.name} is {value!r}; {self._rule()}")
 
     def _rule(self) -> str:
         cls = self.types[0]
-        what = self.unit or ("a number" if cls is int else f"an {cls.__module__}.{cls.__name__}")
+        names = {bool: "True or False", int: "a number"}
+        what = self.unit or names.get(cls, f"an {cls.__module__}.{cls.__name__}")
         least = "" if self.minimum is None else f", {self.minimum} or more"
         return f"expected {what}{least}" + (f", or None for {self.none}" if self.none else "")
 
@@ -116,11 +117,12 @@ class Options:
         # Required, never guessed: a server that accepts a missing header lets clients forge their address.
         False,
         "every connection must begin with a PROXY header, version 1 or 2, which names the client",
+        bool,
     )
     proxy_allow_from: Iterable[str] = _option(
         (), "networks that may send a PROXY header; other connections are closed at once; empty: all"
     )
-    dual_stack: bool = _option(True, "the IPv6 address `::` accepts IPv4 clients, too")
+    dual_stack: bool = _option(True, "the IPv6 address `::` accepts IPv4 clients, too", bool)
     unix_mode: Optional[int] = _option(
         None, "permissions of a Unix socket's path, like 0o660", int, 0, none="the umask's"
     )
@@ -148,7 +150,9 @@ class Options:
         True, "sessions do not keep the process alive; a server that `start()` runs drains when the process exits"
     )
     reuse_threads: bool = _option(
-        True, "a session may get the thread of an earlier one, with its `threading.local` data; False: a new thread"
+        True,
+        "a session may get the thread of an earlier one, with its `threading.local` data; False: a new thread",
+        bool,
     )
     timeout: Optional[float] = _option(
         None, "maximum time that `handle_request()` waits for a client", _SECONDS, 0, none="no limit"
@@ -183,7 +187,7 @@ STANDARD = ["request_queue_size", "allow_reuse_address", "allow_reuse_port", "da
 
 
 FIXED = frozenset(OPTIONS).difference(STANDARD)
-"""The others are read once, when the server is made."""
+"""The others are read once, when the server is made. They may not be assigned later, except ``ssl_context``."""
 
 
 _INSTEAD = {

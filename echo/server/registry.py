@@ -43,8 +43,8 @@ class Registry:
 
     def get(self, request: Any) -> Optional[Session]:
         """The session of an accepted socket."""
-        # Not with get(), for whose lock the threads of CPython 3.13t spin and yield eighty times a short session, which
-        # took 240 to 257 us of CPU and takes 161 to 200.
+        # dict.get() takes a lock on CPython 3.13t, and a subscript does not. With get(), the threads of a busy server
+        # gave up their processor eighty times a short session: 240 to 257 us of CPU instead of 161 to 200.
         try:
             return self._live[id(request)]
         except KeyError:

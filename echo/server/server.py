@@ -1,7 +1,7 @@
 """``Server``: ``socketserver.ThreadingTCPServer`` with an accept loop that stops, bounds and survives.
 
 It runs any ``socketserver`` handler class and imports none: a handler that wants more attaches itself (``attach``).
-It has four storeys, each with a module of its own, and each uses only those below::
+It has four layers. Each has a module of its own, and uses only those below::
 
     Server             server.py           runs: serve_forever, start, shutdown, stop
     AcceptingServer    accepting.py        the accept loop
@@ -144,7 +144,7 @@ class Server(AcceptingServer):
     def _echo_new_serving(self) -> Optional[Serving]:
         """Return what a run needs, before the run is known to anybody; None if the server is closed.
 
-        Apart from ``_begin_serving``, so that the ``try`` whose end is ``_end_serving`` can stand around that:
+        Apart from ``_echo_begin_serving``, so that a ``try`` that ends with ``_echo_end_serving`` can stand around it:
         KeyboardInterrupt may come between any two lines, and a run that has begun and never ends would make each later
         stop wait.
         """
@@ -182,12 +182,11 @@ class Server(AcceptingServer):
                 return
             if self._echo_serving is not None:
                 raise RuntimeError("the server is serving already")
-            if (
-                self._echo_past < Past.REQUEST
-            ):  # until then a child may serve, too: that is how several processes share a port
+            if self._echo_past < Past.REQUEST:
+                # Not before: until then a child may serve, too. That is how several processes share a port.
                 forking.in_child(self._echo_let_go)
             self._echo_serving = serving
-            # Only now: the shutdown() of a signal handler either found no Serving, and is in _past, or found this one.
+            # Only now: the shutdown() of a signal handler either found no run, and is in _echo_past, or found this one.
             if self._echo_past is Past.SHUTDOWN or self._echo_stop is not None:
                 serving.stop()
             self._echo_past = max(self._echo_past, Past.REQUEST)

@@ -1,4 +1,4 @@
-"""The second storey of ``Server``: sessions, from the accepted socket to the closed one.
+"""The second layer of ``Server``: sessions, from the accepted socket to the closed one.
 
 It knows no accept loop: a program's own loop may hand over sockets, too (``process_request``). The life of a session::
 
@@ -177,7 +177,7 @@ class SessionServer(ListeningServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Make the handler, which serves the session. ``request`` may be a wrapper of what was accepted (TLS)."""
-        session = self._echo_registry.get(request) or self._echo_registry.find(request)
+        session = self._echo_registry.find(request)
         if session is not None:
             if session.opening is not None:
                 session.opening()
@@ -204,8 +204,9 @@ class SessionServer(ListeningServer):
         """
         return self._echo_attach(handler)
 
+    # Our own handlers call this: a subclass of the server may use the name attach for a method of its own.
     def _echo_attach(self, handler: Any) -> Optional[int]:
-        session = self._echo_registry.get(handler.request) or self._echo_registry.find(handler.request)
+        session = self._echo_registry.find(handler.request)
         if session is None:
             return None
         handler.via, handler.unnamed = session.via, session.unnamed
@@ -228,7 +229,7 @@ class SessionServer(ListeningServer):
         if is_loss(exc, request) if session is None else session.is_loss(exc):
             log_event(logging.DEBUG, "reset", "%s: %s", peer, exc, peer=peer)
         else:
-            log_event(logging.ERROR, "error", "%s: exception while it was served", peer, exc_info=exc, peer=peer)
+            log_event(logging.ERROR, "error", "%s: unhandled exception in the session", peer, exc_info=exc, peer=peer)
 
     # Its end.
 

@@ -33,7 +33,7 @@ class StandIn:
         self.request = request
         self.input_ended = False
         self.ended_as: Optional[str] = None
-        """A reason that counts more than how its input ended."""
+        """Overrides the reason that follows from how the input ended."""
 
     @property
     def connection(self) -> StandIn:
@@ -97,12 +97,12 @@ class Session:
         self.thread_id: Optional[int] = None
         self.number = 0  # given by the registry
         self.begun = False  # a thread has it, or will have it at once
-        self.over = False  # the registry has counted it, and knows it no more
-        self.ours = False  # and that thread runs the server's own method, which ends it
+        self.ours = False  # that thread runs the server's own process_request_thread(), which ends the session
+        self.over = False  # the registry has counted its end, and has removed it
         self.opening: Optional[Callable[[], None]] = None  # the steps of admission that its first use has to do
         self.refused: Optional[str] = None  # why admission ended it
-        # Held, or _drained not set yet, while another thread acts on the socket, so that it is not closed under that
-        # thread's hands and its descriptor given to another connection (gh-116912).
+        # While another thread acts on the socket, it holds this lock, or _drained is not set yet. The socket must not
+        # be closed then: the system could give its descriptor to another connection (gh-116912).
         self._lock = threading.Lock()
 
     @property
@@ -175,8 +175,9 @@ class Session:
     def closing(self) -> None:
         """The handler is done; from here on the socket lingers, and draining would only disturb that."""
         with self._lock:
+            if self.state == "open":
+                self.state = "closing"
             if self.state != "draining":
-                self.state = "closing" if self.state == "open" else self.state
                 return
         self._drained.wait()  # until then drain() acts on the socket, which must not be closed under it
         with self._lock:

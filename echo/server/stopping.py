@@ -15,8 +15,8 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
 
                Where several clients wait in the backlog, sessions begin to drain after the first of them.
 
-    Session    open ---- the handler is done ----> closing ---- the socket is closed ----> closed
-                 +-- a stop --> draining ------------^
+    Session    open ----------------------------> closing ---------------------------> closed
+                 +-- a stop --> draining --------^   the handler is done                  the socket is closed
 
     Serving    one object for each run of the loop, from its begin to its end
 
@@ -36,6 +36,9 @@ bring its deadline forward. Never wait for something that may be waiting for you
        Serving._lock          the socket pair that wakes the loop
        Registry._lock         the live sessions and the sums; the number of sessions is published under it
        Session._lock          the socket: it is not closed while another thread acts on it
+
+Not in this order: ``Opening._lock`` (one session's admission) is held while its client is waited for, so only that
+session's thread waits for it. ``forking._lock`` is taken under the first one, and nothing is done under it.
 
 The first three are reentrant, since a signal handler may stop the server at any line that holds one. No handler's code
 and no log runs under any of them. A handler's ``drain()`` runs in a thread of its own: one that blocks holds up its own
@@ -84,7 +87,8 @@ class Past(enum.IntEnum):
 class Stop:
     """One stop of a server. Its sessions drain until ``deadline``; the rest are cut, and counted in ``cut``.
 
-    It knows sessions and no listening socket. ``thread_id`` is the thread that runs it; None: the end of the loop does.
+    It knows sessions and no listening socket. ``thread_id`` is the thread that runs it. None: the thread that serves
+    runs it when its loop has ended. 0: a thread that has not started yet.
     """
 
     def __init__(self, registry: Registry, thread_id: int, cut_grace: float = CUT_GRACE) -> None:
@@ -105,7 +109,7 @@ class Stop:
 
     def hurry(self, timeout: float) -> None:
         """Bring the deadline forward to ``timeout`` seconds from now."""
-        if self.deadline is not None:  # else the server's shutdown_timeout counts, which is read at begin()
+        if self.deadline is not None:  # otherwise begin() will read shutdown_timeout, which the caller has changed
             self.deadline = min(self.deadline, time.monotonic() + timeout)
         self._registry.wake()
 
@@ -170,7 +174,9 @@ class Stop:
         self._registry.wait_until_empty(lambda: grace)
         if log_end:
             drained = self._sessions - len(cut)
-            text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut"
+            text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut" + (
+                ", and the loop" if not loop_ended else ""
+            )
             log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
 
     def _drain_each(self, sessions: List[Session]) -> None:

@@ -329,7 +329,7 @@ def test_proxy_allow_from_applies_to_the_proxys_address(proxied, dial, log):
         sock.sendall(LINE + b"hello\n")
         assert read_all(sock) == b""
     eventually(lambda: lines(log))  # the accept loop counts it first
-    assert lines(log) == [f"{own_address(sock)} refused: proxy (no proxy of ours)"]
+    assert lines(log) == [f"{own_address(sock)} refused: proxy (not in proxy_allow_from)"]
     assert server.stats().refused == {"proxy": 1}
     ours = proxied(proxy_allow_from=["192.0.2.0/24", "127.0.0.0/8"])
     converse(dial(ours), LINE)
@@ -968,7 +968,7 @@ def refuse_as_strangers(server, dial):
     with contextlib.suppress(ConnectionError):
         sock.sendall(LINE)
         assert read_all(sock) == b""
-    server.read_log_until(rf"INFO    {own_address(sock)} refused: proxy \(no proxy of ours\)\n")
+    server.read_log_until(rf"INFO    {own_address(sock)} refused: proxy \(not in proxy_allow_from\)\n")
 
 
 @posix

@@ -302,6 +302,13 @@ def test_a_limit_cannot_be_forgotten(cls):
     assert cls().decoder().limit == DEFAULT_MAX_MESSAGE
 
 
+@ALL
+def test_a_subclass_may_set_its_limits_as_class_attributes(cls):
+    framing = type("Small", (cls,), {"max_message": 10, "max_sent": 20})()
+    assert (framing.max_message, framing.max_sent, framing.decoder().limit) == (10, 20, 10)
+    assert type(framing)(5, 6).max_sent == 6
+
+
 # The end of the input.
 
 

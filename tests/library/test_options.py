@@ -58,6 +58,10 @@ def test_none_is_allowed_where_the_types_and_the_meaning_say_so(name):
         ("deny", ["example"], ValueError),
         ("deny", None, TypeError),
         ("proxy_allow_from", iter(()), ValueError),
+        ("proxy_protocol", "off", TypeError),
+        ("proxy_protocol", None, TypeError),
+        ("dual_stack", 0, TypeError),
+        ("reuse_threads", "no", TypeError),
     ],
 )
 @pytest.mark.parametrize("how", ["argument", "class attribute"])

@@ -62,7 +62,7 @@ def test_a_regular_file_is_refused_and_stays(unix_path):
     """Row 1."""
     with open(unix_path, "w") as file:
         file.write("precious")
-    with pytest.raises(OSError, match="no socket"):
+    with pytest.raises(OSError, match="not a socket"):
         echo.Server(unix_path, echo.EchoRequestHandler)
     with open(unix_path) as file:
         assert file.read() == "precious"
