@@ -1,6 +1,6 @@
 """The fixtures: servers on free ports of the loopback, raw sockets, the commands as processes.
 
-Everything here has a deadline and is cleaned up; nothing sleeps for a guessed time.
+Each fixture has a deadline and cleans up; nothing sleeps for a guessed time.
 """
 
 # ruff: noqa: E402
@@ -34,7 +34,7 @@ from support.tiers import (  # noqa: F401  (pytest calls them)
 
 @pytest.fixture(scope="session", autouse=True)
 def ordinary_environment(tmp_path_factory):
-    """What the processes that tests start inherit, however pytest itself was started."""
+    """The environment and signals that the tests' processes inherit, however pytest was started."""
     ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
     for number in ignored - {signal.SIGPIPE, getattr(signal, "SIGXFSZ", None)}:  # these two are Python's own choice
         # A shell's background job ignores SIGINT, nohup(1) SIGHUP.
@@ -42,15 +42,15 @@ def ordinary_environment(tmp_path_factory):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     for variable in ("NO_COLOR", "FORCE_COLOR"):
         os.environ.pop(variable, None)
-    if sys.dont_write_bytecode:  # each would compile the package again, half of the time that it takes to start
+    if sys.dont_write_bytecode:  # otherwise each would compile the package again, which is half of its start time
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("bytecode"))
 
 
 @pytest.fixture
 def trials(request):
-    """``for rng in trials(100)``: so many times, each with a generator of its own. ``ECHO_TEST_SEED`` changes them all;
-    without it a run repeats. The seed of a trial that fails is printed."""
+    """``for rng in trials(100)``: 100 trials, each with its own random generator. Each run has the same trials, unless
+    ``ECHO_TEST_SEED`` changes them. The seed of a trial that fails is printed."""
     base = os.environ.get("ECHO_TEST_SEED", "1")
     under_way = []
 
@@ -61,7 +61,7 @@ def trials(request):
         under_way.clear()
 
     yield repeat
-    if under_way:  # pytest shows it of a test that has failed
+    if under_way:  # pytest shows it if the test fails
         print(f"trial {under_way[0]} of ECHO_TEST_SEED={base}")
 
 
@@ -122,7 +122,7 @@ def server_command(run):
 def serve_over(run):
     """``serve_over(listener, *options)``: a ``python -m echo.server`` to which this listening socket was passed.
 
-    It is there when its log says what ``until`` is, a pattern.
+    It is ready when its log matches the pattern ``until``.
     """
     pytest.importorskip("fcntl", reason="nobody passes descriptors here")
     from support.activation import copies_of, launcher

@@ -1,6 +1,6 @@
-"""A bad path, over the loopback: it delays, cuts up, stalls and breaks. TCP shows a program nothing else of it.
+"""A bad path over the loopback: it delays, splits, stalls and breaks. TCP shows a program nothing else of a bad path.
 
-``support/networks.py`` has the path, a relay that can be steered to the byte.
+``support/networks.py`` has the path, a relay that tests control to the byte.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ PATIENT = ("-w", "1m")
 
 
 @pytest.fixture
-def relay(serve):  # which stops the servers after the relays were closed: they wait for nobody
+def relay(serve):  # its servers stop after the relays are closed, so they wait for no client
     """``relay(server, seed=0)``: a ``Relay`` to a server or a process of one, closed after the test."""
     with contextlib.ExitStack() as stack:
 
@@ -41,13 +41,13 @@ def where(path):
 
 
 def recorded(framing="line", **settings):
-    """An echo handler that logs, and records its hooks; as patient as a test, but for these settings."""
+    """An echo handler that logs and records its hooks. Its timeouts are ``DEADLINE``, except for these settings."""
     settings = {"message_timeout": DEADLINE, "send_timeout": DEADLINE, **settings}
     return Recorder.of(type("Handler", (echo.LoggingMixin, echo_of(framing)), settings))
 
 
 def ended_as(handler, reason):
-    """Whether the one session has ended so."""
+    """Whether the one session has ended for this reason."""
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == [reason]
     return True
@@ -55,7 +55,7 @@ def ended_as(handler, reason):
 
 @pytest.fixture
 def log(caplog):
-    """What the servers have logged, debug messages included."""
+    """The log of the servers, debug messages included."""
     caplog.set_level(logging.DEBUG)
     return lambda: caplog.text
 
@@ -173,12 +173,12 @@ def until_it_comes(client):
 def test_a_request_that_stalls_half_way_ends_as_slow(serve, relay, log):
     handler = recorded(message_timeout=0.1)
     path = relay(serve(handler))
-    path.requests.hold(after=1)  # in one piece: what comes later cannot meet a socket that is closed
+    path.requests.hold(after=1)  # in one piece, so that no later piece reaches a closed socket
     with echo.connect(path.address, timeout=DEADLINE) as client:
         client.send(b"x" * 100)
         with pytest.raises(echo.ConnectionClosed, match="ended the session"):
             client.recv()
-        path.reset()  # nobody waits for the rest
+        path.reset()  # neither side waits for the rest
     assert ended_as(handler, "slow")
     assert handler.events == ["made", "lost"]
     assert "slow: a message was not complete after 0.1 s\n" in log()
@@ -200,7 +200,7 @@ def test_a_request_that_never_arrives_ends_as_idle(serve, relay, log):
 
 def test_a_path_that_takes_no_replies_ends_as_slow(serve, relay, dial, log):
     class Repeating(echo.LoggingMixin, echo.EchoRequestHandler):
-        """Answers with more than all buffers on the way hold."""
+        """Replies with more than all buffers on the way hold."""
 
         log_messages = False
         send_timeout = 0.1
@@ -258,7 +258,7 @@ def test_a_path_that_falls_silent_is_given_up_by_the_clients_command(serve, rela
 
 @contextlib.contextmanager
 def breaks(path, after):
-    """The path breaks behind so many bytes of the replies."""
+    """The path breaks after so many bytes of the replies."""
     path.replies.hold(after)
     breaker = threading.Thread(target=lambda: path.replies.held.wait(DEADLINE) and path.reset())
     breaker.start()

@@ -1,5 +1,5 @@
-"""Behind a real HAProxy, with the configuration that examples/haproxy/ gives: one of three servers is replaced under
-load, and nobody loses a reply who was not being served by it."""
+"""Behind a real HAProxy with the configuration in examples/haproxy/: one of three servers is replaced under load, and
+the clients of the others lose no reply."""
 
 import collections
 import contextlib
@@ -17,9 +17,9 @@ from support import DEADLINE, ROOT, eventually
 from support.client import call_client
 
 CONFIGURATION = os.path.join(ROOT, "examples", "haproxy", "haproxy.cfg")
-CLIENTS = "127.0.0.2"  # where the clients come from: another host than the proxy's, as far as anyone can tell
-CLEAN_END = "the server has ended the session"  # what a Client says of the end of its input, and of no reset
-PORTS = ["65432", "65433", "65434", "65435"]  # of the frontend, and of the three servers
+CLIENTS = "127.0.0.2"  # the clients' address, which looks like another host than the proxy's
+CLEAN_END = "the server has ended the session"  # the message of a Client at the end of its input, but not at a reset
+PORTS = ["65432", "65433", "65434", "65435"]  # the frontend's, and those of the three servers
 
 pytestmark = [
     pytest.mark.needs_programs("haproxy"),
@@ -30,8 +30,8 @@ pytestmark = [
 
 @pytest.fixture
 def ports():
-    """Four free ports, which stay so: a socket that is bound and does not listen keeps others away, but not those that
-    ask for this port and set SO_REUSEADDR."""
+    """Four reserved ports: a socket that is bound and does not listen keeps other programs away, except those that name
+    this port and set SO_REUSEADDR."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
         for sock in sockets:
@@ -41,7 +41,7 @@ def ports():
 
 
 class Logged:
-    """A process whose log goes to a file: nobody has to read a pipe while the load is on."""
+    """A process that logs to a file, so that no pipe has to be read during the load."""
 
     def __init__(self, start, path):
         self.path = path
@@ -57,13 +57,13 @@ class Logged:
         eventually(lambda: len(re.findall(pattern, self.log)) >= count, f"not {count} times {pattern!r} in {self.path}")
 
     def peers(self, event, level="INFO"):
-        """Whom the lines of this event and level are about, one entry a line."""
+        """The clients of the log lines of this event and level, one entry for each line."""
         return re.findall(rf" {level} +(\S+) {event}", self.log)
 
 
 @pytest.fixture
 def behind(run, tmp_path):
-    """``behind(name, port)``: a server as README of the example starts it."""
+    """``behind(name, port)``: a server, started as in the example's README."""
     starts = collections.Counter()
 
     def start(name, port):
@@ -114,7 +114,7 @@ def haproxy(tmp_path):
 
 
 def connect(address):
-    """``echo.connect``, from where the clients are."""
+    """``echo.connect``, from the clients' address."""
     sock = socket.create_connection(address, DEADLINE, (CLIENTS, 0))
     sock.settimeout(None)
     return echo.Client(sock, timeout=DEADLINE)
@@ -125,7 +125,7 @@ def address_of(client):
 
 
 class Load:
-    """Clients that compare each echo, some in short sessions and some in one that lasts, and connect again."""
+    """Clients that compare each echo, in short or long sessions, and connect again."""
 
     def __init__(self, address, short=6, lasting=6):
         self.address = address
@@ -185,7 +185,7 @@ def test_a_server_is_drained_and_replaced_under_load_and_nobody_else_loses_an_ec
     servers = {name: behind(name, port) for name, port in zip("abc", ports[1:])}
     balancer = haproxy(ports)
     address = ("127.0.0.1", ports[0])
-    # One on each, since the next is always for who has the fewest.
+    # One on each, since the server with the fewest sessions gets the next.
     held = {address_of(client): client for client in [connect(address) for _ in servers]}
     for client in held.values():
         assert client.echo(b"hello") == b"hello"
@@ -194,8 +194,8 @@ def test_a_server_is_drained_and_replaced_under_load_and_nobody_else_loses_an_ec
         for server in servers.values():
             server.until(" disconnected: eof", 5)  # each has its part of the load
         load.until_more(1000)
-        # Those whom HAProxy first sends to the server that has just stopped are sent to another. There is nobody to be
-        # sent if the clients stood still until HAProxy had noticed; then once more.
+        # HAProxy sends some clients first to the server that has just stopped, and then to another. If no client came
+        # until HAProxy noticed the stop, stop the server once more.
         while not re.search(r" echo servers/[ac] \S+ \d+ -- [\d/]+/\+\d ", balancer.log):
             old = servers["b"]
             old.process.popen.terminate()
@@ -221,12 +221,12 @@ def test_a_server_is_drained_and_replaced_under_load_and_nobody_else_loses_an_ec
     assert load.failures == []
     for old in replaced:
         assert re.search(r"stopped: \d+ sessions? drained, 0 cut", old.log)
-    # Each session that was ended was open on that server, and its client saw a clean end, else it were a failure. Of
-    # those whose header was still on its way the server has only the proxy's address.
+    # Each ended session was open on that server, and its client saw a clean end; anything else is a failure. Of the
+    # sessions whose header was still on its way, the server has only the proxy's address.
     nameless = [peer for old in replaced for peer in old.peers("drained before its session began", "DEBUG")]
     assert len(load.cut - drained_sessions) <= len(nameless)
 
-    # The logs name the real clients. The probes are in them for those who ask for them.
+    # The logs name the real clients. The probes are logged only at level DEBUG.
     logs = [*replaced, *servers.values()]
     connected = {peer for server in logs for peer in server.peers("connected via 127.0.0.1:")}
     assert load.own | set(held) <= connected

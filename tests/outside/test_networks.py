@@ -1,6 +1,6 @@
-"""Hosts apart: two network namespaces with a cable that is pulled, peers that vanish, IPv6 with its zones.
+"""Separate hosts: two network namespaces with a cable that is pulled, peers that vanish, IPv6 with its zones.
 
-Each side is a program in its own right here, and says by its log, its verdicts and its exit code what it has met.
+Each side is a process here. Its log, its verdicts and its exit code show what it has met.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from support.processes import descriptors_of
 pytestmark = pytest.mark.needs_namespaces
 
 LIMITS = ["--max-connections", "1", "--log-level", "debug", "--no-log-messages"]
-"""One slot, so that whoever comes next shows whether it is free; and each session's end with its cause."""
+"""One slot, so that the next client shows whether it is free; and each session's end with its cause."""
 
 vanishing = pytest.mark.parametrize("how", ["unplugged", "deleted", "unrouted"])
 
 
 @pytest.fixture
 def lan(request):
-    """A ``Lan``, or the kind that the test asks for; gone after the test (``needs_namespaces``)."""
+    """A ``Lan``, or the class that the test names; removed after the test (``needs_namespaces``)."""
     with contextlib.ExitStack() as stack:
         hosts = {name: stack.enter_context(contextlib.closing(Host())) for name in Lan.NAMES}
         yield stack.enter_context(contextlib.closing(getattr(request, "param", Lan)(hosts)))
@@ -78,7 +78,7 @@ def echoes(sock, line=b"anybody there\n"):
 
 
 def statistics(server):
-    """What SIGUSR1 brings."""
+    """The log record after SIGUSR1."""
     before = len(server.log)
     server.popen.send_signal(signal.SIGUSR1)
     return server.read_log_until(rf"(?s)\A.{{{before}}}.*?statistics: ([^\n]*)\n").group(1)
@@ -86,8 +86,8 @@ def statistics(server):
 
 @contextlib.contextmanager
 def reading(sock):
-    """A thread reads what comes. The block begins when a megabyte was there, or the end: a busy machine may let this
-    client be too slow for its server, which is then as it should be."""
+    """A thread reads the replies. The block begins after a megabyte, or at the end: on a busy machine this client may
+    be too slow, and its server then rightly ends the session."""
     begun, over = threading.Event(), threading.Event()
 
     def read():
@@ -115,10 +115,10 @@ def reading(sock):
 
 
 def is_free_again(lan, server, before):
-    """Whether the server's one slot, and the descriptor of whoever had it, are free: the next client is served."""
+    """Whether the server's one slot and its descriptor are free: the next client is served."""
 
     def is_served():
-        with contextlib.suppress(ConnectionError):  # a busy machine may let a client be idle before it says a word
+        with contextlib.suppress(ConnectionError):  # on a busy machine a client may be idle before its first message
             with socket.create_connection(("127.0.0.1", server.address[1]), DEADLINE) as sock:
                 return echoes(sock)
 
@@ -268,7 +268,7 @@ def test_a_client_that_vanished_with_replies_on_their_way_is_slow(lan, far_serve
 
 
 def hasten_keep_alive(sock):
-    """Ask after a second, and once; an answer or an acknowledgement has a second. Whether at all stays as it is."""
+    """Probe once, after a second, and wait a second for an answer or an acknowledgement; only where probes are on."""
     for name, value in KEEP_ALIVE.items():
         if sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), 1000 if name == "TCP_USER_TIMEOUT" else 1)
@@ -310,14 +310,14 @@ def test_without_a_send_timeout_replies_that_nobody_acknowledges_find_out(lan, d
         reset(waiting)
 
 
-# A stop while somebody has vanished.
+# A stop after a peer has vanished.
 
 
 def test_a_stop_does_not_wait_for_an_idle_client_that_vanished(lan, far_server, far_socket):
     server = far_server("--shutdown-timeout", "60s")
     assert echoes(far_socket(server))
     lan.lose("client")
-    assert server.terminate() == 0  # nobody waits for anything
+    assert server.terminate() == 0  # no side waits
     assert "disconnected: drain" in server.log and "1 session drained, 0 cut" in server.log
 
 
@@ -340,7 +340,7 @@ def test_a_stop_waits_for_a_last_reply_to_a_client_that_vanished_no_longer_than_
     server = far_server("--shutdown-timeout", "300ms")
     sock = far_socket(server)
     assert echoes(sock)
-    lan.server.ip("route", "add", "blackhole", Lan.IPV4["client"] + "/32")  # it is heard, and not answered
+    lan.server.ip("route", "add", "blackhole", Lan.IPV4["client"] + "/32")  # it arrives, and gets no reply
     sock.sendall(b"lost on its way back\n")
     server.read_log_until(r"sent 20 bytes: lost on its way back")
     assert server.terminate() == 1
@@ -464,7 +464,7 @@ def test_ping_and_bench_reach_a_link_local_address_by_its_zone(far_server, far_c
 
 
 def test_a_client_never_takes_its_own_port_for_a_server(lan, run):
-    """Row 48: without a listener, TCP connects a port from the range of the clients' ports with itself."""
+    """Row 48: without a listener, TCP may connect a port in the range of client ports to itself."""
     with lan.client:
         with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
             file.write("40000 40003")

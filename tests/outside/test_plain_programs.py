@@ -1,4 +1,4 @@
-"""The plainest socket programs there are, against this package: no lines, no lengths, whatever one ``recv`` returns."""
+"""The simplest socket programs against this package: no lines, no lengths, only the bytes that one ``recv`` returns."""
 
 import os
 import select
@@ -108,7 +108,7 @@ def test_the_plain_client_ends_its_session_with_exit_and_no_line_feed(serve, scr
 
 
 def test_under_line_framing_the_plain_client_would_wait_for_ever(serve, dial):
-    # The reason for --framing raw: without a line feed there is no line to answer.
+    # The reason for --framing raw: the server answers a line only when its line feed has come.
     server, raw_server = serve(), serve(Raw)
     lines, raw = dial(server), dial(raw_server)
     lines.sendall(b"hello")

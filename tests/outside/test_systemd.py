@@ -1,4 +1,4 @@
-"""Socket activation and notifications as systemd does them, with systemd's own tools where they are; and the units."""
+"""Socket activation and notifications as with systemd, with systemd's own tools where installed; and the units."""
 
 import contextlib
 import fcntl
@@ -54,7 +54,7 @@ print(json.dumps(told))
 
 
 class Activated:
-    """A process with these descriptors from 3 on and these variables, to tell what it got."""
+    """A process that gets these descriptors from 3 on and these variables, and reports what it got."""
 
     def __init__(self, descriptors, pid="", **variables):
         copies = copies_of(*descriptors)
@@ -70,7 +70,7 @@ class Activated:
 
     def told(self):
         out, err = self.popen.communicate(timeout=DEADLINE)
-        assert err == b""  # a socket left open would be warned of
+        assert err == b""  # a socket that is left open would give a warning
         return json.loads(out)
 
 
@@ -130,7 +130,7 @@ def test_what_was_passed_to_another_process_is_left_alone_and_not_told_to_childr
 
 @pytest.fixture
 def passed(environment):
-    """``passed(*files, count=...)``: what this process raises when these are passed to it, and the first descriptor."""
+    """``passed(*files, count=...)``: the exception when these are passed to this process, and the first descriptor."""
     copies = []
 
     def take(*files, count=None):
@@ -226,7 +226,7 @@ def test_a_descriptor_that_is_closed_is_refused(passed):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """``environment(**variables)``: these and none other of the protocol's."""
+    """``environment(**variables)``: set these variables of the protocol, and no others."""
     for name in (*VARIABLES, "NOTIFY_SOCKET"):
         monkeypatch.delenv(name, raising=False)
 
@@ -287,7 +287,7 @@ def test_systemds_own_tool_passes_its_socket(tmp_path):
 
 @pytest.fixture
 def receiver(environment, tmp_path):
-    """What systemd would listen on; the environment says where it is."""
+    """The socket on which systemd would listen; the environment has its address."""
     with receiving(str(tmp_path / "notify")) as sock:
         environment(NOTIFY_SOCKET=sock.getsockname())
         yield sock
@@ -432,7 +432,7 @@ def unit(name):
 
 
 def for_older(service):
-    """As the comment says: what is commented out above the line takes its place."""
+    """As the comment says: the lines that are commented out replace the one below them."""
     older, count = re.subn(r"^#(Type=.*\n)#(ExecReload=.*\n)Type=.*\n", r"\1\2", service, flags=re.MULTILINE)
     assert count == 1
     return older
@@ -451,18 +451,18 @@ def analyze(*arguments):
 
 
 def verify(folder, **units):
-    """What ``systemd-analyze verify`` has to say of these units, whose programs need not be here."""
+    """The complaints of ``systemd-analyze verify`` about these units, whose programs need not be installed."""
     folder.mkdir()
     for name, text in units.items():
         text = re.sub(r"^(Exec\w+=)\S+", rf"\g<1>{sys.executable}", text, flags=re.MULTILINE)
         (folder / f"echo.{name}").write_text(text)
     code, out = analyze("verify", "--man=no", *(str(folder / f"echo.{name}") for name in units))
-    return code, [line for line in out.splitlines() if "echo." in line]  # it may have a word on this machine's own, too
+    return code, [line for line in out.splitlines() if "echo." in line]  # not those about this machine's own units
 
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory):
-    """systemd's, where its judgement can be had; it may be installed and not able to work, as in some containers."""
+    """systemd's version. Skip if systemd-analyze is installed and cannot work, as in some containers."""
     code, out = verify(tmp_path_factory.mktemp("plain") / "units", service="[Service]\nExecStart=/bin/true\n")
     if code or out:
         pytest.skip(f"systemd-analyze cannot verify here: {out}")
@@ -479,7 +479,7 @@ def test_systemd_has_nothing_to_say_against_the_units(version, tmp_path):
 
 @needs_analyze
 def test_systemd_would_say_what_is_wrong_with_a_unit(version, tmp_path):
-    """So that the test above cannot pass for want of a judgement."""
+    """So that the test above cannot pass without a check."""
     service = for_older(unit("echo.service"))
     for wrong in ("NoNewPrivilege=yes\n", "TimeoutStopSec=soon\n", "SystemCallFilter=open_sesame\n"):
         broken = service.replace("[Install]\n", f"{wrong}\n[Install]\n")

@@ -1,4 +1,4 @@
-"""The tools that people have: ``nc``, ``telnet`` and ``socat``, with our server and with our client."""
+"""Common tools: ``nc``, ``telnet`` and ``socat``, with our server and with our client."""
 
 import contextlib
 import os
@@ -62,7 +62,7 @@ def port_of(server):
 
 
 def until(process, end):
-    """Read the standard output of ``process`` until it ends so; return it."""
+    """Read the standard output of ``process`` until it ends with ``end``; return it."""
     data = b""
     while not data.endswith(end):
         assert select.select([process.stdout], [], [], DEADLINE)[0], f"no {end!r} in {data!r}"
@@ -150,7 +150,7 @@ def test_our_client_talks_to_a_listening_nc(tool, run):
         line += more
     port = re.search(rb"Listening on \S+ (\d+)", line)
     if port is None or port.group(1) == b"0":
-        pytest.skip(f"this nc does not tell its port: {line!r}")
+        pytest.skip(f"this nc does not print its port: {line!r}")
     client = run("echo.client", "127.0.0.1", port.group(1).decode())
     client.popen.stdin.write(b"from the client\n")
     client.popen.stdin.flush()
@@ -221,7 +221,7 @@ def test_telnet_fed_from_a_pipe_ends_with_exit_too(serve, tool):
     assert handler.reasons == ["exit"]
     assert handler.events == ["made", b"hello\r", b"exit\r", "lost"]
     assert handler.sent == [len(b"hello\r\n")]
-    assert reply == b"hello\n"  # telnet's own doing: on a pipe it shows the two as one
+    assert reply == b"hello\n"  # telnet's own behaviour: on a pipe it shows the two as one
 
 
 # socat.

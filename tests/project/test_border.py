@@ -1,7 +1,7 @@
 """The border between the framework and the programs around it: which module of ``echo`` imports which.
 
-The *spine* is what a student reads: bytes, messages, sessions, the server. The *rooms* add to it, the commands are
-programs that use it. Imports point one way, so the spine can be read, and a server can run, without all the rest.
+The *spine* is the part to read first: bytes, messages, sessions, the server. The *rooms* add to it, and the commands
+are programs that use it. Imports point one way, so the spine can be read, and a server can run, without the rest.
 """
 
 import ast
@@ -77,7 +77,7 @@ def rank(name):
 
 @pytest.fixture(scope="module")
 def graph():
-    """Each module of ``echo``, except the entrances, with those that it imports."""
+    """Each module of ``echo``, except the entrances, with the modules that it imports."""
     trees = sources()
     return {name: set(imported_by(name, trees)) for name in trees if name not in ENTRANCES}
 
@@ -89,7 +89,7 @@ def test_imports_point_from_the_commands_to_the_rooms_to_the_spine(graph):
 
 
 def test_the_server_knows_no_handler_and_no_framing(graph):
-    """Any ``socketserver`` handler runs on it; ours attach themselves."""
+    """Any ``socketserver`` handler runs on the server; our handlers attach themselves."""
     server = {name for name in graph if name.startswith("echo.server")}
     assert {other for name in server for other in graph[name]} - server == {"echo.sockets", "echo.text"}
 

@@ -1,5 +1,5 @@
-"""Each example: its classes, served here and talked to over real sockets; and the example as a program of its own,
-which a signal stops with exit code 0."""
+"""Each example: its classes, served here, with clients over real sockets; and the example as a process, which a signal
+stops with exit code 0."""
 
 import functools
 import glob
@@ -26,7 +26,7 @@ FILES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "
 
 @functools.lru_cache(maxsize=None)
 def load(name):
-    """The example as a module; what stands under ``__main__`` in it does not run."""
+    """The example as a module; its ``__main__`` block does not run."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", os.path.join(ROOT, "examples", f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -47,7 +47,7 @@ def example(run):
 
 
 class Terminal:
-    """A client that says lines and hears lines."""
+    """A client that sends lines and reads lines."""
 
     def __init__(self, sock, end="\n"):
         self.sock = sock
@@ -67,19 +67,19 @@ class Terminal:
         return self.hear()
 
     def reset(self):
-        """Vanish: what arrives at the server is an RST."""
+        """Vanish: the server gets a RST."""
         self.lines.close()
         reset(self.sock)
 
 
 @pytest.fixture
-def terminal(serve, dial):  # in this order: the sockets are closed before the servers stop, which then wait for nobody
+def terminal(serve, dial):  # in this order: the sockets are closed before the servers stop, which then need not wait
     """``terminal(server_or_process)``: a ``Terminal`` on the example."""
     return lambda server, end="\n": Terminal(dial(getattr(server, "server_address", None) or server.address), end)
 
 
 def stops(process, signum=signal.SIGTERM):
-    """Stop it; whether it ended as it should."""
+    """Stop it; return whether it ended as it should."""
     assert process.terminate(signum) == 0, process.log
     assert re.search(r"stopped: \d+ sessions? drained, 0 cut", process.log), process.log
     assert "Traceback" not in process.log, process.log
@@ -130,7 +130,7 @@ def test_upper_answers_in_capitals_and_a_stop_answers_what_had_arrived(example, 
     process = example("upper")
     client = terminal(process)
     assert client.ask("hello") == "HELLO"
-    client.say(*["naïve"] * 1000)  # bytes.upper() leaves what is not ASCII as it is
+    client.say(*["naïve"] * 1000)  # bytes.upper() changes only ASCII letters
     eventually(lambda: not undelivered(client.sock))
     assert stops(process)
     assert client.lines.read() == "NAïVE\n".encode() * 1000
@@ -309,8 +309,8 @@ def test_a_call_gets_its_result_and_its_id_back(rpc):
         (request("add", {"a": 1, "c": 2}, id=3), failure(-32602, "Invalid params", 3)),
         (request("divide", [1, 0], id=4), failure(-32603, "Internal error", 4)),
         (request("add", [1, "one"], id=4), failure(-32603, "Internal error", 4)),
-        (request("add", [1e308, 1e308], id=4), failure(-32603, "Internal error", 4)),  # infinity is no JSON
-        ("[" + "1," * 30_000 + "1]", failure(-32603, "Internal error")),  # its reply would fit into no line
+        (request("add", [1e308, 1e308], id=4), failure(-32603, "Internal error", 4)),  # infinity is not JSON
+        ("[" + "1," * 30_000 + "1]", failure(-32603, "Internal error")),  # its reply would be too long for a line
     ],
     ids=range(20),
 )
@@ -357,7 +357,7 @@ def room(serve):
 
 @pytest.fixture
 def enter(room, terminal):
-    """``enter(name)``: the terminal of a member who is in."""
+    """``enter(name)``: the terminal of a member that has joined."""
 
     def come(name, others=0):
         member = terminal(room)
@@ -493,7 +493,7 @@ def test_several_files_come_over_one_connection(serve, folder):
     assert fetch(connection, "/large") == (200, large)
     status, body = fetch(connection, "/")
     assert status == 200 and b"hello.txt" in body
-    # The standard handler knows no ranges, and says so in the way that HTTP allows: with the whole file.
+    # The standard handler does not support ranges. As HTTP allows, it replies with the whole file.
     assert fetch(connection, "/hello.txt", Range="bytes=7-11") in [(200, b"hello, world\n"), (206, b"world")]
     assert connection.sock is first
     assert fetch(connection, "/missing")[0] == 404
@@ -578,7 +578,7 @@ def test_prometheus_reads_what_the_server_counts(example, terminal):
 # pytest_fixture.py
 
 
-PLAIN = {"PYTHONOPTIMIZE": None}  # of which pytest warns, since assertions are not kept in every module
+PLAIN = {"PYTHONOPTIMIZE": None}  # pytest warns of it, since it does not keep assertions in every module
 
 
 def test_the_example_of_a_test_passes_as_it_is_shown_even_without_pytest_timeout(run):

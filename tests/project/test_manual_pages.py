@@ -1,4 +1,4 @@
-"""The manual pages in ``docs/man``: they are what the rows make of them, and correct for those who render them."""
+"""The manual pages in ``docs/man``: they agree with the options' rows, and programs that render them accept them."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The command that runs the suite under every Python: which it finds, what it counts, when it says that all is well.
+"""``tests/matrix.py``: the Pythons that it finds, what it counts, and its exit code.
 
 The suites here are a few lines long.
 """
@@ -19,7 +19,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs shell scripts")
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    """The flags are those that it gives, not those that it was given itself."""
+    """Only the flags that it sets itself, not those that this run was started with."""
     for name in ("PYTHONDEVMODE", "PYTHONOPTIMIZE", "PYTHONWARNINGS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -38,7 +38,7 @@ def suite(tmp_path):
 
 @pytest.fixture
 def only_this_python(monkeypatch):
-    """No other Python is found, and nothing is installed for it."""
+    """It finds no other Python, and installs nothing."""
     monkeypatch.setattr(matrix, "candidates", lambda: [sys.executable])
     monkeypatch.setattr(matrix, "installed", lambda python, folder, extra: python)
 
@@ -47,7 +47,7 @@ def by_command(*arguments):
     return matrix.main(["--command", f"{sys.executable} -m pytest", *arguments])
 
 
-# What pytest told.
+# Pytest's results.
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_table_of_tests_that_did_not_run_is_read():
 
 @pytest.fixture
 def fake(tmp_path):
-    """``fake(name, answer)``: an executable that answers like this, whatever it is asked."""
+    """``fake(name, answer)``: an executable that prints this, whatever its arguments are."""
 
     def write(name, answer, code=0):
         path = tmp_path / name
@@ -145,7 +145,7 @@ def test_what_has_a_gil_is_not_taken_for_a_free_threaded_one(tmp_path, capsys):
     assert "is not a CPython without the GIL" in capsys.readouterr().err
 
 
-# How it ends.
+# Its end and exit code.
 
 
 def test_a_suite_that_passes_is_0_and_a_line_and_a_table(suite, monkeypatch, capsys):

@@ -1,7 +1,7 @@
-"""What is released: the wheel holds the package and nothing else, the archive of the source all that it takes to check
-it, and the wheel's commands run in an empty environment, away from this folder.
+"""The release: the wheel holds only the package, the source archive also all that its checks need, and the wheel's
+commands run in an empty environment, away from this folder.
 
-Nothing is fetched: what builds has to be installed here (``pip install 'setuptools>=61' '.[release]'``).
+Nothing is downloaded: the build tools have to be installed (``pip install 'setuptools>=61' '.[release]'``).
 """
 
 import configparser
@@ -22,7 +22,7 @@ from support import DEADLINE, ROOT
 
 
 def released_by_build(test):
-    """Marks a test of what ``build`` makes here, without fetching anything."""
+    """Marks a test of what ``build`` makes, without downloads."""
     test = pytest.mark.slow(test)
     test = pytest.mark.needs_modules("build.env", "setuptools", "wheel")(test)  # a folder "build" is not the module
     return pytest.mark.timeout(DEADLINE * 15)(test)  # builds and installations take their time on a busy machine
@@ -32,7 +32,7 @@ NOT_RELEASED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.e
 
 
 def called(*command, cwd):
-    """Run it without the flags that the tests run under, which are not for pip and its like."""
+    """Run it without the Python flags of this run, which pip and similar programs cannot take."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         command,
@@ -50,7 +50,7 @@ def called(*command, cwd):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """The folder with both. The wheel is built from the other one, which therefore has all that is needed."""
+    """The folder with both. The wheel is built from the source archive, so that has everything that a build needs."""
     folder = tmp_path_factory.mktemp("release")
     shutil.copytree(ROOT, str(folder / "source"), ignore=NOT_RELEASED)
     called(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", "source", cwd=folder)
@@ -70,7 +70,7 @@ def metadata_file(wheel, name):
 
 
 def source_files(*folders):
-    """The package's files as they lie here, relative to the root."""
+    """The package's files in this folder, relative to the root."""
     found = set()
     for folder in folders:
         for path, names, files in os.walk(os.path.join(ROOT, folder)):
@@ -99,7 +99,7 @@ def test_the_archive_of_the_source_holds_what_it_takes_to_check_it(released):
     (path,) = released.glob("*.tar.gz")
     with tarfile.open(str(path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert path.name.replace("-", "_") == f"echo_server_framework_{echo.__version__}.tar.gz"  # some write hyphens
+    assert path.name.replace("-", "_") == f"echo_server_framework_{echo.__version__}.tar.gz"  # some tools write hyphens
     assert source_files("docs", "echo", "examples", "tests") <= names
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "setup.cfg"} <= names
     assert {"docs/man/echo-server.1", "docs/man/echo-client.1"} <= names
@@ -115,7 +115,7 @@ def test_the_metadata_says_what_is_known(wheel):
     assert (metadata["License"] or metadata["License-Expression"]) == "MIT"
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Summary"] and metadata["Keywords"]
-    assert all("extra ==" in needed for needed in metadata.get_all("Requires-Dist"))  # by itself it needs nothing
+    assert all("extra ==" in needed for needed in metadata.get_all("Requires-Dist"))  # it has no dependencies
     classifiers = metadata.get_all("Classifier")
     assert "Typing :: Typed" in classifiers
     assert any(classifier.startswith("Operating System :: ") for classifier in classifiers)

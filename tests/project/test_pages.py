@@ -1,4 +1,4 @@
-"""Each page of the documentation does what it says: its blocks of code run, its links lead somewhere."""
+"""Each page of the documentation is correct: its blocks of code run, its links lead somewhere."""
 
 import ast
 import glob
@@ -24,7 +24,7 @@ BLOCKS = {page: blocks_of(page) for page in PAGES}
 
 
 def files_before(page):
-    """The files of the pages of the tutorial that come before this one of it."""
+    """The files that the earlier pages of the tutorial have saved."""
     earlier = PAGES[: PAGES.index(page)] if page.startswith("docs/tutorial") else []
     return [
         block for each in earlier if each.startswith("docs/tutorial") for block in BLOCKS[each] if "file" in block.notes
@@ -103,7 +103,7 @@ def test_the_links_of_a_page_lead_somewhere(page):
         path, _, anchor = target.partition("#")
         aim = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
         assert os.path.exists(os.path.join(ROOT, aim)), f"{page} links to {target}"
-        if page.startswith("docs"):  # the builder knows no other files
+        if page.startswith("docs"):  # the builder includes no other files
             assert aim.startswith("docs"), f"{page} links to {target}: name the file instead"
         if anchor and aim.endswith(".md"):
             assert anchor in anchors_of(aim), f"{page} links to {target}"
@@ -222,14 +222,14 @@ def test_the_reference_has_the_defaults_of_handlers(name):
 
 
 def json_names(*headings):
-    """The names that these sections of the page about JSON have in their tables."""
+    """The names in the tables of these sections of the page about JSON."""
     text = text_of(os.path.join("docs", "reference", "json.md"))
     sections = [part.partition("\n")[::2] for part in text.split("\n## ")[1:]]
     return named_in(re.findall(r"^\|.*\|$", "".join(body for title, body in sections if title in headings), re.M))
 
 
 def undescribed(out, *headings):
-    """The names in these lines of JSON that those sections do not have."""
+    """The names in these lines of JSON that are missing in those sections."""
     names = json_names(*headings) | {"event", "time"}
     found = {name for line in out.splitlines() for name in json.loads(line)}
     return {

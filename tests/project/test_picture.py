@@ -11,7 +11,7 @@ from support.client import call_client
 from support.picture import FILE, lines_in, lines_on, picture, session
 
 FIGURES = r"\d{4}-\S+ [\d:.]+|127\.0\.0\.1:\d+|echo \d\S* \(process \d+|[\d.]+(/[\d.]+)* ms|[\d.]+ s$|: \w{20}$"
-"""What differs from one run to the next: times, ports, the process, the version, and what a probe holds."""
+"""The text that differs from run to run: times, ports, process numbers, the version, the bytes of a probe."""
 
 
 def masked(lines):

@@ -1,4 +1,4 @@
-"""What is written about the project is so."""
+"""README and the other texts about the project are correct."""
 
 import glob
 import os
@@ -43,7 +43,7 @@ def test_readme_is_short():
 
 
 def masked(text, *figures):
-    """The same, with an asterisk for each of these figures, however wide."""
+    """The lines with an asterisk for each of these figures, however wide."""
     return re.sub(rf" *({'|'.join(figures)})", " *", text)
 
 
@@ -52,7 +52,7 @@ def console_blocks():
 
 
 def measured(command, address, run, *options):
-    """What README shows for this command, and what it says here, with further options; of both the lines."""
+    """The lines that README shows for this command, and those that it prints here, with further options."""
     (block,) = [block for block in console_blocks() if block.startswith(f"$ {command}\n")]
     arguments = command.split()[2:]
     process = run(arguments[0], *map(str, address), *arguments[1:], *options)
@@ -62,7 +62,7 @@ def measured(command, address, run, *options):
 
 
 def figures_after(pattern, text):
-    """What stands between the slashes of the one line that begins like this."""
+    """The values between the slashes in the one line that begins like this."""
     (found,) = re.findall(rf"^{pattern} ([\d./]+) ms$", text, re.MULTILINE)
     return [float(figure) for figure in found.split("/")]
 

@@ -1,4 +1,4 @@
-"""What it takes to run the tests: pytest alone."""
+"""To run the tests, only pytest is needed."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 
 from support import ROOT
 
-PLAIN = {"PYTHONOPTIMIZE": None}  # of which pytest warns, since assertions are not kept in every module
+PLAIN = {"PYTHONOPTIMIZE": None}  # pytest warns of it, since it does not keep assertions in every module
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The soak itself: it passes a good server in a few seconds, and tells of bad ones, whatever they do wrong."""
+"""The soak itself: a good server passes it in a few seconds, and it reports each fault of a bad one."""
 
 import os
 import re
@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 PATIENT = ["--", "-i", "1m", "--message-timeout", "1m", "--send-timeout", "1m"]
-"""Options for a good server, of which a client that has to wait for a processor is not a bad client."""
+"""Options for a good server that does not cut a client which has to wait for a processor."""
 
 FAULTS = '''
 import os
@@ -99,7 +99,7 @@ def run_soak(*options, **environment):
 def test_a_good_server_passes_the_soak(options):
     code, figures, text = run_soak("-d", "3s", "--restart", "200ms", *options, *PATIENT)
     grows = re.findall(r"^(\w+).* grows", text, re.MULTILINE)
-    assert grows in ([], ["RSS"]), text  # which takes longer to settle, without the GIL above all
+    assert grows in ([], ["RSS"]), text  # memory takes longer to settle, above all without the GIL
     assert code == len(grows), text
     assert figures["echoes"] > 0, text
     assert (figures["wrong"], figures["lost"], figures["refused"]) == (0, 0, 0)
@@ -148,11 +148,11 @@ def test_a_server_that_does_not_start_ends_the_soak_with_its_message():
     assert "Traceback" not in text
 
 
-# What the soak makes of what it has seen.
+# The soak's report.
 
 
 class Log:
-    """A server as far as the report asks for one: its name, and what it has logged."""
+    """The parts of a server that the report needs: its name and its log records."""
 
     name = "steady"
     restarts = 0

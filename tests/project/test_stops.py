@@ -1,4 +1,4 @@
-"""Random stops: a good server passes them, and what went wrong is told."""
+"""Random stops: a good server passes them, and each fault is reported."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""Which tests run: the unmarked ones by default, the others when they are asked for; and what is printed of the rest.
+"""Which tests run: the unmarked ones by default, the others on request; and the table of those that did not run.
 
-The suites here are a few lines long, and run as a user runs them.
+The suites here are a few lines long, and run as users run them.
 """
 
 import os
@@ -40,7 +40,7 @@ def test_skipped(): pass
 
 @pytest.fixture
 def results(tmp_path):
-    """``results(*options)``: what pytest printed for ``SUITE``, ``{test: outcome}`` and the table at the end."""
+    """``results(*options)``: pytest's output for ``SUITE``, ``{test: outcome}``, and the table at the end."""
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n")
     (tmp_path / "test_it.py").write_text(SUITE)
 
@@ -106,5 +106,5 @@ def test_marked_tests_run_when_a_mark_or_their_name_selects_them(results):
 
 
 def test_nothing_changes_where_pytest_timeout_is_not_installed(results):
-    """Warnings are errors in that suite: an option or a mark that nobody knows would end it."""
+    """Warnings are errors in that suite: an unknown option or mark would end it."""
     assert results("-p", "no:timeout") == results()

@@ -1,6 +1,6 @@
-"""What a type checker tells the users of the package: nothing when they are right, and where when they are wrong.
+"""Type checking of programs that use the package: no errors in correct ones, and an error at each wrong line.
 
-mypy reads all programs in one go, in its strictest mode; what it says is sorted by the program.
+mypy reads all programs in one run, in its strictest mode. Its errors are then sorted by program.
 """
 
 import os
@@ -91,7 +91,7 @@ WRONG = {
         class Handler(echo.MessageRequestHandler):
             timeout = "5m"  # assignment
     """,
-    "a framing that is none": """
+    "a framing given by name": """
         class Handler(echo.MessageRequestHandler):
             framing = "line"  # assignment
     """,
@@ -170,14 +170,14 @@ def name_of(case):
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory):
-    """``errors[file]``: what mypy says of it, as pairs of a line's number and the error's code."""
+    """``errors[file]``: mypy's errors, as pairs of a line's number and the error's code."""
     folder = tmp_path_factory.mktemp("types")
     for case, text in WRONG.items():
         (folder / name_of(case)).write_text(program(text))
     told = subprocess.run(
         [sys.executable, "-m", "mypy", *OPTIONS, RIGHT, *sorted(map(name_of, WRONG))],
         cwd=folder,
-        env=dict(os.environ, MYPYPATH=ROOT, PYTHONDEVMODE="", PYTHONWARNINGS=""),  # mypy's own warnings are its own
+        env=dict(os.environ, MYPYPATH=ROOT, PYTHONDEVMODE="", PYTHONWARNINGS=""),  # no warnings of mypy's own
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
@@ -200,7 +200,7 @@ def test_a_wrong_program_is_told_where(case, errors):
     ((number, code),) = [(number, line.partition("  # ")[2]) for number, line in enumerate(lines, 1) if "  # " in line]
     told = errors.get(name_of(case), [])
     assert (number, code) in told
-    assert {line for line, _ in told} == {number}  # and of the rest nothing
+    assert {line for line, _ in told} == {number}  # and no error elsewhere
 
 
 def test_the_package_itself_has_no_errors(errors):

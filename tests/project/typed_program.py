@@ -1,4 +1,4 @@
-"""A user's program, for the type checkers alone: what they are to make of the public names. Never run.
+"""A user's program, for type checkers only: the types that they must find for the public names. Never run.
 
 ``test_types.py`` has mypy read it, in its strictest mode; ``.ci/run`` has pyright read it, too.
 """
@@ -23,7 +23,7 @@ class Room(echo.Server):
 
 
 class Hall(echo.Server):
-    """A server with an argument of its own."""
+    """A server with an additional argument."""
 
     def __init__(self, topic: bytes, **options: Unpack[ServerOptions]) -> None:
         super().__init__(("127.0.0.1", 0), Member, **options)
@@ -55,7 +55,7 @@ class Member(echo.LoggingMixin, echo.MessageRequestHandler):
 
 
 class Counted(echo.MessageRequestHandler):
-    """A mixin of one's own."""
+    """A user's mixin."""
 
     def dispatch_made(self) -> None:
         self.count = 0
@@ -80,7 +80,7 @@ class CountedMember(Counted, Member):
 
 
 class Words(echo.Framing):
-    """A framing of one's own."""
+    """A user's framing."""
 
     name = "words"
 

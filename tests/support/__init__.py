@@ -1,10 +1,10 @@
-"""What the tests share: a generous deadline, waiting for events, reading sockets, handlers that remember.
+"""Helpers for all tests: a generous deadline, waiting for events, reading sockets, handlers that record their calls.
 
 The other modules here are about one subject each:
 
 * in this process: ``servers``, ``clients`` (the library), ``commands`` and ``client`` (the two commands),
   ``usage_errors``, ``proxy_headers``, ``certificates``, ``background`` (a function in a thread), ``simulation``
-  (``--ping`` and ``--bench`` with a network and time that are made up);
+  (``--ping`` and ``--bench`` with a simulated network and clock);
 * as processes: ``processes`` (the commands, and other programs), ``terminal``, ``measuring``, ``activation``,
   ``networks``;
 * ``tiers`` chooses which tests run.
@@ -18,8 +18,8 @@ import threading
 import time
 
 DEADLINE = 60.0
-"""Seconds after which a test gives something up as lost. Generous: a test that passes does not wait for it, and beside
-twenty busy processes a new interpreter needs seconds to start."""
+"""Seconds that a test waits for an event before it fails. Generous: a test that passes does not wait for so long, and
+beside twenty busy processes a new interpreter needs seconds to start."""
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -39,7 +39,7 @@ def eventually(condition, message="it never became true"):
 
 
 def read_all(sock):
-    """Everything that comes until the peer's end of output."""
+    """Read until the peer's end of output."""
     parts = []
     while True:
         data = sock.recv(65536)
@@ -49,7 +49,7 @@ def read_all(sock):
 
 
 def read_exactly(sock, size):
-    """``size`` bytes; fewer only at the end of input."""
+    """Read ``size`` bytes; fewer only at the end of input."""
     data = b""
     while len(data) < size:
         more = sock.recv(size - len(data))
@@ -76,7 +76,7 @@ def plain(talk):
 
 
 class Recorder:
-    """A mixin's worth of memory: which hooks were called, in which order."""
+    """Records which hooks were called, in which order."""
 
     @staticmethod
     def of(handler_class):

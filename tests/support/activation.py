@@ -21,9 +21,9 @@ def copies_of(*files):
 
 
 def launcher(copies, pid=""):
-    """Return what to put before Python's own arguments, so that these descriptors become those from 3 on.
+    """Return arguments to put before Python's own, so that these descriptors become 3 and the following ones.
 
-    The environment has to contain their number, ``LISTEN_FDS``. ``pid`` is the process that they are meant for, if it
+    The environment has to contain their number, ``LISTEN_FDS``. ``pid``: the process that they are meant for, if that
     is not the one that is started.
     """
     return ["-c", LAUNCHER, pid, ",".join(map(str, copies))]

@@ -6,7 +6,7 @@ from . import DEADLINE
 
 
 class Background:
-    """``function(...)`` in a thread; ``result`` waits for its end and returns, or raises, what it did."""
+    """``function(...)`` in a thread. ``result`` waits for its end, and returns its value or raises its exception."""
 
     def __init__(self, function, *arguments, **options):
         self._value = self._error = None

@@ -1,7 +1,7 @@
 """Keys and certificates for the tests, made by the ``openssl`` command: CAs, and certificates that are valid or not.
 
-Each is made when a test first asks for it, and only once. A certificate takes two processes, a CA one, of some five
-milliseconds each: the keys are on elliptic curves.
+Each is made when a test first needs it, and only once. A certificate takes two processes, a CA one, of about 5 ms each:
+the keys are on elliptic curves.
 """
 
 import functools
@@ -54,7 +54,7 @@ class Certificates:
 
     @functools.cached_property
     def next_server(self):
-        """The server's certificate after it was replaced."""
+        """The certificate that replaces the server's."""
         return self.issue("next", "/CN=localhost/O=Next")
 
     @functools.cached_property
@@ -80,7 +80,7 @@ class Certificates:
 
     @functools.cached_property
     def locked_key(self):
-        """The server's key, behind a password."""
+        """The server's key, encrypted with a password."""
         path = self._path("locked.key")
         openssl("pkcs8", "-topk8", "-in", self.server.key, "-out", path, "-passout", "pass:secret")
         return path
@@ -88,7 +88,7 @@ class Certificates:
     def issue(self, name, subject, names="DNS:localhost,IP:127.0.0.1", *, days=30, issuer=None):
         """A certificate of ``subject``, in the form ``/O=Example/CN=alice``.
 
-        ``days=0`` makes one that has expired: openssl 3.6 refuses an end before the beginning.
+        ``days=0`` makes one that has expired: openssl 3.6 rejects an end before the beginning.
         """
         return self._make(name, subject, issuer or self.authority, names, days)
 

@@ -46,7 +46,7 @@ def address_options(server):
 
 @contextlib.contextmanager
 def signals_kept():
-    """Put back what ``--ping`` and ``--bench`` do with signals, which a process would take to its end."""
+    """Restore the signal handlers that ``--ping`` and ``--bench`` set; a process would keep them to its end."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) if hasattr(signal, "pthread_sigmask") else None
@@ -60,11 +60,11 @@ def signals_kept():
 
 
 def call_client(*arguments, data=b"", stays_open=False, stdin=None, stdout=None):
-    """Call ``main(arguments)`` in this thread; return what a process would have left behind, ``Finished``.
+    """Call ``main(arguments)`` in this thread; return its exit code and output, ``Finished``.
 
-    Standard input is a pipe that brings ``data``; its other end is closed after that, or, if it ``stays_open``, only
-    when ``main`` has returned. ``stdin`` and ``stdout`` may be open files instead. An argument may be bytes. A reply
-    has a generous time unless there is a ``-w``.
+    Standard input is a pipe with ``data``. Its other end is closed after that or, with ``stays_open``, when ``main``
+    has returned. ``stdin`` and ``stdout`` may be open files instead. An argument may be bytes. The timeout is generous
+    unless there is a ``-w``.
     """
     arguments = ["-w", f"{DEADLINE:g}s", *(os.fsdecode(argument) for argument in arguments)]
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")

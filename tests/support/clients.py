@@ -28,7 +28,7 @@ def echo_of(framing):
 
 
 def patiently(receive, timeout=TimeoutError):
-    """Call ``receive`` until it does not time out."""
+    """Call ``receive`` again until it does not time out."""
     deadline = time.monotonic() + DEADLINE
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The server command without a process of its own, with something about it changed, or with a handler that waits."""
+"""The server command in this process, with a change to it, or with a handler that waits."""
 
 import collections
 import contextlib
@@ -11,9 +11,9 @@ Outcome = collections.namedtuple("Outcome", "code out err")
 
 
 def call(main, *arguments):
-    """Call a command's ``main``, which prints something and ends: return its exit code and what it printed.
+    """Call the ``main`` of a command that prints something and ends. Return its exit code and its output.
 
-    It runs in this process, which takes a hundredth of the time that an interpreter needs to start.
+    It runs in this process, which takes a hundredth of the time that a new interpreter needs to start.
     """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -82,7 +82,7 @@ does not read blocks."""
 
 
 def client_that_does_not_read(server, dial):
-    """Return a client to which the server is sending a reply that it will never get rid of.
+    """Return a client that never reads, to which the server is sending a reply.
 
     The server has to have the options ``UNREAD``. When this returns, that reply is about to be sent.
     """

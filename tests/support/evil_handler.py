@@ -1,6 +1,6 @@
-"""A handler that logs and prints what its client sends, in every way it should not. A message is ``WORD TEXT``.
+"""A handler that logs and prints its client's text in every way that a handler should not. A message is ``WORD TEXT``.
 
-Each action lets the text reach the log, or stderr, on another way.
+Each word is an action that sends the text to the log or to stderr in a different way.
 """
 
 import logging

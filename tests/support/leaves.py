@@ -1,6 +1,6 @@
 """A handler whose module leaves something behind, as the variable ``LEAVES`` says: a thread, a pool, an exit function.
 
-The server command imports it, for what tests its end: ``--handler support.leaves:Leaves``.
+For tests of how the server command ends: ``--handler support.leaves:Leaves``.
 """
 
 import atexit
@@ -41,7 +41,7 @@ class FailingOutput(io.StringIO):
 
 
 def let_other_code_wait_for_children():
-    """As a thread that waits for any child does when it is always the first."""
+    """Make ``waitpid`` fail for a child that has ended, as if another thread had always waited for it first."""
     waitpid = os.waitpid
 
     def taken(pid, options):

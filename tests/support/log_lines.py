@@ -1,4 +1,4 @@
-"""A strict reader of the server command's log: what each line must look like, whatever was logged."""
+"""A strict reader of the server command's log: it checks the form of each line."""
 
 import json
 import re
@@ -10,8 +10,8 @@ MARK = "  | "
 
 
 def records_of(data, form):
-    """The records in ``data``, bytes of a log in the format ``form``, after a look at each line: (level, message) of
-    text, objects of JSON. Raises ``AssertionError`` at the first line that is none."""
+    """Check each line of ``data``, bytes of a log in the format ``form``; return the records: (level, message) of text,
+    objects of JSON. Raise ``AssertionError`` at the first line that is not a valid record."""
     text = data.decode("utf-8")  # strict
     assert not text or text.endswith("\n"), f"the last line has no end: {text[-200:]!r}"
     return [{"text": _text, "json": _json}[form](line) for line in text.split("\n")[:-1] if not _continues(line, form)]

@@ -1,6 +1,6 @@
-"""Help for the tests of ``--ping`` and ``--bench``: run the client, read its output, real servers to measure.
+"""Helpers for the tests of ``--ping`` and ``--bench``: run the client, read its output, real servers to measure.
 
-``simulation`` has the servers that do something wrong.
+``simulation`` has the faulty servers.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and d
 every_framing = pytest.mark.parametrize("framing", ["line", "length", "raw"])
 
 PATIENT = ("-w", "60s")
-"""Options for a client whose replies all come: no busy machine makes one of them late."""
+"""Options for a client whose replies all come: even on a busy machine none is late."""
 
 THROUGH_TIMEOUT = """\
 import os, sys
@@ -74,7 +74,7 @@ def signal_twice(process, number):
 
 
 def read_until(process, pattern):
-    """Read a process's standard output until ``pattern`` stands in what came since the last call; return the match."""
+    """Read a process's standard output until the part since the last call matches ``pattern``; return the match."""
     process.output = getattr(process, "output", "")
     seen = getattr(process, "seen", 0)
     descriptor = process.popen.stdout.fileno()
@@ -99,7 +99,7 @@ def finish(process):
 
 
 def events(text):
-    """The JSON objects of the output, one a line, without the time that each has; only the last is the summary."""
+    """The JSON objects of the output, one a line, each without its time; only the last is the summary."""
     found = [json.loads(line) for line in text.splitlines()]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event.pop("time")) for event in found), text
     assert [event["event"] for event in found].index("summary") == len(found) - 1, text
@@ -107,7 +107,7 @@ def events(text):
 
 
 def have_units(event):
-    """Whether each figure that could have one has its unit in its name, and is a number."""
+    """Whether each field of a figure is a number, and has its unit in its name."""
     for name, value in event.items():
         if isinstance(value, float):
             assert re.search(r"_(us|s|percent)$", name), name
@@ -125,7 +125,7 @@ def is_one_complaint(stderr, *words):
 
 
 def one_complaint(process, *words):
-    """The same of a process that has ended."""
+    """The same for a process that has ended."""
     return is_one_complaint(process.log, *words)
 
 
@@ -139,7 +139,7 @@ def echo_of(name):
 
 
 def echo_bytes(sock):
-    """The plainest echo: RFC 862's, which does not know messages."""
+    """The simplest echo, that of RFC 862, which knows no messages."""
     while True:
         data = sock.recv(1000)
         if not data:
@@ -148,8 +148,8 @@ def echo_bytes(sock):
 
 
 def remembering(answer=echo.EchoRequestHandler.send):
-    """A fresh handler class with ``sessions``, the handlers in the order of their connections, and ``messages``, all
-    that they have received. ``answer(handler, message)`` is what it does with each."""
+    """A new handler class with ``sessions``, the handlers in the order of their connections, and ``messages``, all
+    messages that they have received. It calls ``answer(handler, message)`` for each."""
 
     class Handler(echo.EchoRequestHandler):
         sessions, messages, lock = [], [], threading.Lock()
@@ -207,7 +207,7 @@ def socat_that_echoes():
                 break
             assert select.select([process.stderr], [], [], DEADLINE)[0], log
             log += os.read(process.stderr.fileno(), 65536)
-        drain.start()  # what it has to say from now on must not fill the pipe
+        drain.start()  # read its further output, so that the pipe does not fill up
         yield "127.0.0.1", int(found.group(1))
     finally:
         os.killpg(process.pid, signal.SIGKILL)

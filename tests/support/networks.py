@@ -1,9 +1,9 @@
 """Networks for tests: two hosts with a cable between them, and a bad path over the loopback.
 
-A host is a network namespace without a name, held by a descriptor: it goes with the process that made it, however that
-ends, and nothing has to be deleted. This kernel may have no ``netem``: packets are lost, late and out of order on a
-cable that is a thread of ours (``LossyLan``). The bad path is a relay of connections, which can be steered to the byte:
-TCP shows a program nothing of a bad path but pauses, odd pieces, silence and ends.
+A host is a network namespace without a name, held by a descriptor. It vanishes with the process that made it, however
+that ends, so nothing has to be deleted. The kernel may lack ``netem``, so a thread plays the cable that loses, delays
+and reorders packets (``LossyLan``). The bad path is a relay of connections, which tests control to the byte: all that
+TCP shows a program of a bad path is pauses, odd pieces, silence and ends.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 @functools.lru_cache(maxsize=None)
 def problem():
-    """Why there can be no ``Lan`` here; None where there can be one."""
+    """The reason why this machine cannot have a ``Lan``; None if it can."""
     if not sys.platform.startswith("linux"):
         return "network namespaces need Linux"
     if shutil.which("ip") is None:
@@ -51,15 +51,15 @@ def problem():
 
 
 class Host:
-    """A network stack of its own. ``with host:`` the thread is on it; sockets, threads and processes that are made in
-    there stay on it."""
+    """A network stack of its own. In a ``with host:`` block the thread uses it. Sockets, threads and processes that are
+    made in the block keep it."""
 
     def __init__(self):
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._ways_back = []
         self._descriptor = -1
         self._error = None
-        # Whoever unshares is in the new namespace for good; this thread has nothing else to do.
+        # A thread that calls unshare() stays in the new namespace for good, so this one does nothing else.
         thread = threading.Thread(target=self._unshare)
         thread.start()
         thread.join()
@@ -94,20 +94,20 @@ class Host:
             subprocess.run(["ip", *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def set(self, name, value):
-        """Set ``/proc/sys/net/NAME``, which each host has for itself."""
+        """Set ``/proc/sys/net/NAME`` of this host."""
         with self, open(f"/proc/sys/net/{name}", "w") as file:
             file.write(str(value))
 
     def is_sending_again(self):
-        """Whether some connection of this host cannot get rid of something, and tries again and again."""
+        """Whether some connection of this host retransmits data that nobody acknowledges."""
         with self, open("/proc/thread-self/net/tcp") as file:
             rows = [line.split() for line in file.readlines()[1:]]
-        # Lost on the way and sent once more, or not even sent: then the timer is that for probes, number 4.
+        # Sent again since it was lost, or not sent at all: then the timer is number 4, that of window probes.
         return any(int(row[6], 16) or (row[5].startswith("04:") and int(row[4][:8], 16)) for row in rows)
 
     @property
     def path(self):
-        """What ``ip`` takes for this host."""
+        """The argument that ``ip`` takes for this host."""
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def close(self):
@@ -134,7 +134,7 @@ class Lan:
             host.ip("link", "set", "veth0", "addrgenmode", "none")
             host.ip("link", "set", "lo", "up")
             for address in (self.IPV4[name] + "/24", self.IPV6[name] + "/64", self.LINK_LOCAL[name] + "/64"):
-                # Usable at once, not after a second in which it might turn out to be somebody else's.
+                # Usable at once, without the second in which IPv6 looks for a duplicate of the address.
                 host.ip("address", "add", address, "dev", "veth0", *(["nodad"] if ":" in address else []))
         for name in self.NAMES:
             self.plug(name)
@@ -143,7 +143,7 @@ class Lan:
         self.server.ip(*"link add veth0 type veth peer name veth0 netns".split(), self.client.path)
 
     def close(self):
-        pass  # the hosts take it with them
+        pass  # it vanishes with its hosts
 
     def unplug(self, name):
         self._hosts[name].ip("link", "set", "veth0", "down")
@@ -152,24 +152,24 @@ class Lan:
         self._hosts[name].ip("link", "set", "veth0", "up")
 
     def is_losing(self):
-        """Whether something was lost that is not made up for yet."""
+        """Whether some data was lost and has not been sent again yet."""
         return any(host.is_sending_again() for host in self._hosts.values())
 
     def lose(self, name, how="unplugged"):
-        """Let a host vanish: what it has to say, the end of a connection included, reaches nobody any more."""
+        """Let a host vanish: nothing that it sends reaches its peers any more, the end of a connection included."""
         if how == "unplugged":
             self.unplug(name)
         elif how == "deleted":
             self._hosts[name].ip("link", "delete", "veth0")
         else:
-            assert how == "unrouted"  # it hears, and cannot answer
+            assert how == "unrouted"  # it receives, and cannot reply
             (other,) = set(self.NAMES) - {name}
             self._hosts[name].ip("route", "add", "blackhole", self.IPV4[other] + "/32")
 
 
 class LossyLan(Lan):
-    """The same with a cable that loses one packet of ``LOSS``, and has each on its way for up to ``DELAY`` seconds, so
-    that they overtake each other. ``lost`` and ``overtaken`` count them."""
+    """The same with a cable that loses one packet in ``LOSS`` and delays each by up to ``DELAY`` seconds, so that they
+    overtake each other. ``lost`` and ``overtaken`` count them."""
 
     LOSS = 25
     DELAY = 0.004
@@ -211,7 +211,7 @@ class LossyLan(Lan):
                 _, sent, end, packet = heapq.heappop(on_their_way)
                 self.overtaken += sent < latest[end]
                 latest[end] = max(sent, latest[end])
-                with contextlib.suppress(OSError):  # its host has it unplugged
+                with contextlib.suppress(OSError):  # its interface is down
                     os.write(end, packet)
 
     def close(self):
@@ -222,7 +222,7 @@ class LossyLan(Lan):
 
 
 class Stream:
-    """Numbered lines over one socket, some of them always on their way, checked as they come back."""
+    """Numbered lines over one socket, several in flight at any time, each checked when it comes back."""
 
     WINDOW = 5000  # lines; in loopback's and veth's buffers with room to spare
 
@@ -242,13 +242,13 @@ class Stream:
         return b"line %09d\n" % number
 
     def advance(self, lines=2000):
-        """Wait until so many more lines are back."""
+        """Wait until this number of further lines has come back."""
         goal = self.returned + lines
         eventually(lambda: self._error or self.returned >= goal, "the stream stands still")
         self._check()
 
     def finish(self):
-        """End the stream: all that was sent is back, and nothing else."""
+        """End the stream: check that all lines come back, and nothing else."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
@@ -293,11 +293,11 @@ class Stream:
             self._error = exc
 
 
-# What --ping and --bench say of a path.
+# What --ping and --bench report about a path.
 
 
 def all_that_was_lost_came_late(ping, lost):
-    """Whether a path recovers as TCP has it: what was given up comes late, all of it, in order."""
+    """Whether a ping recovers as TCP does: the replies that it gave up come late, all of them, in order."""
     read_until(ping, rf"seq={lost} late")
     well_again = int(read_until(ping, r"seq=(\d+) time=").group(1))
     ping.popen.send_signal(signal.SIGINT)
@@ -313,8 +313,8 @@ def all_that_was_lost_came_late(ping, lost):
 
 
 def bench_finds_nothing_wrong(bench):
-    """Interrupt a ``--bench -d 10m -J`` when it has had replies: it met nothing wrong and nothing lost. Return what it
-    said. (With a short duration a busy machine may let it have no reply in time.)"""
+    """Interrupt a ``--bench -d 10m -J`` when replies have come; check that none was wrong or lost. Return its output.
+    (With a short duration on a busy machine, no reply may come in time.)"""
     read_until(bench, r'"progress".*"messages_per_s": (?!0\.0,)')
     bench.popen.send_signal(signal.SIGINT)
     code, out = finish(bench)
@@ -327,8 +327,7 @@ def bench_finds_nothing_wrong(bench):
 
 
 class Way:
-    """One direction of a path. ``hold`` stops it, ``go_on`` lets it through again; ``held`` is set while something
-    waits that may not pass."""
+    """One direction of a path. ``hold`` stops it, ``go_on`` opens it again; ``held`` is set while bytes wait in it."""
 
     def __init__(self):
         self.held = threading.Event()
@@ -336,7 +335,7 @@ class Way:
         self._left = None  # bytes; None: no limit
 
     def hold(self, after=0):
-        """Let so many more bytes through, and then nothing."""
+        """Let this number of further bytes through, and then nothing."""
         with self._changed:
             self._left = after
 
@@ -346,7 +345,7 @@ class Way:
             self._changed.notify_all()
 
     def take(self, wanted, is_broken):
-        """Wait until something may pass; how many of so many bytes. 0 when the connection is broken."""
+        """Wait until bytes may pass; return how many of this number may. 0 when the connection is broken."""
         with self._changed:
             if self._left == 0:
                 self.held.set()
@@ -365,10 +364,10 @@ class Way:
 
 
 class Relay:
-    """A path to ``target`` over the loopback: what goes through is right and in order, as TCP has it, but late and in
-    pieces, as chance (``seed``) will have it.
+    """A path to ``target`` over the loopback. The bytes arrive complete and in order, as with TCP, but late and in
+    random pieces (``seed``).
 
-    ``requests`` and ``replies`` are its two ways. ``reset`` breaks what is connected; later connections are as before.
+    ``requests`` and ``replies`` are its two directions. ``reset`` breaks all connections; later ones work again.
     """
 
     def __init__(self, target, seed=0):
@@ -420,7 +419,7 @@ class _Pair:
     def __init__(self, relay, near, far):
         self._ways = (near, far, relay.requests), (far, near, relay.replies)
         self._broken = False
-        self._watched, self._breaker = os.pipe()  # hung up when the connection is to break; for those who poll
+        self._watched, self._breaker = os.pipe()  # at its end when the connection must break; for poll()
         self._lock = threading.Lock()
         self._running = 2
         for sock, _, _ in self._ways:
@@ -469,7 +468,7 @@ class _Pair:
                             return
                         piece = piece[sink.send(piece) :]
         except OSError:
-            self._break()  # one side has reset: so has the other
+            self._break()  # one side has reset the connection: reset the other one
         finally:
             self._done()
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation, and a reader who does what they say.
+"""Run the pages of the documentation, as a reader would.
 
 A block of ``python`` is run here, one of ``console`` as a terminal would; what a page prints is compared with what
 comes out. Comments in front of a block say more (``tests/README.md`` has the list). Figures that differ from run to
@@ -67,7 +67,7 @@ def text_of(page):
 
 
 def blocks_of(page):
-    """The blocks of a page, in order; directives of the documentation's builder, as ``{toctree}``, are none."""
+    """The blocks of a page, in order, without directives of the documentation's builder such as ``{toctree}``."""
     found = []
     notes, comment = {}, None
     lines = iter(enumerate(text_of(page).splitlines(), 1))
@@ -95,7 +95,7 @@ def blocks_of(page):
 
 
 def commands_of(block):
-    """The pairs of a command of a ``console`` block, and the lines that it shows."""
+    """The commands of a ``console`` block, each with the lines that the block shows for it."""
     found = []
     for line in block.text.splitlines():
         if line.startswith("$ "):
@@ -109,7 +109,7 @@ def commands_of(block):
 
 
 def masked(text):
-    """The same without the figures that differ from run to run, however wide they are."""
+    """The text with the figures masked that differ from run to run, however wide they are."""
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "TIME", text)
     text = re.sub(r"echo [\w.]+ \(process \d+; \S+ stops it\)", "echo VERSION", text)  # what stops it: see the terminal
     text = re.sub(r"(?<![\d.])\d+\.\d+\.\d+(?!\.?\d)", "VERSION", text)
@@ -120,14 +120,14 @@ def masked(text):
 
 
 def same(expected, told):
-    """Whether a page's lines are these, with the figures masked."""
+    """Whether a page's lines equal these, with the figures masked."""
     pattern = "\n".join(re.escape(masked(line)) for line in expected)
     pattern = re.sub(r"^\\\.\\\.\\\.$", r"(?:.*\n)*?.*", pattern, flags=re.MULTILINE)
     return re.fullmatch(pattern.strip(), "\n".join(masked(line) for line in told).strip()) is not None
 
 
 def lines(address, *sent):
-    """Return the bytes that a plain client gets for these lines, to the end of its input."""
+    """Send these lines as a plain client; return all bytes that come back."""
     with socket.create_connection(address[:2], DEADLINE) as sock:
         sock.sendall(b"".join(line + b"\n" for line in sent))
         sock.shutdown(socket.SHUT_WR)
@@ -158,7 +158,7 @@ class Reader:
         sys.dont_write_bytecode = True
         for name in ("README.md", "examples"):
             os.symlink(os.path.join(ROOT, name), os.path.join(self.folder, name))
-        # The port stays ours as long as this socket has it; servers may bind it, too, since it does not listen.
+        # This socket reserves the port; servers may bind it, too, since it does not listen.
         reserved = self._stack.enter_context(socket.socket())
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
@@ -289,7 +289,7 @@ class Reader:
         if _SERVES.search(block.text) and "continues" not in block.notes:
             assert tried, f"{block} serves: a 'try' in front of it has to talk to it"
         self.namespace = namespace
-        self.printed = re.sub(r".*\r", "", out.getvalue()).splitlines()  # a terminal goes back to the line's start
+        self.printed = re.sub(r".*\r", "", out.getvalue()).splitlines()  # \r returns to the line's start
 
     def _execute(self, block, code, namespace):
         blank = "\n" * block.line  # so that a traceback has the page's lines
@@ -352,7 +352,7 @@ class Reader:
             return sock.connect_ex(("127.0.0.1", int(self.port))) == 0
 
     def _read_log(self, block, shown):
-        """Read the server's log until it is as shown; ``^C`` stops the server."""
+        """Read the server's log until it equals the page's; ``^C`` stops the server."""
         until_stop = list(shown)
         if "^C" in shown:
             until_stop = shown[: shown.index("^C")]
@@ -382,7 +382,7 @@ class Reader:
                 server.kill()
 
     def _talk(self, block, command, shown):
-        """Hold the session that is shown, at a pseudo-terminal: what follows ``> `` is typed."""
+        """Run the session that the page shows, at a pseudo-terminal: the text after ``> `` is typed."""
         import pty
 
         master, slave = pty.openpty()

@@ -1,7 +1,7 @@
 """The picture of both commands at a terminal, ``docs/terminal.svg``: its lines are what they print, in their colors.
 
 ``python3 tests/support/picture.py`` makes it again. ``tests/project/test_picture.py`` compares its lines with what the
-commands print today. The file has its text as text, and follows the reader's choice of a dark or light page.
+commands print today. The file holds its text as text, and adapts to a dark or light page.
 """
 
 import html

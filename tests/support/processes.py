@@ -1,4 +1,4 @@
-"""Processes that tests start: the commands of this project, and other programs; and what ``/proc`` says of them."""
+"""Processes that tests start: the commands of this project, and other programs; and their state from ``/proc``."""
 
 import collections
 import contextlib
@@ -16,8 +16,8 @@ from . import DEADLINE, ROOT, eventually
 class Process:
     """``python -m MODULE ARGUMENTS`` with pipes; killed at the end whatever happens.
 
-    ``env`` is put on top of the environment; None takes a variable away. No history is kept unless it says where: it
-    would be that of whoever runs the tests. Warnings are errors, so that a socket which is left open shows in stderr.
+    ``env`` is added to the environment; None removes a variable. No history is kept unless ``env`` names a file: it
+    would be the user's own. Warnings are errors, so a socket that is left open shows in stderr.
     """
 
     def __init__(self, *arguments, python_options=(), program=None, **popen_options):
@@ -67,7 +67,7 @@ class Process:
 
 
 class Program:
-    """A program that people have, with pipes; what it says on both streams is in ``seen``."""
+    """Another program, with pipes; the output of both streams is in ``seen``."""
 
     def __init__(self, *command):
         self.popen = subprocess.Popen(
@@ -83,7 +83,7 @@ class Program:
         self.popen.stdin.flush()
 
     def until(self, pattern):
-        """Read until ``pattern`` stands in what came; return the match."""
+        """Read until the output matches ``pattern``; return the match."""
         while True:
             match = re.search(pattern, self.seen)
             if match:
@@ -94,7 +94,7 @@ class Program:
             self.seen += data
 
     def finish(self, data=None):
-        """Give it ``data`` and the end of input, wait for its end; return (exit code, all that it said)."""
+        """Give it ``data`` and the end of input, wait for its end; return (exit code, all of its output)."""
         self.seen += self.popen.communicate(data, timeout=DEADLINE)[0]
         return self.popen.returncode, self.seen
 
@@ -107,7 +107,7 @@ class Program:
         self.popen.wait()
 
 
-# What /proc says of a process.
+# The state of a process, from /proc.
 
 
 def rss(pid):
@@ -134,7 +134,7 @@ def cpu_seconds(pid):
 
 
 def processes_of(pid):
-    """The processes that a process has started, and theirs."""
+    """The children of a process, and their children."""
     children = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -153,7 +153,7 @@ def state_of(pid):
 
 
 def is_alive(pid):
-    """Whether there is such a process, and it is more than an exit code that nobody has asked for."""
+    """Whether there is such a process, and it is not a zombie."""
     try:
         return _status(pid)[0] not in "ZX"
     except OSError:
@@ -161,10 +161,10 @@ def is_alive(pid):
 
 
 def wait_until_it_sleeps(pid):
-    """Wait until the main thread waits for the system, and for nothing else; at once where nobody can tell.
+    """Wait until the main thread blocks in a system call; return at once where there is no ``/proc``.
 
-    A signal that comes in the moment before such a wait begins is acted on only after it. A thread that waits for the
-    GIL sleeps, too, but wakes up every few milliseconds.
+    A signal that comes just before such a call begins is handled only after it. A thread that waits for the GIL
+    sleeps, too, but wakes up every few milliseconds.
     """
     seen = collections.deque(maxlen=4)
 

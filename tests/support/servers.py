@@ -1,5 +1,5 @@
-"""What the tests of ``echo.Server`` share: checking an echo, a call that must not hang, a server that cannot accept, a
-port that nobody else gets."""
+"""Helpers for the tests of ``echo.Server``: check an echo, make a call that must not hang, a server that cannot accept,
+a reserved port."""
 
 import contextlib
 import socket
@@ -35,7 +35,7 @@ def ends_in_time(action):
 
 
 class FailingServer(echo.Server):
-    """``get_request()`` raises each of ``faults``, one a call, before it accepts again."""
+    """``get_request()`` raises the exceptions in ``faults``, one for each call, before it accepts again."""
 
     def __init__(self, *arguments, **options):
         self.faults = []
@@ -51,8 +51,8 @@ class FailingServer(echo.Server):
 def port_kept(server):
     """Keep the port of a server with ``allow_reuse_port`` after its end, so that a connection to it is refused.
 
-    A free port may belong to another program a moment later, and a client may even connect to itself there. A socket
-    that is bound and does not listen prevents both.
+    Otherwise another program could get the port a moment later, and a client could even connect to itself there. A
+    socket that is bound and does not listen prevents both.
     """
     with socket.socket() as holder:
         if hasattr(socket, "SO_REUSEPORT"):

@@ -1,10 +1,10 @@
-"""``--ping`` and ``--bench`` against a network and a time that are made up: no server, no process, no wait.
+"""``--ping`` and ``--bench`` with a simulated network and clock: no server, no process, no wait.
 
-The client has real sockets, whose other ends are served by ``Service`` objects whenever it waits. Time passes only
-then: as much as the client would wait if nothing comes, and ``ROUND_TRIP`` if something does. So a bench of seconds
-takes milliseconds and always counts the same, and no timeout depends on how busy the machine is.
+The client has real sockets. ``Service`` objects serve their other ends whenever the client waits. Time passes only
+then: the time that the client would wait if nothing comes, and ``ROUND_TRIP`` otherwise. So a bench of seconds takes
+milliseconds, always has the same counts, and no timeout depends on how busy the machine is.
 
-The services at the end are those that a measuring client must find out: each does one thing wrong.
+Each of the services at the end has one fault, which a measuring client must detect.
 """
 
 import errno
@@ -28,14 +28,14 @@ from echo.measure.report import Report
 ADDRESS = "192.0.2.1:7"
 
 ROUND_TRIP = 1_000_000
-"""Nanoseconds that a connection takes, and each wait in which something comes."""
+"""Nanoseconds for making a connection, and for each wait in which something comes."""
 
 POLL = 100_000
 """Nanoseconds that pass while the client looks at its sockets and does not wait."""
 
 
 class FixedFraming(echo.RawFraming):
-    """Raw framing as a server sees it that knows how long the probes are: messages of one fixed length."""
+    """Raw framing for a server that knows the length of the probes: messages of one fixed length."""
 
     def __init__(self, size):
         super().__init__(size)
@@ -57,7 +57,7 @@ class _FixedDecoder(echo.Decoder):
 
 
 class Service:
-    """A connection as the service sees it. ``number``: how many messages it has had, with the one being answered."""
+    """A connection as the service sees it. ``number``: how many messages have come, including the current one."""
 
     def __init__(self, network, sock):
         sock.setblocking(False)
@@ -95,7 +95,7 @@ class Service:
         self._socket.close()
 
     def turn(self):
-        """Send what has waited; read and answer what has come."""
+        """Send the bytes that have waited; read and answer the messages that have come."""
         while self.is_open:
             try:
                 self._flush()
@@ -122,11 +122,11 @@ class Service:
 
 
 class Network:
-    """One host with one service, and the time. It stands in for an ``Endpoint`` and for a ``Clock``.
+    """One host with one service, and the clock. It replaces an ``Endpoint`` and a ``Clock``.
 
-    ``sessions``: a ``Service`` for each connection, in order. ``messages``: all that they have had, and ``times``:
-    when. ``polled``: nanoseconds in which the client polled and nothing came; they are processor time. ``refusals``:
-    how many more connections are refused. ``interrupted``: whether the user has ended the bench.
+    ``sessions``: a ``Service`` for each connection, in order. ``messages``: all messages that they received;
+    ``times``: when. ``polled``: nanoseconds in which the client polled and nothing came, which is processor time.
+    ``refusals``: how many more connections are refused. ``interrupted``: whether the user has ended the bench.
     """
 
     def __init__(self, service, framing):
@@ -180,14 +180,14 @@ class Network:
 
 
 class _DialsAtOnce(Dialer):
-    """Without a thread: the time passes here."""
+    """Connects in the calling thread, which advances the clock."""
 
     def dial(self, place, pause=0.0):
         self._attempt(place, pause)
 
 
 class _Selector(selectors.DefaultSelector):
-    """Lets the services have their turn, then lets the time pass that the client would wait."""
+    """Runs the services, then advances the clock by the time that the client would wait."""
 
     def __init__(self, network):
         super().__init__()
@@ -209,8 +209,8 @@ class _Selector(selectors.DefaultSelector):
 
 
 class Simulation:
-    """A client and the ``network`` that it has. ``run`` it to have ``code``, the exit code; ``text``, which it wrote to
-    standard output; and ``details``, which it wrote to standard error."""
+    """A client and its ``network``. ``run`` sets ``code``, the exit code; ``text``, the standard output; and
+    ``details``, the standard error."""
 
     def __init__(self, service, framing, size, network=Network, **report_options):
         framings = {"line": LineFraming, "length": LengthFraming, "raw": lambda limit: FixedFraming(size)}
@@ -245,7 +245,7 @@ def simulate_ping(
     new_connection=False,
     **report_and_network,
 ):
-    """``--ping`` a service that is of this class; return the ``Simulation``. Without ``count`` the service ends it, by
+    """``--ping`` a service of this class; return the ``Simulation``. Without ``count`` the service ends it, by
     ``self.network.simulation.client.stop()``, which is what a signal does."""
     simulation = Simulation(service, framing, size, **report_and_network)
     simulation.client = Ping(
@@ -288,8 +288,8 @@ def simulate_bench(
     new_connection=False,
     **report_and_network,
 ):
-    """``--bench`` a service that is of this class; return the ``Simulation``. A thread does what the processes of the
-    load do. The service ends it as a signal does with ``self.network.interrupted = True``."""
+    """``--bench`` a service of this class; return the ``Simulation``. A thread does the work of the load's processes.
+    ``self.network.interrupted = True`` in the service ends it as a signal does."""
     simulation = Simulation(service, framing, size, **report_and_network)
 
     def start_load(plan):
@@ -324,7 +324,7 @@ def simulate_bench(
 
 
 class _OneTickEachTime:
-    """The clock of the bench itself, which looks at it once for each report of the load."""
+    """The clock of the bench itself, which reads it once for each report of the load."""
 
     def __init__(self):
         self._time = 0
@@ -335,7 +335,7 @@ class _OneTickEachTime:
 
 
 class _Load(threading.Thread):
-    """What the bench takes for a process of the load."""
+    """Replaces a process of the load for the bench."""
 
     def __init__(self, pipe, plan, network):
         super().__init__(daemon=True)
@@ -360,11 +360,11 @@ class _Load(threading.Thread):
         return "end" if self._network.interrupted else self._pipe.recv()
 
 
-# Services that do one thing wrong.
+# Services, each with one fault.
 
 
 class EchoesBytes(Service):
-    """Not wrong at all: RFC 862's echo, which does not know messages."""
+    """No fault: the echo of RFC 862, which knows no messages."""
 
     def received(self, data):
         self.send_raw(data)

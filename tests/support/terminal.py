@@ -27,7 +27,7 @@ UP, DOWN, LEFT = ESC + b"[A", ESC + b"[B", ESC + b"[D"
 class Terminal:
     """A process in a pseudo-terminal. ``screen`` is all that it wrote there.
 
-    Unless ``environment`` has a place for it, no history is kept: it would be that of whoever runs the tests.
+    Unless ``environment`` names a file, no history is kept: it would be the user's own.
     """
 
     def __init__(self, run, *arguments, starter=OWN_TERMINAL, **environment):
@@ -52,7 +52,7 @@ class Terminal:
         os.write(self.master, data)
 
     def read(self):
-        """Take in what comes next; false at the end."""
+        """Read the next output; return false at the end."""
         ready = select.select([self.master], [], [], DEADLINE)[0]
         assert ready, f"nothing more after {self.screen!r}"
         try:
@@ -63,7 +63,7 @@ class Terminal:
         return bool(data)
 
     def until(self, pattern):
-        """Read until ``pattern`` stands in what came since the last call; return the match."""
+        """Read until the output since the last call matches ``pattern``; return the match."""
         while True:
             match = re.compile(pattern).search(self.screen, self.seen)
             if match:
@@ -72,12 +72,12 @@ class Terminal:
             assert self.read(), f"no {pattern!r} in {self.screen[self.seen :]!r}"
 
     def resize(self, rows, columns):
-        """The user has dragged the window's corner; the process hears of it by SIGWINCH."""
+        """Change the window's size; the process gets SIGWINCH."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self.process.popen.send_signal(signal.SIGWINCH)  # again, wherever the system has not sent it by itself
+        self.process.popen.send_signal(signal.SIGWINCH)  # once more, in case the system has not sent it
 
     def settle(self):
-        """Wait until the process sleeps in its read: a Ctrl-C before that would be acted on only at the next key."""
+        """Wait until the process sleeps in its read: a Ctrl-C before that would be handled only at the next key."""
         wait_until_it_sleeps(self.process.pid)
 
     def leave(self):

@@ -1,11 +1,11 @@
 """Which tests run: the quick ones by default, all of them with ``--all``. ``conftest.py`` hands this to pytest.
 
-Unmarked tests are quick and certain, and need nothing but Python (and ``openssl``, for certificates). The others have
-one of ``MARKERS``; they run with ``--all``, with a ``-m`` that selects them, or named as ``file::test``. What did not
-run, and why, is one table at the end.
+Unmarked tests are quick and certain, and need only Python (and ``openssl``, for certificates). The others have one of
+``MARKERS``; they run with ``--all``, with a ``-m`` that selects them, or named as ``file::test``. A table at the end
+counts the tests that did not run, by reason.
 
-A marker that names what a test needs is also its check: where that is missing the test is skipped or, with
-``--fail-missing``, fails. So CI cannot pass because a program could not be installed.
+A ``needs_`` marker also checks: if something is missing, the test is skipped or, with ``--fail-missing``, fails. So CI
+cannot pass because a program could not be installed.
 """
 
 import collections

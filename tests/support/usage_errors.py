@@ -1,4 +1,4 @@
-"""The line with which a command ends when it cannot do what its arguments say."""
+"""The error line of a command that cannot do what its arguments say."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A pytest plugin: fakeredis' tests ask a real Redis server for its version, and end if none runs. Answers for one."""
+"""A pytest plugin that replaces a Redis server: fakeredis' tests ask one for its version, and end if none runs."""
 
 import redis
 

@@ -13,7 +13,7 @@ import sys
 
 
 def host_of(value):
-    """``value`` as an address, or as a name if it is none."""
+    """``value`` as an address, or as a name if it is not an address."""
     text = value.decode("ascii", "replace") if isinstance(value, (bytes, bytearray)) else str(value or "localhost")
     try:
         return ipaddress.ip_address(text.partition("%")[0])
@@ -29,7 +29,7 @@ def is_outside(host):
 
 
 def stay_on_this_machine(event, args):
-    """An audit hook: what would reach another machine, or a name server, fails as it does without a network."""
+    """An audit hook: calls that would reach another machine or a name server fail, as they do without a network."""
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = args[1]
         if isinstance(address, tuple) and is_outside(host_of(address[0])):
@@ -75,7 +75,7 @@ def replace_the_servers():
     standard = socketserver.ThreadingMixIn
 
     class Threads:
-        """What ``class S(ThreadingMixIn, Base)`` expects: threads, whatever ``Base`` does with a request."""
+        """Serve each request in a thread, as ``class S(ThreadingMixIn, Base)`` expects, whatever ``Base`` does."""
 
         process_request = echo.Server.process_request
         process_request_thread = echo.Server.process_request_thread
