@@ -1,6 +1,6 @@
 """The server command under a service manager: a listening socket is passed to it, and it reports its state.
 
-``outside/test_systemd.py`` tests the two protocols by themselves; this file tests how the command uses them.
+``outside/test_systemd.py`` tests the two protocols alone; this file tests how the command uses them.
 """
 
 import collections
@@ -33,7 +33,7 @@ class Tells(echo.MessageRequestHandler):
 """
 
 PATIENT = ("--shutdown-timeout", "10m")
-"""However busy this machine is, the sessions end by themselves."""
+"""The sessions end before this time, however busy this machine is."""
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def test_a_client_that_connects_while_no_server_runs_is_served_by_the_next(serve
 
 
 class Load:
-    """Clients that connect, send a line and compare its echo, one after the other, all the time, until ``end()``.
+    """Clients that connect, send a line and compare its echo, one after the other, until ``end()``.
 
-    ``outcomes`` counts them by what happened: ``right``, or what was wrong.
+    ``outcomes`` counts them by outcome: ``right``, or the error.
     """
 
     def __init__(self, address, count=3):
@@ -138,7 +138,7 @@ class Load:
 
     def _run(self, number):
         turn = 0
-        while not self._over.wait(0.005):  # in between, others may work, such as the server that starts
+        while not self._over.wait(0.005):  # lets other processes run, such as the server that starts
             turn += 1
             outcome = self._one(b"client %d, line %d\n" % (number, turn))
             with self._lock:
@@ -158,7 +158,7 @@ class Load:
         return "right" if reply == line else f"wrong: {reply!r}" if reply else "lost: the end"
 
     def goes_on(self):
-        """Wait for a number of echoes from now on."""
+        """Wait for this number of further echoes."""
         least = self.outcomes["right"] + 20
         eventually(lambda: self.outcomes["right"] >= least, f"the load has stopped: {self.outcomes}")
 
@@ -179,7 +179,7 @@ def load_on(listener):
 
 
 def restart(start, listener, load, order, times):
-    """Let another server take over so many times; return the last one. ``start(listener)`` starts one."""
+    """Replace the server by a new one this many times; return the last one. ``start(listener)`` starts one."""
     server = start(listener)
     load.goes_on()
     for _ in range(times):
@@ -201,7 +201,7 @@ takeovers = pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.ma
 
 @pytest.fixture
 def quiet_over(serve_over, tmp_path):
-    """``quiet_over(listener, *options)``: ``serve_over`` for a server that logs nothing, but tells systemd that it
+    """``quiet_over(listener, *options)``: ``serve_over`` for a server that logs nothing, but notifies systemd that it
     listens."""
 
     def start(listener, *options):
@@ -222,7 +222,7 @@ def quiet_over(serve_over, tmp_path):
     ids=["one", "workers"],
 )
 def test_a_restart_under_load_refuses_no_connection_and_loses_no_echo(quiet_over, listener, options, order, times):
-    """With ``DeferAcceptSec=`` a client is accepted together with its request, which a stop answers."""
+    """With ``DeferAcceptSec=`` a client is accepted when its request has come, and a stop still answers that."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(DEADLINE))
     with load_on(listener) as load:
         server = restart(lambda listener: quiet_over(listener, *options), listener, load, order, times)
@@ -233,8 +233,8 @@ def test_a_restart_under_load_refuses_no_connection_and_loses_no_echo(quiet_over
 @takeovers
 @orders
 def test_a_restart_under_load_refuses_no_connection_whenever_the_request_comes(quiet_over, listener, order, times):
-    """Without it a client may be accepted just before the stop and send just after: it sees the end of an idle
-    session. But none is refused, and no echo is wrong."""
+    """Without it a client may be accepted just before the stop and send just after: its idle session then ends without
+    a reply. But none is refused, and no echo is wrong."""
     with load_on(listener) as load:
         server = restart(quiet_over, listener, load, order, times)
     outcomes = dict(load.outcomes)
@@ -265,7 +265,7 @@ def test_a_session_of_the_old_server_ends_there_while_the_new_one_serves(serve_o
 
 @contextlib.contextmanager
 def notified(folder):
-    """A socket as the service manager's, and the environment that says where it is."""
+    """The service manager's socket, and the environment that names it."""
     path = str(folder / f"notify{time.monotonic_ns()}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE)
@@ -285,7 +285,7 @@ def told(sock):
 
 
 def nothing_more(sock):
-    """Whether no message has come since; to be asked when the sender has ended."""
+    """Whether no further message has come; call it when the sender has ended."""
     sock.setblocking(False)
     try:
         return not sock.recv(4096)

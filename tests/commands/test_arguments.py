@@ -1,4 +1,4 @@
-"""What the command lines take for ports, durations, sizes and counts; and how they refuse the rest."""
+"""Ports, durations, sizes and counts on the command lines: which values are valid, and the errors for all others."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from echo.framing import LineFraming
 
 
 def refusal(read, text):
-    """The message with which ``read`` refuses ``text``."""
+    """The message with which ``read`` rejects ``text``."""
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         read(text)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""``python -m echo.client --bench``: what it counts and times, what it calls what went wrong, how it shows and ends."""
+"""``python -m echo.client --bench``: its counts and times, its names for errors, its output and its end."""
 
 import contextlib
 import errno
@@ -71,15 +71,15 @@ from support.simulation import (
 needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
 FEW = ("--rate", "50", "-d", "200ms")
-"""Options for a short bench that takes little processor time. All that is due is sent and awaited, so that some
-messages are measured however busy the machine is."""
+"""Options for a short bench that takes little processor time. It sends all due messages and waits for their replies, so
+that some are measured however busy the machine is."""
 
 STDOUT_ELSEWHERE = """\
 import os, sys
 os.dup2(os.open(os.environ["STDOUT"], os.O_WRONLY | os.O_CREAT, 0o600), 1)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
-"""A starter for ``Terminal``: only standard error is the terminal, standard output is the file named by ``STDOUT``."""
+"""For ``Terminal``: only standard error is the terminal, standard output is the file named by ``STDOUT``."""
 
 
 @pytest.fixture
@@ -110,12 +110,12 @@ def received(text):
 
 
 def samples(text):
-    """How many round trips were measured."""
+    """The number of round trips that were measured."""
     return int(re.search(r"^(?:round trip|corrected) .* ([\d,]+)$", text, re.MULTILINE).group(1).replace(",", ""))
 
 
 def adds_up(summary):
-    """The same summary, if each message that was due has exactly one fate."""
+    """Return the summary after a check that each due message has exactly one outcome."""
     fates = [summary[name] for name in ("came", "lost", "never_sent", "on_the_way")]
     assert summary["due"] == sum(fates), summary
     assert min(fates) >= 0, summary
@@ -128,7 +128,7 @@ def all_right(text):
     return (found["wrong"], found["lost"], found["errors"]) == ("0", "0", "0") and "never sent" not in found
 
 
-# Services that are echoes.
+# Services that echo.
 
 
 @every_framing
@@ -284,9 +284,9 @@ def test_what_waits_for_its_turn_while_the_server_stalls_is_in_the_corrected_tim
     result = simulate_bench(Stalls, connections=1, depth=1, rate=200, duration=1, as_json=True)
     assert result.code == 0
     summary = events(result.text)[-1]
-    assert summary["raw_max_us"] >= 300_000  # the one that met it
+    assert summary["raw_max_us"] >= 300_000  # the message that met the stall
     assert summary["rtt_p99_us"] > summary["raw_p99_us"]
-    assert summary["rtt_p90_us"] >= 100_000  # those whose turn came meanwhile: a third of all
+    assert summary["rtt_p90_us"] >= 100_000  # the messages that were due meanwhile: a third of all
     assert summary["rtt_avg_us"] > summary["raw_avg_us"]
 
 
@@ -303,7 +303,7 @@ def test_the_messages_sent_and_never_sent_are_the_whole_timetable():
     result = simulate_bench(NeverAnswers, connections=1, depth=1, rate=10, duration=0.3, timeout=1, as_json=True)
     assert result.code == 1
     summary = adds_up(events(result.text)[-1])
-    # From the start to the end of 330 ms there are turns at 0, 100, 200 and 300 ms. The first is in the warm-up.
+    # In 330 ms, messages are due at 0, 100, 200 and 300 ms. The first is in the warm-up.
     assert (summary["due"], summary["never_sent"], summary["warm_up"]) == (3, 3, {"lost": 1})
 
 
@@ -342,7 +342,7 @@ def test_what_was_due_on_a_lost_connection_was_never_sent(lost, came):
     result = simulate_bench(CloseAtTheEleventh, rate=100, duration=0.2, as_json=True)
     summary = adds_up(events(result.text)[-1])
     assert result.code == 1
-    # Of 22 turns, 2 are in the warm-up. Each connection has 11.
+    # Of 22 due messages, 2 are in the warm-up. Each connection has 11.
     assert summary["due"] == 20
     assert summary["lost"] == lost
     assert summary["came"] == 20 - lost
@@ -403,7 +403,7 @@ def outages(result):
 
 
 class IsAway(Service):
-    """Closes all connections at the time of 400 ms, and refuses new ones until that of 700 ms."""
+    """Closes all connections at 400 ms, and refuses new ones until 700 ms."""
 
     def answer(self, message):
         network = self.network
@@ -494,10 +494,10 @@ def test_each_message_may_have_a_connection_of_its_own(rate):
     assert (result.code, summary["errors"], summary["lost"]) == (0, {}, 0)
     sessions = result.network.sessions
     assert {session.number for session in sessions} == {0, 1}
-    assert [session.number for session in sessions].count(0) == 1  # the one that shows that the server is there
+    assert [session.number for session in sessions].count(0) == 1  # the first only checks that the server listens
     assert summary["rtt_samples"] == summary["raw_samples"] == summary["connect_samples"] == summary["came"] > 50
     assert summary["connect_min_us"] == summary["connect_max_us"] == 1000
-    assert summary["rtt_min_us"] >= summary["raw_min_us"] + 1000  # a round trip contains the time to connect
+    assert summary["rtt_min_us"] >= summary["raw_min_us"] + 1000  # a round trip includes the time to connect
     text = simulate_bench(rate=rate, duration=1, new_connection=True).text
     assert "a connection for each message, 1 s\n" in text.partition("\n")[0] + "\n"
     assert re.findall(r"^(corrected|raw|round trip) ", text, re.MULTILINE) == [
@@ -739,7 +739,7 @@ def test_a_client_that_sends_late_says_so_and_a_server_that_is_slow_is_not_blame
     assert (summary["client_late"], summary["client_is_bottleneck"]) == (0, False)
 
 
-# Services that are not echoes, or bad ones.
+# Services that do not echo, or echo wrongly.
 
 
 def test_flipped_bytes_are_corrupted():
@@ -796,7 +796,7 @@ def test_a_reply_after_its_time_is_late_however_soon_after(rate):
             self.network.time += 9_000_000 if self.number % 2 else 11_000_000
             self.send(message)
 
-    # Each takes a millisecond more on its way.
+    # Each takes a millisecond longer.
     result = simulate_bench(TakesLong, connections=1, rate=rate, duration=1, timeout=0.011, as_json=True)
     assert result.code == 1
     summary = adds_up(events(result.text)[-1])
@@ -849,7 +849,7 @@ def test_a_lost_message_is_given_up_in_time_and_the_next_is_sent():
 
 def test_replies_after_the_time_are_lost_and_late():
     result = simulate_bench(LagsByOne, connections=1, duration=0.9, timeout=0.1)
-    assert result.code == 1  # they are missing; nothing was wrong with them
+    assert result.code == 1  # they are missing, not wrong
     found = rows(result.text)
     assert re.fullmatch(r"\d+ late", found["wrong"])
     assert int(found["lost"]) > int(found["wrong"].split()[0]) > 0
@@ -943,7 +943,7 @@ def test_when_one_connection_is_closed_the_others_go_on():
 
 
 def test_a_server_that_stops_ends_it(serve, start_bench):
-    handler = remembering(never_answers)  # so that nothing is on its way that a closed socket would answer with a RST
+    handler = remembering(never_answers)  # so that no bytes reach the socket after its close
     server = serve(handler)
     process = start_bench(server, "-d", "1h")
     eventually(lambda: len(handler.messages) == 2)
@@ -1035,7 +1035,7 @@ def test_a_process_that_dies_takes_no_message_along():
     assert summary["errors"] == {"a process of the load has died": 1}
 
 
-# The end that a user makes.
+# Ctrl-C, SIGTERM and timeouts.
 
 
 def test_an_interrupt_ends_it_with_the_summary():
@@ -1074,7 +1074,7 @@ def test_a_signal_ends_it_with_the_summary(serve, start_bench):
     options = ("--rate", "20", "-d", "1h", "-J")
     processes = {signum: start_bench(server, *options) for signum in (signal.SIGINT, signal.SIGTERM)}
     for signum, process in processes.items():
-        read_until(process, '"progress"')  # one second of what counts has passed
+        read_until(process, '"progress"')  # one second of the measured time has passed
         process.popen.send_signal(signum)
     for process in processes.values():
         code, text = finish(process)
@@ -1086,7 +1086,7 @@ def test_a_signal_ends_it_with_the_summary(serve, start_bench):
 
 
 def is_a_summary_of_nothing(text):
-    """Whether it is, be it that the signal came in the warm-up or, on a busy machine, after it."""
+    """Whether no message was measured: the signal came in the warm-up or, on a busy machine, just after it."""
     return re.match("none: it ended before the warm-up did|0 in ", rows(text)["messages"])
 
 
@@ -1109,7 +1109,7 @@ def test_under_timeout_which_signals_twice_there_is_one_summary(serve, start_ben
     handler = remembering(never_answers)
     process = start_bench(serve(handler), "-w", "0", "-d", "1h", python_options=("-c", THROUGH_TIMEOUT))
     eventually(lambda: handler.messages)
-    process.popen.send_signal(signal.SIGTERM)  # timeout(1) passes it on as if the time had come
+    process.popen.send_signal(signal.SIGTERM)  # timeout(1) passes it on, as at its end
     code, text = finish(process)
     assert code == 1
     assert is_a_summary_of_nothing(text)
@@ -1135,7 +1135,7 @@ def test_ctrl_c_at_a_terminal_ends_it_with_the_summary(serve, run):
 
 @posix
 def test_a_signal_while_the_load_is_started_is_not_lost(serve, start_bench):
-    # The process of the load is made to start so slowly that the signal meets the start of it.
+    # The process of the load starts so slowly that the signal comes during its start.
     starter = (
         "import multiprocessing.context as c, os, signal, runpy, sys\n"
         "if __name__ == '__main__':\n"
@@ -1149,7 +1149,7 @@ def test_a_signal_while_the_load_is_started_is_not_lost(serve, start_bench):
     )
     process = start_bench(serve(), "-d", "3s", "-J", python_options=("-c", starter))
     process.finish()
-    assert process.popen.returncode in (1, 130)  # and not 0, as after a load that nothing cut short
+    assert process.popen.returncode in (1, 130)  # and not 0, as after a complete load
 
 
 @posix
@@ -1185,7 +1185,7 @@ def test_no_process_of_the_load_outlives_it(serve, start_bench, rate, signum):
     eventually(lambda: not any(map(is_alive, children)), "a process of the load lives on")
 
 
-# How it is printed.
+# Output.
 
 
 def test_quiet_is_the_summary_alone():
@@ -1251,13 +1251,13 @@ def test_it_needs_no_input_and_warns_of_nothing(serve, start_bench):
     assert all_right(text)
 
 
-# The line that shows how it goes, at a terminal.
+# The progress line at a terminal.
 
 
 def lines_on(screen, width):
-    """What stood in the last line of a terminal, each time it was drawn anew; none of it was too long for that line."""
+    """The texts that were drawn in a terminal's last line, after a check that each one fits."""
     *drawn, last = re.findall(r"\r(?:\x1b\[\dA)?\x1b\[[KJ]([^\r\n\x1b]*)", screen)
-    assert last == "" or last.startswith("messages "), screen  # the summary, where that goes to the terminal too
+    assert last == "" or last.startswith("messages "), screen  # the summary, if that goes to the terminal too
     assert all(len(text) <= width - 3 for text in drawn)
     return drawn
 
@@ -1278,7 +1278,7 @@ def test_a_line_at_the_terminal_shows_how_it_goes_fits_and_is_gone_at_the_end(se
     try:
         set_width(user, 40)
         user.until(rb"\r\x1b\[K +59:\d\d left  +[\d,]+/s  [\d,]+ wrong[^\r]*$")
-        set_width(user, 20)  # while it stands there
+        set_width(user, 20)  # while the line is there
         user.until(rb"\x1b\[1A\x1b\[J[^\r ]+    59:\d\d left")
         user.type(CTRL_C)
         assert user.leave() == 3
@@ -1345,7 +1345,7 @@ def test_the_line_is_on_the_terminal_and_fits_it_when_the_results_go_elsewhere(s
     assert "\x1b" not in text and " left" not in text
 
 
-# Command lines and addresses that lead nowhere.
+# Usage errors, and addresses where no connection can be made.
 
 
 @pytest.mark.parametrize(
@@ -1379,7 +1379,7 @@ def test_options_that_make_no_sense_are_one_line(serve, options, words):
 @pytest.mark.parametrize(
     "host",
     [
-        pytest.param("nohost.invalid", marks=pytest.mark.slow, id="unknown"),  # where no name server answers
+        pytest.param("nohost.invalid", marks=pytest.mark.slow, id="unknown"),  # if no name server answers
         pytest.param("a" * 80, id="long"),
         pytest.param("a..b", id="dots"),
     ],
@@ -1390,7 +1390,7 @@ def test_a_host_that_cannot_be_found_is_one_line(host):
     assert is_one_complaint(stderr, repr(host))
 
 
-# What the reader of the output may do.
+# Readers of the output that stall or go away.
 
 
 @posix
@@ -1399,7 +1399,7 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(serve, start_bench):
     process = start_bench(server, "-d", "1h")
     read_until(process, "BENCH .*\n")
     process.popen.stdout.close()
-    server.stop()  # which ends the bench; it has a summary to write
+    server.stop()  # the signal ends the bench, which then writes a summary
     assert process.popen.wait(DEADLINE) == 1
     process.finish()
     assert process.log == ""

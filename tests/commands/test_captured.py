@@ -1,4 +1,4 @@
-"""Everything that a handler and Python print beside the log is a record of it, and nothing in it can forge one."""
+"""All output of a handler and of Python itself becomes log records, and no text in it can forge a record."""
 
 import argparse
 import contextlib
@@ -45,7 +45,7 @@ class Lines(logging.Handler):
 
 @contextlib.contextmanager
 def captured():
-    """(original stream, what has taken its place). No fixture: pytest has a ``sys.stderr`` for each phase of a test."""
+    """(original stream, its replacement). Not a fixture: pytest has another ``sys.stderr`` for each phase of a test."""
     original = io.StringIO()
     with contextlib.redirect_stderr(original), captured_stderr() as stream:
         yield original, stream
@@ -93,7 +93,7 @@ def test_a_line_that_a_thread_has_not_ended_is_a_record_of_its_own():
 
 
 def test_a_line_that_a_thread_prints_in_pieces_at_its_end_is_one_record():
-    """As the main thread does while exit functions run, which the interpreter already takes for ended."""
+    """As in the main thread while exit functions run: the interpreter counts that thread as ended."""
 
     class Ended(threading.Thread):
         def is_alive(self):
@@ -189,11 +189,11 @@ def test_the_log_has_colors_and_the_names_of_threads_if_asked_and_json_has_no_co
     assert ("\x1b[" in line) is shown and "u001b" not in line
 
 
-# A server with a handler that lets everything into its log.
+# A server with a handler that logs everything.
 
 
 def start(run, tmp_path, *options):
-    """A server command with the evil handler; what it prints goes to a file."""
+    """A server command with the evil handler; its output goes to a file."""
     log = tmp_path / "log"
     with open(log, "wb") as file:
         server = run(
@@ -212,7 +212,7 @@ def start(run, tmp_path, *options):
 
 
 def talk(server, dial, *messages):
-    """A session with these messages; return what came back."""
+    """Run a session with these messages; return the replies."""
     with contextlib.suppress(ConnectionError), dial(server.address) as client:
         client.sendall(b"".join(message + b"\n" for message in messages))
         client.shutdown(1)
@@ -296,7 +296,7 @@ def junk(rng):
 
 
 class Fuzzed:
-    """A server whose log a strict reader reads beside the sessions. ``ECHO_FUZZ_SECONDS``: how long they go on."""
+    """A server whose log a strict reader checks during the sessions. ``ECHO_FUZZ_SECONDS``: how long they continue."""
 
     def __init__(self, server, form):
         self.server = server
@@ -357,8 +357,8 @@ DOORS = {
 def test_random_headers_and_handshakes_leave_a_log_that_a_strict_reader_accepts(
     run, dial, tmp_path, trials, certificates, form, door
 ):
-    """50 connections a round. Each begins with a PROXY header, or a TLS handshake with an odd name, protocol and
-    certificate, or something else; one byte or more is changed, left out, put in, or missing at the end."""
+    """50 connections a round. Each begins with a PROXY header, a TLS handshake with an odd name, protocol and
+    certificate, or other bytes; one byte or more is changed, removed, inserted, or missing at the end."""
     server = start(run, tmp_path, *door_options(door, certificates), "--log-format", form, "--log-level", "debug")
     fuzzed = Fuzzed(server, form)
     odd = certificates.issue("odd", "/O=" + re.sub("[\0/]", "", FORGED) + '\n, +"<>;/CN=\x7f\t#')
@@ -392,7 +392,7 @@ def arrive(rng, server, dial, door, contexts):
     """One connection."""
     messages = b"".join(message + b"\n" for message in random_messages(rng, [w for w in WORDS if w != "child"]))
     with contextlib.suppress(OSError), dial(server.address) as client:
-        client.settimeout(0.2)  # both sides may wait for more; what the log holds does not depend on it
+        client.settimeout(0.2)  # both sides may wait for more; the log does not depend on it
         if door != "tls":
             header = rng.choice(list({**VALID, **INVALID}.values()))[0]
             client.sendall(changed(rng, header))

@@ -1,7 +1,7 @@
 """``python -m echo.client`` with ``-m`` and in a pipe: its output, its error message, its exit code.
 
-Most tests call the command's ``main()`` in this process. The others start a process: those about pipes that break,
-signals, and what is left at an interpreter's end.
+Most tests call the command's ``main()`` in this process. Those about broken pipes, signals and the interpreter's end
+start a process.
 """
 
 import collections
@@ -48,7 +48,7 @@ peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platfo
 print("peak", peak, file=sys.stderr)
 sys.exit(code)
 """
-"""``python -c MEASURE -m MODULE ...`` runs the module in a child, which is so small that the peak is the child's."""
+"""``python -c MEASURE -m MODULE ...`` runs the module in a child. This process is small, so the peak is the child's."""
 
 
 def client(server, *options, **streams):
@@ -69,19 +69,19 @@ def client_process(run):
 
 @pytest.fixture
 def nobody():
-    """An address where nothing listens, and nothing will."""
+    """An address where nothing listens during the test."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()
 
 
 def silent(sock):
-    """Read to the end, answer nothing."""
+    """Read to the end, and never reply."""
     read_all(sock)
 
 
 def test_a_client_that_does_not_measure_does_not_load_the_parts_that_do():
-    """They need ``multiprocessing``, which takes long to import."""
+    """They import ``multiprocessing``, which takes long."""
     loaded = "import sys, echo.cli.client.command; print(*sys.modules)"
     modules = subprocess.check_output([sys.executable, "-c", loaded], cwd=ROOT, timeout=DEADLINE, text=True).split()
     assert "echo.client" in modules
@@ -176,18 +176,18 @@ def test_a_message_that_the_framing_cannot_carry_is_refused_before_connecting(no
 
 
 def messages_of(*texts):
-    """The options that send these messages."""
+    """The ``-m`` options for these messages."""
     return [option for text in texts for option in ("-m", text)]
 
 
 def objects(out):
-    """The JSON objects of the lines, which are printable ASCII, without their times."""
+    """The JSON objects of the lines, without their times, after a check that all is printable ASCII."""
     assert re.fullmatch(rb"([ -~]+\n)*", out), out
     return events(out.decode())
 
 
 def without_time(event):
-    """The reply without its round-trip time, which must be plausible."""
+    """The reply without its round-trip time, after a check that this is plausible."""
     assert 0 < event["rtt_us"] < DEADLINE * 1e6
     return {name: value for name, value in event.items() if name != "rtt_us"}
 
@@ -203,7 +203,7 @@ def summary(sent, received, different=0, exits=0, **more):
 
 
 class Shout(echo.MessageRequestHandler):
-    """No echo: letters come back as capitals."""
+    """Not an echo: replies are in capitals."""
 
     def message_received(self, message):
         self.send(message.upper())
@@ -303,7 +303,7 @@ class Killed(echo.EchoRequestHandler):
             os.kill(os.getpid(), signal.SIGKILL)
         super().message_received(message)
 """
-"""A handler whose server is killed by the message "two"; nothing listens there any more."""
+"""A handler whose server is killed by the message "two", so that nothing listens there any more."""
 
 
 @pytest.fixture
@@ -457,7 +457,7 @@ def test_lines_in_a_pipe_come_back_as_they_were(serve):
 
 @unix_sockets
 def test_input_is_sent_while_replies_are_read(serve):
-    # A client that sent everything before it reads would stop for ever here: a Unix socket holds much less than this.
+    # A client that sends everything before it reads would hang here: a Unix socket holds much less than this.
     data = bytes(range(250)) * 8000
 
     def talk(sock):
@@ -500,7 +500,7 @@ def pair():
 
 
 def test_no_more_than_a_window_is_on_its_way(pair, tmp_path):
-    # The client keeps only what is on its way. This server answers only when it has got more than a window.
+    # The client keeps only the messages in flight. This server replies only when it has got more than a window.
     ours, theirs = pair
     most = 0
     window = SmallWindow.window
@@ -513,7 +513,7 @@ def test_no_more_than_a_window_is_on_its_way(pair, tmp_path):
             held += data
             most = max(most, len(held))
             if len(held) > window:
-                theirs.settimeout(0.01)  # the client should wait for a reply now; if it sends more, that is seen here
+                theirs.settimeout(0.01)  # the client must wait for a reply now; further bytes would be read here
                 try:
                     held += theirs.recv(65536)
                 except socket.timeout:
@@ -544,7 +544,7 @@ def test_no_more_than_a_window_is_on_its_way(pair, tmp_path):
 @pytest.mark.parametrize("framing", ["line", "raw"])
 def test_memory_stays_small_however_much_goes_through(server_command, run, tmp_path, framing):
     block = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, "big")
-    block = b"\n".join(block[start : start + 1000] for start in range(0, len(block), 1001))  # no line over the limit
+    block = b"\n".join(block[start : start + 1000] for start in range(0, len(block), 1001))  # no line is too long
     digest = hashlib.sha256()
     with open(tmp_path / "in", "wb") as file:
         for _ in range(200):
@@ -652,7 +652,7 @@ def test_what_follows_an_exit_may_come_a_moment_later(pair):
 @posix
 @pytest.mark.parametrize("more", [b"", b"more\n"], ids=["nothing", "more"])
 def test_a_server_may_end_the_session_before_the_end_of_the_input_is_read(pair, more):
-    # As a server does that answers once. More input is lost, and reported.
+    # As a server that replies once. Further input is lost, and reported.
     ours, theirs = pair
     source, sink = (open(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb")))
 
@@ -731,7 +731,7 @@ def test_without_line_framing_the_error_names_a_part_of_the_input(serve, framing
 
 @pytest.mark.parametrize("framing", ["line", "raw"])
 def test_exit_in_a_pipe_ends_without_an_error_every_time(serve, framing):
-    # The server's end may come before the sending side of the client has noticed its own.
+    # The server's end may arrive before the sending side of the client has noticed the end of its input.
     server = serve(echo_of(framing))
     for _ in range(20):
         assert client(server, "--framing", framing, data=b"exit\n") == (0, b"", "")
@@ -917,7 +917,7 @@ def test_a_server_that_dies_in_mid_session_is_a_failure_although_the_input_is_op
 
 @pytest.fixture
 def stuck():
-    """A handler that neither reads nor answers, until the test is over."""
+    """A handler that neither reads nor replies until the test is over."""
     over = threading.Event()
     yield plain(lambda sock: over.wait(DEADLINE))
     over.set()
@@ -939,7 +939,7 @@ def test_a_server_that_does_not_read_ends_the_client_in_time(serve, stuck):
 
 
 class SmallBuffers(echo.Server):
-    """Its sessions' sockets take little that is not read, so that a client soon cannot send any more."""
+    """Its sessions' sockets have small buffers, so a client soon blocks if the handler does not read."""
 
     def server_bind(self):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -948,7 +948,7 @@ class SmallBuffers(echo.Server):
 
 @pytest.fixture
 def much(tmp_path):
-    """An input of more than what fits between a client and a server with ``SmallBuffers`` that does not read."""
+    """An input larger than all buffers between a client and a server with ``SmallBuffers`` that does not read."""
     with open(tmp_path / "much", "wb+") as file:
         file.write(b"first\n" + b"0123456789\n" * 700_000)
         file.seek(0)
@@ -957,7 +957,7 @@ def much(tmp_path):
 
 @pytest.fixture
 def deaf():
-    """``deaf(answer)``: a handler that reads the first line alone, and sends ``answer`` when all buffers are full."""
+    """``deaf(answer)``: a handler that reads only the first line, and sends ``answer`` when all buffers are full."""
     done = threading.Event()
 
     def handler(answer):
@@ -1152,7 +1152,7 @@ def test_without_a_thread_to_send_in_a_pipe_ends_with_one_line(serve, monkeypatc
     assert one_complaint(done, "can't start new thread; raise the limit of processes and threads (ulimit -u)")
 
 
-@pytest.mark.slow  # it asks the name servers, which may have to be waited for
+@pytest.mark.slow  # it asks the name servers, which may take long
 def test_a_host_that_the_system_does_not_know_is_one_line():
     done = call_client("nohost.invalid", "9", "-m", "x")
     assert done[:2] == (1, b"")
@@ -1334,7 +1334,7 @@ def test_addresses_that_cannot_be_used_are_one_line(options, code, words):
     assert one_complaint(done, words)
 
 
-# Services that are not echoes.
+# Services that do not echo.
 
 
 def test_without_verification_whatever_comes_back_is_printed_and_right(serve):

@@ -1,4 +1,4 @@
-"""Where there are colors: ``--color``, the environment, and the kind of stream."""
+"""When output is colored: ``--color``, the environment, and the kind of stream."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""``--print-completion``: what the shells themselves make of the scripts."""
+"""``--print-completion``: the scripts in real shells."""
 
 import os
 import subprocess
@@ -108,7 +108,7 @@ QUESTIONS = [
 
 
 def split(line, breaks):
-    """The words of a line as bash gives them to a completion; at the cursor there may be an empty one."""
+    """The words of a line as bash passes them to a completion; the one at the cursor may be empty."""
     words = [""]
     for letter in line:
         if letter == " ":
@@ -150,7 +150,7 @@ def asked_in_fish(script, questions):
 
 @pytest.mark.needs_programs("fish")
 def test_fish_completes_options_values_and_files(folder):
-    """It offers the whole word, with its ``--option=``."""
+    """fish offers the whole word, with its ``--option=``."""
     expected = []
     for line, words in QUESTIONS:
         option, equals, _ = line.rpartition(" ")[2].partition("=")
@@ -165,7 +165,7 @@ def test_fish_completes_each_file_of_several(folder):
     assert answers(folder, "fish", "--no-config", script=script) == [sorted(words) for _, words in SEVERAL]
 
 
-# In a terminal, where bash divides words at @, too, and as the only way to ask zsh.
+# In a terminal: there bash also splits words at @, and zsh completes nowhere else.
 
 TYPED = [
     (b"--no-l\t", ["--no-log-messages"]),
@@ -192,7 +192,7 @@ compinit -u -D
 complete-and-show() {{ zle complete-word; zle -I; {SHOW} ${{(Q)${{(z)BUFFER#echo-??????}}}} {END}; BUFFER=; }}
 zle -N complete-and-show
 bindkey '\\t' complete-and-show
-"""  # it does not complete when further keys have come already
+"""  # it does not complete if further keys have already come
 SHELL_STARTS = [
     pytest.param("bash", BASH + ". ./completion", b"\n", id="bash", marks=pytest.mark.needs_programs("bash")),
     pytest.param("zsh", ZSH + ". ./completion", b"", id="zsh", marks=pytest.mark.needs_programs("zsh")),

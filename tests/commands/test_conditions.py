@@ -1,4 +1,4 @@
-"""Conditions on the figures of a summary: how they are read, and when they hold."""
+"""Conditions on the figures of a summary: how they are parsed, and when they hold."""
 
 import pytest
 

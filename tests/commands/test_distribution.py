@@ -1,4 +1,4 @@
-"""A distribution says of its samples what sorting all of them would have said, to 0.05 %."""
+"""A distribution has the same percentiles as its sorted samples, to 0.05 %."""
 
 import pickle
 import random
@@ -33,7 +33,7 @@ def distribution_of(samples):
 
 
 def nearest_rank(samples, percent):
-    """The smallest sample that at least so many percent of all do not exceed."""
+    """The smallest sample that at least ``percent`` of all samples do not exceed."""
     rank = -(-len(samples) * round(percent * 10) // 1000)
     return sorted(samples)[max(0, rank - 1)]
 
@@ -62,7 +62,7 @@ def test_one_sample_of_any_magnitude_is_off_by_less_than_a_twentieth_of_a_percen
     for bits in range(1, 64):
         power = 1 << bits
         for sample in (power - 1, power, power + 1, power + numbers.getrandbits(bits), power * 3 // 2 - 1):
-            found = distribution_of([0, sample, 1 << 70]).percentile(50)  # neither the least nor the greatest
+            found = distribution_of([0, sample, 1 << 70]).percentile(50)  # neither the minimum nor the maximum
             assert abs(found - sample) < sample * 0.0005
             assert found == sample or sample >= 2048
 
@@ -120,7 +120,7 @@ def test_between_counts_from_an_edge_up_to_but_not_including_the_next():
 
 @EACH
 def test_between_counts_as_the_samples_themselves_would(samples):
-    edges = [0, *(1 << power for power in range(5, 60, 3))]  # where no sample is put on the other side
+    edges = [0, *(1 << power for power in range(5, 60, 3))]  # at a bound that separates the samples
     counted = [sum(low <= sample < high for sample in samples) for low, high in zip(edges, edges[1:])]
     assert distribution_of(samples).between(edges) == counted
 

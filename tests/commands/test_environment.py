@@ -1,4 +1,4 @@
-"""The surroundings of the commands: variables, process 1 of a container, terminals and none, SIGHUP, early Ctrl-C."""
+"""The environment of the commands: variables, process 1 of a container, terminals, SIGHUP, early Ctrl-C."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ COUNTS = ["1", pytest.param("2", marks=needs_fork)]
 # Variables.
 
 SAMPLES = {
-    # option: a value as text, the same as it is read, another one for the command line, the same as it is read
+    # option: a value as text, the same parsed; another value for the command line, the same parsed
     "PORT": ("1234", (None, 1234), "localhost:4321", ("localhost", 4321)),
     "BIND": ("192.0.2.1", ("192.0.2.1", None), "[::]:4321", ("::", 4321)),
     "UNIX": ("/run/echo/s", "/run/echo/s", "@echo", "@echo"),
@@ -200,7 +200,7 @@ def test_the_command_refuses_an_invalid_variable_in_one_line_with_code_2(capsys,
 
 @pytest.mark.parametrize("name, text", [*sorted(JUNK.items()), ("SHUTDOWN_TIMEOUT", "0"), ("HANDSHAKE_TIMEOUT", "0")])
 def test_help_and_the_version_are_printed_whatever_is_in_the_environment(monkeypatch, name, text):
-    """An error message that points to ``--help`` must not come again there."""
+    """``--help`` must not end with the error message that points to it."""
     monkeypatch.setenv(f"ECHO_{name}", text)
     helping = call(main, "--help")
     assert (helping.code, helping.err) == (0, "") and "--max-connections" in helping.out
@@ -232,7 +232,7 @@ def unshare(request):
 
 @pytest.fixture
 def process_1(server_command, unshare):
-    """``process_1(*options)``: the server command as process 1; its ``inner`` is its number out here."""
+    """``process_1(*options)``: the server command as process 1; ``inner`` is its number outside the namespace."""
 
     def start(*options, **popen_options):
         process = server_command(
@@ -292,7 +292,7 @@ def test_orphans_that_process_1_inherits_do_no_harm(process_1, tmp_path, count):
             assert client.recv() == b"it has ended"
     os.kill(server.inner, signal.SIGTERM)
     assert server.finish()[0] == 0
-    assert server.log.count("is process") == (0 if count == "1" else 2)  # none was taken for a worker that died
+    assert server.log.count("is process") == (0 if count == "1" else 2)  # none was mistaken for a dead worker
     assert "Traceback" not in server.log
 
 
@@ -305,14 +305,14 @@ def test_without_a_terminal_nothing_is_coloured_and_there_is_no_prompt(run, serv
     host, port = "127.0.0.1", str(server.address[1])
     text = b"one\n\x1b[31mtwo\n"
     talking = run("echo.client", host, port, "-v", "--timeout", "60", env={"TERM": "xterm-256color"})
-    assert talking.finish(text) == (0, text)  # the reply as it came, and nothing else: no prompt
+    assert talking.finish(text) == (0, text)  # only the reply, without a prompt
     pinging = run(
         "echo.client", host, port, "--ping", "-c", "1", "--histogram", "--timeout", "60", env={"TERM": "xterm-256color"}
     )
     code, out = pinging.finish()
     assert code == 0
     assert server.terminate() == 0
-    assert r"\x1b[31mtwo" in server.log  # what a client sends colours nothing in the log
+    assert r"\x1b[31mtwo" in server.log  # a client's bytes color nothing in the log
     for text in (talking.log, pinging.log, out.decode(), server.log):
         assert "\x1b" not in text and not any(line.startswith("> ") for line in text.splitlines())
 
@@ -383,7 +383,7 @@ def test_sighup_reads_the_lists_again_for_new_clients(server_command, dial, tmp_
         hang_up(server, READ_AGAIN, reloading(count))
         assert [serves(server.address) for _ in range(6)] == [lets_in] * 6
         live.sendall(b"b\n")
-        assert read_exactly(live, 2) == b"b\n"  # a client that was let in stays
+        assert read_exactly(live, 2) == b"b\n"  # an admitted client stays
     assert server.terminate() == 0
 
 
@@ -418,7 +418,7 @@ def test_an_allow_file_that_is_empty_for_a_moment_lets_no_other_client_in(server
 
 
 def test_the_thread_of_a_signal_handler_does_not_wait_for_a_reload_and_each_call_is_a_reload_of_its_own():
-    """Row 62: a slow file is never in the way of serving."""
+    """Row 62: a slow file never blocks serving."""
     may_go_on, ended = threading.Event(), threading.Event()
     threads = []
 
@@ -438,7 +438,7 @@ def test_the_thread_of_a_signal_handler_does_not_wait_for_a_reload_and_each_call
 
 @pytest.mark.parametrize("failure", [ValueError, OSError, MemoryError, RuntimeError])
 def test_a_reload_that_fails_for_any_reason_changes_nothing_and_the_next_one_runs(caplog, failure):
-    """Row 61: the thread that reloads ended with an exception that nobody expected, and later SIGHUPs did nothing."""
+    """Row 61: the thread that reloads ended with an unexpected exception, and later SIGHUPs did nothing."""
 
     class Files:
         kept = ()

@@ -1,5 +1,5 @@
-"""How the server command ends: signals from the first moment to the last, one deadline for all that it leaves behind,
-and the exit code."""
+"""How the server command ends: signals from its start to its end, one deadline for all that it leaves behind, and the
+exit code."""
 
 import errno
 import os
@@ -24,12 +24,12 @@ COUNTS = [
 PATH = os.pathsep.join([ROOT, TESTS])
 
 SOON = "process.LEAST = process.CUT_GRACE = workers.KILL_GRACE = 0.01; process.LAST_GRACE = 60.0"
-"""What has to be cut is cut without a second of grace, and there is time to log it, however busy this machine is."""
+"""Cut the rest without a second of grace, but leave time to log that, however busy this machine is."""
 
 
 @pytest.fixture
 def leaves(run, tmp_path):
-    """``leaves(what, *options)``: the command with a handler whose module leaves that behind, or nothing."""
+    """``leaves(what, *options)``: the command with a handler whose module leaves ``what`` behind, or nothing."""
 
     def start(what, *options, change=SOON, **popen_options):
         return start_changed(
@@ -45,7 +45,7 @@ def leaves(run, tmp_path):
 
 
 PATIENT = "process.LEAST = process.CUT_GRACE = workers.KILL_GRACE = process.LAST_GRACE = 60.0"
-"""A second signal cuts what is left, and here nothing is: however busy this machine is, the stop itself has time."""
+"""A second signal cuts the rest, and here there is none. The stop itself has time, however busy this machine is."""
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -56,11 +56,11 @@ def test_signals_until_the_process_is_gone_change_nothing_about_code_0(run, tmp_
     pause = threading.Event()
     while server.popen.poll() is None:
         os.killpg(server.pid, signal.SIGINT if number % 2 else signal.SIGTERM)
-        if number % 10 == 5:  # seldom, since what they log stays in the pipe until the end
+        if number % 10 == 5:  # not often, since the pipe holds all their log records until the end
             os.killpg(server.pid, signal.SIGUSR1)
             os.killpg(server.pid, signal.SIGHUP)
         number += 1
-        pause.wait(0.0005)  # a process that gets signals all the time does nothing else
+        pause.wait(0.0005)  # a process that gets signals all the time can do nothing else
     assert server.finish()[0] == 0
     assert "Traceback" not in server.log and "died" not in server.log
 
@@ -71,7 +71,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(server_command, co
     """Row 56: in a shell's background job it is SIGINT."""
     server = server_command("--workers", count, preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN))
     server.popen.send_signal(signum)
-    server.popen.send_signal(signal.SIGHUP)  # would be acted on after it
+    server.popen.send_signal(signal.SIGHUP)  # would be handled after it
     server.read_log_until("SIGHUP: certificates and networks read again")
     assert server.terminate() == 0
     assert signum.name not in server.log and "statistics" not in server.log
@@ -144,7 +144,7 @@ logging.getLogger().addHandler(Locked())
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_a_logging_handler_holds_its_lock_hangs_nothing(run, tmp_path, dial, signum):
-    """Most locks are not reentrant, that of ``logging.handlers.QueueHandler`` among them."""
+    """Most locks are not reentrant, for example that of ``logging.handlers.QueueHandler``."""
     server = start_changed(
         run, tmp_path, LOCKED.format(int(signum)), "--deny", "127.0.0.1", "--shutdown-timeout", "10m"
     )
@@ -197,7 +197,7 @@ def test_what_the_system_lacks_at_the_start_is_named_in_one_line(run, tmp_path, 
     assert len(last) == 1 and "the server cannot run: " in last[0] and f"({limit})" in last[0]
 
 
-# What the handler's module leaves behind.
+# Threads, pools and exit functions that the handler's module leaves behind.
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_worker_that_hangs_is_killed_and_the_code_is_1(leaves, dial, how, seco
 def test_workers_for_which_other_code_has_waited_count_as_dead(leaves):
     server = leaves("code that waits for any child", "--workers", "2")
     server.read_log_until(r"(?s)worker 0.*worker 1.*\n")
-    assert server.terminate() == 1  # nobody knows their exit codes
+    assert server.terminate() == 1  # their exit codes are unknown
     assert server.log.count("ended, and code in the parent took its exit code") == 2
     assert "Traceback" not in server.log
 

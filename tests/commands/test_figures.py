@@ -1,4 +1,4 @@
-"""How figures look: milliseconds, a histogram, fields; and what of a report is written where."""
+"""How figures are printed: milliseconds, a histogram, fields; and which parts of a report go to which stream."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_a_histogram_shows_every_sample_once_from_the_least_to_the_greatest(seed
     assert rows[0][0] <= min(samples) < rows[0][1]
     assert rows[-1][0] <= max(samples) < rows[-1][1]
     for low, high, count, _ in rows:
-        near = (low + high) // 2000  # as far as a sample may be off: it may be counted next door
+        near = (low + high) // 2000  # the error of a sample: it may be counted in the next row
         assert sum(low + near <= sample < high - near for sample in samples) <= count
         assert count <= sum(low - near <= sample < high + near for sample in samples)
         assert high <= 2 * low
@@ -115,7 +115,7 @@ def test_a_single_sample_is_a_single_bar(sample):
     for encoding, bar in (("utf-8", "█"), ("ascii", "#")):
         ((low, high, count, drawn),) = rows_of(histogram(distribution_of([sample]), encoding))
         assert (count, drawn) == (1, bar * 40)
-        assert low <= sample < high or sample < 10_000  # which is less than the bounds show
+        assert low <= sample < high or sample < 10_000  # smaller than the precision of the bounds
 
 
 def test_a_histogram_has_no_row_without_an_interval():
@@ -161,14 +161,14 @@ def terminal_with_escape_sequences(monkeypatch):
 
 
 class Screen(io.StringIO):
-    """A terminal of 80 columns, as far as a report asks."""
+    """The parts of a terminal of 80 columns that a report needs."""
 
     def isatty(self):
         return True
 
     @property
     def lines(self):
-        """What stands there, with what was drawn over gone."""
+        """The text on the screen, without the text that was overwritten."""
         return [line.rpartition("\r\x1b[K")[2] for line in self.getvalue().split("\n")]
 
 
@@ -181,7 +181,7 @@ half = fitting("half")
 
 
 def report_everything(**options):
-    """The lines that a report writes when every event has happened once."""
+    """The lines that a report writes for one event of each kind."""
     written = []
     report = Report(written.append, wall=lambda: 1e9, **options)
     report.draw(half)

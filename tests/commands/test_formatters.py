@@ -1,5 +1,5 @@
-"""The two formats of the server command's log: each record is one line that a strict reader accepts, whatever it
-holds."""
+"""The two formats of the server command's log: each record is one line that a strict reader accepts, whatever its
+content."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ def made(message="hello", args=None, exc=None, **attributes):
 
 
 def line_of(form, record, **options):
-    """The record in that format; with a strict reader's look at it."""
+    """The record in that format, after a check by a strict reader."""
     line = FORMATTERS[form](**options).format(record) + "\n"
     assert len(records_of(line.encode(), form)) == 1
     return line[:-1]
@@ -49,7 +49,7 @@ def raised(exc, *, cause=None):
 
 
 class Odd:
-    """An object without a text of its own."""
+    """An object that cannot be converted to text."""
 
     def __str__(self):
         raise ValueError(EVIL)
@@ -58,7 +58,7 @@ class Odd:
 
 
 class Sly(str):
-    """Text that calls itself printable."""
+    """Text whose ``isprintable`` is always true."""
 
     def isprintable(self):
         return True
@@ -136,7 +136,7 @@ def test_a_traceback_that_another_handler_has_formatted_is_formatted_again(form)
     logging.Formatter().format(record)  # keeps the traceback in the record
     assert "\x1b" in record.exc_text
     assert line_of(form, record) == line_of(form, record).replace("\x1b", "")
-    record.exc_info = None  # sent by another process, say
+    record.exc_info = None  # as from another process
     assert "forged" in line_of(form, record)
 
 

@@ -1,7 +1,7 @@
-"""What both commands print, compared with files in ``golden/``: a change shows at once what it changes for users.
+"""The output of both commands, compared with the files in ``golden/``, so that each change for users is seen.
 
-``ECHO_UPDATE_GOLDEN=1`` writes the files again; then read their diff. Whatever differs from run to run (times, ports,
-numbers of processes) is masked.
+``ECHO_UPDATE_GOLDEN=1`` writes the files again; then read their diff. Text that differs from run to run (times, ports,
+process numbers) is masked.
 """
 
 import json
@@ -144,7 +144,7 @@ def sessions(server):
 
 
 def logged(server_command, *options):
-    """The log of a server that has met each kind of session, from its start to its end, masked."""
+    """The masked log of a server that has had each kind of session, from its start to its end."""
     server = server_command("--max-message", "100", "--log-level", "debug", *options)
     for reason in sessions(server):
         server.read_log_until(f"disconnected: {reason}")

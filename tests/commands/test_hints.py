@@ -1,4 +1,4 @@
-"""Errors that newcomers see: each says what may be wrong, and what to do."""
+"""Errors that newcomers see: each says what may be wrong and what to do."""
 
 import socket
 
@@ -11,7 +11,7 @@ from support.client import address_options, call_client
 from support.commands import call
 
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
-"""The answer of many servers to bytes that are not TLS."""
+"""The reply of many servers to bytes that are not TLS."""
 
 USES_TLS = "; the server uses TLS; add --tls\n"
 
@@ -41,7 +41,7 @@ def answers(sock):
 
 @pytest.fixture
 def ask(serve):
-    """``ask(talk, *options)``: the client command on a server that talks so; return the code and stderr."""
+    """``ask(talk, *options)``: run the client command with a server that calls ``talk``; return the code and stderr."""
 
     def with_server(talk, *options, **streams):
         done = call_client(*address_options(serve(plain(talk))), *options, **streams)
@@ -111,7 +111,7 @@ def test_a_ping_of_a_port_where_nothing_listens_gets_no_hint_about_tls():
     assert b"lost: cannot connect: Connection refused" in finished.out
 
 
-# Command lines as other programs have them.
+# Options that other programs have.
 
 START = "python3 -m echo"
 
@@ -156,7 +156,7 @@ SERVES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the module's server, which nobody closes
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the module's server is never closed
 @pytest.mark.parametrize("number", range(len(SERVES)))
 def test_a_module_that_serves_when_it_is_imported_is_refused_with_what_to_do(number, tmp_path, monkeypatch):
     statement, problem = list(SERVES.items())[number]

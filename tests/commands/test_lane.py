@@ -1,4 +1,4 @@
-"""One connection of probes, which never waits: not to send, not to read, not when the peer is gone."""
+"""One connection of probes. It never blocks: not to send, not to read, not when the peer is gone."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ EACH = pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
 
 def tcp_pair():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # less than a large probe, whenever it is sent
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # less than a large probe
         near = socket.create_connection(listener.getsockname(), DEADLINE)
         return near, listener.accept()[0]
 
@@ -33,7 +33,7 @@ def connect():
 
         def make(framing=FRAMINGS["line"], size=64, pair=socket.socketpair):
             near, far = pair()
-            lane = Lane(near, framing, Ledger(size, 0xABC), itertools.count().__next__)  # each look, a nanosecond
+            lane = Lane(near, framing, Ledger(size, 0xABC), itertools.count().__next__)  # one nanosecond for each call
             stack.callback(lane.close)
             stack.callback(far.close)
             near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -48,7 +48,7 @@ def await_input(lane):
 
 
 def receive(lane, count):
-    """So many replies, however many reads they take."""
+    """Read this number of replies, however many reads they take."""
     replies = []
     while len(replies) < count:
         await_input(lane)
@@ -56,7 +56,7 @@ def receive(lane, count):
     return replies
 
 
-# To and fro.
+# Round trips.
 
 
 @EACH
@@ -93,7 +93,7 @@ def test_a_reply_cut_at_any_position_is_returned_once_and_when_it_is_whole(conne
 
 
 def fill(lane, encode):
-    """Send until the peer would have to read; return what was sent."""
+    """Send until all buffers are full; return the bytes that were sent."""
     sent = b""
     for _ in range(300):
         sent += encode(lane.send(0).message)
@@ -140,7 +140,7 @@ def test_the_next_probe_takes_along_what_has_waited(connect):
 
 @pytest.fixture
 def half_a_socket():
-    """A lane whose system takes what ``room`` says; ``taken`` is what it has taken."""
+    """A socket whose system takes ``room`` more bytes; ``taken``: the bytes that it has taken."""
 
     class Half:
         room, taken = 0, b""
@@ -246,7 +246,7 @@ def test_sending_to_a_peer_that_is_gone_raises_nothing_and_reading_does(connect,
     lane.flush()
     for _ in range(3):
         lane.send(0)
-    assert not lane.is_behind  # nobody waits for room that never comes
+    assert not lane.is_behind  # it does not wait for room that never comes
     with pytest.raises(ConnectionClosed):
         lane.receive()
 

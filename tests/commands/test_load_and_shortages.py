@@ -1,6 +1,6 @@
-"""A server process under load and in want: stopped at full load, without descriptors, flooded, reset, dripped on.
+"""A server process under load: stopped at full load, without descriptors, flooded, reset, fed byte by byte.
 
-Figures of the process come from /proc.
+The figures of the process come from /proc.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ MB = 1 << 20
 
 
 class NumberedLines:
-    """Many connections that keep numbered lines in flight from one thread, until the server ends them."""
+    """Many connections with numbered lines in flight, in one thread, until the server ends them."""
 
     def __init__(self, address, size):
         self.members = [socket.create_connection(address, DEADLINE) for _ in range(size)]
@@ -70,7 +70,7 @@ class NumberedLines:
             sock.send(self.lines(self.sent[sock], 10))
             self.sent[sock] += 10
         except OSError:
-            pass  # its end is about to be read
+            pass  # its end will be read next
 
     def wait_for_echoes(self, count):
         """Wait until so many lines have come back, and at least one to each member."""
@@ -79,7 +79,7 @@ class NumberedLines:
         )
 
     def verify(self):
-        """Each member has received whole lines: those that it sent, from its first on."""
+        """Check that each member has received whole lines: those that it sent, from its first on."""
         self.thread.join(2 * DEADLINE)
         assert not self.thread.is_alive()
         for sock in self.members:
@@ -162,7 +162,7 @@ def test_clients_that_reset_at_any_point_leave_no_error_and_nothing_behind(run, 
 
 
 def test_out_of_descriptors_it_rests_and_recovers(server_command):
-    """64 descriptors, 100 clients, next to no CPU while full, serving again when they leave."""
+    """64 descriptors and 100 clients: almost no CPU time while full, and serving again when they leave."""
     began = time.monotonic()
     server = server_command("-m", "100000", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
     clients = [socket.create_connection(server.address, DEADLINE) for _ in range(100)]
@@ -173,7 +173,7 @@ def test_out_of_descriptors_it_rests_and_recovers(server_command):
         threading.Event().wait(0.2)
         return cpu_seconds(server.pid) - before < 0.1 * (time.monotonic() - since)
 
-    eventually(rests)  # a server that tries again all the time never does
+    eventually(rests)  # a server that retries without a pause never sleeps
     for client in clients:
         client.close()
     with echo.connect(server.address, timeout=DEADLINE) as client:
@@ -249,7 +249,7 @@ while True:
     input()
     print(len(server.connections), len(server._echo_registry._hosts), server.stats().ended, flush=True)
 """
-"""A server that prints its port, and for each line of its input how many connections and hosts it has in its books."""
+"""A server that prints its port, and for each line of its input the number of connections and hosts in its registry."""
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.stress)])
@@ -296,7 +296,7 @@ class Interval(echo.MessageRequestHandler):
 
 @pytest.mark.parametrize(("limit", "seconds"), [("1024", b"0.005"), ("2000", b"0.1"), ("100000", b"0.5")])
 def test_thousands_of_waiting_threads_do_not_take_all_processors(server_command, tmp_path, limit, seconds):
-    """Each looks for the interpreter so often; 10,000 that did it every 5 ms left no time for anybody else."""
+    """How often a waiting thread asks for the GIL. With the default, 5 ms, 10,000 threads left no time for others."""
     (tmp_path / "interval.py").write_text(INTERVAL)
     server = server_command("--handler", "interval:Interval", "-m", limit, cwd=tmp_path)
     with echo.connect(server.address, timeout=DEADLINE) as client:
@@ -305,8 +305,8 @@ def test_thousands_of_waiting_threads_do_not_take_all_processors(server_command,
 
 
 def close_at_their_end(clients):
-    """Close each client when it sees the server's end, which waits for that: of thousands that all waited for a second,
-    each would then wait for the interpreter."""
+    """Close each client when it sees the server's end, which waits for that. Otherwise thousands of sessions would wait
+    a second, and then all compete for the GIL."""
     for client in clients:
         with contextlib.suppress(OSError):
             read_all(client)
@@ -346,8 +346,8 @@ def test_ten_thousand_connections_at_once_each_get_their_echo(server_command, co
 
 
 def test_each_kind_of_bad_client_ends_as_its_reason_says(server_command, dial):
-    """Idle sessions end on one server, messages that take too long on another: on a busy machine any client may be
-    silent for as long as that."""
+    """Two servers, one for idle sessions and one for messages that take too long: on a busy machine any client may be
+    silent for that time."""
     for_idle = server_command("-i", "100ms")
     silent = dial(for_idle.address)
     for_slow = server_command("--message-timeout", "300ms")

@@ -1,4 +1,4 @@
-"""Where the server command's log is written: whole lines or nothing, into what the log was at the start."""
+"""The output of the server command's log: whole lines or nothing, to the file that was the log at the start."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ def test_a_full_disk_cuts_no_line_and_what_is_lost_is_counted(tmp_path, append):
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0))
     output = Output(descriptor)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (250, limits[1]))  # as a disk with room for two and a half lines
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250, limits[1]))  # like a disk with room for two and a half lines
     try:
         assert output.write(lines_of(100)) == 0
         assert output.write(lines_of(100, 100, 100)) == 2
@@ -142,7 +142,7 @@ def test_a_process_that_dies_while_it_writes_keeps_nobody_waiting(pipe, lock):
 
 @posix
 def test_a_line_that_another_process_left_unfinished_is_ended_before_the_next(pipe, lock):
-    """And its rest, which a client may have chosen, never begins a line."""
+    """The rest of that line, which may be a client's text, never begins a line."""
     reader, writer = pipe
     os.set_blocking(writer, False)
     first, second = (Output(writer, shared=True, lock=lock, waits=False) for _ in range(2))

@@ -30,7 +30,7 @@ posix_pipes = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has 
 
 
 class LogQueue(logs.LogQueue):
-    """A queue whose end waits for as long as a busy machine needs, and may be used in a ``with`` statement."""
+    """A queue for a ``with`` statement, whose end waits as long as a busy machine needs."""
 
     def __init__(self, *arguments, flush_timeout=DEADLINE, **options):
         super().__init__(*arguments, flush_timeout=flush_timeout, **options)
@@ -70,12 +70,12 @@ def read_to_end(descriptor):
 
 
 def has_room(descriptor):
-    """Whether a write would not block."""
+    """Whether a write would succeed without blocking."""
     return bool(select.select([], [descriptor], [], 0)[1])
 
 
 class Reader(threading.Thread):
-    """Reads a descriptor to its end, beside the test; ``lines()`` waits for that."""
+    """Reads a descriptor to its end in a thread; ``lines()`` waits for that."""
 
     def __init__(self, descriptor):
         super().__init__(daemon=True)
@@ -149,7 +149,7 @@ def test_the_end_of_the_program_does_not_wait_for_a_stalled_reader(pipe, logger)
         eventually(lambda: not has_room(writer))
     assert queue._thread.is_alive()  # stuck, and left behind
     os.close(reader)
-    queue._thread.join(DEADLINE)  # before its descriptor may become the next test's
+    queue._thread.join(DEADLINE)  # otherwise the next test could get its descriptor
 
 
 def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe, logger):
@@ -168,7 +168,7 @@ def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe
 
     def join(timeout):
         joins.append(timeout)
-        if len(joins) == 3:  # by then a reader that stalls would have been given up
+        if len(joins) == 3:  # by then the queue would have given up a reader that stalls
             may_write.set()
             real_join(timeout)
 
@@ -218,7 +218,7 @@ class Odd:
 
 
 class Deep:
-    """Logs itself when it is shown."""
+    """Logs itself when it is converted to text."""
 
     def __init__(self, logger):
         self.logger = logger
@@ -315,7 +315,7 @@ def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
             assert may_write.wait(DEADLINE)
             super()._write(lines)
 
-    os.close(reader)  # so that in the end nothing is left to be read
+    os.close(reader)  # so that in the end no line is left to read
     with Stalled(writer, {"text": TextFormatter, "json": JsonFormatter}[form](), capacity) as queue:
         logger.addHandler(queue)
         logger.info("the first, which the thread takes")
@@ -336,7 +336,7 @@ def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
 
 
 def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, logger):
-    """While a long record is formatted, the queue does not know of it."""
+    """While a long record is being formatted, the queue does not count it."""
     stalls, may_write, formatting = threading.Event(), threading.Event(), threading.Barrier(6)
     may_end = [threading.Event() for _ in range(5)]
 
@@ -354,7 +354,7 @@ def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, l
             may_end[record.args[0]].wait(DEADLINE)
             return "x" * 200_000
 
-    os.close(pipe[0])  # so that in the end nothing is left to be read
+    os.close(pipe[0])  # so that in the end no line is left to read
     with Stalled(pipe[1], Slow(), 100) as queue:
         logger.addHandler(queue)
         logger.info("the first, which the thread takes")
@@ -428,7 +428,7 @@ def test_a_forked_child_writes_its_records_itself(pipe, logger):
     assert sorted(line[32:] for line in lines) == ["from the child", "from the parent", "line of the child"]
 
 
-# Lines in place of records, where the command's own queue is the only one to see them.
+# Finished lines instead of records, if only the command's own queue gets them.
 
 
 class Listener(logging.Handler):
@@ -584,7 +584,7 @@ def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_othe
         assert only_queue(logger) is None
         logger.propagate = True
         assert only_queue(logger) is queue
-        for formatter in (ColorFormatter(), TextFormatter(with_thread=True)):  # a line has too little for these
+        for formatter in (ColorFormatter(), TextFormatter(with_thread=True)):  # these formats need more than a line has
             queue.setFormatter(formatter)
             assert only_queue(logger) is None
         queue.setFormatter(JsonFormatter())
@@ -598,7 +598,7 @@ def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_othe
 
 
 def write_through_shared_queues(pipe, names, log):
-    """Let a queue for each name write to the pipe what ``log(logger, name)`` logs, all at once; return the lines."""
+    """For each name, a queue writes to the pipe what ``log(logger, name)`` logs, all at once; return the lines."""
     reader, writer = pipe
     reading = Reader(reader)
 
@@ -637,7 +637,7 @@ def test_lines_of_several_shared_queues_stay_whole_and_in_each_ones_order(pipe):
 
 @posix_pipes
 def test_lines_of_several_shared_queues_stay_whole_in_any_script(pipe):
-    """The text log contains other scripts as they are, so a character may take several bytes."""
+    """The text log does not escape other scripts, so a character may take several bytes."""
 
     def log(logger, name):
         for number in range(1000):
@@ -700,7 +700,7 @@ def test_threads_that_log_at_once_lose_no_line_and_double_none(pipe, logger):
     assert not queue._lost[logs.NOT_READ]
 
 
-# The direct log, which the parent of workers has.
+# The direct log, that of the workers' parent.
 
 
 def test_a_direct_log_writes_at_once_and_has_no_thread(pipe, logger):

@@ -1,4 +1,4 @@
-"""Networks for ``--allow``, ``--deny`` and ``--proxy-allow-from``: what a file may hold, and what is refused."""
+"""Networks for ``--allow``, ``--deny`` and ``--proxy-allow-from``: valid files, and errors for the others."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Both commands under one name: ``python -m echo server``, and ``echo.pyz``, which is one file to carry."""
+"""Both commands under one name: ``python -m echo server``, and ``echo.pyz``, the package in one file."""
 
 import os
 import re
@@ -18,7 +18,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
 def echo_command(*arguments, started="/somewhere/echo/__main__.py"):
-    """Call the main function of ``python -m echo`` in this process; return its code and what it printed."""
+    """Call the main function of ``python -m echo`` in this process; return its exit code and its output."""
     before = sys.argv
     sys.argv = [started, *arguments]
     try:
@@ -88,7 +88,7 @@ def archive(tmp_path_factory):
 
 @pytest.fixture
 def carried(archive, run, tmp_path):
-    """``carried("client", ...)``: the file's command, in a folder where there is nothing of this project."""
+    """``carried("client", ...)``: run the file's command in a folder without this project."""
 
     def start(*arguments):
         options = {"cwd": str(tmp_path), "env": {"PYTHONPATH": None}}

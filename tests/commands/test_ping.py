@@ -1,4 +1,4 @@
-"""``python -m echo.client --ping``: what it calls each thing that may come back, or not; its summary; its end."""
+"""``python -m echo.client --ping``: its verdict on each reply, or on none; its summary; its end."""
 
 import errno
 import os
@@ -71,7 +71,7 @@ def start_ping(run):
 
 
 def counts(text):
-    """What the one summary counts: ``{"transmitted": 3, ...}``, ``loss`` in percent."""
+    """The counts of the one summary: ``{"transmitted": 3, ...}``, ``loss`` in percent."""
     (line,) = re.findall(r"^--- \S+ echo statistics ---\n(.*)\n", text, re.MULTILINE)
     (before, loss) = re.fullmatch(r"(.*), ([\d.]+)% loss, time \d+ ms", line).groups()
     found = numbers(re.sub(r" \(\d+ out of order\)", "", before))
@@ -93,12 +93,12 @@ def all_right(text, number):
 
 
 def lines_about(text, seq):
-    """What is printed about the message of that number, without its time: a list."""
+    """A list of the lines about the message with that number, without the times."""
     lines = re.findall(rf"^.*\bseq={seq}\b.*$", text, re.MULTILINE)
     return [re.sub(r" time=[\d.]+ ms", "", line).partition(f"seq={seq}")[2].strip() for line in lines]
 
 
-# Services that are echoes.
+# Services that echo.
 
 
 @every_framing
@@ -179,7 +179,7 @@ def test_no_message_is_sent_early_to_make_up_for_one_that_was_late():
     times = simulate_ping(StopsTheClient, count=10, interval=0.3).network.times
     gaps = [later - earlier for earlier, later in zip(times, times[1:])]
     assert gaps[1] >= 2_000_000_000
-    # The one that was due is sent at once, and not those whose time has gone by.
+    # The message that is due is sent at once, those that were due before are not.
     assert [gap // 1_000_000 for gap in gaps[2:]] == [300] * 7
 
 
@@ -203,7 +203,7 @@ def test_any_interval_and_any_timeout_are_waited_for():
     assert round(result.network.time / 1e9) == month
 
 
-# Services that are not echoes, or bad ones.
+# Services that do not echo, or echo wrongly.
 
 
 def test_a_flipped_byte_is_corrupted_and_the_place_is_printed():
@@ -307,7 +307,7 @@ def test_a_reply_after_the_time_is_lost_and_late_when_it_comes():
             self.send(message)
 
     result = simulate_ping(HoldsTheFirst, count=10, interval=0.03, timeout=0.15)
-    assert result.code == 1  # it is missing; nothing was wrong with it
+    assert result.code == 1  # it is missing, not wrong
     assert lines_about(result.text, 1) == ["lost: no reply after 0.15 s", "late"]
     assert counts(result.text) == {"transmitted": 10, "received": 9, "corrupted": 0, "lost": 1, "late": 1, "loss": 10}
 
@@ -318,7 +318,7 @@ def test_a_reply_just_after_its_time_is_late_though_nobody_looked_before():
             self.network.time += 99_000_000 if self.number % 2 else 100_000_000
             self.send(message)
 
-    result = simulate_ping(TakesLong, count=4, timeout=0.1)  # and a millisecond more on their way
+    result = simulate_ping(TakesLong, count=4, timeout=0.1)  # and a millisecond longer
     assert result.code == 1
     late = ["lost: no reply after 0.1 s", "late"]
     assert [lines_about(result.text, seq) for seq in (1, 2, 3, 4)] == [[""], late, [""], late]
@@ -562,7 +562,7 @@ def test_a_server_that_goes_and_comes_back_is_found_again():
 
 
 def outages(result):
-    """The outages of a ping with JSON: (first, last, lost, whether it is over) of each."""
+    """The outages of a ping with JSON, each as (first, last, lost, whether it is over)."""
     found = [event for event in events(result.text) if event["event"] == "outage"]
     summary = events(result.text)[-1]
     assert summary["outages"] == len(found)
@@ -623,7 +623,7 @@ def test_replies_out_of_order_or_damaged_are_no_outage():
         assert outages(simulate_ping(service, count=8, interval=0.1, timeout=1.0, as_json=True)) == []
 
 
-# The end that a user makes.
+# Ctrl-C, SIGTERM and timeouts.
 
 
 ONCE_AND_TWICE = [
@@ -682,7 +682,7 @@ def test_an_interrupt_prints_a_loss_of_all_too():
 
     result = simulate_ping(EndsAtTheFifth, count=None, interval=0.1, timeout=0.25)
     assert result.code == 1
-    # The time of the others is not over. The loss is a share of the messages whose fate is known.
+    # The others have not timed out yet. The loss is a share of the messages with a known outcome.
     assert counts(result.text) == {
         "transmitted": 5,
         "received": 0,
@@ -709,7 +709,7 @@ def test_what_is_on_its_way_at_the_end_is_neither_back_nor_lost(serve, start_pin
 def test_under_timeout_which_signals_twice_there_is_one_summary(serve, start_ping):
     process = start_ping(serve(), "-i", "20ms", python_options=("-c", THROUGH_TIMEOUT))
     read_until(process, "seq=2 time=")
-    process.popen.send_signal(signal.SIGTERM)  # timeout(1) passes it on as if the time had come
+    process.popen.send_signal(signal.SIGTERM)  # timeout(1) passes it on, as at its end
     code, text = finish(process)
     assert code == 0
     assert counts(text)["loss"] == 0
@@ -730,7 +730,7 @@ def test_ctrl_c_at_a_terminal_ends_it_with_the_summary(serve, run):
 
 
 def a_few_and(many):
-    """Once or twice by default, ``many`` times among the slow tests."""
+    """Once or twice by default, ``many`` times in the slow tests."""
     return pytest.mark.parametrize("rounds", [1, pytest.param(many, marks=pytest.mark.slow)])
 
 
@@ -787,7 +787,7 @@ def test_a_signal_with_the_last_reply_costs_no_summary(serve, start_ping, rounds
 
     class Signals(echo.EchoRequestHandler):
         def message_received(self, message):
-            with lock:  # around all: the reply may end that process, and the signal is not for the one after it
+            with lock:  # around all: the reply may end that process, and the signal must not hit the next one
                 self.send(message)
                 self.flush()
                 for _ in range(len(processes) * 500):  # a little later each time
@@ -800,10 +800,10 @@ def test_a_signal_with_the_last_reply_costs_no_summary(serve, start_ping, rounds
             processes.append(start_ping(server, "-c", "1", "-q"))
         code, text = finish(processes[-1])
         assert processes[-1].log == ""
-        assert code == 1 - counts(text)["received"], text  # if the signal was first, it was on its way
+        assert code == 1 - counts(text)["received"], text  # if the signal came first, the reply was on its way
 
 
-# How it is printed.
+# Output.
 
 
 def test_quiet_is_the_summary_alone():
@@ -818,7 +818,7 @@ def test_the_time_is_in_each_json_event_and_with_d_in_front_of_each_line():
     result = simulate_ping(count=2, interval=1.0, timestamps=True)
     lines = result.text.partition("\n\n---")[0].splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["[0.001000]", "[0.002000]", "[1.001000]"]
-    assert re.search(r"^--- ", result.text, re.MULTILINE)  # the summary has none, as in ping
+    assert re.search(r"^--- ", result.text, re.MULTILINE)  # the summary has no times, as in ping
     text = simulate_ping(count=2, interval=1.0, as_json=True).text
     times = re.findall(r'"time": "1970-01-01T00:00:([\d.]+)Z"', text)
     assert times == ["00.001", "00.002", "01.001", "01.001"]
@@ -915,7 +915,7 @@ def test_without_a_round_trip_there_is_no_histogram(serve):
     assert "round trips" not in text
 
 
-# Command lines and addresses that lead nowhere.
+# Usage errors, and addresses where no connection can be made.
 
 
 @pytest.mark.parametrize(
@@ -949,7 +949,7 @@ def test_options_that_make_no_sense_are_one_line(serve, options, words):
 @pytest.mark.parametrize(
     "host",
     [
-        pytest.param("nohost.invalid", marks=pytest.mark.slow, id="unknown"),  # where no name server answers
+        pytest.param("nohost.invalid", marks=pytest.mark.slow, id="unknown"),  # if no name server answers
         pytest.param("a" * 80, id="long"),
         pytest.param("a..b", id="dots"),
     ],
@@ -960,7 +960,7 @@ def test_a_host_that_cannot_be_found_is_one_line(host):
     assert is_one_complaint(stderr, repr(host))
 
 
-# What the reader of the output may do.
+# Readers of the output that stall or go away.
 
 
 @posix

@@ -1,4 +1,4 @@
-"""Probes and the verdicts on what comes back: every reply is called what it is, and the counts add up."""
+"""Probes and the verdicts on their replies: each reply gets the right verdict, and the counts add up."""
 
 import collections
 import random
@@ -14,7 +14,7 @@ SIZES = [MIN_SIZE, MIN_SIZE + 1, 64, 115, 116, 1000, 65535, 65536]
 
 
 def issue(ledger, count):
-    """So many probes, the first sent at 0, the next at 1, and so on."""
+    """``count`` probes, the first sent at 0, the next at 1, and so on."""
     return [ledger.issue(now - 5, now) for now in range(count)]
 
 
@@ -22,7 +22,7 @@ def damaged(message, position, mask):
     return message[:position] + bytes([message[position] ^ mask]) + message[position + 1 :]
 
 
-# What is sent.
+# Messages.
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -47,7 +47,7 @@ def test_probes_are_numbered_differ_in_every_byte_of_padding_and_keep_their_time
     assert list(ledger.outstanding) == [first, second]
 
 
-# What comes back.
+# Replies.
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -97,7 +97,7 @@ def test_every_change_of_a_single_byte_is_corruption(size, numbers):
 
 @pytest.mark.parametrize("size", [MIN_SIZE, 64])
 def test_a_probe_cut_short_with_a_byte_left_out_or_with_some_too_many_is_never_taken_for_a_whole_one(size):
-    for probe in issue(Ledger(size, 1, 56), 20):  # of the short ones two have a checksum that begins with 0
+    for probe in issue(Ledger(size, 1, 56), 20):  # two of the short ones have a checksum that begins with 0
         sent = probe.message
         alike = [sent[:at] for at in range(size)] + [sent + b"\r", sent * 2]
         shifted = [sent[:at] + sent[at + 1 :] for at in range(size - 1)] + [b" " + sent]
@@ -117,7 +117,7 @@ def test_with_bytes_missing_or_too_many_at_one_place_it_is_still_that_very_probe
         probes = issue(ledger, 10)
         sent = probes[4].message
         less = sent[:place] + sent[place + count :]
-        if len(less) >= MIN_SIZE - 3:  # of less than that it may look like more than one
+        if len(less) >= MIN_SIZE - 3:  # shorter replies may look like several probes
             assert ledger.settle(less) == Reply(Verdict.CORRUPTED, less, probes[4], 244), place
             probes.remove(probes[4])
         sent = probes[2].message

@@ -1,4 +1,4 @@
-"""The line that shows at a terminal how a load is doing: what it says, and that it always fits."""
+"""The progress line of a load at a terminal: its text, and that it always fits."""
 
 import random
 
@@ -13,7 +13,7 @@ def plain(style, text):
 
 
 def progress_of(*rates, duration=10.0, encoding="utf-8"):
-    """After so many intervals, with round trips of one millisecond."""
+    """The line after this number of intervals, with round trips of one millisecond."""
     progress = Progress(duration, encoding)
     for rate in rates:
         rtt = Distribution()

@@ -1,4 +1,4 @@
-"""Results that are made of summaries: pages, histogram files, comparisons, and the sum of several machines."""
+"""Output made from summaries: pages, histogram files, comparisons, and several machines merged."""
 
 import argparse
 import html.parser
@@ -44,12 +44,12 @@ def ping(**options):
 
 
 def later(fields, seconds):
-    """The same summary of a run that began later."""
+    """The same summary, as of a run that began later."""
     return {**fields, "began": moment_as_text(moment(fields["began"]) + seconds)}
 
 
 def merged(*summaries):
-    """The JSON summary and the text that several summaries give."""
+    """The JSON summary and the text of several merged summaries."""
     load = merge([Run.of(f"{place}.json", fields) for place, fields in enumerate(summaries)])
     lines, texts = [], []
     load.report(Report(lines.append, as_json=True), PERCENTILES)
@@ -331,7 +331,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def is_self_contained(text):
-    """Whether a page loads nothing and runs nothing, and each number in its drawings is one."""
+    """Check that a page loads nothing and runs nothing, and that each number in its drawings is valid."""
     found = Reader(text)
     assert not {"script", "link", "img", "iframe", "object", "embed", "base", "image", "use"} & set(found.tags)
     assert not {"src", "href", "xlink:href", "srcset", "style"} & {name for name, _ in found.attributes}
@@ -570,7 +570,7 @@ def test_a_page_compares_with_files_and_standard_output_has_the_table(serve, sav
 
 @pytest.fixture
 def browse(tmp_path):
-    """``browse(page)``: load a page; return its document, what the browser complains about, and what it asks for.
+    """``browse(page)``: load a page; return its document, the browser's complaints, and its requests.
 
     The browser cannot look up any host, so its own requests fail, too.
     """

@@ -1,4 +1,4 @@
-"""``python -m echo.server``: what it logs, when it ends, and with which exit code."""
+"""``python -m echo.server``: its log, its end and its exit code."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def server():
 
 @pytest.fixture
 def changed_command(run, tmp_path):
-    """``changed_command(change, *options)``: the server command after some statements."""
+    """``changed_command(change, *options)``: the server command, which first executes these statements."""
     return lambda change, *options: start_changed(run, tmp_path, change, *options)
 
 
@@ -105,7 +105,7 @@ def test_messages_can_be_left_out_of_the_log(server_command):
 
 @pytest.fixture
 def quiet(serve_over):
-    """``quiet(*options)``: a server's command that does not say where it listens, and a client of it."""
+    """``quiet(*options)``: a server command that does not log its address, and a client."""
 
     def start(*options):
         with socket.socket() as listener:
@@ -329,7 +329,7 @@ def test_started_through_its_script_it_calls_itself_by_that_name(run, tmp_path):
     "address",
     [
         "203.0.113.7",
-        pytest.param("nohost.invalid", marks=pytest.mark.slow),  # asks the resolver, which may wait for a name server
+        pytest.param("nohost.invalid", marks=pytest.mark.slow),  # asks the resolver, which may be slow
         pytest.param("127.0.0.256", marks=pytest.mark.slow),
     ],
 )
@@ -353,7 +353,7 @@ def test_the_version_is_printed_without_a_warning(run, module):
     assert (code, out.decode().split(), process.log) == (0, [module, echo.__version__], "")
 
 
-# A log that nobody reads.
+# A log that is not read.
 
 
 def test_a_closed_stderr_costs_nothing_but_the_log(server_command):
@@ -457,7 +457,7 @@ def test_mixins_are_put_on_in_their_order(server_command, folder):
         ([], True, True),
         (["--log-level", "debug"], True, True),
         (["--no-log-messages"], True, False),
-        (["--no-log-messages", "--mixin", "echo:LoggingMixin"], True, True),  # it is told to log none
+        (["--no-log-messages", "--mixin", "echo:LoggingMixin"], True, True),  # the option is off
         (["--log-level", "warning"], False, False),
         (["-q"], False, False),
     ],
@@ -544,7 +544,7 @@ def test_a_handler_is_searched_for_although_the_current_folder_is_gone(run, tmp_
     assert "cannot find the module 'nothere'" in server.log
 
 
-# A log for programs.
+# A JSON log.
 
 
 def test_the_log_as_json_has_an_object_a_line_with_stable_names(server_command):

@@ -1,4 +1,4 @@
-"""Replies in bytes that nothing delimits: each is found, whatever is missing or too many before it."""
+"""Replies without delimiters: each is found, even if bytes before it are missing or extra."""
 
 import random
 
@@ -11,13 +11,13 @@ SIZES = [MIN_SIZE, 64, 300]
 
 
 def sent(count, size=64, first=1):
-    """A stream, its ledger, and the messages of so many probes on their way."""
+    """A stream, its ledger, and the messages of ``count`` probes in flight."""
     ledger = Ledger(size, 0xABC, first)
     return ProbeStream(ledger), ledger, [ledger.issue(0, 0).message for _ in range(count)]
 
 
 def feed(stream, data, step=None):
-    """All replies, be the bytes read at once or in pieces."""
+    """All replies, after a check that they are the same if the bytes are read at once or in pieces."""
     step = step or len(data)
     return [reply for start in range(0, len(data), step) for reply in stream.feed(data[start : start + step])]
 
@@ -118,7 +118,7 @@ def test_the_rest_of_a_reply_whose_time_is_over_is_late():
 def test_no_tag_is_taken_for_padding(tag):
     for first in range(1, 96):
         if (first + 1 + 99) % 95 == ord("0") - 32:
-            continue  # the second ends with the byte with which the third begins: either may be missing
+            continue  # the second ends with the first byte of the third: either of the two may be missing
         ledger = Ledger(120, tag, first)
         stream = ProbeStream(ledger)
         messages = [ledger.issue(0, 0).message for _ in range(3)]
@@ -140,7 +140,7 @@ def test_a_stream_of_faults_gets_the_verdicts_that_it_earns(seed):
     for number, message in enumerate(messages, 1):
         faults = ["drop", "flip", "less", "more", "double", "junk"]
         place = rng.randrange(1, size)
-        if fault not in ("none", "double"):  # after a damaged reply, what has no header would be a part of it
+        if fault not in ("none", "double"):  # after a damaged reply, bytes without a header would belong to it
             faults.remove("junk")
             place = rng.randrange(12, size)
         fault = rng.choice([*["none"] * 6, *faults])

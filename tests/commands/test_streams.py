@@ -27,11 +27,11 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and d
 dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
 DATA = b"".join(b"%09d\n" % number for number in range(40_000))
-"""More than a pipe holds."""
+"""Bytes; more than a pipe holds."""
 
 
 class SlowReader(threading.Thread):
-    """Reads a pipe to its end, so slowly that it is full most of the time. ``sink`` is the end to write to."""
+    """Reads a pipe to its end, so slowly that it is full most of the time. ``sink``: the end to write to."""
 
     def __init__(self):
         super().__init__(name="reader")
@@ -53,7 +53,7 @@ class SlowReader(threading.Thread):
 
 
 class Stingy(io.FileIO):
-    """Writes at most 1000 bytes at a time, as a disk does that is nearly full."""
+    """Writes at most 1000 bytes at a time, like a disk that is nearly full."""
 
     def write(self, data):
         return super().write(memoryview(data)[:1000])
@@ -132,7 +132,7 @@ def test_a_nonblocking_input_is_waited_for(serve):
 
 @pytest.fixture
 def typing():
-    """A terminal that shows nothing of what is typed: the end to type at, and its program's standard input."""
+    """A terminal without echo: the end to type at, and its program's standard input."""
     keys, terminal = os.openpty()
     settings = termios.tcgetattr(terminal)
     settings[3] &= ~termios.ECHO
@@ -161,7 +161,7 @@ def test_what_a_terminal_returns_whole_is_sent(serve, typing):
     os.write(keys, line[:2000])
     os.write(keys, line[2000:])
     assert streams.read(stdin.fileno(), 65536) == line
-    tty.setraw(stdin)  # a program that wants each byte loses none
+    tty.setraw(stdin)  # a program that needs each byte loses none
     os.write(keys, line)
     got = b""
     while len(got) < len(line):
@@ -246,7 +246,7 @@ def test_the_command_leaves_the_streams_of_its_caller_alone(serve):
 
 
 CLOSED = """exec "$0" "$@" <&- >&- 2>&-"""
-"""A shell's program that starts its arguments as a command without standard descriptors."""
+"""A shell script that starts its arguments as a command without standard descriptors."""
 
 
 def standard_descriptors(pid):

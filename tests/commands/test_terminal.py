@@ -1,6 +1,6 @@
 """``python -m echo.client`` in a real pseudo-terminal: what a user sees, and every way to leave.
 
-Each session is a process, so tests that leave theirs as they found it share one, see ``conversation``.
+Each session is a process. Tests that leave it unchanged share one: see ``conversation``.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def start_others(thread):
     start(thread)
 threading.Thread.start = start_others""",
 )
-"""Like ``OWN_TERMINAL``, in a system that has no thread left for the one that is called ``name``."""
+"""Like ``OWN_TERMINAL``, in a system that cannot start the thread with the name ``name``."""
 
 WITHOUT_URGENT_SIGNALS = OWN_TERMINAL.replace(
     "os.execv",
@@ -109,8 +109,8 @@ while True:
 if os.WIFSIGNALED(status):
     print("killed by signal", os.WTERMSIG(status))
 """
-"""A small shell, which runs its arguments as a job. It prints a line after each Ctrl-Z, and goes on with the job after
-an Enter; or kills it, if that is what the user types."""
+"""A small shell that runs its arguments as a job. It prints a line after each Ctrl-Z, and continues the job after an
+Enter, or kills it if the user types "kill"."""
 
 NO_READLINE = (
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
@@ -118,7 +118,7 @@ NO_READLINE = (
 )
 
 LIMIT = 100
-"""Bytes of the longest message in a shared session."""
+"""Length of the longest message in a shared session, in bytes."""
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def terminal(run):
 
 
 class Feed(echo.EchoRequestHandler):
-    """An echo session that the test can speak in, too."""
+    """An echo session in which the test can send, too."""
 
     def connection_made(self):
         self.server.session = self
@@ -147,9 +147,9 @@ def session_of(server):
 
 
 class Session:
-    """A user at the prompt, and the server, which is the test's. ``messages`` is what the server has got.
+    """A user at the prompt, and the test's server. ``messages``: all that the server has received.
 
-    The server answers with what ``answer(message)`` returns, unless that is None.
+    The server replies with the value of ``answer(message)``, unless that is None.
     """
 
     def __init__(self, stack, starter, kind):
@@ -168,13 +168,13 @@ class Session:
         self.begin()
 
     def begin(self):
-        """Forget what the test before has left."""
+        """Remove the previous test's state."""
         self.messages = []
         self.answer = lambda message: message
         self.user.screen, self.user.seen = b"", 0
 
     def say(self, message):
-        """Let the server send a message of its own."""
+        """Let the server send a message unprompted."""
         session_of(self._server).connection.send(message)
 
 
@@ -200,9 +200,9 @@ def sessions():
 
 @pytest.fixture
 def conversation(sessions):
-    """``with conversation(starter, kind) as session``: a ``Session`` at its prompt, where the test must leave it.
+    """``with conversation(starter, kind) as session``: a ``Session`` at its prompt; the block must leave it there.
 
-    If the test fails in the block, the next one gets a new session.
+    If the test fails in the block, the next test gets a new session.
     """
     idle, stack = sessions
 
@@ -240,7 +240,7 @@ def test_each_typed_line_comes_back_and_then_the_prompt(conversation, starter):
 
 
 def test_two_users_talk_while_the_other_idles(serve, terminal, home, tmp_path):
-    home.pop("ECHO_HISTFILE")  # what Terminal gives it keeps no history, which would be that of whoever runs the tests
+    home.pop("ECHO_HISTFILE")  # Terminal's environment keeps no history, which would be the user's own
     server = serve()
     first, second = terminal(server, "-v", **home), terminal(server, starter=WITHOUT_READLINE, **home)
     for user in (first, second):
@@ -481,7 +481,7 @@ def test_a_quiet_session_shows_the_session_and_how_it_went(serve, terminal, star
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home where nothing says where history is to be kept; a dictionary for ``terminal`` that makes it the user's."""
+    """A home folder without settings for the history; return an environment for ``terminal`` with it."""
     for name in ("ECHO_HISTFILE", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -489,7 +489,7 @@ def home(tmp_path, monkeypatch):
 
 
 def converse(user, *lines):
-    """Type these lines, see each come back, and leave."""
+    """Type these lines, wait for each echo, and leave."""
     user.until(rb"> ")
     for line in lines:
         user.type(line + b"\r")
@@ -499,7 +499,7 @@ def converse(user, *lines):
 
 
 def keep(*lines):
-    """Keep these lines in the history as a session does in which they are typed; return those that it began with."""
+    """Keep these lines in the history, as a session does when they are typed; return the lines before them."""
     readline.clear_history()
     try:
         history = History()
@@ -578,7 +578,7 @@ def test_no_history_is_kept_if_the_users_home_is_unknown(home, tmp_path, monkeyp
     if elsewhere is not None:
         monkeypatch.setenv("ECHO_HISTFILE", elsewhere)
     pwd = pytest.importorskip("pwd")
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as for a user of a container's that has no name
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as in a container whose user has no name
     assert keep("hello") == []
     assert history_file() is None
     assert not os.listdir(tmp_path)
@@ -647,7 +647,7 @@ def test_a_path_that_cannot_hold_a_history_is_not_an_error(home, tmp_path, monke
     elif place == "a folder":
         path.mkdir()
     elif place == "a pipe":
-        os.mkfifo(path)  # opening it would wait for ever
+        os.mkfifo(path)  # opening it would block for ever
     elif place == "nobody's":
         path = "/proc/1/history/history"  # where not even root can write
     else:
@@ -723,7 +723,7 @@ SHOWN = rb"\x1b[2J\x1b]0;title\x07\xff\u009b31m\r\x08\x7f" + b"\\"
 
 
 def assert_harmless(screen):
-    """No control character of the peer is on the screen. The client's own are CR LF."""
+    """Check that no control character of the peer is on the screen. The client's own are CR LF."""
     own = screen.replace(b"\r\n", b"")
     assert not re.search(rb"[\x00-\x1f\x7f\xff]|\xc2[\x80-\x9f]", own), own
 
@@ -759,7 +759,7 @@ def test_control_characters_in_a_last_half_message_are_shown_escaped(serve, term
 
 @contextlib.contextmanager
 def screen_of_its_own():
-    """``(standard output at a terminal, list of what is on its screen afterwards)``."""
+    """``(standard output at a terminal, list of what its screen shows afterwards)``."""
     master, slave = pty.openpty()
     shown = []
     with open(master, "rb", buffering=0) as screen:
@@ -770,7 +770,7 @@ def screen_of_its_own():
 
 
 def on_a_terminal(server, *options):
-    """Run the command in this process, with its output at a terminal; return its code and what is on the screen."""
+    """Run the command in this process, with its output at a terminal; return its exit code and the screen's text."""
     with screen_of_its_own() as (stdout, shown):
         code = call_client(*address_options(server), *options, stdout=stdout).code
     return code, b"".join(shown)
@@ -888,7 +888,7 @@ def test_without_readline_a_line_can_be_edited(conversation):
             assert session.messages == [line]
 
 
-# Lines that are typed ahead, and long ones.
+# Long lines, and lines that are typed ahead.
 
 
 @both
@@ -910,7 +910,7 @@ def test_lines_that_are_typed_while_a_reply_is_awaited_are_whole(serve, terminal
     typing = threading.Thread(target=user.type, args=(b"x" * size + b"\rlast\r",))
     typing.start()
     if size < 10_000:
-        typing.join()  # more than that the terminal takes only as the client reads it
+        typing.join()  # the terminal takes more only when the client reads it
     answer.set()
     user.until(rb"\nlast\r\n> ")
     typing.join()
@@ -951,7 +951,7 @@ def test_a_signal_that_ends_the_client_at_its_prompt_leaves_terminal_and_history
         resource.setrlimit(resource.RLIMIT_CORE, limits)
     user.until(rb"> ")
     user.type(b"hello\r")
-    user.until(rb"\nhello\r\n[^\n]*> ")  # and no rest: the signal may come before the client waits for a key
+    user.until(rb"\nhello\r\n[^\n]*> ")  # and then any output: the signal may come before the client waits for a key
     user.process.popen.send_signal(getattr(signal, name))
     assert user.leave() == -getattr(signal, name)
     assert user.screen.endswith(b"\r\n")
@@ -1012,7 +1012,7 @@ def test_a_client_that_was_paused_prepares_the_terminal_again(conversation, star
 @both
 def test_several_interrupts_at_once_are_one(serve, terminal, starter):
     user = terminal(serve(), starter=starter)
-    user.until(rb"> ")  # and no rest: they may come before the client waits for a key
+    user.until(rb"> ")  # and then any output: they may come before the client waits for a key
     for _ in range(3):
         user.process.popen.send_signal(signal.SIGINT)
     assert user.leave() in (0, 130, -signal.SIGINT)  # the last one may come while Python ends
@@ -1070,7 +1070,7 @@ def test_the_user_leaves_and_the_terminal_is_as_it_was(serve, terminal, home, tm
     assert b"the server has ended" not in user.screen
     assert handler.ended.wait(DEADLINE)
     assert handler.reasons == ["exit" if b"x" in farewell.lower() else "eof"]
-    if sys.platform.startswith("linux"):  # elsewhere a terminal without a user has no settings
+    if sys.platform.startswith("linux"):  # elsewhere a terminal whose other end is closed has no settings
         assert termios.tcgetattr(user.master) == user.settings
     if starter == WITHOUT_READLINE:
         assert not os.listdir(tmp_path)  # neither a history nor an error

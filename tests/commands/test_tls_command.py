@@ -1,6 +1,6 @@
-"""TLS on both command lines: sessions, also with other programs; what is reported after a rejection; SIGHUP.
+"""TLS on both command lines: sessions, also with other programs; reports of rejections; SIGHUP.
 
-Most clients run in this process, and most servers are objects. A test starts a process only where it tests one.
+Most clients run in this process, and most servers are objects. A test starts a process only to test one.
 """
 
 import json
@@ -29,7 +29,7 @@ from support.usage_errors import error_line
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
-NO_WARNINGS = ("-lf", os.devnull)  # socat 1.8 warns that it looks at no revocation list; that would be in its output
+NO_WARNINGS = ("-lf", os.devnull)  # socat 1.8 would print a warning that it checks no revocation list
 
 PATIENT = ("-w", f"{DEADLINE:g}s")
 
@@ -45,7 +45,7 @@ class Pids(echo.EchoRequestHandler):
 
 
 class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
-    """As the server's command serves it."""
+    """The handler of the server command."""
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def secure(serve, certificates):
 
 @pytest.fixture
 def arguments(certificates):
-    """``arguments(server, *options)``: those of a client's command that trusts the tests' CA."""
+    """``arguments(server, *options)``: arguments for a client command that trusts the tests' CA."""
 
     def combine(server, *options, host="localhost", cacert=certificates.authority.certificate):
         trusted = () if cacert is None else ("--cacert", cacert)
@@ -85,7 +85,7 @@ def arguments(certificates):
 
 @pytest.fixture
 def client(arguments):
-    """``client(server, *options)``: call the client's command; return its exit code, output and log."""
+    """``client(server, *options)``: call the client command; return its exit code, output and log."""
 
     def call(server, *options, data=b"", **more):
         return call_client(*arguments(server, *options, **more), data=data)
@@ -106,7 +106,7 @@ def talk(certificates):
 
 @pytest.fixture
 def log(caplog):
-    """``log(event)``: the records of that event in the log of servers in this process."""
+    """``log(event)``: the records of that event, logged by servers in this process."""
     caplog.set_level(logging.INFO, "echo.server")
     caplog.set_level(logging.INFO, "echo.session")
     return lambda event: [record for record in caplog.records if getattr(record, "event", "") == event]
@@ -211,7 +211,7 @@ def test_socat_gets_back_a_megabyte_that_it_pipes(secure_command, program, certi
 
 @pytest.mark.needs_programs("socat")
 def test_our_client_holds_a_session_with_socat(program, client, certificates):
-    """socat sends back whatever comes."""
+    """socat as an echo server."""
     pair = certificates.server
     where = f"OPENSSL-LISTEN:0,bind=127.0.0.1,cert={pair.certificate},key={pair.key},verify=0"
     port = program("socat", "-d", "-d", where, "PIPE").until(rb"listening on .*:(\d+)").group(1)
@@ -225,7 +225,7 @@ def send_back(sock):
 
 
 def test_our_client_holds_a_session_with_another_tls_server(client, certificates):
-    """A server as the documentation of ``ssl`` makes one."""
+    """A server like the one in the documentation of ``ssl``."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificates.server)
     with socketserver.TCPServer(("127.0.0.1", 0), plain(send_back)) as server:
@@ -257,7 +257,7 @@ def test_a_ping_over_tls_gets_all_back(secure, arguments):
 @pytest.mark.parametrize(
     "options",
     [
-        # all that is due is sent and awaited: some messages are measured however busy the machine is
+        # sends all due messages and waits for the replies: some are measured however busy the machine is
         ("--rate", "50", "-d", "100ms", "-P", "1"),
         pytest.param(("--rate", "500", "-d", "5s"), marks=pytest.mark.slow),
         pytest.param(("-d", "5s"), marks=pytest.mark.slow),
@@ -303,7 +303,7 @@ NO_ISSUER = "its certificate is not accepted: unable to get local issuer certifi
 
 
 def check_rejection(server, log, outcome, client_says, server_says):
-    """The client has ended with code 1 and printed one line, and the server has logged one."""
+    """Check that the client has ended with code 1 and printed one line, and that the server has logged one."""
     assert (outcome.code, outcome.out) == (1, b"")
     assert re.sub(r":\d+", ":PORT", outcome.log) == f"echo.client: {client_says}\n"
     eventually(lambda: server.stats().refused == {"handshake": 1})
@@ -452,14 +452,14 @@ def test_a_client_with_tls_1_1_is_rejected_with_the_cause(secure, program, log):
 
 
 def rejections(server):
-    """The clients that the log says were rejected, and why."""
+    """The rejected clients in the log, with the reasons."""
     return dict(re.findall(r"INFO    127\.0\.0\.1:(\d+) refused: handshake \((.*)\)", server.log))
 
 
 def test_clients_that_do_no_handshake_get_one_line_each_and_disturb_nobody(secure_command, dial, talk):
     server = secure_command()
     with talk(server) as good:
-        _, slow, talking, resetting = (dial(server.address) for _ in range(4))  # the first one says nothing
+        _, slow, talking, resetting = (dial(server.address) for _ in range(4))  # the first one sends nothing
         ports = {sock: str(sock.getsockname()[1]) for sock in (talking, resetting)}
         slow.sendall(b"\x16\x03\x01\x02\x00\x01")
         talking.sendall(b"hello\n")
@@ -580,7 +580,7 @@ needs_sighup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGH
 
 @pytest.fixture
 def live(tmp_path, certificates):
-    """``live(pair)`` copies a certificate and its key to where the server has its own; return those paths."""
+    """``live(pair)`` copies a certificate and its key over the server's own, and returns those paths."""
     paths = type(certificates.server)(str(tmp_path / "live.pem"), str(tmp_path / "live.key"))
 
     def put(pair):
@@ -710,7 +710,7 @@ needs_fork = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has n
 
 @pytest.fixture
 def two_workers(secure_command, certificates, live, tmp_path):
-    """The command with two workers, whose handler answers ``pid`` with the number of its process."""
+    """The command with two workers, whose handler replies to ``pid`` with its process number."""
     (tmp_path / "pids.py").write_text(PIDS)
     server = secure_command(
         *("--workers", "2", "--handler", "pids:Pids"), pair=live(certificates.server), cwd=str(tmp_path)

@@ -1,7 +1,7 @@
-"""What a server knows against what ``--ping`` and ``--bench`` report, as text and as JSON.
+"""The faults that a server has made, compared with the reports of ``--ping`` and ``--bench``, as text and as JSON.
 
-The server here is made of sockets alone. Each fault is done on purpose and counted. A bench has a timetable, so the
-server knows which messages are of the warm-up, too: the first ``WARM_UP`` of each connection.
+The server here uses only sockets. It makes each fault on purpose and counts it. A bench has a timetable, so the server
+also knows which messages belong to the warm-up: the first ``WARM_UP`` of each connection.
 
 ``pytest -s`` prints each row of the comparison.
 """
@@ -22,22 +22,22 @@ from support.measuring import events, run_client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(DEADLINE * 10)]
 
-PINGS = 14  # so that the last one meets no fault: a ping ends with its reply, and sees nothing that comes later
+PINGS = 14  # the last one must have no fault: a ping ends with its reply, and misses anything later
 CONNECTIONS = 2
 DUE = 200  # in half a second, after a warm-up of a tenth of it
 WARM_UP = DUE // CONNECTIONS // 10
 BENCH = ("--bench", "-P", str(CONNECTIONS), "--rate", str(2 * DUE), "-d", "500ms")
 PING = ("--ping", "-c", str(PINGS))
-PATIENT = ("-w", "5s")  # for a reply that is not lost, on a busy machine, too
+PATIENT = ("-w", "5s")  # for a reply that is not lost, even on a busy machine
 DELAY = 0.05  # seconds
 STALL = 0.3
 LOOK_UP = 0.2
 
 
 class Truth:
-    """A line echo whose ``fault(connection, number, line)`` returns what is sent back for a line: a list of pieces of
-    bytes. ``number`` counts the lines of a connection from 1. ``done``: how often a fault was done, and ``counted`` how
-    often outside the warm-up of a bench."""
+    """A line echo whose ``fault(connection, number, line)`` returns the reply to a line, a list of pieces of bytes.
+    ``number`` counts the lines of a connection from 1. ``done``: how often the fault was made; ``counted``: how often
+    outside the warm-up of a bench."""
 
     def __init__(self, fault, greeting=b""):
         self._fault = fault
@@ -72,7 +72,7 @@ class Truth:
             sock.sendall(self._greeting)
             for number, line in enumerate(file, 1):
                 if connection.is_cut:
-                    continue  # a plain close with input that nobody has read would be a reset
+                    continue  # a plain close with unread input would be a reset
                 with self._lock:
                     self.lines += 1
                 for piece in self._fault(self, connection, number, line):
@@ -94,7 +94,7 @@ class Connection:
         self.sock.sendall(data)
 
     def send_later(self, data, seconds):
-        """In the order of the calls, from a thread of its own."""
+        """In the order of the calls, from a thread."""
         with self._has_more:
             if not self._later:
                 threading.Thread(target=self._send_all, daemon=True).start()
@@ -121,7 +121,7 @@ class Connection:
 
 
 def each_sixth(change):
-    """A fault: ``change`` is done to each sixth line."""
+    """A fault: ``change`` is applied to each sixth line."""
 
     def fault(server, connection, number, line):
         if number % 6:
@@ -182,8 +182,8 @@ COUNTED = {
 
 
 def ask(truth, *options):
-    """Run the command twice, with text and with JSON, each against a server of its own: ``truth()``. Return the
-    servers, the text, and the summary in JSON."""
+    """Run the command twice, with text and with JSON, each with its own server, ``truth()``. Return the servers, the
+    text, and the JSON summary."""
     servers, outputs = [], []
     for form in ((), ("-J",)):
         with contextlib.closing(truth()) as server:
@@ -197,7 +197,7 @@ def ask(truth, *options):
 
 
 def in_text(text, name):
-    """The number before ``name`` in the summary, and in no more than one place with another number."""
+    """The number before ``name`` in the summary, after a check that it is the only one."""
     summary = text.partition(" echo statistics ---")[2] or text.partition("\nmessages ")[2].partition("\nwarm-up")[0]
     found = set(re.findall(rf"\b([\d,]+) {re.escape(name)}\b", summary))
     assert len(found) <= 1, summary
@@ -220,7 +220,7 @@ def test_each_fault_is_counted_as_often_as_it_was_done(fault):
     ping_did = servers[1].done
     servers, text, bench, _ = ask(lambda: Truth(function), *BENCH)
     for server, said in zip(servers, (in_text(text, name), bench[field])):
-        # A word of its own belongs to no message. It counts from when it comes, and the one before may come late.
+        # An unprompted line belongs to no message. It counts from its arrival, and the line before it may be late.
         assert 0 <= said - server.counted <= CONNECTIONS * (name == "not asked for")
         assert server.counted > 0
         assert server.lines == DUE * 11 // 10

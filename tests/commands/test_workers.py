@@ -48,7 +48,7 @@ class Tells(echo.MessageRequestHandler):
 '''
 
 PATIENT = ("--shutdown-timeout", "10m")
-"""However busy this machine is, the sessions end by themselves."""
+"""The sessions end before this time, however busy this machine is."""
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def start(server_command, folder):
 
 @pytest.fixture
 def changed(run, folder):
-    """``changed(change, *options)``: the same, with a statement or more executed before."""
+    """``changed(change, *options)``: the same; the command first executes these statements."""
 
     def start(change, *options, **popen_options):
         return start_changed(run, folder, change, "--handler", "tells:Tells", *PATIENT, *options, **popen_options)
@@ -84,7 +84,7 @@ def changed(run, folder):
 
 
 def started(server, count):
-    """The workers' processes by their number, once ``count`` of them were started."""
+    """The workers' processes by number, when ``count`` of them have started."""
     server.read_log_until(r"(?s)" + r".*".join([r"worker \d+ is process \d+\b"] * count))
     return {int(number): int(pid) for number, pid in re.findall(r"worker (\d+) is process (\d+)", server.log)}
 
@@ -106,13 +106,13 @@ def answer(sock):
 
 
 def refuses(address):
-    """Whether nothing listens there. To be asked until it is so: another program may get the port for a moment."""
+    """Whether nothing listens there. Call it until it is true: another program may use the port for a moment."""
     with socket.socket() as sock:
         return sock.connect_ex(address) != 0
 
 
 def stop_process(pid):
-    """Let the process stand still, and return when it does."""
+    """Stop the process by SIGSTOP; return when it has stopped."""
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: state_of(pid) == "T")
 
@@ -144,7 +144,7 @@ def test_port_0_is_one_port_that_is_logged_once(start, dial):
 
 
 def test_of_twelve_sessions_three_workers_have_four_each(changed, dial):
-    """A worker that is ahead leaves a new client to the others, here for as long as they need."""
+    """A worker with more sessions leaves a new client to the others, here for as long as they need."""
     server = changed("balance.Balance.hold_time = 3600; balance.Balance.slack = 0", "--workers", "3")
     clients = [dial(server.address) for _ in range(12)]
     counts = collections.Counter()
@@ -356,7 +356,7 @@ def test_workers_ignore_an_interrupt_which_the_parent_passes_on(start, dial):
     server = start(2)
     for pid, client in client_of_each(server, dial, 2).items():
         os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGUSR1)  # would be acted on after it
+        os.kill(pid, signal.SIGUSR1)  # would be handled after it
         server.read_log_until("statistics: accepted")
         server.log = ""
         assert ask(client, b"still there") == b"still there"
@@ -385,14 +385,14 @@ def test_a_signal_for_the_whole_process_group_is_one(changed, dial, folder, sign
 
 
 def settled(server, pid):
-    """Return once the worker has acted on the signals that were sent to it before."""
+    """Return when the worker has handled the signals that were sent to it before."""
     server.log = ""
     os.kill(pid, signal.SIGUSR1)
     server.read_log_until("statistics: accepted")
 
 
 def test_workers_that_are_signalled_long_before_their_parent_passes_it_on_cut_nothing(changed, dial, folder):
-    """A service manager signals all processes at once, and the parent may be late: it reads files, or stands still."""
+    """A service manager signals all processes at once, and the parent may be late: it reads files, or was stopped."""
     server = changed("running.SAME_SIGNAL = 0", "--workers", "2", start_new_session=True)
     pid, busy = next(iter(client_of_each(server, dial, 2).items()))
     assert ask(busy, b"work") == b"begun"
@@ -545,15 +545,15 @@ def test_workers_whose_parent_is_killed_drain_and_end(start, dial, folder):
     server.read_log_until("draining")
     (folder / "go").write_text("")
     assert read_all(busy) == b"done\n"
-    assert server.finish()[0] == -signal.SIGKILL  # stderr has ended: nobody has it open any more
+    assert server.finish()[0] == -signal.SIGKILL  # stderr has ended: no process has it open any more
     eventually(lambda: refuses(server.address))
     assert len(re.findall(r"stopped: .* 0 cut", server.log)) == 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_that_ends_does_not_make_the_others_block(changed, dial, how):
-    """The mode of the listening socket is one for all of them; the next worker, which would set it again, is not
-    started before the test is over."""
+    """All of them share the mode of the listening socket. The next worker would set it again, but does not start before
+    the test is over."""
     server = changed("workers.Workers.min_pause = workers.Workers.max_pause = 3600.0", "--workers", "2")
     victim = started(server, 2)[0]
     clients = [dial(server.address)]
@@ -584,7 +584,7 @@ def test_workers_that_cannot_live_are_given_up_after_growing_pauses(changed):
 
 
 def test_workers_that_die_each_for_its_own_reason_are_replaced_for_ever(changed, dial):
-    """Row 70: all at once, far more often than they would be given up."""
+    """Row 70: all at once, far more often than the limit for giving up."""
     pauses = "workers.Workers.min_pause = workers.Workers.max_pause = 0.001; workers.Workers.quick = 3600.0"
     server = changed(pauses, "--workers", "2", preexec_fn=no_core_files)
     for reasons in [(signal.SIGKILL, signal.SIGKILL), (signal.SIGSEGV, signal.SIGABRT)] * 3:
@@ -675,7 +675,7 @@ def test_a_fork_that_fails_is_tried_again(changed, dial):
 
 
 def test_workers_for_which_the_system_has_no_thread_are_started_again_for_ever(changed, dial, folder):
-    """Row 70: that is not a worker that cannot live."""
+    """Row 70: this is not a worker that cannot start."""
     change = (
         "import threading\n"
         "real = threading.Thread.start\n"
@@ -723,7 +723,7 @@ def test_a_stderr_that_nobody_reads_blocks_no_client_and_no_stop(changed):
     server = changed(SMALL_QUEUE, "--workers", "2")
     assert echoed_at_once(server, 4, 1500)
     server.popen.send_signal(signal.SIGTERM)
-    assert server.popen.wait(DEADLINE) == 0  # and nobody has read a line yet
+    assert server.popen.wait(DEADLINE) == 0  # and no line was read yet
     eventually(lambda: refuses(server.address))
 
 
@@ -748,7 +748,7 @@ def test_a_parent_whose_stderr_is_stalled_still_replaces_a_worker(changed, dial)
 
 @pytest.mark.parametrize("each", [100, pytest.param(800, marks=pytest.mark.stress)])
 def test_json_lines_of_several_workers_are_whole_lines(server_command, each):
-    """In volume, of every length, through one pipe."""
+    """Many records, of every length, through one pipe."""
     server = server_command("--workers", "3", "--log-format", "json", *PATIENT)
     text = []
     reader = threading.Thread(target=lambda: text.append(server.popen.stderr.read()))
@@ -773,7 +773,7 @@ def test_json_lines_of_several_workers_are_whole_lines(server_command, each):
     reader.join(DEADLINE)
     assert not failures
     lines = text[0].decode().splitlines()
-    events = collections.Counter(json.loads(line)["event"] for line in lines)  # raises for one that is torn
+    events = collections.Counter(json.loads(line)["event"] for line in lines)  # raises if a line is torn
     assert (events["received"], events["sent"], events["dropped"]) == (6 * each, 6 * each, 0)
     assert (events["connected"], events["disconnected"], events["stopped"]) == (6, 6, 3)
 

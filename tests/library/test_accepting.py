@@ -1,6 +1,6 @@
 """The accept loop: nothing that fails in it ends it, and a failure is waited out and logged once.
 
-What a handler raises is in ``test_session_errors.py``.
+``test_session_errors.py`` is about exceptions of handlers.
 """
 
 import errno
@@ -175,7 +175,7 @@ def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypa
 
 
 def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve, dial):
-    """Row 10: once the pause is over there is nothing to look at the clock for."""
+    """Row 10: after the pause the loop waits without a timeout."""
     waits = []
 
     def wait(listening, deadline):
@@ -187,7 +187,7 @@ def test_the_loop_sleeps_after_a_failure_until_the_next_client(serve, dial):
     real_wait, run.wait = run.wait, wait
     server.faults = [OSError(errno.EMFILE, "full")]
     dial(server)
-    # The thread that serves may come to its first wait only now.
+    # The serving thread may reach its first wait only now.
     eventually(lambda: any(not listening for listening, _ in waits) and waits[-1][0])
     *pauses, last = itertools.dropwhile(lambda waited: waited[0], waits)
     assert all(not listening and deadline is not None for listening, deadline in pauses)

@@ -61,7 +61,7 @@ def test_a_look_up_among_many_networks_takes_as_many_steps_as_among_few():
 
 
 def calls_of(function, *arguments):
-    """The number of functions that this call calls."""
+    """The number of function calls that this call makes."""
     calls = []
     sys.setprofile(lambda frame, event, argument: calls.append(event) if event.endswith("call") else None)
     try:
@@ -77,7 +77,7 @@ def calls_of(function, *arguments):
     ids=repr,
 )
 def test_what_is_not_a_network_is_refused_whatever_type_it_has(networks):
-    """Row 61: ``ipaddress`` reads bytes and numbers, as other networks than were meant."""
+    """Row 61: ``ipaddress`` accepts bytes and numbers, but as other networks than intended."""
     for options in ({"allow": networks}, {"deny": networks}):
         with pytest.raises(ValueError, match=f"^{next(iter(options))}: invalid network "):
             AccessList(**options)
@@ -109,13 +109,13 @@ def test_all_addresses_of_a_version_are_a_network(network):
 
 
 def test_one_network_may_be_given_without_a_list():
-    """Not as the list of its addresses: of those, an IPv6 network has too many."""
+    """Not as a list of its addresses: an IPv6 network has too many."""
     for one in ("2001:db8::/32", ipaddress.ip_network("2001:db8::/32")):
         assert not AccessList(deny=one).permits("2001:db8::1")
 
 
 def test_an_iterator_is_read_once_and_refused_when_it_has_nothing_left():
-    """Row 61: the second server that it was given to let everybody in."""
+    """Row 61: the second server that got the same iterator let everybody in."""
     networks = iter(["192.0.2.0/24"])
     assert not AccessList(deny=networks).permits("192.0.2.1")
     for options in ({"allow": networks}, {"deny": networks}):

@@ -22,7 +22,7 @@ needs_two = pytest.mark.skipif(len(ALL) < 2, reason="needs two processors")
 
 
 class Processors(echo.MessageRequestHandler):
-    """Answers with the processors that its thread may use."""
+    """Replies with the processors that its thread may use."""
 
     def message_received(self, message):
         self.send(",".join(map(str, sorted(os.sched_getaffinity(0)))).encode())
@@ -75,7 +75,7 @@ def test_auto_restricts_nothing_without_the_gil(serve):
 @needs_two
 def test_auto_spreads_several_servers_over_the_processors(serve):
     taken = set()
-    for _ in range(100):  # each takes one at random; that all take the same one has a chance of 1 in 2 ** 99
+    for _ in range(100):  # each takes one at random; the chance that all take the same one is 1 in 2 ** 99
         taken |= processors(serve(Processors, cpu_affinity="auto").server_address)
         if len(taken) > 1:
             break
@@ -287,7 +287,7 @@ def test_the_commands_default_is_auto():
 @needs_two
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc to look in")
 def test_by_default_the_commands_sessions_keep_to_one_processor_and_its_log_does_not(server_command, folder):
-    """The accepting thread and its sessions keep to one processor; the thread that writes the log began before."""
+    """The accepting thread and its sessions keep to one processor. The thread that writes the log began before."""
     server = server_command("--handler", "cpus:Processors", cwd=folder)
     with echo.connect(server.address, timeout=DEADLINE) as client:
         client.send(b"which")
@@ -331,7 +331,7 @@ def test_off_lets_the_commands_sessions_use_every_processor(server_command, fold
 @needs_two
 def test_several_commands_take_different_processors(server_command, folder):
     taken = set()
-    for _ in range(30):  # each takes one at random; that all take the same one has a chance of 1 in 2 ** 29
+    for _ in range(30):  # each takes one at random; the chance that all take the same one is 1 in 2 ** 29
         server = server_command("--handler", "cpus:Processors", cwd=folder)
         taken |= processors(server.address)
         assert server.terminate() == 0

@@ -1,4 +1,4 @@
-"""The server behind a proxy that sends a PROXY header: which address counts as the client's, and what is refused."""
+"""The server behind a proxy that sends a PROXY header: which address counts as the client's, and what is rejected."""
 
 import contextlib
 import http.server
@@ -67,7 +67,7 @@ def proxied(serve):
 
 @pytest.fixture
 def log(caplog):
-    """Everything that the library logs, from DEBUG on."""
+    """The library's log, from DEBUG on."""
     caplog.set_level(logging.DEBUG, "echo")
     return caplog
 
@@ -107,7 +107,7 @@ def converse(sock, header, message=b"hello\n"):
     assert read_exactly(sock, len(message)) == message
 
 
-# The address that counts.
+# The client's address.
 
 NAMED = {
     "v1, IPv4": (LINE, ("192.0.2.1", 56324), CLIENT),
@@ -325,7 +325,7 @@ def test_allow_and_deny_apply_to_the_proxys_address_only_for_its_own_connections
 def test_proxy_allow_from_applies_to_the_proxys_address(proxied, dial, log):
     server = proxied(proxy_allow_from=["192.0.2.0/24"])
     sock = dial(server)
-    with contextlib.suppress(ConnectionError):  # what is unread when a socket is closed comes back as a reset
+    with contextlib.suppress(ConnectionError):  # a socket that is closed with unread input sends a reset
         sock.sendall(LINE + b"hello\n")
         assert read_all(sock) == b""
     eventually(lambda: lines(log))  # the accept loop counts it first
@@ -593,7 +593,7 @@ def test_input_that_is_not_a_header_is_refused_with_one_line(proxied, dial, log,
     assert re.search(words.rstrip("$"), line)
     record = record_of(log, "refused")
     assert (record.peer, record.reason, record.levelname) == (proxy, "proxy", "INFO")
-    assert not hasattr(record, "via")  # nobody has said that there is somebody behind it
+    assert not hasattr(record, "via")  # no header has named a client behind it
     assert server.stats().refused == {"proxy": 1}
     assert server.stats().ended == {}
 
@@ -705,7 +705,7 @@ def test_others_are_served_while_headers_are_awaited(proxied, dial):
     eventually(lambda: server.stats().active == 20)
     converse(dial(server), LINE)
     for sock in silent:
-        converse(sock, LINE)  # and nobody was refused meanwhile
+        converse(sock, LINE)  # and no client was refused meanwhile
     assert server.stats().refused == {}
 
 

@@ -1,4 +1,4 @@
-"""The client as a library: what it sends, what it waits for, and what it says when that does not come."""
+"""The client as a library: what it sends and receives, and which errors it raises."""
 
 import socket
 import threading
@@ -321,7 +321,7 @@ def test_without_a_timeout_the_client_waits(serve, connect):
 
 
 def test_connecting_where_nothing_listens_raises_the_built_in_error():
-    with socket.socket() as bound:  # a port that nobody else can listen on meanwhile
+    with socket.socket() as bound:  # a port on which no other program can listen meanwhile
         bound.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionRefusedError):
             echo.connect(bound.getsockname())
@@ -435,7 +435,7 @@ def test_an_exit_that_comes_back_is_a_reply_like_any_other(serve, connect, messa
 
 
 def test_a_connection_to_itself_is_refused_and_leaves_the_port_free(monkeypatch):
-    """Row 48: TCP does that where nobody listens on a port from which clients get theirs, too."""
+    """Row 48: TCP may do that if nothing listens on a port in the range of client ports."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         address = sock.getsockname()

@@ -18,11 +18,11 @@ SHORT = 0.05
 """Seconds of the timeouts that are meant to pass."""
 
 BIG = 16 << 20
-"""Bytes that fit into no socket's queues."""
+"""More bytes than the queues of any two sockets hold."""
 
 
 class SpySocket(socket.socket):
-    """Keeps in ``calls`` what is asked of the kernel; ``reading`` is set before each read."""
+    """Records its system calls in ``calls``; ``reading`` is set before each read."""
 
     @classmethod
     def over(cls, sock):
@@ -79,7 +79,7 @@ def connect(sockets):
 
 
 class Background:
-    """``function(...)`` in a thread of its own, whose outcome ``result`` gives, or raises."""
+    """``function(...)`` in a thread; ``result`` returns its value or raises its exception."""
 
     def __init__(self, function, *arguments):
         self._outcome = None
@@ -103,7 +103,7 @@ class Background:
 
 @contextlib.contextmanager
 def dripping(peer, byte=b"x", interval=0.01):
-    """The peer sends one byte at a time, until the end of the block or of patience, when it closes its output."""
+    """The peer sends one byte at a time, to the end of the block or ``DEADLINE``, and then closes its output."""
     stop = threading.Event()
     dripped = []
 
@@ -124,7 +124,7 @@ def dripping(peer, byte=b"x", interval=0.01):
 
 
 def arrived(connection, size):
-    """Wait until so many bytes wait to be read."""
+    """Wait until ``size`` bytes can be read."""
     eventually(lambda: unread(connection.socket) == size, f"{size} bytes never arrived")
 
 
@@ -620,7 +620,7 @@ def test_what_is_queued_for_a_peer_that_never_reads_times_out_too(connect):
 
 @pytest.mark.parametrize("timeout", [0.2, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_a_peer_that_reads_slowly_is_not_timed_out(connect, timeout):
-    """The timeout is for each wait in which the peer takes nothing, not for the whole message."""
+    """The timeout limits each wait in which the peer takes nothing, not the whole message."""
     message = bytes(range(256)) * 4096
 
     def read(peer, gaps):
@@ -643,7 +643,7 @@ def test_a_peer_that_reads_slowly_is_not_timed_out(connect, timeout):
         except SendTimeout:
             reader.result()
             assert max(gaps) > timeout / 2
-            return False  # the reader got no processor for so long, so this shows nothing: once more
+            return False  # the reader got no processor for most of the timeout: repeat the trial
         connection.end_output()
         assert reader.result() == LengthFraming(BIG).encode(message)
         return True
@@ -809,7 +809,7 @@ def test_the_state_changes_as_the_table_says(connect, events, state):
 
 
 def test_an_abort_while_the_owner_reads_the_end_is_kept(sockets):
-    """The owner has looked at the state, and enters the next one after the abort."""
+    """The owner has read the state before the abort, and sets the next one after it."""
     sock, peer = sockets()
 
     class AbortedMeanwhile(Connection):

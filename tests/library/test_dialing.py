@@ -1,4 +1,4 @@
-"""From a host's name to a connected socket: one deadline over the look-up and all addresses."""
+"""From a host's name to a connected socket: one deadline for the look-up and all addresses."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ def refused():
 
 
 class Silent(dialing._Selector):
-    """No address ever answers. ``Silent.now`` is the time, which passes only in waits."""
+    """No address ever answers. ``Silent.now`` is a simulated clock, which advances only in waits."""
 
     now = 0.0
     started = ()
@@ -50,7 +50,7 @@ class Silent(dialing._Selector):
 
 @pytest.fixture
 def silent(monkeypatch):
-    """Let all addresses be silent; return the class that has the time."""
+    """Let all addresses be silent; return the class with the clock."""
     monkeypatch.setattr(dialing, "_Selector", Silent)
     monkeypatch.setattr(dialing, "time", types.SimpleNamespace(monotonic=lambda: Silent.now))
     Silent.now, Silent.started = 0.0, ()

@@ -1,4 +1,4 @@
-"""What a stop does to the sessions: those that are idle, busy or stuck, and clients that were not accepted yet."""
+"""A stop's effect on the sessions: idle, busy or stuck ones, and clients that were not accepted yet."""
 
 import contextlib
 import errno
@@ -61,7 +61,7 @@ class Stop(threading.Thread):
 
 
 def is_draining(server):
-    """Whether the stop has reached all sessions, of which there are some."""
+    """Whether the stop has reached all sessions, at least one."""
     return {info.state for info in server.connections} == {"draining"}
 
 
@@ -102,7 +102,7 @@ def test_idle_clients_of_a_stock_handler_see_the_end_too(serve, dial):
 
 
 def test_stuck_sessions_share_one_deadline_and_are_cut(serve, dial, stuck, monkeypatch):
-    """Row 3: an hour passes, by a clock that is made up; a timeout for each of the 5 sessions would need 5 hours."""
+    """Row 3: an hour passes on a simulated clock; a timeout for each of the 5 sessions would take 5 hours."""
     passed = [0.0]
     real = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + passed[0])
@@ -186,7 +186,7 @@ def test_a_client_that_keeps_sending_cannot_keep_the_server_up(serve, dial):
 
 
 def test_a_stop_does_not_wait_for_a_client_that_is_gone(serve, dial, stuck):
-    """Its host answers the last reply with a reset, and what was not delivered then never is."""
+    """Its host answers the last reply with a reset, and the undelivered bytes are lost."""
     server = serve(stuck, shutdown_timeout=DEADLINE)
     client = dial(server)
     client.sendall(b"hello\n")
@@ -245,7 +245,7 @@ def test_a_drain_that_blocks_holds_up_neither_the_deadline_nor_the_other_session
             else:
                 release.wait(2 * DEADLINE)
 
-    # No machine is too busy for half a second to be over.
+    # Half a second also passes on the busiest machine.
     server = Impatient(("127.0.0.1", 0), Blocks, shutdown_timeout=0.5).start()
     clients = [dial(server)]
     eventually(lambda: len(connected) == 1)
@@ -364,7 +364,7 @@ def test_clients_in_the_backlog_are_served_when_the_server_closes_and_not_reset(
 
 
 def test_a_closing_server_accepts_no_more_waiting_clients_than_its_limit_allows(serve, dial):
-    """The limit is one of sessions at a time: those that have drained make room for others."""
+    """The limit holds for sessions at a time: those that have drained make room for others."""
 
     class Watched(echo.Server):
         before = []
@@ -422,7 +422,7 @@ def test_a_server_that_handled_one_request_accepts_no_other_when_it_closes(dial)
 
 
 def reply_of_a_process(script):
-    """The reply to one line of a process that prints its port and ends while that line is handled."""
+    """The reply to one line, from a process that prints its port and ends while the handler works on that line."""
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
     with process, socket.create_connection(("127.0.0.1", int(process.stdout.readline())), DEADLINE) as sock:
         sock.sendall(b"late\n")
@@ -476,7 +476,7 @@ def test_a_process_that_ends_during_a_stop_waits_for_the_stop():
 
 
 def test_sessions_drain_before_all_clients_that_wait_in_the_backlog_are_accepted(dial):
-    """Row 90: with many of those, or a slow look at each, the sessions would have no time left."""
+    """Row 90: if they are many, or the check of each is slow, the sessions would have no time left."""
     reached, may_go_on = threading.Event(), threading.Event()
     ends = []
 

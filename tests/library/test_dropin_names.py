@@ -1,5 +1,5 @@
-"""A subclass's own names, methods called by name, threads, and the order of calls, as programs for ``socketserver``
-have them. Most tests run with the standard library's class, too, since that defines what is right."""
+"""A subclass's own names, methods called by name, threads, and the order of calls, as in programs for ``socketserver``.
+Most tests run with the standard library's class, too, since that defines what is right."""
 
 import contextlib
 import http.server
@@ -217,7 +217,7 @@ def test_one_request_of_the_standard_library_may_be_handled_by_name(base, dial):
 
 @pytest.mark.parametrize("step", ["process_request", "process_request_thread", "finish_request"])
 def test_networks_hold_for_clients_that_a_program_accepts_in_a_loop_of_its_own(dial, step):
-    """Row 61: each step that a program may call with what it has accepted let all clients in."""
+    """Row 61: each method that a program may call with an accepted socket let all clients in."""
     seen = []
 
     class Seen(socketserver.BaseRequestHandler):
@@ -274,7 +274,7 @@ def test_process_request_of_the_mixin_by_name_keeps_the_limit_and_the_drain(dial
 
 
 class APool(echo.Server):
-    """Sessions in threads of the program's own, which know nothing of the server's methods."""
+    """Sessions in the program's own threads, which do not call the server's methods."""
 
     def __init__(self, *arguments, **options):
         self.waiting = queue.Queue()

@@ -1,7 +1,6 @@
-"""TLS as programs written for ``socketserver`` use it, and TLS and PROXY headers of ours under replaced methods.
+"""TLS as in programs for ``socketserver``, and our TLS and PROXY headers in servers with overridden methods.
 
-Whatever wraps a socket and whatever a subclass replaces: nothing that was to be encrypted goes out in clear, and no
-handler sees a client that was not let in.
+In all combinations, no data that should be encrypted is sent in clear, and no handler sees a client that was rejected.
 """
 
 import contextlib
@@ -47,7 +46,7 @@ class Lines(socketserver.StreamRequestHandler):
 
 
 class Busy(socketserver.StreamRequestHandler):
-    """Answers the first line only when the test says so, and notes what it reads after that."""
+    """Replies to the first line only when the test says so, and records what it reads after that."""
 
     def handle(self):
         self.rfile.readline()
@@ -89,7 +88,7 @@ class WrappingFinishRequest(BusyServer):
 
 
 class WrappingHandler(BusyServer):
-    """The handler wraps its socket itself; the server cannot know, and leaves it to the deadline."""
+    """The handler wraps its socket itself. The server does not know it, and only cuts the session at the deadline."""
 
     def wrap(self, context):
         inner = self.RequestHandlerClass
@@ -131,7 +130,7 @@ def test_what_a_handler_writes_after_a_stop_has_begun_is_encrypted(cls, context,
         eventually(lambda: server.connections[0].state == "draining")
         server.go_on.set()
         with wire:
-            wire.shutdown(socket.SHUT_WR)  # nobody else ends the input of a socket that the handler has wrapped
+            wire.shutdown(socket.SHUT_WR)  # nothing else ends the input of a socket that the handler has wrapped
             data = read_all(wire)
         stop.join(DEADLINE)
         assert not stop.is_alive()
@@ -225,7 +224,7 @@ def test_a_handler_that_has_read_the_end_of_its_input_may_still_write_over_stock
 
 @pytest.mark.parametrize("cls", STOCK_TLS)
 def test_messages_that_tls_has_decrypted_already_are_answered_before_a_stop(cls, context, dial_tls):
-    """One record holds many messages: those that are not read yet are in no queue of the system."""
+    """One record holds many messages: those that are not read yet are no longer in the system's queue."""
     count = 2000
     entered, go_on = threading.Event(), threading.Event()
 
@@ -274,7 +273,7 @@ def test_the_half_close_of_our_connection_keeps_stock_tls_encrypted(context, cer
             assert connection.receive() == [b"still read"]
 
 
-# TLS and PROXY headers of ours.
+# Our TLS and PROXY headers.
 
 
 class Answers(socketserver.StreamRequestHandler):
@@ -317,7 +316,7 @@ class ByName(echo.Server):
 
 
 class WithoutAHandler(echo.Server):
-    """Nothing of the server's is left between accept and close."""
+    """Nothing of the server's own code runs between accept and close."""
 
     def process_request(self, request, client_address):
         threading.Thread(target=self.work, args=(request,)).start()

@@ -1,4 +1,4 @@
-"""``echo_many``: many messages without waiting for each reply; left early, refused, or cut short."""
+"""``echo_many``: many messages without waiting for each reply; also if it is left early, refused, or cut short."""
 
 import collections
 import contextlib
@@ -43,12 +43,12 @@ def narrow(serve):
 
 
 def numbered(count, size=0):
-    """That many different messages, of at least ``size`` bytes."""
+    """``count`` different messages, of at least ``size`` bytes."""
     return [(b"%d " % number).ljust(size, b".") for number in range(count)]
 
 
 def send_timeout(sock):
-    """Seconds, as the system has them."""
+    """A socket's timeout for the kernel, in seconds."""
     if os.name != "posix":
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO) / 1000
     seconds, microseconds = struct.unpack("@ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
@@ -56,7 +56,7 @@ def send_timeout(sock):
 
 
 def on_the_wire(framing, messages):
-    """The bytes that carry them."""
+    """The encoded messages."""
     return b"".join(map(framing.encode, messages))
 
 

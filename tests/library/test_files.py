@@ -1,4 +1,4 @@
-"""Files that decide who gets in: regular ones, pipes and devices, read once and never for ever."""
+"""Files that decide who gets in: regular ones, pipes and devices, each read once and with a deadline."""
 
 import os
 import threading
@@ -84,7 +84,7 @@ def test_a_file_that_is_too_large_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
-    """Row 61: it is being written, and would be taken for shorter than it will be."""
+    """Row 61: another program is writing it, so its end would be missing."""
     path = tmp_path / "networks"
     path.write_bytes(b"192.0.2.1\n")
     read = os.read

@@ -1,5 +1,5 @@
-"""A child that a handler or a program forks is not the server: it ends nobody's session, keeps no port, and waits for
-no thread of its parent."""
+"""A child that a handler or a program forks is not the server: it ends no session of its parent, keeps no port, and
+waits for no thread of its parent."""
 
 import os
 import subprocess
@@ -38,8 +38,8 @@ BEGINNING = """if True:
 
 
 def output_of(script):
-    """What a new Python prints that runs this script to its end. Not in development mode, where CPython 3.8 dies of any
-    child that ends by itself."""
+    """The output of a new Python that runs this script to its end. Not in development mode, in which CPython 3.8 aborts
+    when a child ends."""
     done = subprocess.run(
         [sys.executable, "-c", BEGINNING + script],
         cwd=ROOT,
@@ -142,7 +142,7 @@ def test_a_child_that_is_forked_during_a_stop_does_not_wait_for_it():
 
 
 def test_a_child_that_a_handler_forks_and_lets_go_on_ends_with_its_session():
-    """It has none of the threads that would wait for another session, and nobody who could give it one."""
+    """It has none of the threads that wait for another session, and no thread that could pass one on."""
     script = """
     class Forks(echo.MessageRequestHandler):
         def message_received(self, message):

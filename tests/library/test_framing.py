@@ -32,7 +32,7 @@ def over_the_limit(cls, message):
 
 
 def feed_all(decoder, pieces):
-    """The messages of all pieces up to a violation; after it a decoder's caller feeds no more."""
+    """The messages of all pieces up to an error; then a decoder's caller feeds no more."""
     messages = []
     for piece in pieces:
         messages += decoder.feed(piece)
@@ -56,7 +56,7 @@ def in_random_pieces(rng, stream):
     return pieces
 
 
-# What goes in comes out.
+# Round trips.
 
 
 @MARKING
@@ -338,11 +338,11 @@ def test_the_end_between_messages_leaves_nothing(cls):
     assert decoder.finish() == b""
 
 
-# What it costs.
+# Time and memory.
 
 
 class Witness(bytearray):
-    """Counts the stored bytes that are looked at again, by whatever method."""
+    """Counts how many stored bytes are read again, by any method."""
 
     looked_at = 0
 
@@ -401,7 +401,7 @@ def test_a_long_message_in_small_pieces_is_never_scanned_again(cls):
     stream = framing.encode(b"x" * size)
     messages = feed_all(decoder, [stream[start : start + piece] for start in range(0, len(stream), piece)])
     assert messages == [b"x" * size]
-    assert decoder.pending is witness  # else it saw nothing
+    assert decoder.pending is witness  # otherwise it was not used
     # Once to take the message out, and a little for its beginning and end; scanning again would be 2,000 times that.
     assert witness.looked_at < 3 * size
 
@@ -493,7 +493,7 @@ def test_raw_bytes_keep_their_order_however_they_are_cut():
         assert max(map(len, messages)) <= limit
 
 
-# Whatever the framing.
+# All framings.
 
 
 @ALL

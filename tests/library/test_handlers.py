@@ -28,8 +28,8 @@ def talk(sock, data):
 
 @pytest.fixture
 def serve_later():
-    """``serve_later(handler_class)``: an ``echo.Server`` that is yet to be started: what a client sends until then is
-    there before its session begins."""
+    """``serve_later(handler_class)``: an ``echo.Server`` that is not started yet, so that a client's data is there
+    before its session begins."""
     with contextlib.ExitStack() as stack:
 
         def start(handler_class):
@@ -125,7 +125,7 @@ def test_every_echo_before_exit_arrives_whatever_junk_follows(serve, dial, attem
     sender.start()
     with contextlib.suppress(OSError):
         received.append(read_all(client))
-    # The server waits so long for a client that sends nothing. On a busy machine our threads may be slower.
+    # The server waits for LINGER_SILENCE while a client sends nothing. On a busy machine our threads may be slower.
     assert received == [lines] or time.monotonic() - began > LINGER_SILENCE
     sender.join()
 
@@ -232,7 +232,7 @@ class ReturnedLines(echo.LineFraming):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_messages_that_one_read_completes_may_be_handled_together(serve, dial, handler, expected):
-    """Whatever a subclass or a mixin overrides, the result is that of one by one."""
+    """With any overridden method, the result is the same as for single messages."""
     client = dial(serve(handler))
     client.sendall(b"\n".join(LINES) + b"\n")
     client.shutdown(socket.SHUT_WR)

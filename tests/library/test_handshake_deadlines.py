@@ -1,4 +1,4 @@
-"""The PROXY header and the TLS handshake that come before a session, over a socket and a clock that are made up."""
+"""Deadlines of the PROXY header and the TLS handshake before a session, with a simulated socket and clock."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ HELLO = b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03"
 
 
 class Clock:
-    """Stands in for ``time.monotonic``."""
+    """Replaces ``time.monotonic``."""
 
     def __init__(self):
         self.now = 0.0
@@ -38,7 +38,7 @@ def clock(monkeypatch):
 
 
 class Dripping(socket.socket):
-    """A byte comes each 0.9 ms, within any timeout that a socket can have."""
+    """A byte comes every 0.9 ms, so no timeout of the socket ever passes."""
 
     def settimeout(self, seconds):
         self.seconds = seconds

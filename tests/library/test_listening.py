@@ -226,7 +226,7 @@ def leave_dead_socket(path):
 
 @on_posix
 def test_the_command_serves_on_a_unix_socket_and_removes_its_path(unix_command, path):
-    """Row 1: also where a server that was killed has left its path."""
+    """Row 1: also if a server that was killed has left its path."""
     leave_dead_socket(path)
     server = unix_command("--unix-mode", "660")
     assert f"listening on {path}\n" in server.log
@@ -499,7 +499,7 @@ def test_the_path_is_removed_when_no_worker_can_live(run, path, tmp_path):
 
 
 def ready(pid):
-    """Whether a worker takes SIGTERM yet. Before that its signals are blocked, and it stops as soon as it is ready."""
+    """Whether a worker can get SIGTERM yet. Its signals are blocked until it is ready."""
     if not os.path.isdir("/proc/self"):
         return True
     with open(f"/proc/{pid}/status") as file:
@@ -564,8 +564,8 @@ if os.getuid() == 0:  # root may write everywhere
     os.setuid(65534)
 sys.exit(main(sys.argv[3:]))
 """
-"""``python -c AS_NOBODY -m echo.server ...``. It parses once before it gives up its rights, so that every module that
-argparse needs has been imported."""
+"""``python -c AS_NOBODY -m echo.server ...``. It parses once before it gives up its rights, so that argparse has
+imported all modules that it needs."""
 
 
 @on_posix
@@ -780,8 +780,8 @@ def in_time(function):
 @on_posix
 @pytest.mark.parametrize("first_to_stop", [0, 1])
 def test_of_two_servers_over_one_socket_either_may_stop_and_the_other_never_blocks(first_to_stop):
-    """All servers on a socket share its blocking mode. One that restored the mode it found would make the other one's
-    accept block, which no stop ends."""
+    """All servers on a socket share its blocking mode. A server that restored the mode would make the other one's
+    accept block, and no stop could end that."""
     with tcp_listener() as listener:
         pair = [
             echo.Server.from_socket(listener.dup(), echo.EchoRequestHandler, shutdown_timeout=DEADLINE).start()
@@ -863,7 +863,7 @@ def test_handle_request_gives_up_after_the_servers_timeout_on_a_socket_made_else
 
 
 def backlog(listener):
-    """The backlog that listen() got, as the kernel has it: tcpi_sacked of struct tcp_info, linux/tcp.h."""
+    """The backlog in the kernel: tcpi_sacked of struct tcp_info, linux/tcp.h."""
     return struct.unpack_from("I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0]
 
 

@@ -1,6 +1,6 @@
 """Many threads at the same time: nothing is lost, counted twice or torn.
 
-A build without the GIL tests this hardest; it runs on all.
+A build without the GIL is the hardest test; these run on all builds.
 """
 
 import collections
@@ -25,7 +25,7 @@ def no_exception_in_any_thread(monkeypatch):
 
 
 def at_once(*actions):
-    """Run each in a thread of its own, begun together; all must end, and none may raise."""
+    """Run each in its own thread, started together; all must end, and none may raise."""
     barrier = threading.Barrier(len(actions))
     failures = []
 
@@ -47,7 +47,7 @@ def at_once(*actions):
 
 
 def at_once_while(others, *actions):
-    """As ``at_once``, with others that go on, each at least once, until all these have ended."""
+    """As ``at_once``, while other threads repeat ``others``, each at least once, until all actions have ended."""
     over = threading.Event()
     lock = threading.Lock()
     left = [len(actions)]
@@ -86,8 +86,8 @@ class Picky(echo.Server):
     "seed, visits", [(0, 10), *(pytest.param(seed, 50, marks=pytest.mark.stress) for seed in range(3))]
 )
 def test_everything_at_once_and_the_statistics_add_up_exactly(serve, seed, visits):
-    """Clients come and go, on threads that are always leaving, while the loop is stopped and started and all are
-    watched."""
+    """Clients come and go, on threads that end at once, while other threads stop and start the loop and read all
+    statistics."""
     server = serve(cls=Picky, shutdown_timeout=DEADLINE)
     server._echo_session_threads.idle_timeout = 0.001
     lock = threading.Lock()

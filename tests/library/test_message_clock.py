@@ -1,4 +1,4 @@
-"""The clock of a connection alone: what it allows the next read, with a time that is made up."""
+"""A connection's clock alone: the timeout that it sets for the next read, with a simulated time."""
 
 import pytest
 

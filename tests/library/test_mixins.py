@@ -260,7 +260,7 @@ def test_a_stop_lifts_the_limit(serve, dial, how):
         assert read_all(client) == b"second\nthird\n"
     else:
         sessions[0].close()
-        assert read_all(client) in (b"", b"second\n")  # the one whose turn was being waited for
+        assert read_all(client) in (b"", b"second\n")  # the message that the throttle held back
 
 
 # TranscriptMixin.

@@ -1,4 +1,4 @@
-"""The options of the server: which there are, which values they take, and what their types say."""
+"""The options of the server: their names, their valid values and their types."""
 
 import socket
 import ssl

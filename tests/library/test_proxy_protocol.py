@@ -36,9 +36,9 @@ INVALID_ONES = pytest.mark.parametrize("data, words", INVALID.values(), ids=INVA
 
 
 def consume(stream, size=None):
-    """Read the header that the stream begins with, ``missing`` bytes (or ``size``) at a time.
+    """Read the header at the beginning of the stream, ``missing`` bytes (or ``size``) at a time.
 
-    Return the parser, how many bytes it took, and in how many reads.
+    Return the parser, the number of bytes that it took, and the number of reads.
     """
     parser, taken, reads = HeaderParser(), 0, 0
     while parser.missing and taken < len(stream):
@@ -216,7 +216,7 @@ def test_with_a_checksum_a_changed_bit_in_the_addresses_or_tlvs_is_refused():
                 consume(bytes(broken))
 
 
-# Headers that a client sends.
+# Headers from a client.
 
 
 @VALID_ONES

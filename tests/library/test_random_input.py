@@ -28,7 +28,7 @@ def counts(few, many):
     return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.stress)])
 
 
-# What a decoder must return for a whole stream: the messages, whether a message is too long, the unfinished rest.
+# The model of a decoder returns for a whole stream: the messages, whether one is too long, the unfinished rest.
 
 
 def lines_of(stream, limit):
@@ -93,7 +93,7 @@ def cut(rng, stream, most_pieces=200):
 
 
 def random_bytes(rng, size):
-    """Of all values, or of a few that have a meaning in a framing."""
+    """Bytes of all values, or of a few that have a meaning in a framing."""
     alphabet = rng.choice(
         [bytes(range(256)), bytes(range(256)), b"\n\r\0\1", b"a\n", b"\0\0\0\0\0\1\2\xff", b" exitEXIT\n"]
     )
@@ -107,7 +107,7 @@ def random_message(rng, cls, limit):
 
 
 def random_stream(rng, cls, limit):
-    """Good messages, some of them damaged, or nothing but noise."""
+    """Valid messages, some of them damaged, or only noise."""
     kind = rng.random()
     if kind < 0.3:
         return random_bytes(rng, rng.randint(1, 3000))
@@ -173,7 +173,7 @@ def test_any_bytes_in_any_pieces_pass_a_raw_decoder_in_parts_of_the_limit(trials
 
 
 class Sender(threading.Thread):
-    """Sends pieces while another thread reads, and ends the output."""
+    """Sends pieces in a thread while the test reads, and ends the output."""
 
     def __init__(self, sock, pieces):
         super().__init__(daemon=True)
@@ -270,7 +270,7 @@ def converse(rng, client, messages):
     elif way == 1:
         assert list(client.echo_many(messages, rng.choice([1, 2, 50]))) == messages
     else:
-        few = messages[:20]  # what certainly fits into the sockets' buffers
+        few = messages[:20]  # certainly fits into the sockets' buffers
         few = few if sum(map(len, few)) < 50_000 else few[:1]
         for message in few:
             client.send(message)
@@ -346,7 +346,7 @@ def test_noise_ends_no_server_and_its_statistics_agree_with_its_log(cls, serve, 
 
     class Handler(echo.LoggingMixin, echo.EchoRequestHandler):
         framing = cls(32)
-        log = logging.getLogger("echo.session.noise")  # of no other test
+        log = logging.getLogger("echo.session.noise")  # only those of this test
 
     server = serve(Handler)
     clients = 0

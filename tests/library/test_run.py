@@ -32,7 +32,7 @@ sys.exit(echo.run(Upper, ("127.0.0.1", 0), max_connections=100))
 
 @pytest.fixture
 def program(run, dial, tmp_path):
-    """The program, with a client whose message is not answered before there is a file ``go``."""
+    """The program, with a client whose message gets its reply when the file ``go`` exists."""
     (tmp_path / "shout.py").write_text(PROGRAM)
     process = run("shout", cwd=str(tmp_path))
     port = process.read_log_until(r"INFO    listening on 127\.0\.0\.1:(\d+)\n").group(1)

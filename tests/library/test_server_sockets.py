@@ -1,4 +1,4 @@
-"""The sockets that a server listens on and accepts: their options, their addresses, and who may have the same one.
+"""The sockets that a server listens on and accepts: their options, their addresses, and who may share one.
 
 Unix sockets are in ``test_unix_sockets.py``; IPv6 and sockets made elsewhere are in ``test_listening.py``.
 """

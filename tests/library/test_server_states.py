@@ -32,7 +32,7 @@ class Impatient(echo.Server):
 
 
 def finishes(thread):
-    """Wait for it; say where everybody is if it hangs."""
+    """Wait for it; if it hangs, print the stacks of all threads."""
     thread.join(DEADLINE)
     if thread.is_alive():
         faulthandler.dump_traceback(sys.__stderr__)
@@ -40,7 +40,7 @@ def finishes(thread):
 
 
 class Call(threading.Thread):
-    """A call in a thread of its own: what it returned or raised, and when, in ticks of a clock that all calls share."""
+    """A call in a thread: its result or exception, and when it began and ended, on a clock that all calls share."""
 
     ticks = itertools.count()
 
@@ -110,7 +110,7 @@ class World:
         self.lost = []
         self.release = threading.Event()
         self.server = Impatient(("127.0.0.1", 0), handler_of(self), **options)
-        self.server._echo_session_threads.idle_timeout = 3600.0  # a thread that goes on waiting is to be noticed
+        self.server._echo_session_threads.idle_timeout = 3600.0  # so that a thread which is left waiting is detected
         self._port = contextlib.ExitStack()
         self._port.enter_context(port_kept(self.server))
         self.clients = []
@@ -121,12 +121,12 @@ class World:
         return sock
 
     def threads(self):
-        """The names of those that the server has started and that live."""
+        """The names of the live threads that the server has started."""
         names = [thread.name for thread in set(threading.enumerate()) - self._others]
         return [name for name in names if name.startswith("echo-")]
 
     def finish(self):
-        """Whatever has happened: it can be stopped, and leaves nothing."""
+        """In any state it can be stopped, and then nothing is left."""
         self.release.set()
         for sock in self.clients:
             sock.close()
@@ -155,7 +155,7 @@ def descriptors():
 
 
 class Model:
-    """What a server has to be like after each call, worked out without it."""
+    """A model: the state that the server must have after each call."""
 
     def __init__(self, world):
         self.world = world
@@ -171,7 +171,7 @@ class Model:
         self.backlog = []
         self.live = {}  # clients whose session lives: "idle", "busy" or "flooded"
 
-    # What the calls do, and what must come of it.
+    # The calls, and their expected results.
 
     def start(self):
         if self.closed:
@@ -319,11 +319,11 @@ class Model:
             del self.live[sock]
 
     def _some(self, rng, *states):
-        """One client in such a state, if there is one."""
+        """One client in one of these states, if there is one."""
         fit = [sock for sock, state in self.live.items() if state in states]
         return [rng.choice(fit)] if fit else []
 
-    # What must hold whenever nothing is under way.
+    # Conditions that hold while no call is running.
 
     def check(self):
         server = self.server
@@ -347,7 +347,7 @@ CLIENTS = ["talk", "busy", "flood", "released", "leave"]
 
 
 def few_or_many(few, many):
-    """So many random orders by default, and four times ``many`` others with ``--all``."""
+    """Run ``few`` random orders by default, and four times ``many`` others with ``--all``."""
     stress = [pytest.param(many, part, marks=pytest.mark.stress) for part in range(1, 5)]
     return pytest.mark.parametrize("count, part", [(few, 0), *stress])
 
@@ -386,7 +386,7 @@ def call_at_random(world, calls, rng):
 
 
 def visit_at_random(world, calls, rng):
-    """Be some clients, which talk, wait, do not read, make a handler call a method, and leave or stay."""
+    """Act as some clients: send, wait, do not read, make a handler call a method, and leave or stay."""
     for _ in range(rng.randint(1, 5)):
         with contextlib.suppress(OSError):  # the server may be closed, or close at any moment
             sock = world.connect()
@@ -414,7 +414,7 @@ def test_whatever_is_called_at_the_same_time_nothing_hangs_and_nothing_is_left(c
 
 
 def check_history(calls):
-    """What was raised, was raised for a reason. (The calls that handlers made are not in it.)"""
+    """Check that each exception has a reason. (Calls by handlers are not checked.)"""
     closings = [call for name, call in calls if name in ENDS]
     for name, call in calls:
         if call.error is None:

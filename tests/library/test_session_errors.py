@@ -1,4 +1,4 @@
-"""What a handler raises, and what fails while that is reported, ends one session and leaves the server serving."""
+"""An exception in a handler, or while that is reported, ends one session, and the server goes on serving."""
 
 import errno
 import logging
@@ -26,7 +26,7 @@ def test_handle_error_may_still_answer_on_the_socket(serve, dial):
 
 
 def test_exceptions_in_the_reporting_itself_do_not_end_the_server(serve, dial, monkeypatch):
-    """Row 27: the socket closes whatever reporting does, and the program's own hook hears of it."""
+    """Row 27: the socket is closed even if reporting fails, and the program's own hook is called."""
     raised = []
     monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
 
@@ -180,7 +180,7 @@ def test_sys_exit_in_a_handler_ends_its_session_not_the_server_and_is_told(serve
     client.close()
     assert echoes(dial(server))
     assert "SystemExit" in caplog.text
-    threads[0].join(DEADLINE)  # pytest is to see its end within this test
+    threads[0].join(DEADLINE)  # so that pytest sees its end during this test
     eventually(lambda: server.stats().ended == {"error": 1})
 
 

@@ -58,7 +58,7 @@ def test_a_peer_that_is_still_sending_gets_the_reply(sockets):
 
 
 def test_what_arrived_before_the_time_was_over_is_read(sockets):
-    """As if the thread had had no processor until then."""
+    """As if the thread had got no processor until then."""
     sock, peer = sockets
     peer.sendall(UPLOAD)
     eventually(lambda: unread(sock) == len(UPLOAD))

@@ -45,7 +45,7 @@ HOOKS = {name: value for name, value in vars(Hooks).items() if name in echo.hand
 
 
 class Waits(echo.ThrottlingMixin):
-    """A throttle that notes the messages it lets pass."""
+    """A throttle that records the messages that it lets pass."""
 
     messages_per_second = 1e9
 
@@ -115,7 +115,7 @@ def test_mixins_work_around_hooks_that_call_no_super(serve, dial, caplog, layout
 
 
 def noting(name, *, override):
-    """A mixin that notes in ``server.order`` what passes it, in its hooks or in its steps."""
+    """A mixin that records its calls in ``server.order``, in its hooks or in its steps."""
     mixin = type(name, (echo.MessageRequestHandler,), {})
 
     def method(attribute):
@@ -160,7 +160,7 @@ def test_steps_go_from_the_left_to_the_right_and_then_to_the_hook(serve, dial):
 
 
 def test_mixins_that_override_hooks_and_call_super_keep_their_order(serve, dial):
-    """As mixins were written before there were steps. They are inside all steps, wherever they are listed."""
+    """As mixins were written before there were steps. Their hooks run inside all steps, wherever they are listed."""
     old = [noting(name, override="hooks") for name in ("First", "Second")]
     new = noting("Step", override="steps")
 
@@ -345,11 +345,11 @@ def test_keyword_arguments_of_a_class_reach_the_next_one():
     assert Handler.name == "upper"
 
 
-# Nothing for what is not asked.
+# No cost for unused features.
 
 
 class Asks(echo.MessageRequestHandler):
-    """Notes which functions its session calls for a message."""
+    """Records which functions its session calls for a message."""
 
     def connection_made(self):
         self.server.sessions.append(weakref.ref(self))

@@ -1,6 +1,6 @@
 """Starting and stopping: every call returns, from any thread, in any order, in a handler or a signal handler.
 
-What a stop does to the sessions is in ``test_draining.py``.
+``test_draining.py`` is about a stop's effect on the sessions.
 """
 
 import os
@@ -21,7 +21,7 @@ from support.servers import echoes, ends_in_time
 
 
 def output_of(script, **environment):
-    """What a new Python prints that runs this script to its end."""
+    """The output of a new Python that runs this script to its end."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -83,7 +83,7 @@ def test_shutdown_wakes_the_loop_which_otherwise_sleeps(serve):
 
 
 def test_shutdown_before_serve_forever_returns_at_once():
-    """Row 7; and the run it was meant for ends at once, so that a stop cannot lose against a thread's start."""
+    """Row 7; and the next run ends at once, so that a stop cannot lose a race with a thread's start."""
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
         ends_in_time(server.shutdown)
         ends_in_time(server.serve_forever)
@@ -329,7 +329,7 @@ def test_a_stop_that_an_exception_interrupts_does_not_report_that_all_is_done(se
 
 
 class Stuck(echo.MessageRequestHandler):
-    """Sends a word, and stays in its hook until its client is gone."""
+    """Sends a line, and stays in its hook until its client is gone."""
 
     def message_received(self, message):
         self.send(b"stuck")
@@ -453,7 +453,7 @@ def test_a_handler_can_stop_a_serving_server_when_no_thread_can_start(serve, dia
 
 
 def test_a_stop_that_finds_no_thread_can_be_tried_again(dial, monkeypatch):
-    """A handler cannot run it, and there is no loop."""
+    """A handler cannot run it, and no loop is running."""
     with echo.Server(("127.0.0.1", 0), StopsWhenAsked) as server:
         client = dial(server)
         server.handle_request()
@@ -468,7 +468,7 @@ def test_a_stop_that_finds_no_thread_can_be_tried_again(dial, monkeypatch):
 
 
 def test_serve_forever_returns_when_the_stop_that_ended_it_is_over():
-    """So a program that ends after it does not cut the sessions that drain."""
+    """So a program that ends after it does not cut sessions that are draining."""
     reached = []
 
     class Slow(echo.Server):
@@ -534,7 +534,7 @@ def test_a_signal_handlers_shutdown_inside_start_does_not_deadlock():
 
 
 def test_a_signal_in_the_moment_before_the_loop_sleeps_wakes_it():
-    """Row 5: the interpreter only notes such a signal; the byte it writes to the loop's bell is what ends the sleep."""
+    """Row 5: the interpreter only records such a signal. The byte that it writes to the loop's bell ends the sleep."""
     before = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
 

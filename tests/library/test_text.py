@@ -1,4 +1,4 @@
-"""Bytes and addresses from a peer, shown as text that can neither forge a log line nor control a terminal."""
+"""Bytes and addresses from a peer as text that can neither forge a log line nor control a terminal."""
 
 import random
 import socket

@@ -1,4 +1,4 @@
-"""The sessions' threads: used again, let go, and with nothing of one session in the next."""
+"""The sessions' threads: reused, ended when idle, and with no state of one session in the next."""
 
 import contextvars
 import gc
@@ -19,7 +19,7 @@ from support import DEADLINE, ROOT, eventually, read_all, read_exactly
 
 
 class Ident(echo.MessageRequestHandler):
-    """Answers with the identity of the thread it is served in."""
+    """Replies with the identity of its thread."""
 
     def message_received(self, message):
         self.send(b"%d" % threading.get_ident())
@@ -37,7 +37,7 @@ def ask(sock, message=b"who"):
 
 
 def ask_once(server, message=b"who"):
-    """The reply that a session of its own gets; returns when its thread waits for another, or is gone."""
+    """The reply to a line in a new session; returns when its thread waits for another session, or is gone."""
     with socket.create_connection(server.server_address, DEADLINE) as sock:
         reply = ask(sock, message)
     rests(server)
@@ -45,7 +45,7 @@ def ask_once(server, message=b"who"):
 
 
 def rests(server):
-    """Wait until no session is left, and all threads that there are wait."""
+    """Wait until no session is left and all threads wait."""
     eventually(lambda: not server.connections and len(server._echo_session_threads._idle) == len(session_threads()))
 
 
@@ -141,7 +141,7 @@ def test_a_thread_does_not_leave_while_it_has_a_session(serve, dial):
 @pytest.mark.parametrize("timeout", [0.0, 0.0002, 0.002])
 @pytest.mark.parametrize("tasks", [50, pytest.param(400, marks=pytest.mark.stress)])
 def test_no_task_is_lost_on_threads_that_are_about_to_leave(timeout, tasks):
-    """The moment between the end of a thread's wait and its leaving, hit as often as can be."""
+    """The moment between the end of a thread's wait and its end, hit as often as possible."""
     pool = Threads(idle_timeout=timeout)
     done = [[] for _ in range(4)]
     failures = []
@@ -171,7 +171,7 @@ def test_no_task_is_lost_on_threads_that_are_about_to_leave(timeout, tasks):
 
 
 def test_a_thread_that_was_taken_while_it_gave_up_waits_for_its_task():
-    """The same moment, held still: taken out of the queue, and nothing put in yet."""
+    """The same moment, held: the thread was taken from the idle ones, and has no task yet."""
     pool = Threads()
     began, go = threading.Event(), threading.Event()
 
@@ -392,7 +392,7 @@ def test_a_waiting_thread_keeps_nothing_of_the_session_before_alive(serve):
     ask_once(server)
     assert len(session_threads()) == 1
     eventually(lambda: gc.collect() is None or not any(remain() for remain in remains))
-    ask_once(server)  # nor does one that was used again
+    ask_once(server)  # nor does one that was reused
     eventually(lambda: gc.collect() is None or not any(remain() for remain in remains))
     assert len(remains) == 6
 

@@ -107,7 +107,7 @@ def sockets():
 
 
 class Bare(TLSSocket):
-    """A plain socket until its handshake: a peer that speaks no TLS, or speaks it by itself."""
+    """A plain socket until its handshake: for a peer without TLS, or one that makes its TLS records itself."""
 
     def recv(self, *arguments):
         return (super().recv if self._tls else super(GuardedSocket, self).recv)(*arguments)
@@ -121,7 +121,7 @@ class Bare(TLSSocket):
 
 @pytest.fixture
 def plain(sockets):
-    """``plain()``: the server's and the client's ``TLSSocket`` of a connection, before the handshake."""
+    """``plain()``: the two ``TLSSocket`` of a connection, the server's and the client's, before the handshake."""
     with contextlib.ExitStack() as stack:
 
         def connect():
@@ -236,9 +236,7 @@ def test_dripping_bytes_do_not_extend_the_timeout_of_the_handshake(plain, contex
     ended = threading.Event()
 
     def drip():
-        client.sendall(
-            b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03"
-        )  # the begin of 16 KiB, for which it needs minutes
+        client.sendall(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03")  # the beginning of 16 KiB, which take minutes
         while not ended.wait(0.02):
             client.sendall(b"\0")
 
@@ -625,7 +623,7 @@ def test_after_a_send_that_timed_out_other_bytes_are_refused_and_the_same_bytes_
 
 
 def fill(sender):
-    """Send until the system takes no more for a peer that does not read."""
+    """Send until all buffers to a peer that does not read are full."""
     set_send_timeout(sender, 0.05)  # not settimeout, which gives up while there is some room
     with pytest.raises(BlockingIOError):
         while True:
@@ -665,7 +663,7 @@ def test_a_half_close_waits_five_seconds_at_most_unless_told_otherwise(plain):
     assert plain()[0].linger_timeout == LINGER_TIMEOUT == 5.0
 
 
-# What a peer may do during a session.
+# Peers that misbehave during a session.
 
 
 @pytest.mark.needs_programs("openssl")
@@ -983,7 +981,7 @@ def test_a_subject_that_python_decodes_to_anything_is_printable_and_one_that_it_
 
 @pytest.fixture
 def files(certificates, tmp_path):
-    """Paths of files, by what is good or wrong about them."""
+    """Paths of valid and invalid files, by a description."""
     (tmp_path / "no.pem").write_text("this is no PEM\n")
     (tmp_path / "empty.pem").write_text("")
     return {
@@ -1162,7 +1160,7 @@ DAMAGED_LISTS = {
 def test_a_revocation_list_that_cannot_be_used_is_an_error_and_is_not_passed_over(
     certificates, revocation_list, damage
 ):
-    """Row 72: OpenSSL passes over what it does not recognize."""
+    """Row 72: OpenSSL ignores blocks that it does not recognize."""
     path = revocation_list(certificates.client)
     with open(path, "r+") as file:
         text = damage(file.read())
@@ -1191,7 +1189,7 @@ PASSED_OVER = {
 
 @pytest.mark.parametrize("form", PASSED_OVER.values(), ids=PASSED_OVER)
 def test_a_revocation_list_that_openssl_does_not_recognize_is_an_error(certificates, revocation_list, tmp_path, form):
-    """Row 72: in a binary file, as CAs publish them, it was passed over without a word."""
+    """Row 72: in a binary file, as CAs publish them, it was ignored without an error."""
     own, _, authority = read_bytes(revocation_list(certificates.client)).decode().partition("-----BEGIN CERTIFICATE")
     path = tmp_path / "joined.pem"
     remark = "# of the CA's website, and Zürich's\n----- CRL -----\n".encode("latin-1")
@@ -1232,7 +1230,7 @@ def test_a_mark_between_joined_files_hides_no_revocation_list(certificates, revo
 
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for pipes here")
 def test_certificates_and_keys_may_come_from_pipes(plain, certificates, contexts):
-    """Row 61: each is read once, also if it holds the key as well."""
+    """Row 61: each is read once, even if it holds certificate and key."""
     authority = read_bytes(certificates.authority.certificate)
     both = b"".join(map(read_bytes, certificates.server))
     with piped(both) as chain, piped(authority) as clients, piped(authority) as servers:
@@ -1330,7 +1328,7 @@ def test_a_session_that_began_without_a_certificate_is_not_resumed_where_one_is_
 
 
 def test_a_server_that_requires_client_certificates_gives_no_tickets(certificates, requiring, plain, version):
-    """Row 88: nothing of a resumed session is verified again, its issuer and revocation lists among it."""
+    """Row 88: a resumed session is not verified again, neither its issuer nor its revocation."""
     accepting = server_context(*certificates.server, certificates.authority.certificate)
     accepting.maximum_version = version
     session, _ = resume(accepting, requiring[1], plain)

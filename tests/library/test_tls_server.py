@@ -1,7 +1,7 @@
 """``echo.Server`` with ``ssl_context``: sessions are as they are without TLS, and no handshake delays another client.
 
-The peers are ``echo.connect`` and the standard library's ``ssl``, which tells ``close_notify`` from a connection that
-was just closed.
+The peers are ``echo.connect`` and the standard library's ``ssl``, which distinguishes ``close_notify`` from a
+connection that was closed without it.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def stop_in_background(server):
 
 
 def with_small_buffer(sock):
-    """Let the socket take so little from its peer that a reply of 20 KB has to wait on the other side."""
+    """Give the socket so small a buffer that its peer has to wait with a reply of 20 KB."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     return sock
 
@@ -204,7 +204,7 @@ def test_a_stop_during_an_upload_delivers_the_whole_reply(secure, stock):
     client.sendall(b"up\n")
     assert server.begun.wait(DEADLINE)
     stopping = stop_in_background(server)
-    # No more than the system takes at once: after a stop it asks for the rest only now and then.
+    # No more than the system takes at once: after a stop the server reads the rest only now and then.
     for _ in range(50):
         client.sendall(b"up\n" * 100)
         if server.said.wait(0.002):
@@ -212,8 +212,8 @@ def test_a_stop_during_an_upload_delivers_the_whole_reply(secure, stock):
     assert server.said.wait(DEADLINE)
     for _ in range(50):
         client.sendall(b"up\n" * 100)
-    # The server goes on reading while a part of its reply is not delivered. What it had not read by then would be
-    # answered with a reset, which could overtake close_notify.
+    # The server goes on reading while a part of its reply is not delivered. Otherwise the unread input would cause a
+    # reset, which could overtake close_notify.
     eventually(lambda: not undelivered(client))
     assert read_all(client) == (b"x" * 10_000 + b"\n") * 10
     client.close()
@@ -222,7 +222,7 @@ def test_a_stop_during_an_upload_delivers_the_whole_reply(secure, stock):
 
 
 class Talker(echo.EchoRequestHandler):
-    """Answers with more than the buffers hold."""
+    """Replies with more than the buffers hold."""
 
     framing = echo.LineFraming(2_000_000)
 
@@ -467,7 +467,7 @@ def refusals(caplog):
 
 @pytest.fixture
 def log(caplog):
-    """The records of refusals, as they come."""
+    """The log records of rejected clients, as they come."""
     caplog.set_level(logging.DEBUG, "echo.server")
     return lambda: refusals(caplog)
 

@@ -1,5 +1,5 @@
-"""Unix sockets: who the client is, and whose path it is when a server starts, stops or has died. Rows 1, 24 and 25 of
-README.md here."""
+"""Unix sockets: the client's address, and who owns the path when a server starts, stops or has died. Rows 1, 24 and 25
+of tests/README.md."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ def dial_unix(path):
 
 
 def test_a_unix_socket_serves_names_its_client_and_goes_with_the_server(unix_path):
-    """Rows 24 and 25: no TCP_NODELAY there, and an address '' tells nothing."""
+    """Rows 24 and 25: there is no TCP_NODELAY, and the client's address is ''."""
     with echo.Server(unix_path, echo.EchoRequestHandler).start() as server:
         with dial_unix(unix_path) as one, dial_unix(unix_path) as two:
             assert echoes(one) and echoes(two)
@@ -180,7 +180,7 @@ def make(path, made, **options):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", b"localhost:80", "[::1]:80", "127.0.0.1", "::1", "[::1]"])
 def test_a_string_that_is_a_tcp_address_is_refused_with_a_hint(address, tmp_path, monkeypatch):
-    """Row 75: it would be the name of a Unix socket's file."""
+    """Row 75: it would become the file name of a Unix socket."""
     monkeypatch.chdir(tmp_path)
     for use in (lambda: echo.Server(address, echo.EchoRequestHandler), lambda: echo.connect(address)):
         with pytest.raises(ValueError, match=r"^'.*' is not an address; write \('[^][]*', (\d+|PORT)\), or './"):

@@ -18,7 +18,7 @@ import threading
 import time
 
 DEADLINE = 60.0
-"""Seconds that a test waits for an event before it fails. Generous: a test that passes does not wait for so long, and
+"""Seconds that a test waits for an event before it fails. Generous: a test that passes never waits that long, and
 beside twenty busy processes a new interpreter needs seconds to start."""
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
