@@ -349,7 +349,7 @@ def test_a_second_signal_is_not_reported(serve_over, listener, receiver, dial):
     assert nothing_more(sock)
 
 
-def test_a_service_manager_that_has_gone_is_no_error(run, receiver):
+def test_a_service_manager_that_is_gone_is_not_an_error(run, receiver):
     sock, environment = receiver
     server = run("echo.server", "0", env=environment)
     assert told(sock)["READY"] == "1"

@@ -197,7 +197,7 @@ def test_a_wrong_argument_is_one_line_on_stderr_and_exit_code_2(parser, capsys):
         ("", "echo.server"),
     ],
 )
-def test_a_program_is_called_what_its_script_is_called_or_else_its_module(monkeypatch, started, name):
+def test_a_program_has_the_name_of_its_script_or_of_its_module(monkeypatch, started, name):
     monkeypatch.setattr(sys, "argv", [started, "--version"])
     assert arguments.program("echo.server") == name
 
@@ -209,7 +209,7 @@ def test_an_abbreviated_option_is_refused(parser, capsys):
     assert "--fram" in capsys.readouterr().err
 
 
-def test_failing_tells_the_exit_code_though_nobody_reads_stderr(monkeypatch):
+def test_the_exit_code_shows_a_failure_even_if_stderr_is_not_read(monkeypatch):
     class Broken:
         def write(self, text):
             raise BrokenPipeError
@@ -244,7 +244,7 @@ def test_a_row_says_its_default_in_the_help_as_it_is_or_in_words(parser):
     assert help_of(parser, "text") == "say this; may be repeated"
 
 
-def test_options_that_are_not_given_have_their_defaults_but_for_those_that_are_left_out(parser):
+def test_options_that_are_not_given_have_their_defaults_except_those_that_are_left_out(parser):
     assert vars(parser.parse_complete([])) == {
         "port": 65432,
         "framing": "line",

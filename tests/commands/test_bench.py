@@ -290,7 +290,7 @@ def test_what_waits_for_its_turn_while_the_server_stalls_is_in_the_corrected_tim
     assert summary["rtt_avg_us"] > summary["raw_avg_us"]
 
 
-def test_those_whose_turn_does_not_come_are_counted():
+def test_messages_that_are_never_sent_are_counted():
     result = simulate_bench(NeverAnswers, connections=1, depth=1, rate=100, timeout=0.5)
     assert result.code == 1
     assert len(result.network.messages) == 1
@@ -331,7 +331,7 @@ def test_a_load_that_is_held_up_until_after_the_end_still_sends_the_whole_timeta
 
 
 @pytest.mark.parametrize("lost, came", [(1, 15), (2, 10)])
-def test_what_was_due_on_a_lost_connection_was_never_sent(lost, came):
+def test_messages_due_on_a_lost_connection_count_as_never_sent(lost, came):
     class CloseAtTheEleventh(Service):
         def answer(self, message):
             if self.number == 11 and self in self.network.sessions[:lost]:
@@ -417,7 +417,7 @@ class IsAway(Service):
 
 
 @pytest.mark.parametrize("rate", [None, 200], ids=["closed", "open"])
-def test_a_connection_that_is_lost_is_opened_again_and_the_outage_is_told(rate):
+def test_a_connection_that_is_lost_is_opened_again_and_the_outage_is_reported(rate):
     options = {"connections": 1, "duration": 1, "rate": rate, "reconnect": True}
     result = simulate_bench(IsAway, as_json=True, **options)
     summary = adds_up(events(result.text)[-1])
@@ -473,7 +473,7 @@ def test_a_server_that_does_not_come_back_is_an_outage_until_the_end():
     assert summary["duration_s"] == 1
 
 
-def test_what_is_lost_in_the_warm_up_and_opened_again_counts_for_nothing():
+def test_a_connection_lost_and_opened_again_in_the_warm_up_does_not_count():
     class ClosesTheFirst(Service):
         def answer(self, message):
             if self in self.network.sessions[:2]:
@@ -822,7 +822,7 @@ def test_a_tenth_is_a_tenth_since_the_warm_up_counts_for_nothing(rate):
     assert summary["lost"] + summary["warm_up"]["lost"] == len(dropped)
 
 
-def test_what_goes_wrong_in_the_warm_up_alone_costs_nothing():
+def test_faults_in_the_warm_up_alone_do_not_count():
     class WarmsUp(Service):
         def answer(self, message):
             if self.number > 5:

@@ -612,7 +612,7 @@ def test_input_after_an_exit_is_reported_as_not_sent(serve, exit_word, word, bef
 
 @pytest.mark.parametrize("exit_word", [b"exit", None], ids=["known", "unknown"])
 @pytest.mark.parametrize("after", [b"", b"more\n"], ids=["nothing", "more"])
-def test_what_follows_an_exit_may_be_in_another_read(serve, tmp_path, exit_word, after):
+def test_bytes_after_an_exit_may_be_in_another_read(serve, tmp_path, exit_word, after):
     handler = type("Handler", (echo.EchoRequestHandler,), {"exit_word": exit_word})
     data = b"x\n".rjust(CHUNK - 5, b"y") + b"exit\n"
     (tmp_path / "in").write_bytes(data + after)
@@ -627,7 +627,7 @@ class PatientPipe(Pipe):
 
 
 @posix
-def test_what_follows_an_exit_may_come_a_moment_later(pair):
+def test_bytes_after_an_exit_may_come_a_moment_later(pair):
     # The input of "(echo exit; echo more) | ..." comes from two programs.
     ours, theirs = pair
     source, sink = os.pipe()
@@ -1121,7 +1121,7 @@ def test_a_host_that_cannot_be_found_is_one_line(monkeypatch):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_this_machine_lacks_is_named(monkeypatch, options, error, words):
+def test_a_missing_resource_of_this_machine_is_named(monkeypatch, options, error, words):
     def lacking(*arguments):
         raise error
 

@@ -188,7 +188,7 @@ NO_THREADS = 'import threading\ndef fail(*_): raise RuntimeError("can\'t start n
     ],
     ids=["log", "loop", "thread", "parent"],
 )
-def test_what_the_system_lacks_at_the_start_is_named_in_one_line(run, tmp_path, count, change, limit):
+def test_a_resource_that_is_missing_at_the_start_is_named_in_one_line(run, tmp_path, count, change, limit):
     """Row 65."""
     write_changed_command(tmp_path, change)
     server = run("changed", "0", "--workers", count, cwd=str(tmp_path))

@@ -154,7 +154,7 @@ def test_a_clock_beyond_the_calendar_costs_no_record(form, moment):
     assert "hello" in line_of(form, made(created=moment))
 
 
-def test_what_is_too_long_is_cut_and_says_so(form):
+def test_text_that_is_too_long_is_cut_and_marked(form):
     message = line_of(form, made("x" * (LONGEST + 5)))
     assert "x... (5 more characters)" in message and len(message) < LONGEST + 200
     exception = line_of(form, made(exc=raised(ValueError("y" * (LONGEST + 5)))))

@@ -135,7 +135,7 @@ START = "python3 -m echo"
         (client_main, ["http://h:80"], "invalid address 'http://h:80': expected a host, or HOST:PORT, without http://"),
     ],
 )
-def test_a_command_line_as_other_programs_have_it_says_what_to_write(main, arguments, error):
+def test_an_option_of_other_programs_gets_an_error_with_the_right_option(main, arguments, error):
     code, out, err = call(main, *arguments)
     assert (code, out) == (2, "")
     assert err.endswith(f"{error}; see --help\n") and err.count("\n") == 1

@@ -181,7 +181,7 @@ def test_a_round_trip_begins_when_the_system_takes_the_first_byte(half_a_socket)
     assert not lane.is_behind
 
 
-def test_what_waits_is_not_copied_with_each_send(half_a_socket):
+def test_queued_bytes_are_not_copied_with_each_send(half_a_socket):
     lane = Lane(half_a_socket, FixedFraming(1 << 20), Ledger(1 << 20, 1))
     for _ in range(8):
         lane.send(0)

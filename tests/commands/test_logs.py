@@ -178,7 +178,7 @@ def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe
     assert os.read(reader, 100) == b"late\n"
 
 
-def test_a_log_that_nobody_can_read_any_more_is_thrown_away(pipe, logger):
+def test_a_log_whose_reader_is_gone_is_discarded(pipe, logger):
     reader, writer = pipe
     os.close(reader)
     with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
@@ -373,7 +373,7 @@ def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, l
 
 
 @pytest.mark.parametrize("kind", [LogQueue, DirectLog])
-def test_what_closes_all_handlers_does_not_end_the_log(pipe, logger, kind):
+def test_code_that_closes_all_handlers_does_not_end_the_log(pipe, logger, kind):
     """As ``logging.config.dictConfig`` in a handler does, and ``logging.shutdown``."""
     reader, writer = pipe
     with ended(kind(writer, TextFormatter())) as handler:
@@ -660,7 +660,7 @@ def test_a_line_longer_than_a_pipe_takes_whole_is_written_all_the_same(pipe, log
     assert [len(line) for line in reading.lines()] == [10, 200_000, 10]
 
 
-def test_a_shared_queue_tells_what_it_dropped(pipe, logger):
+def test_a_shared_queue_reports_dropped_records(pipe, logger):
     reader, writer = pipe
     with LogQueue(writer, logging.Formatter("%(message)s"), capacity=10, shared=True) as queue:
         logger.addHandler(queue)

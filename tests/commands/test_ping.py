@@ -312,7 +312,7 @@ def test_a_reply_after_the_time_is_lost_and_late_when_it_comes():
     assert counts(result.text) == {"transmitted": 10, "received": 9, "corrupted": 0, "lost": 1, "late": 1, "loss": 10}
 
 
-def test_a_reply_just_after_its_time_is_late_though_nobody_looked_before():
+def test_a_reply_just_after_its_time_is_late_even_if_the_client_looks_later():
     class TakesLong(Service):
         def answer(self, message):
             self.network.time += 99_000_000 if self.number % 2 else 100_000_000
@@ -694,7 +694,7 @@ def test_an_interrupt_prints_a_loss_of_all_too():
 
 
 @posix
-def test_what_is_on_its_way_at_the_end_is_neither_back_nor_lost(serve, start_ping):
+def test_messages_in_flight_at_the_end_are_neither_back_nor_lost(serve, start_ping):
     handler = remembering(never_answers)
     process = start_ping(serve(handler), "-w", "0", "-i", "1h")
     eventually(lambda: handler.messages)

@@ -52,7 +52,7 @@ def test_what_goes_wrong_is_in_it():
         (0, ""),
     ],
 )
-def test_what_does_not_fit_is_left_out(width, line):
+def test_parts_that_do_not_fit_are_left_out(width, line):
     assert progress_of(100).line(5.0, 0, 0, width, plain) == line
 
 

@@ -383,7 +383,7 @@ def test_a_page_shows_the_figures_of_the_summary():
     assert fields["environment"]["python"] in texts
 
 
-def test_what_comes_from_outside_is_escaped():
+def test_text_from_outside_is_escaped():
     evil = '</title><script src="http://evil/x.js">alert(1)</script>\x1b[31m\n"\'&'
     fields = {**bench(), "address": evil, "failures": [evil, None], "environment": {"python": evil, "system": [evil]}}
     text = page(Run.of(evil, fields), [Run.of(evil + "2", {**fields, "rate_per_s": evil})])

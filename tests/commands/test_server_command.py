@@ -462,7 +462,7 @@ def test_mixins_are_put_on_in_their_order(server_command, folder):
         (["-q"], False, False),
     ],
 )
-def test_what_is_not_logged_has_no_step_in_a_session(arguments, sessions, messages):
+def test_a_session_that_logs_nothing_has_no_logging_step(arguments, sessions, messages):
     handler = command._handler(parser().parse_args(arguments))
     assert issubclass(handler, SessionLoggingMixin) is sessions
     assert issubclass(handler, echo.LoggingMixin) is messages

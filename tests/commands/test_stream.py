@@ -89,7 +89,7 @@ def test_after_a_reply_with_some_bytes_too_many_all_are_right(size, count):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_changed_byte_is_told_at_once_and_shifts_nothing(size):
+def test_a_changed_byte_is_reported_at_once_and_shifts_nothing(size):
     for place in range(size):
         stream, ledger, (message,) = sent(1, size)
         damaged = message[:place] + bytes([message[place] ^ 1]) + message[place + 1 :]

@@ -1020,7 +1020,7 @@ def test_several_interrupts_at_once_are_one(serve, terminal, starter):
 
 
 @pytest.mark.parametrize("ending", [b"exit\r", CTRL_D, CTRL_C], ids=["exit", "Ctrl-D", "Ctrl-C"])
-def test_a_session_without_standard_error_goes_as_ever(serve, terminal, ending):
+def test_a_session_without_standard_error_works_as_usual(serve, terminal, ending):
     user = terminal(serve(), starter=WITHOUT_STDERR)
     user.until(rb"> ")
     user.type(b"hello\r")

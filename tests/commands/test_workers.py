@@ -842,7 +842,7 @@ def test_a_parent_that_was_started_with_sigchld_ignored_stops_all_the_same(start
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_what_a_handler_prints_is_not_lost_at_the_end_of_a_worker(server_command, tmp_path, count):
+def test_output_of_a_handler_is_not_lost_at_the_end_of_a_worker(server_command, tmp_path, count):
     (tmp_path / "prints.py").write_text(
         "import echo\n"
         "print('imported')\n"

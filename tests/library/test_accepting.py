@@ -230,7 +230,7 @@ def test_a_socket_is_closed_although_there_is_no_memory_for_a_gentle_end(dial, m
     assert server.stop() is True
 
 
-def test_service_actions_that_always_raises_keeps_nobody_out(dial, caplog):
+def test_clients_are_served_even_if_service_actions_always_raises(dial, caplog):
     class Raising(echo.Server):
         def service_actions(self):
             raise ZeroDivisionError

@@ -209,7 +209,7 @@ def test_recv_says_that_the_session_has_ended(serve, connect):
             client.recv()
 
 
-def test_an_end_inside_a_message_is_told_with_what_had_come_of_it(serve, connect):
+def test_an_end_inside_a_message_is_reported_with_its_beginning(serve, connect):
     client = connect(serve(plain(lambda sock: sock.sendall(b"whole\nhal"))))
     assert client.recv() == b"whole"
     with pytest.raises(echo.IncompleteMessage) as caught:
@@ -371,7 +371,7 @@ def test_a_closed_client_says_so(serve, connect):
     assert list(client) == []
 
 
-def test_what_had_arrived_can_be_read_after_closing(serve, connect):
+def test_received_messages_can_be_read_after_closing(serve, connect):
     client = connect(serve(plain(lambda sock: sock.sendall(b"1\n2\n3\n"))))
     assert client.recv() == b"1"
     waiting = client.connection.messages_in - 1

@@ -232,7 +232,7 @@ def test_a_read_that_is_neither_full_nor_nearly_empty_changes_nothing(sockets):
 # Sending.
 
 
-def test_what_is_written_goes_out_in_one_send_with_the_flush(connect):
+def test_queued_messages_are_sent_in_one_call_at_the_flush(connect):
     connection, peer = connect()
     lines = [b"line %d" % number for number in range(1000)]
     for line in lines:
@@ -365,7 +365,7 @@ def test_a_message_that_is_not_bytes_is_a_clear_error_and_loses_no_other(connect
 
 
 @pytest.mark.parametrize("framing", [LineFraming, LengthFraming, RawFraming])
-def test_a_buffer_that_is_used_again_changes_nothing_of_what_is_queued(connect, framing):
+def test_a_buffer_that_is_reused_does_not_change_queued_messages(connect, framing):
     connection, peer = connect(framing())
     buffer = bytearray(b"one")
     connection.write(buffer)
@@ -612,7 +612,7 @@ def test_a_peer_that_never_reads_is_a_send_timeout_and_so_is_every_later_send(co
     assert connection.messages_out == 0
 
 
-def test_what_is_queued_for_a_peer_that_never_reads_times_out_too(connect):
+def test_queued_messages_for_a_peer_that_never_reads_time_out_too(connect):
     connection, _peer = connect(LengthFraming(BIG), buffer_size=16_384, send_timeout=SHORT)
     with pytest.raises(SendTimeout):
         connection.write(b"x" * BIG)
@@ -840,7 +840,7 @@ def test_ending_the_input_leaves_the_output_open(connect):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems drop unread input when the reading side is shut")
-def test_what_had_arrived_before_the_end_of_the_input_is_delivered_and_what_comes_later_is_not(connect):
+def test_messages_before_the_end_of_the_input_are_delivered_and_later_ones_are_not(connect):
     connection, peer = connect()
     lines = [b"line %d" % number for number in range(3000)]
     stream = b"".join(line + b"\n" for line in lines)

@@ -116,7 +116,7 @@ def on_the_wire(client):
 
 
 @pytest.mark.parametrize("cls", [*STOCK_TLS, WrappingHandler])
-def test_what_a_handler_writes_after_a_stop_has_begun_is_encrypted(cls, context, dial_tls):
+def test_output_of_a_handler_during_a_stop_is_encrypted(cls, context, dial_tls):
     with cls(("127.0.0.1", 0), Busy) as server:
         server.wrap(context)
         server.start()

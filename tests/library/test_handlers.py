@@ -549,7 +549,7 @@ def test_abort_ends_the_session_as_reset_and_logs_no_error(serve, dial, caplog, 
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_what_is_sent_in_connection_lost_still_arrives(serve, dial):
+def test_messages_sent_in_connection_lost_still_arrive(serve, dial):
     class Polite(echo.EchoRequestHandler):
         def connection_lost(self, reason):
             self.send(b"goodbye: " + reason.encode())

@@ -64,7 +64,7 @@ def test_records_carry_their_figures_as_attributes(log_of):
     assert end.duration_s >= 0
 
 
-def test_what_the_peer_sent_cannot_forge_a_line_or_drive_a_terminal(log_of):
+def test_bytes_of_the_peer_cannot_forge_a_line_or_control_a_terminal(log_of):
     """Row 29."""
     _, records = log_of(Logged, b"a\r\x1b[2J\xff\\n\x00\n")
     assert records[1].getMessage().endswith(r": a\r\x1b[2J\xff\\n\x00")

@@ -161,7 +161,7 @@ def test_a_client_that_vanishes_from_a_stock_handler_prints_no_traceback(serve, 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_sys_exit_in_a_handler_ends_its_session_not_the_server_and_is_told(serve, dial, caplog):
+def test_sys_exit_in_a_handler_ends_its_session_not_the_server_and_is_logged(serve, dial, caplog):
     """Row 36."""
 
     threads = []

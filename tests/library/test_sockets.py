@@ -57,7 +57,7 @@ def test_a_peer_that_is_still_sending_gets_the_reply(sockets):
     assert not closing.is_alive()
 
 
-def test_what_arrived_before_the_time_was_over_is_read(sockets):
+def test_bytes_that_arrived_before_the_timeout_are_read(sockets):
     """As if the thread had got no processor until then."""
     sock, peer = sockets
     peer.sendall(UPLOAD)

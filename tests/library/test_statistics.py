@@ -116,7 +116,7 @@ def test_finished_sessions_leave_nothing_behind(serve, dial):
 
 @pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="counts are merged late without a GIL")
 @pytest.mark.parametrize("data", [b"exit\n", b"a\n", b"part", b"x" * 70_000], ids=["exit", "eof", "part", "too-long"])
-def test_what_a_session_leaves_needs_no_collector(serve, dial, data):
+def test_the_objects_of_a_session_are_freed_without_the_collector(serve, dial, data):
     """Reference cycles through exceptions cost 1.3 KB a session without the GIL, where the collector runs rarely."""
 
     class Kept(echo.EchoRequestHandler):

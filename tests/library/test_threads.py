@@ -195,7 +195,7 @@ def test_a_thread_that_was_taken_while_it_gave_up_waits_for_its_task():
     assert results == ["task"]
 
 
-def test_what_a_session_sets_in_its_context_the_next_does_not_see(serve):
+def test_context_variables_of_a_session_are_not_seen_by_the_next(serve):
     variable = contextvars.ContextVar("variable", default=b"unset")
 
     class Sets(Ident):

@@ -504,7 +504,7 @@ def leaves_in_the_middle(sock):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_client_that_does_no_handshake_is_told_in_one_line_and_counted(secure, dial, log, client, timeout, why):
+def test_a_client_that_does_no_handshake_is_logged_in_one_line_and_counted(secure, dial, log, client, timeout, why):
     server = secure(handshake_timeout=timeout)
     sock = dial(server)
     peer = "127.0.0.1:%d" % sock.getsockname()[1]
@@ -555,7 +555,7 @@ def test_any_time_for_a_handshake_is_long_enough(secure, connect, timeout):
         assert client.echo(b"hello") == b"hello"
 
 
-def test_a_silent_client_delays_nobody_elses_handshake(secure, dial, connect):
+def test_a_silent_client_delays_no_other_handshake(secure, dial, connect):
     server = secure(handshake_timeout=None)
     silent = [dial(server) for _ in range(20)]
     for client in silent[::2]:

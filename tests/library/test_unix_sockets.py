@@ -127,7 +127,7 @@ def test_the_path_of_a_server_that_came_after_is_left_alone(unix_path):
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize("made", ["here", "elsewhere"])
-def test_what_needs_addresses_is_refused_on_a_unix_socket_wherever_that_was_made(unix_path, options, made):
+def test_options_that_need_addresses_are_refused_on_any_unix_socket(unix_path, options, made):
     """Row 59: it would do nothing, and let everybody in."""
     with pytest.raises(ValueError, match=f"^{next(iter(options))} needs addresses, and clients of a Unix socket"):
         make(unix_path, made, **options)

@@ -84,7 +84,7 @@ def messages_for(framing, chance):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("how", ["ping-pong", "pipelined"])
 @every_framing
-def test_what_comes_late_and_in_pieces_comes_right(serve, relay, framing, how, seed):
+def test_bytes_that_come_late_and_in_pieces_are_read_correctly(serve, relay, framing, how, seed):
     handler = recorded(framing)
     path = relay(serve(handler), seed)
     messages = messages_for(framing, random.Random(seed))
@@ -230,7 +230,7 @@ def test_a_path_that_takes_no_replies_ends_as_slow(serve, relay, dial, log):
     eventually(lambda: descriptors_of(os.getpid()) <= before, "a descriptor is left")
 
 
-def test_a_ping_over_a_path_that_stalls_tells_what_is_lost_and_what_is_late(serve, relay, run):
+def test_a_ping_over_a_path_that_stalls_reports_lost_and_late_replies(serve, relay, run):
     path = relay(serve())
     client = run("echo.client", *where(path), "--ping", "-i", "20ms", "-w", "200ms")
     read_until(client, r"seq=\d+ time=")

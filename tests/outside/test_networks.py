@@ -218,7 +218,7 @@ def test_a_pipe_outlives_a_pulled_cable(lan, far_server, far_client):
     assert server.terminate() == 0
 
 
-def test_ping_tells_what_was_lost_what_came_late_and_that_all_is_well_again(lan, far_server, far_client):
+def test_ping_reports_lost_and_late_replies_and_the_end_of_the_outage(lan, far_server, far_client):
     client = far_client(far_server(), "--ping", "-i", "50ms", "-w", "300ms")
     read_until(client, r"seq=\d+ time=")
     lan.unplug("client")

@@ -204,7 +204,7 @@ def test_our_terminal_talks_to_the_plain_server(plain_server, run):
 # The bare sockets of it.
 
 
-def test_what_one_send_carries_is_one_message(serve, dial):
+def test_each_send_is_one_message(serve, dial):
     handler = Recorder.of(Raw)
     sock = dial(serve(handler))
     for data in (b"no line feed", b"with\none", b"\xff\x00"):

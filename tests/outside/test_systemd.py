@@ -301,7 +301,7 @@ def receiving(address):
         yield sock
 
 
-def test_what_is_told_together_arrives_as_one_message(receiver):
+def test_assignments_sent_together_arrive_as_one_message(receiver):
     assert systemd.notify(systemd.READY, systemd.status("3 sessions")) is True
     assert systemd.notify(systemd.STOPPING) is True
     assert receiver.recv(4096) == b"READY=1\nSTATUS=3 sessions"
@@ -355,19 +355,19 @@ def test_a_status_cannot_be_another_assignment(receiver):
     assert receiver.recv(4096) == "STATUS=café STOPPING=1  [2J ".encode()
 
 
-def test_text_that_is_no_unicode_is_told_all_the_same(receiver):
+def test_text_that_is_not_unicode_is_sent_all_the_same(receiver):
     assert systemd.notify("STATUS=\udcff") is True
     assert receiver.recv(4096) == b"STATUS=?"
 
 
-def test_nobody_is_told_where_nobody_asked(environment):
+def test_no_notification_is_sent_without_its_variable(environment):
     assert systemd.notify(systemd.READY) is False
 
 
 @pytest.mark.parametrize(
     "name", ["", "notify", "vsock:2:1234", "/", "@", "/nowhere/at/all", "/" + "x" * 200, "@" + "x" * 200]
 )
-def test_an_address_where_nobody_can_be_told_is_no_error(environment, name):
+def test_a_notification_to_an_unreachable_address_is_not_an_error(environment, name):
     environment(NOTIFY_SOCKET=name)
     assert systemd.notify(systemd.READY) is False
 
@@ -379,7 +379,7 @@ def test_a_relative_path_is_not_looked_for(environment, tmp_path, monkeypatch):
         assert systemd.notify(systemd.READY) is False
 
 
-def test_a_receiver_that_has_vanished_is_no_error(receiver):
+def test_a_receiver_that_has_vanished_is_not_an_error(receiver):
     path = receiver.getsockname()
     receiver.close()
     assert systemd.notify(systemd.READY) is False  # its path is still there
@@ -387,7 +387,7 @@ def test_a_receiver_that_has_vanished_is_no_error(receiver):
     assert systemd.notify(systemd.READY) is False
 
 
-def test_a_stream_socket_in_its_place_is_no_error(environment, tmp_path):
+def test_a_stream_socket_in_its_place_is_not_an_error(environment, tmp_path):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "s"))
         sock.listen()
@@ -395,7 +395,7 @@ def test_a_stream_socket_in_its_place_is_no_error(environment, tmp_path):
         assert systemd.notify(systemd.READY) is False
 
 
-def test_a_receiver_that_does_not_read_holds_nobody_up(receiver):
+def test_a_receiver_that_does_not_read_blocks_no_sender(receiver):
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     sent = 0
     while systemd.notify(systemd.READY):
@@ -410,11 +410,11 @@ def test_a_receiver_that_does_not_read_holds_nobody_up(receiver):
     assert systemd.notify(systemd.STOPPING) is True
 
 
-def test_a_message_that_is_too_long_is_no_error(receiver):
+def test_a_message_that_is_too_long_is_not_an_error(receiver):
     assert systemd.notify("X=" + "x" * 50_000_000) is False
 
 
-def test_a_system_without_unix_sockets_tells_nobody(environment, monkeypatch):
+def test_a_system_without_unix_sockets_sends_no_notification(environment, monkeypatch):
     environment(NOTIFY_SOCKET="/run/systemd/notify")
     monkeypatch.delattr(socket, "AF_UNIX")
     assert systemd.notify(systemd.READY) is False

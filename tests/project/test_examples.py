@@ -150,7 +150,7 @@ def test_the_device_knows_short_and_long_headers_in_any_letter_case(device, head
     assert device.ask(header) == "+1.250000E+01"
 
 
-def test_the_device_tells_what_it_is_and_resets(device):
+def test_the_device_identifies_itself_and_resets(device):
     assert device.ask("*IDN?") == "Example Instruments,PSU-30,0,1.0"
     device.say("VOLT 5", "*RST")
     assert device.ask("MEAS:VOLT?") == "+0.000000E+00"
@@ -206,7 +206,7 @@ def store(serve, terminal):
     return lambda: terminal(server)
 
 
-def test_what_one_client_sets_another_gets(store):
+def test_a_value_that_one_client_sets_is_seen_by_another(store):
     one, other = store(), store()
     assert one.ask("SET name  Ada Lovelace ") == "OK"
     assert other.ask("get name\r") == "OK Ada Lovelace"
@@ -388,7 +388,7 @@ def test_all_others_read_what_a_member_writes(enter):
     ],
     ids=["quit", "eof", "reset"],
 )
-def test_however_a_member_leaves_the_others_are_told_and_the_name_is_free_again(enter, leave, reason):
+def test_however_a_member_leaves_the_others_are_informed_and_the_name_is_free_again(enter, leave, reason):
     ada = enter("ada")
     bob = enter("bob", 1)
     cleo = enter("cleo", 2)
@@ -448,7 +448,7 @@ def test_a_member_that_does_not_read_has_to_leave_and_the_room_goes_on(enter):
     assert set(heard) == {"ada: " + "😀" * 1000, "ada: bye", "* cleo left (slow)"}
 
 
-def test_a_stop_tells_the_members(enter, room):
+def test_a_stop_informs_the_members(enter, room):
     ada = enter("ada")
     bob = enter("bob", 1)
     assert ada.hear() == "* bob came"

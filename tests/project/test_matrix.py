@@ -138,7 +138,7 @@ def test_a_python_that_makes_no_environment_is_left_out_for_the_next(fake, tmp_p
     assert capsys.readouterr().out == f"{lame} makes no virtual environment; left out\n" * 2
 
 
-def test_what_has_a_gil_is_not_taken_for_a_free_threaded_one(tmp_path, capsys):
+def test_a_python_with_a_gil_is_not_taken_for_a_free_threaded_one(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         matrix.main(["--free-threaded", str(tmp_path / "python3.13t")])
     assert ended.value.code == 2
@@ -167,11 +167,11 @@ def test_a_suite_that_fails_is_1_and_shown(suite, capsys):
 
 
 @pytest.mark.parametrize("source", ["", "import os\ndef test_it(): os._exit(0)\n"], ids=["no test", "an early end"])
-def test_no_test_that_ran_is_no_success(source, suite):
+def test_a_run_in_which_no_test_ran_fails(source, suite):
     assert by_command(suite(source)) == 1
 
 
-def test_nothing_to_run_is_no_success(monkeypatch):
+def test_a_run_without_any_python_fails(monkeypatch):
     monkeypatch.setattr(matrix, "candidates", lambda: [])
     assert matrix.main([]) == 1
 

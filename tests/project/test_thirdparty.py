@@ -78,7 +78,7 @@ def result(stock, echo, name="test_socketserver"):
     return Result(Suite(name, "", ""), runs)
 
 
-def test_a_difference_is_what_passes_on_the_standard_server_alone():
+def test_a_difference_is_a_test_that_passes_only_on_the_standard_server():
     stock = {"A.same": "passed", "A.old": "failed", "A.worse": "passed", "A.gone": "passed", "A.skipped": "passed"}
     echo = {"A.same": "passed", "A.old": "failed", "A.worse": "failed", "A.skipped": "skipped"}
     assert result(stock, echo).differences() == ["A.gone", "A.skipped", "A.worse"]

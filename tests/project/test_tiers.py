@@ -93,7 +93,7 @@ def test_all_runs_everything_and_what_is_missing_is_skipped_with_its_name(result
     }
 
 
-def test_what_is_missing_fails_where_that_is_asked_for(results):
+def test_a_missing_requirement_fails_a_test_on_request(results):
     outcomes, table = results("--all", "--fail-missing")
     assert [outcomes[name] for name in ("program", "module")] == ["ERROR"] * 2
     assert table == {"skipped: not now": 1}

@@ -190,12 +190,12 @@ def errors(tmp_path_factory):
     return found
 
 
-def test_a_right_program_is_what_its_types_say(errors):
+def test_a_correct_program_has_no_type_errors(errors):
     assert errors.get(os.path.basename(RIGHT), []) == []
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_program_is_told_where(case, errors):
+def test_a_wrong_program_gets_an_error_at_the_wrong_line(case, errors):
     lines = program(WRONG[case]).splitlines()
     ((number, code),) = [(number, line.partition("  # ")[2]) for number, line in enumerate(lines, 1) if "  # " in line]
     told = errors.get(name_of(case), [])
