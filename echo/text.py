@@ -45,7 +45,7 @@ def printable(text: str, limit: Optional[int] = None, *, keep: str = "") -> str:
     followed by the number of characters left out; default: None, no limit.
     """
     if type(text) is not str:
-        text = str.__str__(text)  # a subclass may have ideas of its own of what is printable
+        text = str.__str__(text)  # a subclass may override isprintable()
     hidden = 0 if limit is None else max(0, len(text) - limit)
     if hidden:
         return f"{printable(text[:limit], keep=keep)}... ({plural(hidden, 'more character')})"

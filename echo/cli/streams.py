@@ -22,8 +22,8 @@ except ImportError:  # Windows
     termios = None  # type: ignore[assignment]
 
 LONGEST_TYPED = 4095 if sys.platform == "linux" else 1023
-"""Maximum length of a line that a terminal keeps for its user to edit, in bytes without its end. It drops what is too
-much, and returns the line as if it were whole."""
+"""Maximum length of a line that a terminal keeps for its user to edit, in bytes without its end. It drops the
+rest, and returns the line as if it were whole."""
 
 
 class CannotWrite(Exception):

@@ -45,7 +45,7 @@ class Dialer:
         return self._reader.fileno()
 
     def dial(self, place: Any, pause: float = 0.0) -> None:
-        """Connect after so many seconds. ``place`` is for the caller, who gets it back with the result."""
+        """Connect after ``pause`` seconds. ``place`` is the caller's, and comes back with the result."""
         self._under_way += 1
         self._jobs.put((place, pause))
         if self._under_way > self._threads:

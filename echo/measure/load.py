@@ -134,8 +134,9 @@ class Slice:
     ``latest``: nanoseconds by which the latest of them was late; ``busy`` of ``watched`` nanoseconds it was running,
     without those in which it polled and nothing came.
 
-    ``warm_up`` has what was lost and wrong before. ``shifts``: by how many bytes replies were shifted, and how often,
-    in the warm-up too. ``outages``: of single connections, those that are over; ``down``: how many are not.
+    ``warm_up``: the losses and errors before the measured time. ``shifts``: by how many bytes replies were
+    shifted, and how often, in the warm-up too. ``outages``: of single connections, those that are over;
+    ``down``: how many are not.
     """
 
     def __init__(self) -> None:

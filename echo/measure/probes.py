@@ -179,7 +179,7 @@ class Ledger:
         return self._unawaited(seq, message)
 
     def is_probe(self, message: bytes) -> bool:
-        """Whether it is a probe, of whatever connection, and not damaged."""
+        """Whether it is an undamaged probe, of any connection."""
         return _identify(message) is not None
 
     def whose(self, message: bytes) -> Optional[int]:
@@ -208,7 +208,7 @@ class Ledger:
 
 
 class UncheckedLedger(Ledger):
-    """A ledger for services that are not echoes: whatever comes answers the oldest probe on its way."""
+    """A ledger for services that do not echo: any reply counts for the oldest probe on its way."""
 
     checks = False
 

@@ -52,7 +52,7 @@ class Refused(ConnectionError):
 
 
 class Opening:
-    """The steps of one session that wait for its client. They are done once, by the first who calls."""
+    """The steps of one session that wait for its client. The first caller does them, once."""
 
     def __init__(self, admission: Admission, server: Any, session: Session) -> None:
         self._steps = functools.partial(admission.check_in_thread, server, session)

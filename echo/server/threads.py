@@ -138,7 +138,7 @@ def start(
         thread = threading.Thread(target=target, args=args, name=_name(), daemon=daemon)
         thread.start()
     except BaseException as exc:
-        if thread is not None and thread.ident is not None:  # it runs; what was raised is a signal handler's
+        if thread is not None and thread.ident is not None:  # it runs; a signal handler has raised this
             raise
         otherwise()
         if isinstance(exc, (RuntimeError, MemoryError)):

@@ -106,7 +106,7 @@ def kept_to(processors: Optional[FrozenSet[int]]) -> Iterator[None]:
 
 
 def _listed(numbers: Iterable[int]) -> str:
-    """As ``0,2-3``; short, whatever is in it."""
+    """As ``0,2-3``, shortened if there are many."""
     runs: List[List[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

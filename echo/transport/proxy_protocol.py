@@ -100,7 +100,7 @@ class HeaderParser:
     def feed(self, data: bytes) -> None:
         """Take the next bytes; raise ``InvalidHeader`` if they cannot be a header's.
 
-        More than ``missing`` of them are a ``ValueError``: its caller has read what belongs to somebody else.
+        Raises ``ValueError`` for more than ``missing`` bytes: its caller has read past the header.
         """
         if len(data) > self._missing:
             raise ValueError(f"fed {len(data)} bytes where {self._missing} were missing")
@@ -229,7 +229,7 @@ def _read_block(block: bytes) -> Header:
 
 
 def _layout(start: bytes) -> Optional[struct.Struct]:
-    """How the addresses lie after these 16 bytes; None where nobody knows, or need know."""
+    """The layout of the addresses after these 16 bytes; None if it is unknown or not needed."""
     if start[12] == _LOCAL or start[13] & 15 == _UNSPEC:
         return None
     return _LAYOUTS.get(start[13] >> 4)
@@ -254,7 +254,7 @@ def _check_tlvs(block: bytes, offset: int) -> None:
 
 
 def _address(packed: bytes, port: int) -> Any:
-    # inet_ntop, since it is what the socket module has its addresses from; ipaddress writes ::ffff:192.0.2.1 as
+    # inet_ntop, since the socket module's addresses come from it; ipaddress writes ::ffff:192.0.2.1 as
     # ::ffff:c000:201, before 3.13.
     if len(packed) == 4:
         return socket.inet_ntop(socket.AF_INET, packed), port

@@ -1,10 +1,10 @@
 /* Loads for line echo servers, every byte of every reply compared:
  *
  *     load busy PORT CONNECTIONS DEPTH SIZE SECONDS    CONNECTIONS with DEPTH lines of SIZE bytes in flight each
- *     load short PORT CONNECTIONS SIZE SECONDS         connect, one line, its reply, close; so many at a time
+ *     load short PORT CONNECTIONS SIZE SECONDS         connect, one line, its reply, close; CONNECTIONS at a time
  *     load idle PORT CONNECTIONS SIZE                  a line and its reply on each, then hold them until end of input
  *
- * The first two print "COUNT SECONDS", of echoes or sessions; the third "ready". What goes wrong ends it with code 1.
+ * The first two print "COUNT SECONDS", of echoes or sessions; the third "ready". Any error ends it with code 1.
  * In C, since a client in Python would measure itself. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -49,7 +49,7 @@ static void send_all(int fd, const char *data, size_t size) {
     }
 }
 
-/* From one address after the other: ports in TIME_WAIT would run out. */
+/* Connect from several addresses in turn: the ports of one would run out, since they stay in TIME_WAIT. */
 static int dial(void) {
     static unsigned turn;
     int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;

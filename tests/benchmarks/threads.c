@@ -1,4 +1,4 @@
-/* The bound that a thread for each connection has at all: blocking reads and writes in C, line by line. */
+/* The upper bound for a server with a thread for each connection: blocking reads and writes in C, line by line. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/tcp.h>

@@ -161,7 +161,7 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
         systemd.notify(systemd.STOPPING)
         server.server_close()
 
-    server.socket.setblocking(False)  # the mode is one for all who inherit it; none may put back another at its end
+    server.socket.setblocking(False)  # all processes share this mode; none may restore another at its end
     log.to(log.direct())
     processes = Workers(count, work, process, stop, reload, _watch_terminal())
     _announce(server)
