@@ -246,3 +246,15 @@ def test_a_log_whose_own_descriptor_was_closed_goes_on_with_stderr(capfd):
     assert output.write([b"hello\n"]) == 0
     output.close()
     assert capfd.readouterr().err == "hello\n"
+
+
+def test_a_log_file_whose_permissions_change_goes_on(tmp_path):
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        output = Output(file.fileno())
+    path.chmod(0o600)
+    assert output.write([b"one\n"]) == 0
+    path.chmod(0o640)
+    assert output.write([b"two\n"]) == 0
+    assert path.read_bytes() == b"one\ntwo\n"
+    output.close()

@@ -37,8 +37,10 @@ def _networks(text: str) -> str:
 def _bind(text: str) -> arguments.Address:
     address = arguments.host(text)
     try:
-        packed = socket.inet_aton(address.host or "")
-    except OSError:
+        name = address.host or ""
+        # As the look-up does, which reads other scripts' digits and full stops as ASCII's.
+        packed = socket.inet_aton(name if name.isascii() else name.encode("idna").decode("ascii"))
+    except (OSError, UnicodeError):
         return address
     if socket.inet_ntoa(packed) != address.host:  # 0 would be 0.0.0.0, and 127.0.0.010 would be 127.0.0.8
         raise argparse.ArgumentTypeError(

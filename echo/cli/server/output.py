@@ -248,12 +248,13 @@ def new_lock() -> Optional[int]:
 
 
 def _identity(descriptor: int) -> Optional[Tuple[int, int, int]]:
-    """The device and inode that a descriptor refers to, and its kind; None if it is closed."""
+    """The device and inode that a descriptor refers to, and its kind; None if it is closed. Its permissions are left
+    out: they may change (``chmod`` of a log file, ``mesg n`` at a terminal)."""
     try:
         status = os.fstat(descriptor)
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mode
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 
 def _can_write(descriptor: int, timeout: Optional[float]) -> bool:
