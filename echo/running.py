@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type
 
 from . import protocol
+from .server.options import no_option
 from .server.reporting import log, log_event
 from .server.server import Server
 from .sockets import trouble_with_path
@@ -172,7 +173,7 @@ def run(
         sys.exit(echo.run(Upper, ("127.0.0.1", 65432), max_connections=100))
 
     It takes what ``echo.Server`` takes: any ``socketserver`` handler class, an address, and the options as keyword
-    arguments. ``server_class`` is a subclass of ``echo.Server`` to make the server of.
+    arguments, except ``timeout``. ``server_class`` is a subclass of ``echo.Server`` to make the server of.
 
     The log goes to stderr at the level INFO, unless ``logging`` has been configured. It begins with the address.
 
@@ -187,6 +188,8 @@ def run(
     The exit code is 0 if all sessions ended in time, and 1 if any was cut, or if the address is not available, which
     is one line in the log. Wrong arguments raise ``TypeError`` or ``ValueError``, as ``echo.Server`` does.
     """
+    if "timeout" in options and server_class.__init__ is Server.__init__:  # it is for handle_request()
+        raise TypeError(no_option("run", "timeout", "timeout"))
     if not log.hasHandlers():
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
     with StopSignals() as signals:

@@ -251,7 +251,7 @@ def _subtitle(run: Run) -> str:
         if value is not None:
             parts.append("1 connection" if (field, value) == ("connections", 1) else text.format(value))
     began = _text(run.fields.get("began"))[:19].replace("T", " ")
-    return f"{html.escape(', '.join(parts))} <time>{html.escape(began)} UTC</time>"
+    return f"{html.escape(', '.join(parts))}, <time>{html.escape(began)} UTC</time>"
 
 
 def _warnings(run: Run) -> Iterator[str]:
@@ -389,7 +389,7 @@ section, .tiles div { border: 1px solid var(--rule); border-radius: 8px; backgro
 section { padding: 16px 18px 12px; margin: 16px 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 0 16px; }
 section > p { color: var(--soft); font-size: 13px; margin: 8px 0 0; }
-time { white-space: nowrap; margin-left: 8px; }
+time { white-space: nowrap; }
 small { color: var(--soft); font-size: 12px; font-weight: 400; }
 .warning { background: var(--warn-back); color: var(--warn-text); border-radius: 8px; padding: 10px 14px; }
 .tiles { display: flex; flex-wrap: wrap; gap: 10px; }

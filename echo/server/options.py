@@ -155,7 +155,11 @@ class Options:
         bool,
     )
     timeout: Optional[float] = _option(
-        None, "maximum time that `handle_request()` waits for a client", _SECONDS, 0, none="no limit"
+        None,
+        "maximum time that `handle_request()` waits for a client; the idle limit is `timeout` of the handler",
+        _SECONDS,
+        0,
+        none="no limit",
     )
 
 
@@ -196,8 +200,18 @@ _INSTEAD = {
 }
 
 
-_OF_HANDLERS = ("framing", "message_timeout", "send_timeout")
-"""Attributes of handler classes that are easily taken for options of the server."""
+_OF_HANDLERS = {
+    "framing": "framing",
+    "idle_timeout": "timeout",
+    "message_timeout": "message_timeout",
+    "send_timeout": "send_timeout",
+}
+"""Names that are easily taken for options of the server, and the attributes of handler classes that are meant."""
+
+
+def no_option(owner: str, name: str, meant: str) -> str:
+    """Return the text of an error: the option belongs to the handler, as its attribute ``meant``."""
+    return f"{owner}() has no option {name!r}; set {meant} in the body of the handler class"
 
 
 def options_of(server: Any, given: Mapping[str, Any]) -> Options:
@@ -214,9 +228,7 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
         setattr(found, name, getattr(server, name) if name in STANDARD else values[0])
     for name, value in given.items():
         if name in _OF_HANDLERS:
-            raise TypeError(
-                f"{type(server).__name__}() has no option {name!r}; set it in the body of the handler class"
-            )
+            raise TypeError(no_option(type(server).__name__, name, _OF_HANDLERS[name]))
         if name not in OPTIONS:
             raise TypeError(f"{type(server).__name__}() has no option {name!r}; it has {', '.join(OPTIONS)}")
         setattr(found, name, value)

@@ -171,12 +171,23 @@ def test_a_file_that_the_server_class_cannot_open_is_its_own_error():
         (("Upper",), {}, "expected the class itself"),
         ((echo.EchoRequestHandler,), {"max_connections": 0}, "max_connections is 0"),
         ((echo.EchoRequestHandler,), {"connections": 1}, "no option 'connections'; it has max_connections"),
-        ((echo.EchoRequestHandler,), {"framing": None}, "no option 'framing'; set it in the body of the handler"),
+        ((echo.EchoRequestHandler,), {"framing": None}, "no option 'framing'; set framing in the body of the"),
+        ((echo.EchoRequestHandler,), {"idle_timeout": 2}, "no option 'idle_timeout'; set timeout in the body of the"),
+        ((echo.EchoRequestHandler,), {"timeout": 2}, r"^run\(\) has no option 'timeout'; set timeout in the body"),
     ],
 )
 def test_wrong_arguments_are_errors_that_say_what_was_expected(arguments, options, error):
     with pytest.raises((TypeError, ValueError), match=error):
         echo.run(*arguments, **options)
+
+
+def test_a_server_class_may_have_a_timeout_of_its_own():
+    class Patient(echo.Server):
+        def __init__(self, *args, timeout, **options):
+            raise RuntimeError(f"timeout {timeout}")
+
+    with pytest.raises(RuntimeError, match="timeout 2"):
+        echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Patient, timeout=2)
 
 
 def test_a_server_whose_arguments_were_exchanged_says_so():

@@ -72,7 +72,7 @@ def _main(argv: Optional[List[str]]) -> int:
     if port == 0:
         arguments.fail(PROG, "invalid port 0: give the port that the server logs", 2)
     if host is not None and host.isdigit():
-        arguments.fail(PROG, f"invalid host {host!r}: the host comes first, as in: {PROG} 127.0.0.1 65432", 2)
+        arguments.fail(PROG, f"invalid host {host!r}: the host comes first, as in: {PROG} 127.0.0.1 {host}", 2)
     if options.merge and (host or port or options.unix is not None):
         arguments.fail(PROG, "--merge connects to no server; leave out the address", 2)
     if options.unix is not None and (host or port):
