@@ -107,7 +107,7 @@ class HeaderParser:
         self._received += data
         start = bytes(self._received[: _START.size])
         if not any(beginning.startswith(start[: len(beginning)]) for beginning in _BEGINNINGS):
-            raise InvalidHeader(f"no PROXY header begins with {_shown(start)}")
+            raise InvalidHeader(f"not a PROXY header: {_shown(start)}")
         self._missing = self._feed_block(start) if start[:1] == _SIGNATURE[:1] else self._feed_line()
 
     def _feed_line(self) -> int:
@@ -207,12 +207,12 @@ def _read_host(word: bytes, protocol: bytes) -> bytes:
             return packed
     except ValueError:
         pass
-    raise InvalidHeader(f"no {protocol.decode()} address in a PROXY v1 line: {_shown(word)}")
+    raise InvalidHeader(f"invalid {protocol.decode()} address in a PROXY v1 line: {_shown(word)}")
 
 
 def _read_port(word: bytes) -> int:
     if not (word.isdigit() and int(word) <= 65535 and b"%d" % int(word) == word):
-        raise InvalidHeader(f"no port in a PROXY v1 line: {_shown(word)}")
+        raise InvalidHeader(f"invalid port in a PROXY v1 line: {_shown(word)}")
     return int(word)
 
 

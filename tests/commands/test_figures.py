@@ -28,7 +28,7 @@ def rows_of(picture):
     assert (head, title.split()) == ("", ["ms", "round", "trips"])
     found = [re.fullmatch(r" *([\d.]+) - +([\d.]+) +([\d,]+)(?: (\S+))?", row) for row in rows]
     for column in (1, 2, 3):
-        assert len({row.end(column) for row in found}) == 1, "they are no column"
+        assert len({row.end(column) for row in found}) == 1, "the column is not aligned"
     cells = [row.groups(default="") for row in found]
     ns = [(round(float(low) * 1e6), round(float(high) * 1e6)) for low, high, _, _ in cells]
     return [(low, high, int(count.replace(",", "")), bar) for (low, high), (_, _, count, bar) in zip(ns, cells)]

@@ -573,7 +573,7 @@ def test_slots_come_back_after_ends_of_every_kind(proxied, dial):
 MALFORMED = ["HTTP", "TLS", "LF alone", "CRLF too early", "an octet of 256", "a port of 65536", "version 3"]
 MALFORMED += ["an IPv4 line without end", "a line of 108 bytes", "an unassigned family"]
 REFUSED = {name: INVALID[name] for name in MALFORMED}
-REFUSED["a message instead"] = (b"hello\nworld\n" * 2, "no PROXY header begins with hello")
+REFUSED["a message instead"] = (b"hello\nworld\n" * 2, "not a PROXY header: hello")
 REFUSED["a wrong checksum"] = (checked(PROXY, 0x11, inet(), flip=1), "a PROXY v2 checksum is")
 REFUSED["a TLV past the end"] = (block(PROXY, 0x11, inet() + tlv(4, b"", 9)), "a PROXY v2 TLV runs past")
 REFUSED["addresses cut short"] = (block(PROXY, 0x21, inet()), "a PROXY v2 length of 12 is too short")
