@@ -122,7 +122,7 @@ class AcceptingServer(SessionServer):
             deadline = _earlier(deadline, time.monotonic() + STEP)
         serving.wait(listening, deadline)
         if self._echo_balance is not None:
-            self._echo_balance.hold_back()
+            self._echo_balance.hold_back(lambda: serving.stopping)
 
     def _echo_has_room(self) -> bool:
         """Whether ``max_connections`` allows one session more."""

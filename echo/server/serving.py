@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Any, Optional, Protocol, Set
+from typing import Any, Callable, Optional, Protocol, Set
 
 from ..sockets import LONGEST_WAIT
 
@@ -32,7 +32,7 @@ class SharedPort(Protocol):
         """Whether this process has clearly more sessions than another."""
         ...
 
-    def hold_back(self) -> None:
+    def hold_back(self, is_stopping: Callable[[], bool]) -> None:
         """Leave a new client to the other processes while this one is ahead, for a moment at most."""
 
 

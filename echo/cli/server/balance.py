@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from typing import Callable
 
 SLACK = 2
 """Sessions that a worker may have more than another before it leaves a client to that one."""
@@ -38,10 +39,11 @@ class Balance:
         """Publish how many sessions this worker has."""
         self._sessions[self._mine] = sessions
 
-    def hold_back(self) -> None:
-        """Leave a new client to the others while this worker is ahead, for ``hold_time`` at most."""
+    def hold_back(self, is_stopping: Callable[[], bool]) -> None:
+        """Leave a new client to the others while this worker is ahead, for ``hold_time`` at most. A worker that is
+        stopping does not wait: the others may have ended their sessions already."""
         deadline = time.monotonic() + self.hold_time
-        while self.is_ahead() and time.monotonic() < deadline:
+        while self.is_ahead() and not is_stopping() and time.monotonic() < deadline:
             time.sleep(HOLD_STEP)
 
     def is_ahead(self) -> bool:
