@@ -171,11 +171,11 @@ def test_further_bytes_do_not_make_a_malformed_header_valid(data, words):
 
 
 def test_a_leading_zero_is_refused_even_where_ipaddress_accepts_it(monkeypatch):
-    # As it did until 3.8.11 and 3.9.4.
+    # As ``ipaddress`` did until 3.8.11 and 3.9.4.
     monkeypatch.setattr(ipaddress.IPv4Address, "_parse_octet", classmethod(lambda cls, text: int(text)))
     assert str(ipaddress.IPv4Address("010.1.1.1")) == "10.1.1.1"
     for line in (b"PROXY TCP4 010.1.1.1 2.2.2.2 1 2\r\n", b"PROXY TCP6 ::1 ::ffff:1.1.1.01 1 2\r\n"):
-        with pytest.raises(InvalidHeader, match=r"no TCP[46] address"):
+        with pytest.raises(InvalidHeader, match=r"invalid TCP[46] address"):
             consume(line)
 
 
