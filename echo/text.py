@@ -73,7 +73,8 @@ def format_exception(exc: BaseException) -> List[str]:
         lines = "".join(tree.format()).rstrip("\n").split("\n")
         return _shorten([printable(line) for line in lines], 2 * LONGEST)
     except Exception as failure:  # RecursionError in a chain of a thousand causes (until 3.10), MemoryError, ...
-        return [f"{type(exc).__name__} (its traceback could not be formatted: {type(failure).__name__})"]
+        why = f"its traceback could not be formatted: {type(failure).__name__}"
+        return [printable(f"{type(exc).__name__} ({why})", LONGEST)]
 
 
 def _parts(tree: Any) -> Iterator[Any]:

@@ -263,11 +263,17 @@ def standard_streams(prog: str) -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def _whole(text: str) -> Optional[int]:
+    """The whole number that a text is; None for any other text, and for a number that is too long to mean anything."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
 def port(text: str) -> int:
     """A TCP port, 0 to 65535."""
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+    number = _whole(text)
+    if number is None or number > 65535:
         raise argparse.ArgumentTypeError(f"invalid port {text!r}: expected 0 to 65535")
-    return int(text)
+    return number
 
 
 class Address(NamedTuple):
@@ -343,16 +349,18 @@ def duration(text: str) -> Optional[float]:
 def size(text: str) -> int:
     """Bytes, at least 1."""
     match = _SIZE.fullmatch(text)
-    if match is None or not int(match.group(1)):
+    number = None if match is None else _whole(match.group(1))
+    if match is None or not number:
         raise argparse.ArgumentTypeError(f"invalid size {text!r}: expected bytes, like 65536, 64k or 1M")
-    return int(match.group(1)) * _FACTORS[match.group(2).lower()]
+    return number * _FACTORS[match.group(2).lower()]
 
 
 def count(text: str) -> int:
     """A number of things, at least 1."""
-    if not text.isascii() or not text.isdigit() or not int(text):
+    number = _whole(text)
+    if not number:
         raise argparse.ArgumentTypeError(f"invalid number {text!r}: expected a whole number, 1 or more")
-    return int(text)
+    return number
 
 
 def own_address(text: str) -> str:

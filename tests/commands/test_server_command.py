@@ -260,6 +260,9 @@ def test_a_usage_error_ends_the_process_with_one_line_and_code_2(run):
     [
         (["none"], "invalid port 'none'"),
         (["65536"], "invalid port '65536'"),
+        (["9" * 5000], "invalid port '999"),
+        (["-m", "9" * 5000], "invalid number '999"),
+        (["--max-message", "9" * 5000], "invalid size '999"),
         (["-1"], "-1"),
         (["--framing", "morse"], "morse"),
         (["--max-message", "0"], "invalid size '0'"),

@@ -250,7 +250,7 @@ def test_auto_is_one_where_more_are_of_no_use(processors, useful, count):
     assert options.auto_workers(processors, useful) == count
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "junk", "", "1.5", "2,3", "Auto"])
+@pytest.mark.parametrize("text", ["0", "-1", "junk", "", "1.5", "2,3", "Auto", "1025", "9999999999", "9" * 5000])
 def test_an_invalid_number_of_workers_gets_one_line_and_code_2(capsys, text):
     code, line = error_line(capsys, main, "0", f"--workers={text}")
     assert code == 2

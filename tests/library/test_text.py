@@ -133,6 +133,13 @@ def test_an_exception_is_printable_lines_and_its_own_text_is_one_of_them():
     assert r"KeyError: '\x1b'" in lines
 
 
+def test_an_exception_whose_traceback_cannot_be_formatted_is_one_printable_line(monkeypatch):
+    """Row 63: the name of a class may hold what a peer has sent."""
+    monkeypatch.setattr("traceback.TracebackException", lambda *arguments: 1 / 0)
+    (line,) = format_exception(type("Bad\nINFO  forged\x1b[31m", (Exception,), {})())
+    assert line.startswith(r"Bad\nINFO  forged\x1b[31m (its traceback could not be formatted: ZeroDivisionError")
+
+
 def test_an_exception_of_any_length_is_shown_in_part():
     exc = ValueError("first")
     for _ in range(40):

@@ -78,15 +78,19 @@ def auto_workers(processors: int, useful: bool) -> int:
     return processors if useful else 1
 
 
+MAX_WORKERS = 1024
+"""More processes than that are a slip of the keyboard, which would take all memory."""
+
+
 def _workers(text: str) -> int:
     if text == "auto":
         return auto_workers(len(affinity.usable()) or os.cpu_count() or 1, affinity.has_gil() and workers.SUPPORTED)
     try:
         count = arguments.count(text)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"invalid number {text!r}: expected a whole number, 1 or more, or auto"
-        ) from None
+        count = 0
+    if not 1 <= count <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"invalid number {text!r}: expected 1 to {MAX_WORKERS}, or auto")
     if count > 1 and not workers.SUPPORTED:
         raise argparse.ArgumentTypeError("this system has no fork(); start several servers on several ports")
     return count
