@@ -15,7 +15,8 @@ _MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 _FIELDS = {
     "loss": ("loss_percent", "%"),
     "rate": ("messages_per_s", "/s"),
-    **{name: (name, "") for name in ("lost", "corrupted", "came", "received", "never_sent")},
+    **{name: (name, "") for name in ("lost", "corrupted", "came", "received", "never_sent", "outages")},
+    "outages_s": ("outages_s", "s"),
 }
 _MODES = {"rate": "bench", "came": "bench", "never_sent": "bench", "received": "ping"}
 _DURATION = re.compile(r"min|avg|max|mdev|p\d{1,2}(\.\d+)?")

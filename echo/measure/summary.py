@@ -139,7 +139,8 @@ class LoadSummary(NamedTuple):
         if total.on_the_way:
             yield "on the way", f"{total.on_the_way:,} when it was interrupted"
         if never_sent:
-            yield "never sent", f"{never_sent:,}, since the time ran out"
+            why = "their connection was lost, or the time ran out" if total.errors else "the time ran out"
+            yield "never sent", f"{never_sent:,}, since {why}"
         if total.shifts:
             shifts = [f"{count:,} x by {plural(abs(shift), 'byte')}" for shift, count in total.shifts.items()]
             yield "shifted", ", ".join(shifts)
@@ -164,7 +165,8 @@ class LoadSummary(NamedTuple):
             late = f", {total.late:,} messages sent late{latest}" if total.late else ""
             yield "client", f"{busy:.0%} of a processor in each process{late}"
         if doubts:
-            why = f"the client was the bottleneck: {' and '.join(doubts)}; the server may be faster"
+            meaning = "the server may be faster" if busy >= BUSY else "the latencies contain its own delays"
+            why = f"the client was the bottleneck: {' and '.join(doubts)}; {meaning}"
             yield "warning", report.mark(why, style="doubtful")
 
 
@@ -173,7 +175,8 @@ def _of_merged(merged: Merged, elapsed: float, report: Report) -> Iterator[Tuple
     count = len(merged.runs)
     yield "runs", f"{count}, all at the same time for {merged.overlap:.3g} of {elapsed:.3g} s"
     if merged.overlap < MOST_OF_THE_TIME * elapsed:
-        why = "the runs did not overlap most of the time: the rate is the average while any of them ran"
+        most = f"{MOST_OF_THE_TIME:.0%}"
+        why = f"the runs overlapped for less than {most} of the time: the rate is the average while any of them ran"
         yield "warning", report.mark(why, style="doubtful")
 
 

@@ -111,7 +111,8 @@ def test_a_figure_that_the_summary_does_not_have_is_refused_at_once(mode, text):
 def test_each_figure_is_in_the_summaries_that_have_it():
     ping = events(simulate_ping(count=100, as_json=True).text)[-1]
     bench = events(simulate_bench(rate=100, duration=1, as_json=True).text)[-1]
-    for name in ("loss", "rate", "lost", "corrupted", "came", "received", "never_sent", "p50", "max"):
+    counts = ("loss", "rate", "lost", "corrupted", "came", "received", "never_sent", "outages", "outages_s")
+    for name in (*counts, "p50", "max"):
         condition = Condition.parse(f"{name} > 1{'s' if name in ('p50', 'max') else ''}")
         for mode, summary in (("ping", ping), ("bench", bench)):
             assert (condition.field in summary) == (condition.mode in (None, mode)), (name, mode)

@@ -191,7 +191,7 @@ def test_the_rate_of_a_merge_is_about_the_time_in_which_any_run_ran(delay, durat
     both, text = merged(fields, later({**fields, "time": "another"}, delay))
     assert (both["duration_s"], both["overlap_s"]) == (duration, overlap)
     assert both["messages_per_s"] == pytest.approx(2 * fields["messages"] / duration, abs=0.06)
-    assert ("the runs did not overlap most of the time" in text) == doubted
+    assert ("the runs overlapped for less than 90% of the time" in text) == doubted
     assert both["series"]["to_s"][-1] == pytest.approx(1.0 + delay)
 
 
