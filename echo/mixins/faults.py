@@ -17,7 +17,7 @@ class FaultMixin(MessageRequestHandler):
     """Delay, cut, corrupt and reset what the server sends, as bad networks and servers do. By default all is off.
 
     The same ``seed`` has the same effect on the same replies of the same session number, so that a run can be repeated.
-    Mixins to its left do not see the faults.
+    Mixins to its left do not see the faults. ``delay``, ``chunk`` and ``corrupt_every`` are read when a session begins.
     """
 
     delay = 0.0
