@@ -55,6 +55,7 @@ def figures(runs: Sequence[Run]) -> List[Figure]:
             ("never sent", "never_sent", _count),
             ("on the way", "on_the_way", _count),
             ("outages", "outages", _count),
+            ("outages, s", "outages_s", lambda value: f"{value:.3f}"),
         )
     ]
     found += _durations("", [run.rtt for run in runs])

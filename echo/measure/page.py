@@ -299,6 +299,8 @@ _PARAMETERS = {
     "size_bytes": "message size, bytes",
     "depth": "in flight in each",
     "rate_per_s": "rate asked for, /s",
+    "new_connection": "a connection for each message",
+    "reconnect": "lost connections opened again",
     "client_busy_percent": "client busy, %",
     "echo": "version of echo",
     "python": "Python",
@@ -340,6 +342,8 @@ def _text(value: Any) -> str:
     """A value of a document as text for a reader."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if is_number(value):
         return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
     return printable(str(value), 1000)

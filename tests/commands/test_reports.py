@@ -383,6 +383,18 @@ def test_a_page_shows_the_figures_of_the_summary():
     assert fields["environment"]["python"] in texts
 
 
+def test_a_page_shows_how_connections_were_used_and_how_long_outages_were():
+    fields = {**bench(), "reconnect": True, "new_connection": False, "outages": 2, "outages_s": 1.5342}
+    texts = Reader(page(Run.of("this run", fields))).texts
+    for name, value in (
+        ("a connection for each message", "no"),
+        ("lost connections opened again", "yes"),
+        ("outages", "2"),
+        ("outages, s", "1.534"),
+    ):
+        assert texts[texts.index(name) + 1 :][:3].count(value), name
+
+
 def test_text_from_outside_is_escaped():
     evil = '</title><script src="http://evil/x.js">alert(1)</script>\x1b[31m\n"\'&'
     fields = {**bench(), "address": evil, "failures": [evil, None], "environment": {"python": evil, "system": [evil]}}
