@@ -29,6 +29,10 @@ def hold_the_lock_of_the_interpreter():
     re.match("(a+)+$", "a" * 60 + "b")
 
 
+RUN = "running.set(); import time; time.sleep(600)"
+"""What a process runs that a handler starts."""
+
+
 class BlocksAtAStop(logging.Handler):
     def emit(self, record):
         if getattr(record, "event", None) == "signal":
@@ -108,8 +112,13 @@ class Leaves(echo.EchoRequestHandler):
             hold_the_lock_of_the_interpreter()
         elif message.startswith(b"process "):
             context = multiprocessing.get_context(message.split()[1].decode())
-            process = context.Process(target=time.sleep, args=(600,))
+            running = context.Event()
+            process = context.Process(target=exec, args=(RUN, {"running": running}))
             process.start()
+            if message != b"process fork":
+                # Until a child has replaced its program, it has its parent's signal handlers. Before Python 3.10 a
+                # parent does not wait for that, and a signal that comes then is lost.
+                running.wait()
             process.terminate()
             process.join()
             message = b"%d" % process.exitcode
