@@ -99,8 +99,8 @@ class Server:
         while not any(record["event"] == "listening" for record in self.records(begin)):
             if self.popen.poll() is not None or time.monotonic() > deadline:
                 self.popen.kill()
-                told = [record["message"] for record in self.records(begin)]
-                raise OSError(f"the server does not start: {told[-1] if told else 'it has logged nothing'}")
+                logged = [record["message"] for record in self.records(begin)]
+                raise OSError(f"the server does not start: {logged[-1] if logged else 'it has logged nothing'}")
             time.sleep(0.01)
 
     def records(self, begin=0):
@@ -146,10 +146,10 @@ class Server:
         while time.monotonic() < deadline and self.popen.poll() is None:
             self.popen.send_signal(signal.SIGUSR1)
             time.sleep(0.2)
-            told = [record for record in self.records(begin) if record.get("event") == "statistics"]
-            if told and not told[-1]["active"]:
-                ended, refused = (sum(told[-1][name].values()) for name in ("ended", "refused"))
-                if told[-1]["accepted"] == ended + refused:
+            counted = [record for record in self.records(begin) if record.get("event") == "statistics"]
+            if counted and not counted[-1]["active"]:
+                ended, refused = (sum(counted[-1][name].values()) for name in ("ended", "refused"))
+                if counted[-1]["accepted"] == ended + refused:
                     return
         self.tally.fault("books", self, "", "accepted is not ended and refused, when nobody is connected")
 

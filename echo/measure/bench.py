@@ -128,6 +128,7 @@ class Bench:
             new_connection,
         )
         self.total = Slice()
+        self._outages = self._outages_took = 0  # their number, and their length in nanoseconds
         self.due = 0
         self._connect_times = Distribution()
         self._look_up_took = 0
@@ -295,21 +296,12 @@ class Bench:
         }
 
     def _report_outage(self, outage: Downtime) -> None:
-        self.total.outages.append(outage)
+        self._outages += 1
+        self._outages_took += outage.ended - outage.began
+        connections = len(outage.connections)
         now = self._clock.now() - self._started_at
-        took = (outage.ended - outage.began) / SECOND
-        began, ended = (self._report.time((now - moment) / SECOND) for moment in (outage.began, outage.ended))
-        until = f"to {ended}" if outage.over else "on, not over"
-        connections = plural(len(outage.connections), "connection")
-        self._report.event(
-            "outage",
-            f"{self._where}: outage of {took:.3f} s from {began} {until}: {connections} down, {outage.lost:,} lost",
-            began=began,
-            ended=ended if outage.over else None,
-            outage_s=round(took, 6),
-            lost=outage.lost,
-            connections=len(outage.connections),
-        )
+        down = f"{plural(connections, 'connection')} down"
+        self._report.outage(self._where, outage, now, down, connections=connections)
 
     def _report_interval(self, interval: Interval) -> None:
         if self._interval is None:
@@ -364,8 +356,8 @@ class Bench:
             self._plan.endpoint.is_named,
             self._began,
             self._series.as_columns(round(elapsed * SECOND)),
-            len(self.total.outages),
-            sum(outage.ended - outage.began for outage in self.total.outages) / SECOND,
+            self._outages,
+            self._outages_took / SECOND,
         )
         summary.report(self._report, self._percentiles)
 

@@ -87,6 +87,10 @@ def _percentile(percent: float, times: Distribution) -> Optional[float]:
 _IN_TEXT = {"messages/s", "loss, %", "avg, ms", "p50, ms", "p90, ms", "p99, ms", "p99.9, ms", "max, ms"}
 
 
+_LOAD = ["mode", "connections", "size_bytes", "depth", "rate_per_s", "new_connection", "reconnect"]
+"""The fields that say what a run did. Runs that differ in them are not comparable as they stand."""
+
+
 def differences(runs: Sequence[Run]) -> str:
     """The most important figures of the first run beside those of the others, as text."""
     heads = [_short(name) for name in names(runs)]
@@ -99,6 +103,9 @@ def differences(runs: Sequence[Run]) -> str:
         for place in range(1, len(runs)):
             line += f"   {row.cell(place):>{widths[place]}}{row.change(place) or '-':>11}"
         lines.append(line)
+    others = [name for name in _LOAD if len({repr(run.fields.get(name)) for run in runs}) > 1]
+    if others:
+        lines.append(f"not the same load: {', '.join(others)}")
     return "\n".join(lines)
 
 

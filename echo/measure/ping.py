@@ -247,23 +247,9 @@ class Ping:
         self._report.event("lost", f"{self._where}: seq={seq} {self._report.mark('lost')}: {why}", seq=seq, why=why)
 
     def _report_outage(self, outage: Optional[Outage]) -> None:
-        if outage is None:
-            return
-        now = self._clock.now()
-        took = (outage.ended - outage.began) / SECOND
-        began, ended = (self._report.time((now - moment) / SECOND) for moment in (outage.began, outage.ended))
-        until = f"to {ended}" if outage.over else "on, not over"
-        lost = self._report.mark(f"{outage.lost} lost")
-        self._report.event(
-            "outage",
-            f"{self._where}: outage of {took:.3f} s from {began} {until}: {lost}",
-            began=began,
-            ended=ended if outage.over else None,
-            outage_s=round(took, 6),
-            lost=outage.lost,
-            first_seq=outage.first,
-            last_seq=outage.last,
-        )
+        if outage is not None:
+            now = self._clock.now()
+            self._report.outage(self._where, outage, now, first_seq=outage.first, last_seq=outage.last)
 
     def _report_reply(self, reply: Reply, now: int) -> None:
         self._verdicts[reply.verdict] += 1

@@ -9,10 +9,12 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, TextIO
+from typing import Any, Callable, Dict, List, Optional, Sequence, TextIO, Union
 
 from .clock import CLOCK
 from .conditions import Condition
+from .distribution import SECOND
+from .outages import Downtime, Outage
 
 Paint = Callable[[str, str], str]
 
@@ -88,6 +90,23 @@ class Report:
         if not self.quiet:
             stamp = f"[{self._wall():.6f}] " if self._timestamps and text else ""
             self._put(event, stamp + text, fields)
+
+    def outage(self, where: str, outage: Union[Outage, Downtime], now: int, what: str = "", **fields: Any) -> None:
+        """Report an outage. ``now``: the time on the clock of its ``began`` and ``ended``, in nanoseconds. ``what``:
+        text about it, beside the messages that were lost."""
+        took = (outage.ended - outage.began) / SECOND
+        began, ended = (self.time((now - moment) / SECOND) for moment in (outage.began, outage.ended))
+        until = f"to {ended}" if outage.over else "on, not over"
+        what = f"{what}, " if what else ""
+        self.event(
+            "outage",
+            f"{where}: outage of {took:.3f} s from {began} {until}: {what}{self.bad(outage.lost, 'lost')}",
+            began=began,
+            ended=ended if outage.over else None,
+            outage_s=round(took, 6),
+            lost=outage.lost,
+            **fields,
+        )
 
     def summarize(self, text: str, **fields: Any) -> None:
         """Report the summary, the last event. Its text may have several lines."""

@@ -162,7 +162,7 @@ class LoadSummary(NamedTuple):
         total = self.total
         if total.watched:
             latest = f", by {milliseconds(total.latest)} ms at most"
-            late = f", {total.late:,} messages sent late{latest}" if total.late else ""
+            late = f", {total.late:,} message{'' if total.late == 1 else 's'} sent late{latest}" if total.late else ""
             yield "client", f"{busy:.0%} of a processor in each process{late}"
         if doubts:
             meaning = "the server may be faster" if busy >= BUSY else "the latencies contain its own delays"

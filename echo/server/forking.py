@@ -14,7 +14,8 @@ import weakref
 from typing import Any, Callable, Tuple
 
 has_forked = False
-"""Whether this process has forked. Its child may have copies of its sockets, which a close does not end then."""
+"""Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
+connection."""
 
 _methods: Tuple[Any, ...] = ()  # never changed in place: a child may not wait for a lock that another thread held
 _lock = threading.RLock()

@@ -261,8 +261,8 @@ class SessionServer(ListeningServer):
         if connection.aborted:
             ended = True  # a FIN must not come before the reset
         elif connection.peer_ended:  # nothing more can arrive that a close would answer with a reset
-            # The close alone is the end, unless TLS has to say so, or a child has a copy of the socket. shutdown() is
-            # 7 % of a short session, since it releases the GIL.
+            # close() ends the connection. It does not where a forked child has a copy of the socket, and TLS has to
+            # send its own end first. shutdown() takes 7 % of a short session, since it releases the GIL.
             ended = type(request) is socket.socket and not forking.has_forked
         else:
             delivery_timeout = self._echo_delivery_timeout() if connection.input_ended else None

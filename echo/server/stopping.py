@@ -175,7 +175,7 @@ class Stop:
         if log_end:
             drained = self._sessions - len(cut)
             text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut" + (
-                ", and the loop" if not loop_ended else ""
+                "; the accept loop cut" if not loop_ended else ""
             )
             log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
 

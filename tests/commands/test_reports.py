@@ -293,6 +293,16 @@ def test_a_comparison_says_by_how_much_the_new_run_differs():
     assert rows["loss, %"][1:] == ["0", "-"]
 
 
+def test_a_comparison_of_runs_with_different_loads_says_so():
+    fields = bench()
+    same = differences([Run.of("new", fields), Run.of("old", bench(service=DropsEachFifth, timeout=0.05))])
+    assert "not the same load" not in same
+    other = {**fields, "rate_per_s": 7, "reconnect": True}
+    assert differences([Run.of("new", fields), Run.of("old", other)]).endswith(
+        "\nnot the same load: rate_per_s, reconnect"
+    )
+
+
 def test_figures_that_a_run_does_not_have_are_left_open():
     found = {figure.name: figure for figure in figures([Run.of("a", ping()), Run.of("b", bench())])}
     assert (found["messages/s"].cell(0), found["messages/s"].change(1)) == ("-", "")

@@ -34,22 +34,22 @@ def inheritable(descriptor):
     except OSError:
         return None
 
-told = {"before": [inheritable(3), inheritable(4)]}
+found = {"before": [inheritable(3), inheritable(4)]}
 sock = listening_socket()
-told["after"] = [inheritable(3), inheritable(4)]
-told["left"] = sorted(name for name in os.environ if name.startswith("LISTEN_"))
-told["again"] = listening_socket()
+found["after"] = [inheritable(3), inheritable(4)]
+found["left"] = sorted(name for name in os.environ if name.startswith("LISTEN_"))
+found["again"] = listening_socket()
 if sock is not None:
-    told["descriptor"] = sock.fileno()
+    found["descriptor"] = sock.fileno()
     script = "import os; os.fstat(3)"
-    told["in a child"] = subprocess.call(
+    found["in a child"] = subprocess.call(
         [sys.executable, "-c", script], close_fds=False, stderr=subprocess.DEVNULL
     ) == 0
     client = sock.accept()[0]
     client.sendall(b"served")
     client.close()
     sock.close()
-print(json.dumps(told))
+print(json.dumps(found))
 """
 
 
@@ -68,7 +68,7 @@ class Activated:
         for copy in copies:
             os.close(copy)
 
-    def told(self):
+    def found(self):
         out, err = self.popen.communicate(timeout=DEADLINE)
         assert err == b""  # a socket that is left open would give a warning
         return json.loads(out)
@@ -103,7 +103,7 @@ def hear(sock):
 def test_the_socket_that_was_passed_is_listened_on_and_nobody_inherits_it(activated, listener):
     process = activated(listener, LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket", LISTEN_PIDFDID="4711")
     assert hear(socket.create_connection(listener.getsockname(), DEADLINE)) == b"served"
-    assert process.told() == {
+    assert process.found() == {
         "before": [True, None],
         "after": [False, None],
         "left": [],
@@ -120,12 +120,12 @@ def test_a_unix_socket_may_be_passed_too(activated, tmp_path):
         process = activated(sock, LISTEN_FDS="1")
         client.connect(str(tmp_path / "s"))
         assert hear(client) == b"served"
-    assert process.told()["descriptor"] == 3
+    assert process.found()["descriptor"] == 3
 
 
 def test_what_was_passed_to_another_process_is_left_alone_and_not_told_to_children(activated, listener):
-    told = activated(listener, pid="1", LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket").told()
-    assert told == {"before": [True, None], "after": [True, None], "left": [], "again": None}
+    found = activated(listener, pid="1", LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket").found()
+    assert found == {"before": [True, None], "after": [True, None], "left": [], "again": None}
 
 
 @pytest.fixture
@@ -276,10 +276,10 @@ def test_systemds_own_tool_passes_its_socket(tmp_path):
                 client.settimeout(DEADLINE)
                 eventually(lambda: client.connect_ex(path) == 0, "the tool does not listen")
                 assert hear(client) == b"served"
-            told = json.loads(process.communicate(timeout=DEADLINE)[0])
+            found = json.loads(process.communicate(timeout=DEADLINE)[0])
         finally:
             process.kill()
-    assert told["descriptor"] == 3 and told["left"] == [] and not told["in a child"]
+    assert found["descriptor"] == 3 and found["left"] == [] and not found["in a child"]
 
 
 # Notifications.

@@ -30,7 +30,7 @@ def hold_the_lock_of_the_interpreter():
 
 
 RUN = "running.set(); import time; time.sleep(600)"
-"""What a process runs that a handler starts."""
+"""The program of a process that a handler starts."""
 
 
 class BlocksAtAStop(logging.Handler):

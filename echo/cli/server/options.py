@@ -79,7 +79,7 @@ def auto_workers(processors: int, useful: bool) -> int:
 
 
 MAX_WORKERS = 1024
-"""More processes than that are a slip of the keyboard, which would take all memory."""
+"""A greater number is most likely a typing error. To start so many processes would take all memory."""
 
 
 def _workers(text: str) -> int:
