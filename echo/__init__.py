@@ -31,10 +31,10 @@ Read the spine in this order: ``exceptions``, ``framing``, ``connection`` (with 
 in), ``serving`` (one run of the accept loop), ``stopping`` (one stop; with a drawing of the states, and the order of
 locks). Last the server itself, layer by layer: ``listening`` (options, listening socket), ``session_server`` (the
 life of a session), ``accepting`` (the accept loop), ``server`` (start and stop). ``options``, ``access``,
-``statistics``, ``threads``, ``forking`` and ``reporting`` are one concern each. ``sockets`` (deadlines, a gentle
-close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word ``exit``, the default address)
-serve both sides. ``files`` reads the files that decide which clients get in. ``starting`` handles Ctrl-C while a
-command is imported. ``Server`` imports neither handlers nor framing.
+``statistics``, ``threads``, ``forking``, ``back_off``, ``signal_safe`` and ``reporting`` are one concern each.
+``sockets`` (deadlines, a gentle close), ``text`` (peer bytes and addresses as safe text) and ``protocol`` (the word
+``exit``, the default address) serve both sides. ``files`` reads the files that decide which clients get in.
+``starting`` handles Ctrl-C while a command is imported. ``Server`` imports neither handlers nor framing.
 """
 
 from . import starting as _starting  # noqa: F401  # before all others: Ctrl-C while a command is imported

@@ -1,4 +1,4 @@
-"""The third layer of ``Server``: the accept loop, and its pause after a failure.
+"""The third layer of ``Server``: the accept loop.
 
 Nothing that a client, a handler or the system does ends the loop. Only a stop does, or the loss of the listening
 socket.
@@ -12,63 +12,27 @@ import socketserver
 import sys
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from ..sockets import is_readable
 from . import threads
 from .admission import Refused, log_refused
+from .back_off import BackOff
 from .listening import ListeningServer, is_listening
 from .reporting import log_event
-from .serving import STEP, Serving, SharedPort
+from .serving import Serving, SharedPort
 from .session_server import SessionServer
 from .sessions import Session
-
-MIN_PAUSE = 0.01
-MAX_PAUSE = 1.0
-"""Seconds without accepting after a failure; each further one doubles them. Without a pause the standard library
-fails over 400,000 times a second on a full core (gh-151615)."""
-
-SILENCE = 10.0
-"""Seconds in which one failure is logged at most: during a recovery some accepts succeed before the last one fails."""
+from .signal_safe import STEP
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class BackOff:
-    """A pause after each failure in a row, from ``MIN_PAUSE`` doubling up to ``MAX_PAUSE``. ``clock`` counts in
-    seconds."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self.pause = 0.0
-        self.resume_at = 0.0
-        self._logged = False
-        self._silent_until = 0.0
-
-    def failed(self) -> bool:
-        """Pause from now on; return whether to log it."""
-        now = self._clock()
-        log = not self._logged and now >= self._silent_until
-        if log:
-            self._logged = True
-            self._silent_until = now + SILENCE
-        self.pause = min(2 * self.pause, MAX_PAUSE) or MIN_PAUSE
-        self.resume_at = now + self.pause
-        return log
-
-    def succeeded(self) -> bool:
-        """End the pause; return whether to log it."""
-        log, self._logged = self._logged, False
-        self.pause = self.resume_at = 0.0
-        return log
-
-    def resting(self) -> bool:
-        """Whether the pause lasts."""
-        return bool(self.pause) and self._clock() < self.resume_at
-
-
 class AcceptingServer(SessionServer):
     """The part of ``Server`` that has the accept loop."""
+
+    _echo_serving: Optional[Serving] = None
+    """The run of the accept loop, while there is one."""
 
     _echo_balance: Optional[SharedPort] = None
     """Keeps the sessions even over several processes that share the port; None: this process is alone."""
@@ -110,28 +74,24 @@ class AcceptingServer(SessionServer):
 
     def _echo_wait(self, serving: Serving, deadline: Optional[float]) -> None:
         """Sleep until a client may be accepted, the run is to end, or the deadline has come."""
-        # The flag is set before the number of sessions is read: a session that ends in between sees it, and wakes us.
-        serving.full = True
-        listening = self._echo_has_room()
-        if listening:
-            serving.full = False
-            if self._echo_failures.resting():
-                listening = False
-                deadline = _earlier(deadline, self._echo_failures.resume_at)
-        elif self._echo_registry.may_close_unseen():  # then nobody wakes us
+        listening = self._echo_has_room(serving)
+        if listening and self._echo_failures.resting():
+            listening = False
+            deadline = _earlier(deadline, self._echo_failures.resume_at)
+        elif not listening and self._echo_registry.may_close_unseen():  # then nobody wakes us
             deadline = _earlier(deadline, time.monotonic() + STEP)
         serving.wait(listening, deadline)
         if self._echo_balance is not None:
             self._echo_balance.hold_back(lambda: serving.stopping)
 
-    def _echo_has_room(self) -> bool:
-        """Whether ``max_connections`` allows one session more."""
+    def _echo_has_room(self, serving: Serving) -> bool:
+        """Whether ``max_connections`` allows one session more. If not, the next one that ends wakes the loop."""
         limit = self._echo_options.max_connections
-        return limit is None or len(self._echo_registry) < limit or self._echo_registry.reap()
+        return limit is None or self._echo_registry.has_room(limit, serving.wake)
 
     def _echo_accept(self, serving: Serving) -> bool:
         """Accept one connection and begin its session; return whether to go on accepting."""
-        if not self._echo_has_room() or self._echo_failures.resting():
+        if not self._echo_has_room(serving) or self._echo_failures.resting():
             return False
         # Trying is quicker than asking first, but a get_request() of a subclass may wait for a client.
         if type(self).get_request is not ListeningServer.get_request and not is_readable(self.socket, 0):

@@ -236,6 +236,10 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
             vars(server)[name] = value
     for name, option in OPTIONS.items():
         option.check(getattr(found, name))
+    if found.cpu_affinity is not None:
+        from ..transport import affinity
+
+        found.cpu_affinity = affinity.checked(found.cpu_affinity)
     seconds = found.handshake_timeout
     if found.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
         raise ValueError(

@@ -13,8 +13,8 @@ import threading
 import time
 from typing import Any, Callable, Counter, Dict, List, Optional
 
-from .serving import is_held
 from .sessions import Session, host_of
+from .signal_safe import STEP, is_held
 from .statistics import Statistics, Traffic
 
 
@@ -31,6 +31,7 @@ class Registry:
         self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
         self._live: Dict[int, Session] = {}  # by id(): what get_request() returns need not be hashable
         self._hosts: Dict[str, int] = {}
+        self._when_room: Optional[Callable[[], None]] = None
         self._numbers = 0
         self._accepted = 0
         self._accept_errors = 0
@@ -65,6 +66,17 @@ class Registry:
                 return session
         return None
 
+    def has_room(self, limit: int, wake: Callable[[], None]) -> bool:
+        """Whether there are fewer sessions than ``limit``. If not, ``wake`` is called once, when a session has ended:
+        under the lock, so that none can end unseen between the look and the caller's sleep."""
+        if len(self._live) < limit:
+            return True
+        with self._lock:
+            if len(self._live) < limit or self.reap():
+                return True
+            self._when_room = wake
+            return False
+
     def from_host(self, host: Optional[str]) -> int:
         """How many sessions this host has; 0 for None."""
         return 0 if host is None else self._hosts.get(host, 0)
@@ -92,10 +104,9 @@ class Registry:
 
     def _count_host(self, host: Optional[str]) -> int:
         """One more session from there; how many there were."""
-        if host is None:
-            return 0
-        before = self._hosts.get(host, 0)
-        self._hosts[host] = before + 1
+        before = self.from_host(host)
+        if host is not None:
+            self._hosts[host] = before + 1
         return before
 
     def identify(self, session: Session, client_address: Any) -> int:
@@ -130,6 +141,9 @@ class Registry:
             self.release_host(session)
             if self.publish is not None:
                 self.publish(len(self._live))
+            if self._when_room is not None:
+                wake, self._when_room = self._when_room, None
+                wake()
             if not self._live:
                 self._changed.notify_all()
             return True
@@ -173,7 +187,7 @@ class Registry:
                     pass
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._live, self._hosts, self.publish = {}, {}, None
+        self._live, self._hosts, self.publish, self._when_room = {}, {}, None, None
 
     def sessions(self) -> List[Session]:
         """A snapshot."""
@@ -198,8 +212,7 @@ class Registry:
                 left = deadline() - time.monotonic()
                 if left <= 0:
                     break
-                # In steps: a signal that comes just before the wait begins is acted on only after it.
-                self._changed.wait(min(left, 0.5))
+                self._changed.wait(min(left, STEP))
 
     def wake(self) -> None:
         """Let ``wait_until_empty`` return early."""

@@ -21,14 +21,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any, ContextManager, Mapping, Optional, TypeVar
+from typing import TYPE_CHECKING, ContextManager, Optional, TypeVar
 
 from ..sockets import expect_shut_down
 from . import forking, threads
 from .accepting import AcceptingServer
 from .listening import is_listening
-from .options import FIXED, OPTIONS, Options, assign
-from .serving import Serving, is_held
+from .options import FIXED, OPTIONS, assign
+from .serving import Serving
+from .signal_safe import is_held
 from .stopping import CUT_GRACE, Past, Stop
 
 _Self = TypeVar("_Self", bound="Server")
@@ -65,23 +66,12 @@ class Server(AcceptingServer):
         self._echo_past = Past.NOTHING
         self._echo_thread: Optional[threading.Thread] = None  # of start()
 
-    def _echo_choose(self, given: Mapping[str, Any], family: Any) -> Options:
-        options = super()._echo_choose(given, family)
-        if options.cpu_affinity is not None:
-            from ..transport import affinity
-
-            options.cpu_affinity = affinity.checked(options.cpu_affinity)
-        return options
-
-    def _echo_is_option(self, name: str, options: Options) -> bool:
-        """Whether this attribute is an option, and not a subclass's own: one that does not set the option."""
-        return type(self) is Server or bool(getattr(options, name) != OPTIONS[name].default)
-
     if not TYPE_CHECKING:  # checkers would allow the assignment of any attribute
 
         def __setattr__(self, name, value):
             options = vars(self).get("_echo_options") if name in FIXED else None
-            if options is not None and self._echo_is_option(name, options):
+            # A subclass that does not set the option may have an attribute of its own with this name.
+            if options and (type(self) is Server or getattr(options, name) != OPTIONS[name].default):
                 assign(options, name, value)
             super().__setattr__(name, value)
 
@@ -198,12 +188,11 @@ class Server(AcceptingServer):
             if self._echo_serving is not serving:
                 return  # it has not begun
             self._echo_serving = None
-            left_to_us = stop is not None and stop.thread_id is None
-            if stop is not None and left_to_us:
+            if stop is not None and stop.left_to_loop:
                 stop.thread_id = threading.get_ident()
         serving.ended.set()
         if stop is not None:
-            if left_to_us:
+            if stop.left_to_loop:
                 self._echo_run_stop(stop)
             else:
                 stop.ended.wait()  # the stop has waited for this run, and for nothing that comes after it
@@ -308,7 +297,7 @@ class Server(AcceptingServer):
         serving = self._echo_serving
         in_loop = serving is not None and serving.thread_id == me
         if stop is not new:
-            if in_loop or must_not_wait or stop.thread_id == me:  # the last: a signal handler has interrupted the stop
+            if in_loop or must_not_wait or stop.thread_id == me:
                 return
             stop.ended.wait()
             if self._echo_stop is not stop:  # its thread did not start
@@ -330,12 +319,12 @@ class Server(AcceptingServer):
         with self._echo_lock:
             if self._echo_serving is None:
                 return False
-            stop.thread_id = None
+            stop.thread_id, stop.left_to_loop = 0, True
             self._echo_serving.stop()
             return True
 
     def _echo_run_stop_in_thread(self, stop: Stop) -> None:
-        stop.thread_id = 0  # not this thread's: its next call may have to wait
+        stop.thread_id = 0  # not this thread: its next call may have to wait
         try:
             threading.Thread(target=self._echo_run_stop, args=(stop,), name="echo-server-close").start()
         except (RuntimeError, MemoryError):  # the system has no thread now

@@ -12,12 +12,10 @@ import signal
 import socket
 import threading
 import time
-from typing import Any, Callable, Optional, Protocol, Set
+from typing import Callable, Optional, Protocol, Set
 
 from ..sockets import LONGEST_WAIT
-
-STEP = 0.5
-"""Seconds after which a wait for an event is begun again."""
+from .signal_safe import ReentrantEvent, is_held
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -36,35 +34,6 @@ class SharedPort(Protocol):
         """Leave a new client to the other processes while this one is ahead, for a moment at most."""
 
 
-def is_held(lock: Any) -> bool:
-    """Whether the calling thread holds this ``threading.RLock``."""
-    return bool(lock._is_owned())  # threading.Condition asks the same way
-
-
-class ReentrantEvent:
-    """``threading.Event`` with a reentrant lock: a signal handler may wait for it although it interrupted a wait."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._value = False
-
-    def is_set(self) -> bool:
-        return self._value
-
-    def set(self) -> None:
-        with self._changed:
-            self._value = True
-            self._changed.notify_all()
-
-    def wait(self, deadline: float = threading.TIMEOUT_MAX) -> bool:
-        """Wait until it is set, or until ``deadline`` (of ``time.monotonic()``); return whether it is set."""
-        with self._changed:
-            while not self._value and time.monotonic() < deadline:
-                # In steps: the handler of a signal that comes just before the wait begins runs only after it.
-                self._changed.wait(min(STEP, max(0.0, deadline - time.monotonic())))
-            return self._value
-
-
 _runs: Set[Serving] = set()
 
 
@@ -73,8 +42,6 @@ class Serving:
 
     def __init__(self, listener: socket.socket, *, shared: bool = False) -> None:
         self.stopping = False
-        self.full = False
-        """The limit of sessions may be reached: the next session that ends has to wake the loop."""
         self.thread_id = threading.get_ident()
         """The thread that must not wait for the end: the one that begins it, then the one that serves."""
         self.ended = ReentrantEvent()

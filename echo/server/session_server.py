@@ -13,7 +13,8 @@ It knows no accept loop: a program's own loop may hand over sockets, too (``proc
     close_request              the session is over, and counted
 
 A subclass may replace any of these methods. So each of them finds the session by its socket, and does what the ones
-before it have left out.
+before it have left out. There is one end, ``_echo_end_session``: it calls the last two, and does what they have left
+out. A client that gets no session (``_echo_turn_away``) ends there, too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from .listening import ListeningServer, check_addresses
 from .options import Options
 from .registry import Registry
 from .reporting import log_event
-from .serving import Serving
 from .sessions import Session, is_loss
 from .statistics import ConnectionInfo, Statistics
 from .stopping import Stop
@@ -51,9 +51,6 @@ class Connections:
 
 class SessionServer(ListeningServer):
     """The part of ``Server`` that has the sessions."""
-
-    _echo_serving: Optional[Serving] = None
-    """The run of the accept loop, while there is one."""
 
     _echo_stop: Optional[Stop] = None
     """The one stop of this server, from its beginning on."""
@@ -119,7 +116,7 @@ class SessionServer(ListeningServer):
         """Close a connection that gets no session. Does not linger: this is the accepting thread."""
         self._echo_registry.forget(session)
         self._echo_registry.refused(reason)
-        self._echo_close_quietly(session)
+        self._echo_end_session(session)
 
     # The life of a session.
 
@@ -234,21 +231,18 @@ class SessionServer(ListeningServer):
     # Its end.
 
     def _echo_end_session(self, session: Session) -> None:
-        """Close the socket, if that has not been done, and count the end."""
-        if not session.over:
-            self._echo_close_quietly(session)
-            if not session.over:  # a subclass does not call close_request()
-                self._echo_count_end(session)
-
-    def _echo_close_quietly(self, session: Session) -> None:
-        try:
-            self.shutdown_request(session.request)
-        except Exception as exc:
-            log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
-            with contextlib.suppress(Exception):
-                self.close_request(session.request)  # no memory for a gentle end, for example
+        """Close the socket, and count the end; what a subclass has done already is left out."""
+        if session.state != "closed":
+            try:
+                self.shutdown_request(session.request)
+            except Exception as exc:
+                log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
+                with contextlib.suppress(Exception):
+                    self.close_request(session.request)  # no memory for a gentle end, for example
         if session.state != "closed":  # a subclass closes in its own way
             session.closed()
+        if not session.over:  # it did not call close_request()
+            self._echo_registry.end(session)
 
     def shutdown_request(self, request: Any) -> None:
         """Close an accepted socket; after a session gently, so that no reply is lost."""
@@ -285,14 +279,8 @@ class SessionServer(ListeningServer):
         try:
             super().close_request(request)
         finally:
-            self._echo_count_end(session)
+            self._echo_registry.end(session)
 
     def _echo_delivery_timeout(self) -> float:
         timeout = None if self._echo_stop is None else self._echo_stop.delivery_timeout()
         return LINGER_TIMEOUT if timeout is None else timeout
-
-    def _echo_count_end(self, session: Session) -> None:
-        serving = self._echo_serving
-        if self._echo_registry.end(session) and serving is not None and serving.full:
-            serving.full = False
-            serving.wake()  # there is room again

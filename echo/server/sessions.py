@@ -3,6 +3,22 @@
 It lasts that long whatever methods a subclass of the server replaces in between; the handler's session begins later,
 after admission. This is the one place that ends a session from outside. It knows sockets and addresses, no
 handler class and no accept loop.
+
+``Session.state`` says how far it is. It only moves downwards, and may leave lines out:
+
+========  ===================================  ===========================  ======================
+state     entered when                         ``drain()``, by a stop       ``abort()``, by a stop
+========  ===================================  ===========================  ======================
+open      the connection is accepted           ends the input               shuts the socket down
+draining  ``drain`` is called                  does nothing                 shuts the socket down
+closing   the handler is done: ``closing()``   does nothing                 ends the lingering
+closed    the socket is about to be closed:    does nothing                 does nothing
+          ``closed()``
+========  ===================================  ===========================  ======================
+
+What a session goes through besides does not follow from its state, since a subclass may do it in its own way:
+admission (``opening``, ``refused``), its thread (``begun``, ``ours``, ``thread_id``), the handler's share
+(``handler``), and being counted (``over``).
 """
 
 from __future__ import annotations

@@ -20,21 +20,24 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
 
     Serving    one object for each run of the loop, from its begin to its end
 
-**The thread that runs the stop.** The first caller creates the ``Stop`` and runs it; all others wait for ``ended``, or
-bring its deadline forward. Never wait for something that may be waiting for you:
+**Who runs the stop.** The first caller creates the ``Stop``. Nobody waits for something that may be waiting for him::
 
-* The serving thread would wait for its own loop. It leaves the stop to the end of its run (``Serving``) and returns.
-* A session's thread would wait for its own session. It leaves the stop to a new thread; if the system has none, to the
-  end of the run.
-* A signal handler may have interrupted the thread that runs the stop. It is known by ``thread_id``, and returns.
-* A signal handler may have interrupted a method that holds one of the first three locks below. Other threads need that
-  lock to end, so the handler leaves the stop to a new thread, and returns.
+    the caller                               a new stop is run by            the caller
+    any other thread                         the caller                      returns when it has ended
+    the serving thread                       itself, when its loop ended     returns at once: the loop would never end
+    a session's thread                       a new thread                    returns at once: its session would not end
+    a signal handler inside a method that    a new thread                    returns at once: others need the lock
+    holds one of the first three locks
+
+If there is a stop already, the caller waits for it, or returns at once, by the same rules. A signal handler that has
+interrupted the thread that runs it (``thread_id``) returns, too. If the system has no thread for a stop, the serving
+thread runs it.
 
 **Order of locks.** Each thread takes them downwards only, and none is held while a thread waits for another::
 
     Server._echo_lock         which run, which stop; never held while a session or the loop is waited for
-       Serving._lock          the socket pair that wakes the loop
        Registry._lock         the live sessions and the sums; the number of sessions is published under it
+       Serving._lock          the socket pair that wakes the loop, as when there is room again for a session
        Session._lock          the socket: it is not closed while another thread acts on it
 
 Not in this order: ``Opening._lock`` (one session's admission) is held while its client is waited for, so only that
@@ -58,8 +61,8 @@ from typing import List, Optional
 from ..text import format_address, plural
 from .registry import Registry
 from .reporting import log_event
-from .serving import ReentrantEvent
 from .sessions import Session
+from .signal_safe import ReentrantEvent
 
 CUT_GRACE = 0.5
 """Seconds that sessions which were cut at the deadline have to notice it."""
@@ -87,12 +90,13 @@ class Past(enum.IntEnum):
 class Stop:
     """One stop of a server. Its sessions drain until ``deadline``; the rest are cut, and counted in ``cut``.
 
-    It knows sessions and no listening socket. ``thread_id`` is the thread that runs it. None: the thread that serves
-    runs it when its loop has ended. 0: a thread that has not started yet.
+    It knows sessions and no listening socket. ``thread_id`` is the thread that runs it; 0 before it is known.
+    ``left_to_loop``: the serving thread is to run it, when its loop has ended.
     """
 
     def __init__(self, registry: Registry, thread_id: int, cut_grace: float = CUT_GRACE) -> None:
-        self.thread_id: Optional[int] = thread_id
+        self.thread_id = thread_id
+        self.left_to_loop = False
         self.deadline: Optional[float] = None  # of time.monotonic(); None until begin()
         self.cut: Optional[int] = None  # until the sessions have drained
         self.ended = ReentrantEvent()

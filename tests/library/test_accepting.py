@@ -14,7 +14,7 @@ import threading
 import pytest
 
 import echo
-from echo.server.accepting import SILENCE, BackOff
+from echo.server.back_off import SILENCE, BackOff
 from echo.server.serving import Serving
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import FailingServer, echoes, ends_in_time

@@ -327,7 +327,7 @@ def test_many_short_sessions_leave_nothing_behind_whatever_is_replaced(cls, dial
 def test_sessions_that_were_closed_while_the_server_was_full_make_room(dial):
     with APool(ADDRESS, Lines, max_connections=2, shutdown_timeout=DEADLINE).start() as server:
         clients = [dial(server) for _ in range(2)]
-        eventually(lambda: len(server.connections) == 2 and server._echo_serving.full)
+        eventually(lambda: len(server.connections) == 2 and server._echo_registry._when_room is not None)
         third = dial(server)
         for client in clients:
             assert is_answered(client)

@@ -14,7 +14,7 @@ import threading
 import pytest
 
 import echo
-from echo.server.serving import ReentrantEvent
+from echo.server.signal_safe import ReentrantEvent
 from echo.server.stopping import Stop
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
 from support.servers import echoes, ends_in_time
