@@ -207,8 +207,9 @@ class Session:
             self.opening = self.request.guard = None
 
     def is_only_lingering(self) -> bool:
-        """Whether the handler is done and its input was not cut off: the close only waits for the client's own end."""
-        return self.state == "closing" and not self.handler.connection.input_ended
+        """Whether the close only waits for the client's own end: the client was refused, or the handler is done and its
+        input was not cut off."""
+        return self.refused is not None or (self.state == "closing" and not self.handler.connection.input_ended)
 
     def was_closed(self) -> bool:
         """Whether other code than the server's own has closed the socket."""

@@ -139,7 +139,7 @@ class Stop:
         """The sessions that have not been drained before."""
         sessions = [session for session in self._registry.sessions() if session.number > self._last_number]
         self._last_number = max((session.number for session in sessions), default=self._last_number)
-        self._sessions += len(sessions)
+        self._sessions += sum(session.refused is None for session in sessions)
         return sessions
 
     def wait_for_loop(self, ended: ReentrantEvent) -> bool:

@@ -140,6 +140,16 @@ def test_the_log_says_how_many_sessions_drained_and_how_many_were_cut(serve, dia
     assert "3 sessions drained, 1 cut" in caplog.text
 
 
+def test_a_client_that_was_refused_is_no_session_that_drains(serve, dial, caplog):
+    with caplog.at_level(logging.INFO, "echo.server"):
+        server = serve(proxy_protocol=True)
+        client = dial(server)
+        client.sendall(b"no header\n")
+        eventually(lambda: "refused: proxy" in caplog.text)
+        assert server.stop(timeout=0) is True  # it may still wait for the client's own end
+    assert caplog.messages[-1] == "stopped: 0 sessions drained, 0 cut"
+
+
 def test_a_busy_session_answers_what_had_arrived_and_ends_as_drain(serve, dial, stuck):
     handler = Recorder.of(stuck)
     server = serve(handler, shutdown_timeout=DEADLINE)

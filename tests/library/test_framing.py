@@ -218,6 +218,31 @@ def test_a_line_is_too_long_as_soon_as_it_is_known_and_before_it_ends():
     assert not decoder.pending
 
 
+def test_a_subclass_has_another_prefix():
+    class Short(LengthFraming):
+        prefix = struct.Struct("!H")
+
+    stream = Short().encode(b"one") + Short().encode(b"") + Short().encode(b"x" * 0xFFFF)
+    assert stream[:7] == b"\x00\x03one\x00\x00"
+    for size in (1, 3, len(stream)):
+        decoder = Short().decoder()
+        pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
+        assert [message for piece in pieces for message in decoder.feed(piece)] == [b"one", b"", b"x" * 0xFFFF]
+        assert not decoder.pending
+    with pytest.raises(MessageTooLong) as caught:
+        Short().encode(b"x" * 0x10000)
+    assert caught.value.limit == 0xFFFF
+
+
+@pytest.mark.parametrize("code", ["!h", "!HH", "2s", "!f"])
+def test_a_prefix_is_one_unsigned_number(code):
+    class Wrong(LengthFraming):
+        prefix = struct.Struct(code)
+
+    with pytest.raises(ValueError, match=r"prefix is '.*'; expected one unsigned number, such as '!H'"):
+        Wrong()
+
+
 def test_a_length_over_the_limit_is_refused_before_anything_is_stored():
     prefix = struct.pack("!I", 0xFFFFFFFF)
     for position in range(1, 5):
