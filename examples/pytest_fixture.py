@@ -1,7 +1,8 @@
 """A server in your own tests: a real one, on a free port, that behaves as badly as you need.
 
 It shows how to test a client against a server that replies, one that stays silent and one that hangs up, without
-guessing a port and without a sleep. It is a file of tests; run it, then copy it:
+guessing a port and without a sleep. The guide "Testing your own service" has a larger double, with faults that a
+test switches on. This is a file of tests; run it, then copy it:
 
     python3 -m pytest examples/pytest_fixture.py
 """
@@ -9,7 +10,7 @@ guessing a port and without a sleep. It is a file of tests; run it, then copy it
 import queue
 import socket
 import sys
-from typing import Any, Callable, ClassVar, Iterator, Type
+from typing import Any, Callable, Iterator, Type
 
 import pytest
 
@@ -41,10 +42,7 @@ def serve() -> Iterator[Callable[..., Any]]:
 
 
 class Thermometer(echo.MessageRequestHandler):
-    asked: ClassVar["queue.Queue[bytes]"] = queue.Queue()  # how a test waits for the session's thread
-
     def message_received(self, message: bytes) -> None:
-        self.asked.put(message)
         self.send(b"21.5")
 
 
@@ -60,7 +58,19 @@ class HangsUp(echo.MessageRequestHandler):
 
 def test_a_temperature_is_read(serve: Callable[..., Any]) -> None:
     assert read_temperature(serve(Thermometer)) == 21.5
-    assert Thermometer.asked.get(timeout=60) == b"TEMP?"
+
+
+def test_the_thermometer_is_asked_once(serve: Callable[..., Any]) -> None:
+    received: "queue.Queue[bytes]" = queue.Queue()  # of this test alone; how it waits for the session's thread
+
+    class Recording(Thermometer):
+        def message_received(self, message: bytes) -> None:
+            received.put(message)
+            super().message_received(message)
+
+    read_temperature(serve(Recording))
+    assert received.get(timeout=60) == b"TEMP?"
+    assert received.empty()
 
 
 def test_a_silent_thermometer_is_given_up(serve: Callable[..., Any]) -> None:

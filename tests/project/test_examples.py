@@ -584,10 +584,10 @@ PLAIN = {"PYTHONOPTIMIZE": None}  # pytest warns of it, since it does not keep a
 def test_the_example_of_a_test_passes_as_it_is_shown_even_without_pytest_timeout(run):
     options = ("-p", "no:cacheprovider", "-p", "no:timeout")
     code, out = run("pytest", *options, "examples/pytest_fixture.py", cwd=ROOT, env=PLAIN).finish()
-    assert code == 0 and b"3 passed" in out, out
+    assert code == 0 and b"4 passed" in out, out
 
 
 def test_the_example_of_a_test_is_a_program_as_well(run):
     process = run("examples.pytest_fixture", cwd=ROOT, env=PLAIN)
     code, out = process.finish()
-    assert code == 0 and b"3 passed" in out, out + process.log.encode()
+    assert code == 0 and b"4 passed" in out, out + process.log.encode()

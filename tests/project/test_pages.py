@@ -2,8 +2,10 @@
 
 import ast
 import glob
+import inspect
 import json
 import logging
+import operator
 import os
 import re
 import socketserver
@@ -174,7 +176,24 @@ def named_in(cells):
 
 def test_the_reference_has_every_public_name():
     text = text_of(os.path.join("docs", "reference", "api.md"))
-    assert [name for name in echo.__all__ if f"echo.{name}" not in text] == []
+    assert [name for name in echo.__all__ if f"echo.{name}" not in text and name != "__version__"] == []
+
+
+def test_the_list_of_public_names_has_each_one_with_its_parameters():
+    shown = [each for row in rows_of("api.md") for each in re.findall(r"`([^`]+)`", row[0])]
+    calls = [re.fullmatch(r"(\w+)(?:\.(\w+))?(?:\((.*)\))?", each) for each in shown]
+    assert all(calls) and {call[1] for call in calls} >= set(echo.__all__)
+    for name, member, parameters in (call.groups() for call in calls if call[3] is not None):
+        function = operator.attrgetter(f"{name}.{member}" if member else name)(echo)
+        found = [each for each in inspect.signature(function).parameters if each != "self"]
+        names = [each.strip("* ") for each in parameters.split(",") if each.strip("* ")]
+        assert names == found or found == ["args", "options"], name  # Server's parameters are named in an overload
+
+
+def test_the_list_of_public_names_has_the_fields_of_the_records():
+    fields = {row[0]: re.findall(r"`(\w+)`", row[1]) for row in rows_of("api.md")}
+    assert fields["`ConnectionInfo`"] == list(echo.ConnectionInfo._fields)
+    assert fields["`Statistics`"] == list(echo.Statistics._fields)
 
 
 def test_the_reference_has_what_the_server_adds_to_socketserver():
