@@ -187,7 +187,7 @@ def test_the_list_of_public_names_has_each_one_with_its_parameters():
         function = operator.attrgetter(f"{name}.{member}" if member else name)(echo)
         found = [each for each in inspect.signature(function).parameters if each != "self"]
         names = [each.strip("* ") for each in parameters.split(",") if each.strip("* ")]
-        assert names == found or found == ["args", "options"], name  # Server's parameters are named in an overload
+        assert names == found or found == ["args", "options"], name  # what Server(...) shows
 
 
 def test_the_list_of_public_names_has_the_fields_of_the_records():
