@@ -90,9 +90,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     **Ends.** ``reason`` is ``exit`` (this side called ``close``), ``eof``, ``incomplete`` (end of input inside a
     message), ``idle``, ``slow`` (a message took too long, or the client does not read), ``too-long``, ``drain`` (the
-    server stops; all received messages were answered), ``reset`` (the client is gone, or this side called ``abort``) or
-    ``error`` (a hook raised, or the input breaks a framing of your own; the log has it). For a reason of your own,
-    ``raise self.connection.failed(Quota("..."))``, with ``class Quota(echo.EchoError): reason = "quota"``.
+    server stops: all received messages were answered, or the stop has cut the session), ``reset`` (the client is gone,
+    or this side called ``abort``) or ``error`` (a hook raised, or the input breaks a framing of your own; the log has
+    it). For a reason of your own, ``raise self.connection.failed(Quota("..."))``, with ``class Quota(echo.EchoError):
+    reason = "quota"``.
 
     **Exceptions.** An exception that leaves a hook or a step ends only this session, as ``error``. The server logs it
     once, with the client's address. Replies sent before it are delivered. An exception in ``connection_lost`` is logged
