@@ -129,7 +129,7 @@ def serve(
     ready: Callable[[], None],
     stopping: Callable[[], object] = lambda: None,
 ) -> int:
-    """Serve until a signal or a stop; return 0 if all sessions ended in time, else 1.
+    """Serve until a signal or a stop, and close; return 0 if all sessions ended in time, else 1.
 
     ``ready`` is called once signals are acted on: a stop may follow at once. ``stopping`` is called when a signal
     begins a stop.
@@ -147,17 +147,18 @@ def serve(
             server.shutdown()
         else:
             log_stop(number, "stopping now")
-            server.stop(timeout=0)
+            server._echo_hurry(0)
 
     def log_stop(number: int, what: str) -> None:
         name = signal.Signals(number).name
         log_event(logging.INFO, "signal", "%s: %s", name, what, signal=name)
 
-    signals.pass_stops(stop)
-    ready()
-    server.serve_forever()
-    for number in stopped_by:
-        log_stop(number, "stopping")
+    with server:  # an exception in a signal handler of the program drains, too
+        signals.pass_stops(stop)
+        ready()
+        server.serve_forever()
+        for number in stopped_by:
+            log_stop(number, "stopping")
     return 0 if server.stop() else 1
 
 
@@ -200,8 +201,7 @@ def run(
                 raise
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1
-        with server:
-            return serve(server, signals, lambda: _announce(server, signals.not_taken()))
+        return serve(server, signals, lambda: _announce(server, signals.not_taken()))
 
 
 def _announce(server: Server, not_taken: List[str]) -> None:

@@ -271,17 +271,24 @@ class Server(AcceptingServer):
         the serving thread it begins the stop and returns at once, and the value that it returns means nothing.
         """
         if timeout is not None:
-            OPTIONS["shutdown_timeout"].check(timeout)
-            options = self._echo_options
-            with self._echo_lock:
-                if self._echo_stop is None or options.shutdown_timeout is None:
-                    options.shutdown_timeout = timeout
-                else:
-                    options.shutdown_timeout = min(timeout, options.shutdown_timeout)
-                if self._echo_stop is not None:
-                    self._echo_stop.hurry(timeout)
-        self.server_close()
+            self._echo_hurry(timeout)
+        if self._echo_stop is None:
+            self.server_close()
+        else:  # it has begun: wait for its end, and call the server_close() of a subclass no second time
+            Server.server_close(self)
         return self._echo_stop is not None and self._echo_stop.cut == 0
+
+    def _echo_hurry(self, timeout: float) -> None:
+        """Bring the deadline forward of the stop that is under way, or replace that of the one to come."""
+        OPTIONS["shutdown_timeout"].check(timeout)
+        options = self._echo_options
+        with self._echo_lock:
+            if self._echo_stop is None or options.shutdown_timeout is None:
+                options.shutdown_timeout = timeout
+            else:
+                options.shutdown_timeout = min(timeout, options.shutdown_timeout)
+            if self._echo_stop is not None:
+                self._echo_stop.hurry(timeout)
 
     def server_close(self) -> None:
         """Stop serving and accepting, drain the sessions until one deadline, cut the rest, and log how many.

@@ -112,6 +112,26 @@ def test_a_stop_of_the_server_ends_it_with_code_0(lines):
 
 
 @posix
+@pytest.mark.parametrize("signals", [1, 2])
+def test_the_server_close_of_a_subclass_is_called_once(signals, monkeypatch):
+    monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)
+    closed = []
+
+    class Store(Acting):
+        def server_close(self):
+            super().server_close()
+            closed.append(self.connections)
+
+    def act(server):
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Store.act = staticmethod(act)
+    assert echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Store) == 0
+    assert closed == [[]]
+
+
+@posix
 def test_a_signal_that_comes_before_the_server_is_made_ends_it_as_soon_as_it_serves(lines):
     class Early(echo.Server):
         def __init__(self, *args, **options):

@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
             Exchange(client, messages, _show, report, not options.no_verify).run()
         elif at_terminal:
             if not options.quiet:
-                print(f"connected to {where} ({framing.name} framing); exit or Ctrl-D leaves", file=sys.stderr)
+                print(f"connected to {where} ({framing.name} framing); Ctrl-D leaves", file=sys.stderr)
             code = Terminal(client.connection, options.timeout, painter(sys.stderr, options.color)).run()
             if code and not client.connection.bytes_in:
                 print(hints.unanswered(options, "refuse this client"), file=sys.stderr)
@@ -613,7 +613,7 @@ MANUAL = Manual(
     description=[
         "Replies go to standard output, and are compared with what was sent; everything else goes to standard error."
         " A message is a line, unless --framing says otherwise: the server must use the same framing.",
-        "At a terminal, exit or Ctrl-D ends the session, and the arrow keys bring back what was typed. --ping and"
+        "At a terminal, Ctrl-D ends the session, and the arrow keys bring back what was typed. --ping and"
         " --bench work with every service that sends back what it gets; --no-verify is for other services.",
     ],
     groups=GROUPS,

@@ -209,8 +209,7 @@ def _serve(
         log_always("statistics", "statistics: %s", text, **stats)
 
     process.pass_signals(act)
-    with server:  # an exception in a signal handler of the handler's module drains, too
-        return serve(server, process, ready, lambda: systemd.notify(systemd.STOPPING))
+    return serve(server, process, ready, lambda: systemd.notify(systemd.STOPPING))
 
 
 def _sum(counts: Dict[str, int]) -> str:
