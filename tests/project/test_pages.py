@@ -33,6 +33,14 @@ def files_before(page):
     ]
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/tutorial")])
+def test_each_program_of_the_tutorial_begins_with_the_file_that_it_belongs_to(page):
+    for block in BLOCKS[page]:
+        if block.language == "python":
+            file = block.notes.get("file", "try.py") + (", continued" if "continues" in block.notes else "")
+            assert block.text.startswith(f"# {file}\n"), str(block)
+
+
 @pytest.fixture
 def reader(tmp_path, serve, request):
     if os.name != "posix":
