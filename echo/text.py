@@ -7,6 +7,7 @@ one sequence of bytes.
 
 from __future__ import annotations
 
+import codecs
 import os
 import socket
 import traceback
@@ -16,6 +17,9 @@ LONGEST = 65536
 """Maximum number of characters that are shown of one text: a message in the log, an exception's text."""
 
 _BACKSLASH = 92  # a number: ten times as fast to search for as b"\\"
+_encode_escapes = codecs.getencoder("unicode_escape")
+# Looked up here: the first look-up imports a module. A worker that is forked while another thread of its parent is in
+# that import would wait for it for ever.
 
 
 def escape(data: bytes, limit: Optional[int] = None, *, exact: bool = True) -> str:
@@ -58,7 +62,7 @@ def _escape_character(character: str) -> str:
     # \x80 to \xff stand for bytes that are not UTF-8, so the characters of that range need another form.
     if "\x80" <= character <= "\xff":
         return f"\\u{ord(character):04x}"
-    return character.encode("unicode_escape").decode("ascii")
+    return _encode_escapes(character)[0].decode("ascii")
 
 
 def format_exception(exc: BaseException) -> List[str]:
@@ -71,7 +75,7 @@ def format_exception(exc: BaseException) -> List[str]:
         for part in _parts(tree):
             _make_printable(part)
         lines = "".join(tree.format()).rstrip("\n").split("\n")
-        return _shorten([printable(line) for line in lines], 2 * LONGEST)
+        return shorten([printable(line) for line in lines])
     except Exception as failure:  # RecursionError in a chain of a thousand causes (until 3.10), MemoryError, ...
         why = f"its traceback could not be formatted: {type(failure).__name__}"
         return [printable(f"{type(exc).__name__} ({why})", LONGEST)]
@@ -101,9 +105,10 @@ def _make_printable(part: Any) -> None:
         part.__notes__ = [printable(note, LONGEST) if isinstance(note, str) else note for note in notes]
 
 
-def _shorten(lines: List[str], limit: int) -> List[str]:
-    """Leave out lines in the middle, so that about ``limit`` characters are left."""
-    if sum(map(len, lines)) <= limit:
+def shorten(lines: List[str], limit: int = 2 * LONGEST) -> List[str]:
+    """Leave out lines in the middle, so that about ``limit`` characters are left. The end of a line counts, too, with
+    the mark of the next one in the log."""
+    if sum(map(len, lines)) + _END * len(lines) <= limit:
         return lines
     head = _count_that_fit(lines, limit // 2)
     tail = _count_that_fit(lines[:head:-1], limit // 2)
@@ -113,9 +118,12 @@ def _shorten(lines: List[str], limit: int) -> List[str]:
     return [*lines[:head], f"... ({plural(hidden, 'more line')})", *lines[len(lines) - tail :]]
 
 
+_END = 5
+
+
 def _count_that_fit(lines: List[str], limit: int) -> int:
     for count, line in enumerate(lines):
-        limit -= len(line)
+        limit -= len(line) + _END
         if limit < 0:
             return count
     return len(lines)

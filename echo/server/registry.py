@@ -17,6 +17,9 @@ from .sessions import Session, host_of
 from .signal_safe import STEP, is_held
 from .statistics import Statistics, Traffic
 
+MOST_REASONS = 100
+"""Reasons of sessions' ends that are counted one by one. A handler may make a reason of its client's data."""
+
 
 class Registry:
     """All sessions of a server, and the sums over those that have ended.
@@ -157,7 +160,9 @@ class Registry:
             if session.refused is not None:
                 self._refused[session.refused] += 1
             else:
-                self._ended[session.handler.reason] += 1
+                reason = session.handler.reason
+                few = len(self._ended) < MOST_REASONS
+                self._ended[reason if few or reason in self._ended else "other"] += 1
                 self._totals.add(session.handler.connection)
             return True
 

@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
     """Accepted connections that got no session, by reason: ``denied``, ``limit``, ``proxy``, ``handshake`` or
     ``error``."""
     ended: Dict[str, int]
-    """Sessions that are over, by reason."""
+    """Sessions that are over, by reason; ``other`` for all reasons after the first 100."""
     messages_in: int
     messages_out: int
     bytes_in: int

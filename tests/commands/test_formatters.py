@@ -215,8 +215,42 @@ def test_values_that_json_does_not_have_are_shown_as_text():
 
 def test_names_of_attributes_may_be_anything(form):
     record = made()
-    vars(record).update({1: "one", "a\nb": 1, "\ud800": 2})
-    line_of(form, record)
+    vars(record).update({1: "one", "a\nb": 1, "\ud800": 2, b"time": 3, b"exception": 4})
+    line = line_of(form, record)
+    if form == "json":
+        fields = json.loads(line)
+        assert (fields["time_"], fields["exception_"]) == (3, 4) and "exception" not in fields
+
+
+@pytest.mark.parametrize("size", [10**400, 10**5000], ids=["of 401 digits", "of 5001 digits"])
+def test_a_number_that_python_does_not_convert_to_decimal_costs_no_record(size):
+    fields = fields_of(made(size=size, sizes=[size]))
+    assert (fields["message"], fields["size"], fields["sizes"]) == ("hello", hex(size), [hex(size)])
+
+
+def big_records():
+    """Records that would take megabytes."""
+    yield made(stack_info="x\n" * 200_000)
+    yield made(exc_text="\n" * 200_000 + "x")
+    yield made(exc_text=(LONGEST * "x" + "\n") * 10)
+    yield made(**{f"name{number}": LONGEST * "x" for number in range(10)})
+    yield made(fields={f"{number}" + 1000 * "x": None for number in range(600)})
+    yield made(fields=[[]] * 200_000)
+    yield made(**{200_000 * "x": 1})
+    yield made(levelname=200_000 * "x", name=200_000 * "x", threadName=200_000 * "x")
+
+
+def test_what_a_record_takes_is_bounded(form):
+    for record in big_records():
+        line = line_of(form, record, with_thread=True)
+        assert len(line) < 7 * LONGEST and "hello" in line
+
+
+def test_attributes_that_are_left_out_are_marked():
+    fields = fields_of(made(**{f"name{number}": LONGEST * "x" for number in range(5)}))
+    assert fields["name1"] == LONGEST * "x"
+    assert fields["..."] == "..." and "name4" not in fields
+    assert fields_of(made(many=["x" * 1000] * 1000))["many"][-1] == "..."
 
 
 def test_a_levels_name_forges_nothing(form):
@@ -226,6 +260,20 @@ def test_a_levels_name_forges_nothing(form):
     finally:
         logging.addLevelName(77, "Level 77")
     assert "\n" not in line and "forged" in line
+
+
+@pytest.mark.parametrize("value", [EVIL, "a\nb", {"a": EVIL}, [1], 5, None, float("nan"), Sly(EVIL)])
+@pytest.mark.parametrize("name", ["levelname", "name", "threadName", "process"])
+def test_a_name_that_a_filter_has_replaced_is_printable_text(name, value):
+    fields = json.loads(line_of("json", made(**{name: value}), with_process=True, with_thread=True))
+    assert fields["message"] == "hello"
+    for field in ("level", "logger", "thread"):
+        assert fields[field].isprintable()
+
+
+def test_a_message_that_says_of_itself_that_it_is_printable_is_escaped(form):
+    line = line_of(form, made(SlyError()))
+    assert line.endswith(SHOWN) if form == "text" else json.loads(line)["message"] == SHOWN
 
 
 # Threads and colors.

@@ -5,12 +5,13 @@ import socket
 import sys
 import threading
 import time
+import types
 import weakref
 
 import pytest
 
 import echo
-from echo.server.registry import Registry
+from echo.server.registry import MOST_REASONS, Registry
 from echo.server.sessions import Session
 from support import DEADLINE, eventually, read_all
 from support.servers import echoes
@@ -69,6 +70,19 @@ def test_a_connection_has_one_of_the_documented_states_to_the_last(serve, dial):
     client.close()  # else the server would wait for that
     eventually(lambda: states)
     assert set(states) <= {"open", "draining", "closing"}
+
+
+def test_reasons_that_handlers_make_of_data_are_counted_in_bounded_memory():
+    registry = Registry()
+    for number in [*range(MOST_REASONS + 3), 0, 7]:
+        session = Session(socket.socket(), ("127.0.0.1", number))
+        session.request.close()
+        registry.add(session)
+        session.handler = types.SimpleNamespace(reason=f"reason {number}", connection=session.handler.connection)
+        assert registry.end(session)
+    ended = registry.statistics().ended
+    assert len(ended) == MOST_REASONS + 1
+    assert (ended["other"], ended["reason 0"], ended["reason 7"], ended["reason 8"]) == (3, 2, 2, 1)
 
 
 @pytest.mark.parametrize("threads, sessions, lines", [(4, 5, 10), pytest.param(8, 20, 25, marks=pytest.mark.stress)])

@@ -2,6 +2,8 @@
 
 import random
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -138,6 +140,15 @@ def test_an_exception_whose_traceback_cannot_be_formatted_is_one_printable_line(
     monkeypatch.setattr("traceback.TracebackException", lambda *arguments: 1 / 0)
     (line,) = format_exception(type("Bad\nINFO  forged\x1b[31m", (Exception,), {})())
     assert line.startswith(r"Bad\nINFO  forged\x1b[31m (its traceback could not be formatted: ZeroDivisionError")
+
+
+def test_to_escape_text_imports_nothing():
+    """A worker that is forked inside an import of another thread would wait for it for ever when it escapes text."""
+    script = (
+        "import sys, echo.text; known = set(sys.modules); echo.text.printable('\\x1b'); print(set(sys.modules) - known)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_an_exception_of_any_length_is_shown_in_part():

@@ -18,11 +18,14 @@ import os
 import time
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
-from ...text import LONGEST, escape, format_exception, printable
+from ...text import LONGEST, escape, format_exception, printable, shorten
 from ..color import paint
 
 MARK = "  | "
 """The beginning of each line of a traceback."""
+
+LONGEST_NAME = 200
+"""Maximum number of characters that are shown of the name of a level, a logger or a thread."""
 
 _LAST_MOMENT = 253402128000.0
 """9999-12-30 in UTC: no time zone is beyond the year 9999 then."""
@@ -49,7 +52,7 @@ class TextFormatter(logging.Formatter):
         return self._with_thread
 
     def format(self, record: logging.LogRecord) -> str:
-        thread = f"{f'[{printable(str(record.threadName), 200)}]':18} " if self._with_thread else ""
+        thread = f"{f'[{_name(record.threadName)}]':18} " if self._with_thread else ""
         line = self.line(_in_calendar(record.created), record.levelno, thread + self._message(record))
         return f"\n{MARK}".join([line, *_traceback(record), *_stack(record)])
 
@@ -66,7 +69,7 @@ class TextFormatter(logging.Formatter):
             second, millisecond = divmod(int(_in_calendar(created) * 1000), 1000)
             text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
             process = f"[{os.getpid()}] " if self._with_process else ""
-            name = f"{printable(logging.getLevelName(level)):7}"
+            name = f"{_name(logging.getLevelName(level)):7}"
             prefix = self._prefix(f"{text}.{millisecond:03d}", level, name) + process
             self._last = moment, prefix
         return prefix + message
@@ -115,9 +118,9 @@ class JsonFormatter(logging.Formatter):
     ``messages_in``, ``bytes_in``, ``duration_s``, ... A traceback is ``exception``, a stack ``stack``. ``with_process``
     adds ``process``, the process number; ``with_thread`` adds ``thread``, the thread's name.
 
-    Messages and tracebacks are printable; strings of the record's own attributes are kept. A value that JSON does not
-    have (bytes, NaN, an object) is shown as text, and an attribute with the name of a field above, except ``event``,
-    gets an underscore after its name.
+    Messages, tracebacks and names are printable; strings of the record's own attributes are kept. A value that JSON
+    does not have (bytes, NaN, an object) is shown as text, and an attribute with the name of a field above, except
+    ``event``, gets an underscore after its name.
     """
 
     _last = (-1, "")
@@ -141,26 +144,26 @@ class JsonFormatter(logging.Formatter):
             if self._with_process:
                 fields["process"] = record.process
             if self._with_thread:
-                fields["thread"] = record.threadName
+                fields["thread"] = record.threadName or ""
             fields["message"] = message = record.getMessage()
             try:
+                texts = "".join((record.levelname, record.name, record.threadName or "", message))
                 line = self._encode(fields)
             except (TypeError, ValueError):
                 return self._strict(record)
-            if len(line) <= LONGEST and ("\\" not in line or ("\\u" not in line and message.isprintable())):
+            if len(line) <= LONGEST and ("\\" not in line or ("\\u" not in line and texts.isprintable())):
                 return line
         return self._strict(record)
 
     def _strict(self, record: logging.LogRecord) -> str:
-        plain = _Plain()
-        fields = self._beginning(record, plain.value(record.levelname), plain.value(record.name))
-        for name, value in vars(record).items():
-            if name not in _STANDARD:
-                fields[f"{name}_" if name in _OURS else plain.key(name)] = plain.value(value)
+        fields = self._beginning(record, _name(record.levelname), _name(record.name))
+        own = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        for name, value in _Plain().value(own).items():
+            fields[f"{name}_" if name in _OURS else name] = value
         if self._with_process:
-            fields["process"] = record.process
+            fields["process"] = _Plain().value(record.process)
         if self._with_thread:
-            fields["thread"] = plain.value(record.threadName)
+            fields["thread"] = _name(record.threadName or "")
         fields["message"] = printable(record.getMessage(), LONGEST)
         for name, lines in (("exception", _traceback(record)), ("stack", _stack(record))):
             if lines:
@@ -180,37 +183,36 @@ class JsonFormatter(logging.Formatter):
 
 _SIMPLE = {str, int, bool, float, type(None)}
 _OURS = {"time", "level", "logger", "message", "process", "exception", "stack"}
+_REST = "..."
 
 
 class _Plain:
-    """Values as JSON has them. Containers are copied down to ``DEEPEST`` levels, and altogether about ``LONGEST``
-    characters of them are kept."""
+    """Values as JSON has them. Containers are copied down to ``DEEPEST`` levels, and altogether about ``MOST``
+    characters of them are kept: what a record costs is bounded. ``...`` stands for the rest."""
 
     DEEPEST = 8
+    MOST = 2 * LONGEST
 
     def __init__(self) -> None:
-        self._left = LONGEST
+        self._left = self.MOST
         self._inside: Tuple[int, ...] = ()
 
     def value(self, value: Any) -> Any:
         kind = type(value)
         if kind is str:
             return self._text(value)
-        if kind is int or value is None or kind is bool:
+        if value is None or kind is bool:
             return value
         try:
             return self._unusual(value)
         except Exception as exc:
             return f"({kind.__name__}: {type(exc).__name__})"
 
-    def key(self, key: Any) -> str:
-        return str(self.value(key))
-
     def _unusual(self, value: Any) -> Any:
         if isinstance(value, float) and math.isfinite(value):
             return float(value)
-        if isinstance(value, int):
-            return int(value)
+        if isinstance(value, int):  # to write a long one in decimal takes for ever, and Python refuses to do that
+            return int(value) if value.bit_length() <= 1024 else self._text(hex(value))
         if isinstance(value, str):
             return self._text(str.__str__(value))
         if isinstance(value, (bytes, bytearray)):
@@ -218,20 +220,23 @@ class _Plain:
         if not isinstance(value, (dict, list, tuple, set, frozenset)):
             return self._text(str(value))
         if id(value) in self._inside or len(self._inside) == self.DEEPEST:
-            return "..."
+            return _REST
         outside = self._inside
         self._inside = (*outside, id(value))
         try:
             if isinstance(value, dict):
-                return {self.key(key): self._counted(each) for key, each in self._some(value.items())}
-            return [self._counted(each) for each in self._some(value)]
+                some = self._some(value.items(), (_REST, _REST))
+                return {str(self._counted(key)): self._counted(each) for key, each in some}
+            return [self._counted(each) for each in self._some(value, _REST)]
         finally:
             self._inside = outside
 
-    def _some(self, items: Iterable[Any]) -> Iterator[Any]:
+    def _some(self, items: Iterable[Any], rest: Any) -> Iterator[Any]:
         for item in list(items):
-            if self._left > 0:
-                yield item
+            if self._left <= 0:
+                yield rest
+                break
+            yield item
 
     def _counted(self, value: Any) -> Any:
         shown = self.value(value)
@@ -262,4 +267,9 @@ def _stack(record: logging.LogRecord) -> List[str]:
 
 
 def _lines(text: Any) -> List[str]:
-    return [printable(line, LONGEST) for line in str(text).rstrip("\n").split("\n")] if text else []
+    return shorten([printable(line, LONGEST) for line in str(text).rstrip("\n").split("\n")]) if text else []
+
+
+def _name(name: Any) -> str:
+    """Of a level, a logger or a thread: a program may set anything as such a name."""
+    return printable(str(name), LONGEST_NAME)

@@ -12,7 +12,13 @@ import select
 import stat
 import tempfile
 import time
-from typing import Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
+
+fcntl: Any
+try:
+    import fcntl  # here, and not when the first lock is taken: the process may fork inside an import of a thread
+except ImportError:  # Windows, where processes do not fork
+    fcntl = None
 
 PATIENCE = 0.25
 """Seconds that an output which must not wait waits for another process to finish its line, or for the reader to let it
@@ -192,8 +198,6 @@ class Output:
         if lock is None:
             yield
             return
-        import fcntl  # only processes that were forked have a lock
-
         # Such a lock belongs to the process, and goes with it, whatever kills it.
         self._waits_for_lock = self._waits
         try:
@@ -211,8 +215,6 @@ class Output:
                 fcntl.lockf(lock.number, fcntl.LOCK_UN)
 
     def _wait_for_lock(self) -> bool:
-        import fcntl
-
         assert self._lock is not None
         deadline = time.monotonic() + self.patience
         while self.has_room() and time.monotonic() < deadline:  # without room the other one may wait for long
