@@ -187,8 +187,13 @@ def test_the_reference_has_every_public_name():
     assert [name for name in echo.__all__ if f"echo.{name}" not in text and name != "__version__"] == []
 
 
+def public_names():
+    """The items of the list at the top of the page about the API: names, and what they are."""
+    return re.findall(r"^\* (`.*?`): (.*)$", text_of(os.path.join("docs", "reference", "api.md")), re.MULTILINE)
+
+
 def test_the_list_of_public_names_has_each_one_with_its_parameters():
-    shown = [each for row in rows_of("api.md") for each in re.findall(r"`([^`]+)`", row[0])]
+    shown = [each for names, _ in public_names() for each in re.findall(r"`([^`]+)`", names)]
     calls = [re.fullmatch(r"(\w+)(?:\.(\w+))?(?:\((.*)\))?", each) for each in shown]
     assert all(calls) and {call[1] for call in calls} >= set(echo.__all__)
     for name, member, parameters in (call.groups() for call in calls if call[3] is not None):
@@ -199,7 +204,7 @@ def test_the_list_of_public_names_has_each_one_with_its_parameters():
 
 
 def test_the_list_of_public_names_has_the_fields_of_the_records():
-    fields = {row[0]: re.findall(r"`(\w+)`", row[1]) for row in rows_of("api.md")}
+    fields = {name: re.findall(r"`(\w+)`", text) for name, text in public_names()}
     assert fields["`ConnectionInfo`"] == list(echo.ConnectionInfo._fields)
     assert fields["`Statistics`"] == list(echo.Statistics._fields)
 
