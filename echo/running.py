@@ -174,7 +174,8 @@ def run(
         sys.exit(echo.run(Upper, ("127.0.0.1", 65432), max_connections=100))
 
     It takes what ``echo.Server`` takes: any ``socketserver`` handler class, an address, and the options as keyword
-    arguments, except ``timeout``. ``server_class`` is a subclass of ``echo.Server`` to make the server of.
+    arguments, except ``timeout``. ``server_class`` is a subclass of ``echo.Server`` to make the server of; its
+    constructor gets the options.
 
     The log goes to stderr at the level INFO, unless ``logging`` has been configured. It begins with the address.
 
