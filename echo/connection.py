@@ -33,8 +33,8 @@ ABORTED        ``abort`` is called       raises ``ConnectionClosed``  nothing: t
            └─────────────────┘
 
 The state changes only along these lines. (When PEER_ENDED and INPUT_ENDED come at the same moment, the last one wins:
-both are true.) Sending does not depend on it: a connection can
-send until a ``send`` fails, or until ``finish_output`` or ``abort``.
+both are true.) Sending does not depend on it: a connection can send until a ``send`` fails, or until ``finish_output``
+or ``abort``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Connection:
     """Returns seconds; measures ``message_timeout``."""
 
     # Two fields, since other threads and signal handlers set them at any moment. If they were one, the owner could
-    # overwrite an abort with PEER_ENDED. If PEER_ENDED and INPUT_ENDED meet, the last one wins; both are true.
+    # overwrite an abort with PEER_ENDED.
     _end = OPEN
     aborted = False
     """Whether this side has reset the connection."""
@@ -188,8 +188,8 @@ class Connection:
             size = len(data)
             if not size:
                 if self._output.locked() and is_dead(self.socket):
-                    # The system reports a reset only once. Here a thread that is sending got it, and is about to set
-                    # _broken. Its lock is soon free: a dead socket never blocks a sender.
+                    # The system reports a reset only once. Here a thread that is sending got it. Wait until it has set
+                    # _broken, under this lock. It is soon free: a dead socket never blocks a sender.
                     with self._output:
                         pass
                 if self._broken is not None:
@@ -370,9 +370,9 @@ class Connection:
 class _BoundedRead:
     """``socket.recv`` up to a number of bytes, then the end of input.
 
-    The number is too high if the owner was inside a read while it was taken. That is harmless: the reading side is
-    shut, so that no further read can block. Bytes that a TLS socket had already taken from the system are not in the
-    number; they come first.
+    It takes the place of ``recv`` from the owner's next read on. The number is too high if the owner was inside a read
+    while it was taken. That is harmless: the reading side is shut, so that no further read can block. Bytes that a TLS
+    socket had already taken from the system are not in the number; they come first.
     """
 
     def __init__(self, sock: socket.socket, left: int) -> None:

@@ -282,7 +282,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         finally:
             self.reason = reason
             try:
-                self.connection.flush()  # what was sent before a hook raised
+                self.connection.flush()  # first what was sent before a hook raised, then the hook for the end
             except EchoError:
                 pass  # the session has its reason already
             finally:

@@ -78,7 +78,7 @@ class AcceptingServer(SessionServer):
         if listening and self._echo_failures.resting():
             listening = False
             deadline = _earlier(deadline, self._echo_failures.resume_at)
-        elif not listening and self._echo_registry.may_close_unseen():  # then nobody wakes us
+        elif not listening and self._echo_registry.may_close_unseen():  # a subclass's code, which wakes nobody
             deadline = _earlier(deadline, time.monotonic() + STEP)
         serving.wait(listening, deadline)
         if self._echo_balance is not None:

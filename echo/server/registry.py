@@ -55,7 +55,8 @@ class Registry:
             return None
 
     def find(self, stream: Any) -> Optional[Session]:
-        """The session of an accepted socket, or of what has taken its descriptor over (``ssl.SSLSocket``)."""
+        """The session of an accepted socket, or of what has taken its descriptor over: the ``ssl.SSLSocket`` that a
+        subclass has made of it, for example."""
         session = self.get(stream)
         if session is not None:
             return session
@@ -75,7 +76,8 @@ class Registry:
         if len(self._live) < limit:
             return True
         with self._lock:
-            if len(self._live) < limit or self.reap():
+            self.reap()
+            if len(self._live) < limit:
                 return True
             self._when_room = wake
             return False

@@ -183,11 +183,12 @@ class Server(AcceptingServer):
 
     def _echo_end_serving(self, serving: Serving) -> None:
         with self._echo_lock:
-            stop = self._echo_stop
-            serving.close(restore=stop is None and self._echo_serving in (serving, None))
+            serving.close(restore=self._echo_stop is None and self._echo_serving in (serving, None))
             if self._echo_serving is not serving:
-                return  # it has not begun
+                return  # it has not begun: it was refused, or a KeyboardInterrupt came first
             self._echo_serving = None
+            # Only now: until the line above, a signal handler in this thread may leave its stop to this loop.
+            stop = self._echo_stop
             if stop is not None and stop.left_to_loop:
                 stop.thread_id = threading.get_ident()
         serving.ended.set()
@@ -310,7 +311,7 @@ class Server(AcceptingServer):
             if self._echo_stop is not stop:  # its thread did not start
                 self.server_close()
                 return
-        elif in_loop and self._echo_leave_to_loop(stop):
+        elif in_loop and self._echo_leave_to_loop(stop):  # the order is that of the table in ``stopping``
             return
         elif must_not_wait:
             self._echo_run_stop_in_thread(stop)
@@ -348,7 +349,7 @@ class Server(AcceptingServer):
                 timeout = self._echo_options.shutdown_timeout
                 stop.begin(timeout)
                 hurried = self._echo_options.shutdown_timeout
-                if hurried is not None and hurried != timeout:  # by a signal handler, before begin() had its effect
+                if hurried is not None and hurried != timeout:  # by a signal handler, before there was a deadline
                     stop.hurry(hurried)
             loop_ended = serving is None or stop.wait_for_loop(serving.ended)
             self._echo_release_path()

@@ -113,7 +113,8 @@ class SessionServer(ListeningServer):
             log_refused(session.client_address, exc, None if session.unnamed else session.via)
 
     def _echo_turn_away(self, session: Session, reason: str) -> None:
-        """Close a connection that gets no session. Does not linger: this is the accepting thread."""
+        """Close a connection that gets no session. Does not linger: this is the accepting thread. A client that its own
+        session's thread refuses ends as every session does."""
         self._echo_registry.forget(session)
         self._echo_registry.refused(reason)
         self._echo_end_session(session)

@@ -17,8 +17,17 @@ closed    the socket is about to be closed:    does nothing                 does
 ========  ===================================  ===========================  ======================
 
 What a session goes through besides does not follow from its state, since a subclass may do it in its own way:
-admission (``opening``, ``refused``), its thread (``begun``, ``ours``, ``thread_id``), the handler's share
-(``handler``), and being counted (``over``).
+
+=============  ================================================  =============================================
+attribute      set by                                            asked by
+=============  ================================================  =============================================
+``opening``    the door, if a step of admission has to wait      the first use of the socket
+``refused``    admission                                         what logs and counts the end
+``begun``      the accepting thread, when it gives it a thread   that thread, after an exception
+``ours``       ``process_request_thread``                        the registry: no other code will end it
+``thread_id``  the thread that has the session                   a stop, which must not wait for its own caller
+``over``       the registry, when it has counted the end         ``_echo_end_session``
+=============  ================================================  =============================================
 """
 
 from __future__ import annotations
@@ -117,8 +126,9 @@ class Session:
         self.over = False  # the registry has counted its end, and has removed it
         self.opening: Optional[Callable[[], None]] = None  # the steps of admission that its first use has to do
         self.refused: Optional[str] = None  # why admission ended it
-        # While another thread acts on the socket, it holds this lock, or _drained is not set yet. The socket must not
-        # be closed then: the system could give its descriptor to another connection (gh-116912).
+        # A thread that acts on the socket from outside holds this lock, except drain(), which sets _drained when it has
+        # done so. Until then the socket must not be closed: the system could give its descriptor to another connection
+        # (gh-116912).
         self._lock = threading.Lock()
 
     @property
@@ -191,9 +201,8 @@ class Session:
     def closing(self) -> None:
         """The handler is done; from here on the socket lingers, and draining would only disturb that."""
         with self._lock:
-            if self.state == "open":
-                self.state = "closing"
             if self.state != "draining":
+                self.state = "closing" if self.state == "open" else self.state
                 return
         self._drained.wait()  # until then drain() acts on the socket, which must not be closed under it
         with self._lock:

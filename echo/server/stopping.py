@@ -22,23 +22,23 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
 
 **Who runs the stop.** The first caller creates the ``Stop``. Nobody waits for something that may be waiting for him::
 
-    the caller                               a new stop is run by            the caller
-    any other thread                         the caller                      returns when it has ended
+    the caller (the first line that fits)    a new stop is run by            the caller
     the serving thread                       itself, when its loop ended     returns at once: the loop would never end
     a session's thread                       a new thread                    returns at once: its session would not end
     a signal handler inside a method that    a new thread                    returns at once: others need the lock
     holds one of the first three locks
+    any other thread                         the caller                      returns when it has ended
 
 If there is a stop already, the caller waits for it, or returns at once, by the same rules. A signal handler that has
 interrupted the thread that runs it (``thread_id``) returns, too. If the system has no thread for a stop, the serving
 thread runs it.
 
-**Order of locks.** Each thread takes them downwards only, and none is held while a thread waits for another::
+**Order of locks.** Each thread takes them inwards only, and none is held while a thread waits for another::
 
     Server._echo_lock         which run, which stop; never held while a session or the loop is waited for
        Registry._lock         the live sessions and the sums; the number of sessions is published under it
-       Serving._lock          the socket pair that wakes the loop, as when there is room again for a session
-       Session._lock          the socket: it is not closed while another thread acts on it
+          Serving._lock       the socket pair that wakes the loop, as when there is room again for a session
+    Session._lock             the socket: it is not closed while another thread acts on it; taken alone
 
 Not in this order: ``Opening._lock`` (one session's admission) is held while its client is waited for, so only that
 session's thread waits for it. ``forking._lock`` is taken under the first one, and nothing is done under it.
@@ -202,7 +202,7 @@ class Stop:
             except (RuntimeError, MemoryError):  # the system has no thread now
                 drain_waiting()
             before = None
-            while waiting and len(waiting) != before:
+            while waiting and len(waiting) != before:  # until one drain() holds the helper up
                 before = len(waiting)
                 helper.join(DRAIN_PATIENCE)
             if self.is_over():

@@ -285,6 +285,67 @@ def test_a_run_that_begins_while_a_signal_handler_stops_the_server_does_not_serv
     assert begun and server.socket.fileno() == -1
 
 
+class ServesNobody(echo.Server):
+    """Its runs end by themselves, at once."""
+
+    timeout = 0
+
+    def service_actions(self):
+        self.shutdown()
+
+
+def one_client(server):
+    with socket.create_connection(server.server_address, timeout=DEADLINE) as client:
+        client.sendall(b"exit\n")
+    server.handle_request()
+
+
+ACTIONS = {
+    "handle_request": lambda server: server.handle_request(),
+    "handle_request, a client": one_client,
+    "serve_forever": lambda server: server.serve_forever(0),
+    "start": lambda server: server.start(),
+    "stop": lambda server: server.stop(),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_signal_handlers_stop_before_any_line_of_a_method_is_carried_out(action):
+    """Row 43: it runs in the method's own thread. If that were never to look again, all later stops would hang."""
+    folder = os.path.join(ROOT, "echo", "server", "")
+    position = 0
+    stopped = True
+    while stopped:
+        server = ServesNobody(("127.0.0.1", 0), echo.EchoRequestHandler)
+        lines = iter(range(position, -1, -1))
+        stopped = False
+
+        def trace(frame, event, argument, server=server, lines=lines):
+            if frame.f_code.co_filename.startswith(folder):
+                nonlocal stopped
+                if event == "line" and next(lines, None) == 0:
+                    stopped = True
+                    server.stop()
+                return trace
+            return None
+
+        def act(server=server, trace=trace):
+            sys.settrace(trace)
+            try:
+                ACTIONS[action](server)
+            except (ValueError, RuntimeError) as exc:
+                assert "the server is closed" in str(exc)
+            finally:
+                sys.settrace(None)
+
+        ends_in_time(act)
+        ends_in_time(server.stop)
+        assert server.stop() is True
+        assert server.socket.fileno() == -1
+        position += 1
+    assert position > 20
+
+
 @pytest.mark.parametrize("moment", ["call", "return"])
 @pytest.mark.parametrize("verb", ["serve_forever", "handle_request", "start"])
 def test_an_interrupt_while_a_run_begins_leaves_no_run_behind(verb, moment):

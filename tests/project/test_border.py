@@ -17,7 +17,7 @@ ROOMS = ["transport", "mixins", "client", "measure", "cli"]
 """Each imports the spine and those before it."""
 
 READ_IN_ONE_SITTING = ["framing", "connection", "handlers", "server.sessions", "server.registry"]
-READ_IN_ONE_SITTING += ["server.session_server", "server.serving", "server.accepting", "server.stopping"]
+READ_IN_ONE_SITTING += ["server.serving", "server.session_server", "server.accepting", "server.stopping"]
 READ_IN_ONE_SITTING += ["server.server"]
 
 ENTRANCES = ["echo", "echo.__main__", "echo.server.__main__", "echo.client.__main__"]
