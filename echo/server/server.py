@@ -18,6 +18,7 @@ The rules of this one:
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import threading
@@ -29,7 +30,7 @@ from .accepting import AcceptingServer
 from .listening import is_listening
 from .options import FIXED, OPTIONS, assign
 from .serving import Serving
-from .signal_safe import is_held
+from .signal_safe import MOMENT, blocked_by_caller, is_held
 from .stopping import CUT_GRACE, Past, Stop
 
 _Self = TypeVar("_Self", bound="Server")
@@ -262,7 +263,8 @@ class Server(AcceptingServer):
         that holds it, and must not wait for them."""
         serving = self._echo_serving
         in_loop = serving is not None and serving.is_locked_here()
-        return in_loop or is_held(self._echo_lock) or self._echo_registry.is_locked_here()
+        ours = in_loop or is_held(self._echo_lock) or self._echo_registry.is_locked_here()
+        return ours or blocked_by_caller()
 
     def stop(self, timeout: Optional[float] = None) -> bool:
         """Stop serving, drain, close; return whether all sessions finished in time.
@@ -320,7 +322,7 @@ class Server(AcceptingServer):
             self._echo_run_stop(stop)
         thread = self._echo_thread
         if thread is not None and thread.ident not in (None, me) and self._echo_serving is None:  # the loop has ended
-            thread.join()
+            thread.join(MOMENT)  # it has only its last lines left to run
 
     def _echo_leave_to_loop(self, stop: Stop) -> bool:
         """Let the thread that serves run the stop when its loop has ended; return whether one serves."""
@@ -334,7 +336,10 @@ class Server(AcceptingServer):
     def _echo_run_stop_in_thread(self, stop: Stop) -> None:
         stop.thread_id = 0  # not this thread: its next call may have to wait
         try:
-            threading.Thread(target=self._echo_run_stop, args=(stop,), name="echo-server-close").start()
+            if blocked_by_caller():  # Thread.start() would wait for this thread
+                _thread.start_new_thread(self._echo_run_stop, (stop,))
+            else:
+                threading.Thread(target=self._echo_run_stop, args=(stop,), name="echo-server-close").start()
         except (RuntimeError, MemoryError):  # the system has no thread now
             if not self._echo_leave_to_loop(stop):
                 vars(self).pop("_echo_stop")  # so that another thread can stop the server

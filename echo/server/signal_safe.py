@@ -13,10 +13,27 @@ STEP = 0.5
 """Seconds after which a wait is begun again: the handler of a signal that comes just before it begins runs only after
 it."""
 
+MOMENT = 1.0
+"""Maximum time in seconds that a thread is expected to take for its first and last lines."""
+
 
 def is_held(lock: Any) -> bool:
     """Whether the calling thread holds this ``threading.RLock``."""
     return bool(lock._is_owned())  # threading.Condition asks the same way
+
+
+def blocked_by_caller() -> bool:
+    """Whether no thread can begin or end before the caller returns: a signal handler may have interrupted
+    ``threading.Thread.start()``, which holds a lock that each thread needs to begin and to end."""
+    lock: Any = getattr(threading, "_active_limbo_lock", None)
+    if lock is None:
+        return False
+    if hasattr(lock, "_is_owned"):
+        return is_held(lock)
+    free: bool = lock.acquire(timeout=MOMENT)  # before Python 3.10 it does not know its owner
+    if free:
+        lock.release()
+    return not free
 
 
 class ReentrantEvent:

@@ -27,6 +27,7 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
     a session's thread                       a new thread                    returns at once: its session would not end
     a signal handler inside a method that    a new thread                    returns at once: others need the lock
     holds one of the first three locks
+    a signal handler inside Thread.start()   a new thread                    returns at once: no other thread could end
     any other thread                         the caller                      returns when it has ended
 
 If there is a stop already, the caller waits for it, or returns at once, by the same rules. A signal handler that has

@@ -23,6 +23,8 @@ import threading
 import time
 from typing import Any, Callable, Deque, List, Optional, Tuple, TypeVar
 
+from .signal_safe import MOMENT
+
 IDLE_TIMEOUT = 5.0
 """Seconds that a thread waits for another session."""
 
@@ -60,15 +62,20 @@ class Threads:
         self._idle = collections.deque()
 
     def close(self) -> None:
-        """End the threads that wait, and let the others end after their session."""
+        """End the threads that wait, and let the others end after their session. Wait for their ends, but not for
+        long: the end of a thread destroys what a handler keeps in a ``threading.local``, and that may block."""
         self._closed = True
+        deadline = time.monotonic() + MOMENT
+        ending: List[threading.Thread] = []
         while True:
             try:
                 tasks, thread = self._idle.pop()
             except IndexError:
                 break
             tasks.put(None)
-            thread.join()  # it has only its last lines left to run
+            ending.append(thread)
+        for thread in ending:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self, first: List[_Task]) -> None:
         """``first`` is emptied, since a thread keeps its arguments for as long as it lives."""

@@ -14,6 +14,7 @@ import threading
 import pytest
 
 import echo
+from echo.server import signal_safe
 from echo.server.signal_safe import ReentrantEvent
 from echo.server.stopping import Stop
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
@@ -231,20 +232,23 @@ LOCKS = {
     "the server's": lambda server: server._echo_lock,
     "the run's": lambda server: server._echo_serving._lock,
     "the registry's": lambda server: server._echo_registry._lock,
+    "that of Thread.start()": lambda server: threading._active_limbo_lock,
 }
 
 
 @pytest.mark.parametrize("method", ["shutdown", "stop", "server_close"])
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_signal_handler_may_stop_a_server_whose_locks_it_has_interrupted(serve, dial, lock, method):
-    """Row 5. A method of the server, like ``stats()`` or ``stop()``, holds the lock while the handler runs."""
+def test_a_signal_handler_may_stop_a_server_whose_locks_it_has_interrupted(serve, dial, lock, method, monkeypatch):
+    """Row 5. A method of the server, like ``stats()`` or ``stop()``, or of any other thread, holds the lock while the
+    handler runs."""
+    monkeypatch.setattr(signal_safe, "MOMENT", 0.1)
     server = serve()
     client = dial(server)
     assert echoes(client)
 
     def stop_inside():
         with LOCKS[lock](server):
-            dial(server)  # the loop may have to wait for the lock
+            dial(server)  # the loop may have to wait for the lock, and its new thread too
             getattr(server, method)()
 
     ends_in_time(stop_inside)

@@ -16,6 +16,7 @@ import pytest
 import echo
 from echo.server.threads import NotStarted, Threads
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
+from support.servers import ends_in_time
 
 
 class Ident(echo.MessageRequestHandler):
@@ -536,6 +537,27 @@ def test_after_server_close_no_thread_waits(serve):
     (waiting,) = eventually(lambda: list(server._echo_session_threads._idle))
     server.server_close()
     assert not waiting[1].is_alive()
+
+
+def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(monkeypatch):
+    """Its end destroys what the handler keeps in a ``threading.local``, which may wait for a database."""
+    monkeypatch.setattr(echo.server.threads, "MOMENT", 0.01)
+    release, keeps = threading.Event(), threading.local()
+
+    class Slow:
+        def __del__(self):
+            release.wait(DEADLINE)
+
+    def keep():
+        keeps.value = Slow()
+
+    pool = Threads()
+    pool.run((keep, ()), lambda: None)
+    (waiting,) = eventually(lambda: list(pool._idle))
+    ends_in_time(pool.close)
+    assert not release.is_set()
+    release.set()
+    waiting[1].join(DEADLINE)
 
 
 def test_a_session_is_served_although_its_thread_can_wait_for_no_other(monkeypatch):
