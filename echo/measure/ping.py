@@ -29,6 +29,10 @@ from .series import SHORTEST_POINT, Series
 
 PERCENTILES = [50.0, 90.0, 99.0, 99.9]
 
+STOPPED = 0.1
+"""Seconds by which a wait may be too long. If it is longer, this process was stopped in the meantime (Ctrl-Z, a laptop
+that was closed, a terminal that takes no output), and the replies that have come since may have waited for it."""
+
 CONNECT_PAUSE = 0.1
 """Minimum time in seconds between two attempts to connect, if the interval is shorter."""
 
@@ -76,6 +80,7 @@ class Ping:
         self._lane: Optional[Lane] = None
         self._selector = clock.selector()
         self._next_at = 0
+        self._spared_until = 0  # no probe is given up before
         self._stopped = self._waiting = self._is_refused = False
         self._sent = 0
         self._lost = 0
@@ -213,13 +218,16 @@ class Ping:
         """Wait for the first of these: replies, the time of the next probe, the timeout of a probe."""
         deadlines = [self._next_at] if self._may_send() else []
         if self._patience is not None and lane.ledger.outstanding:
-            deadlines.append(lane.ledger.outstanding[0].sent_at + self._patience)
+            deadlines.append(max(lane.ledger.outstanding[0].sent_at + self._patience, self._spared_until))
         wait = min(max(0.0, (min(deadlines) - now) / SECOND), LONGEST_WAIT) if deadlines else None
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if lane.is_behind else 0)
         self._selector.modify(lane, wanted)
         try:
             with self._interruptible():
                 events = self._selector.select(wait)
+            looked_at = self._clock.now()
+            if deadlines and looked_at - min(deadlines) > STOPPED * SECOND:
+                self._spared_until = looked_at + round(STOPPED * SECOND)
             for _, ready in events:
                 if ready & selectors.EVENT_WRITE:
                     lane.flush()
@@ -236,7 +244,7 @@ class Ping:
             self._remove(lane)
 
     def _give_up(self, lane: Lane, now: int) -> None:
-        if self._patience is not None:
+        if self._patience is not None and now >= self._spared_until:
             for probe in lane.ledger.give_up(now - self._patience):
                 self._report_lost(probe.seq, probe.sent_at, f"no reply after {self._timeout:g} s")
 

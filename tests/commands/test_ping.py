@@ -324,6 +324,33 @@ def test_a_reply_just_after_its_time_is_late_even_if_the_client_looks_later():
     assert [lines_about(result.text, seq) for seq in (1, 2, 3, 4)] == [[""], late, [""], late]
 
 
+@pytest.mark.parametrize("size", [64, 300_000])  # the longer one takes several reads
+def test_a_reply_that_came_while_the_client_was_stopped_is_not_lost(size):
+    class StopsTheClient(Service):
+        def answer(self, message):
+            if self.number == 2:
+                self.network.time += 5_000_000_000
+            self.send(message)
+
+    result = simulate_ping(StopsTheClient, size=size, count=4, interval=0.02, timeout=0.1)
+    assert result.code == 0
+    assert all_right(result.text, 4)
+
+
+def test_after_a_stop_of_the_client_a_reply_that_is_missing_is_lost():
+    class StopsTheClient(Service):
+        def answer(self, message):
+            if self.number == 2:
+                self.network.time += 5_000_000_000
+            else:
+                self.send(message)
+
+    result = simulate_ping(StopsTheClient, count=4, interval=0.02, timeout=0.1)
+    assert result.code == 1
+    assert counts(result.text)["lost"] == 1
+    assert lines_about(result.text, 2) == ["lost: no reply after 0.1 s"]
+
+
 def test_a_word_that_nobody_asked_for_is_reported():
     result = simulate_ping(SpeaksUnasked, count=4, interval=0.02, verbose=True)
     assert result.code == 3
