@@ -96,17 +96,22 @@ def differences(runs: Sequence[Run]) -> str:
     heads = [_short(name) for name in names(runs)]
     rows = [figure for figure in figures(runs) if figure.name in _IN_TEXT]
     widths = [max([len(name), 10, *(len(row.cell(place)) for row in rows)]) for place, name in enumerate(heads)]
-    lines = ["", f"{'compared':12}{heads[0]:>{widths[0]}}"]
+    others = [name for name in _LOAD if len({repr(run.fields.get(name)) for run in runs}) > 1]
+    lines = ["", *(["not the same load: " + ", ".join(others)] if others else [])]
+    lines.append(f"{'compared':12}{heads[0]:>{widths[0]}}")
     lines[-1] += "".join(f"   {name:>{width}}{'change':>11}" for name, width in zip(heads[1:], widths[1:]))
     for row in rows:
         line = f"{row.name:12}{row.cell(0):>{widths[0]}}"
         for place in range(1, len(runs)):
             line += f"   {row.cell(place):>{widths[place]}}{row.change(place) or '-':>11}"
         lines.append(line)
-    others = [name for name in _LOAD if len({repr(run.fields.get(name)) for run in runs}) > 1]
-    if others:
-        lines.append(f"not the same load: {', '.join(others)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *doubts(runs)])
+
+
+def doubts(runs: Sequence[Run]) -> List[str]:
+    """A line for each run whose figures are not to be trusted."""
+    doubtful = [name for name, run in zip(names(runs), runs) if run.fields.get("client_is_bottleneck") is True]
+    return [f"{name}: the client was the bottleneck; its figures say little about the server" for name in doubtful]
 
 
 def names(runs: Sequence[Run]) -> List[str]:

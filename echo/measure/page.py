@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from ..text import printable
 from .chart import HEIGHT, LOW, Bars, Line, LogScale, PercentileScale, Scale, chart, steps
-from .differences import figures, names
+from .differences import doubts, figures, names
 from .distribution import Distribution
 from .document import Run, is_number, moment
 from .histogram_file import levels
@@ -41,13 +41,14 @@ def page(run: Run, compared: Sequence[Run] = (), parts: Sequence[Run] = ()) -> s
     runs = [first, *compared, *shifted]
     runs = [each._replace(name=name) for each, name in zip(runs, names(runs))]
     title = f"{first.mode.capitalize()} of {_text(first.fields.get('address'))}"
+    table, charts = _section("Figures", _figures(runs, len(compared))), _sections(runs)
     body = [
         f"<header><h1>{html.escape(title)}</h1><p>{_subtitle(first)}</p></header>",
-        *(f'<p class="warning">{html.escape(warning)}</p>' for warning in _warnings(first)),
+        *(f'<p class="warning">{html.escape(warning)}</p>' for warning in [*doubts(runs), *_warnings(first)]),
         _tiles(first),
-        *_sections(runs),
+        *([table, *charts] if compared else charts),
         f'<div class="{"pair" if len(runs) == 1 else ""}">',
-        _section("Figures", _figures(runs, len(compared))),
+        *([] if compared else [table]),
         _section("Parameters and environment", _parameters(runs)),
         "</div>",
         f"<footer>Made by echo {html.escape(_text(_environment(first).get('echo')))}. Times are in UTC.</footer>",
@@ -255,8 +256,6 @@ def _subtitle(run: Run) -> str:
 
 
 def _warnings(run: Run) -> Iterator[str]:
-    if run.fields.get("client_is_bottleneck") is True:
-        yield "The client was the bottleneck; the server may be faster than these figures."
     runs, overlap, duration = run.fields.get("runs"), run.number("overlap_s"), run.number("duration_s")
     if isinstance(runs, list) and overlap is not None and duration is not None and overlap < 0.9 * duration:
         yield f"The merged runs ran at the same time for only {overlap:.3g} of {duration:.3g} s."
@@ -285,7 +284,7 @@ def _figures(runs: Sequence[Run], compared: int) -> str:
             if 1 <= place <= compared:
                 cells.append(f"<small>{html.escape(figure.change(place))}</small>")
         rows.append((figure.name, cells))
-    note = "<p>A percentage is the change from that run to the first one.</p>" if compared else ""
+    note = "<p>A percentage is the change from that earlier run to the run in the first column.</p>" if compared else ""
     return _table(runs, rows, "numbers", compared) + note
 
 
@@ -302,6 +301,7 @@ _PARAMETERS = {
     "new_connection": "a connection for each message",
     "reconnect": "lost connections opened again",
     "client_busy_percent": "client busy, %",
+    "client_late": "messages that the client sent late",
     "echo": "version of echo",
     "python": "Python",
     "system": "system",

@@ -91,6 +91,9 @@ class Ping:
         self._series = Series(SHORTEST_POINT)
         self._connect_times = Distribution()
         self._connecting_took = 0
+        self._is_announced = (
+            False  # the connection; once until a reply has come, as a balancer accepts without a server
+        )
 
     @property
     def has_connected(self) -> bool:
@@ -196,11 +199,12 @@ class Ping:
         text = f"ECHO {self._where}: {plural(self._size, 'byte')}, {looked_up}connected in {milliseconds(took)} ms"
         self._report.event(
             "connected",
-            text if is_first or not self._new_connection else "",  # the line of each reply has it
+            "" if self._is_announced else text,
             address=self._where,
             size_bytes=self._size,
             connect_us=microseconds(took),
         )
+        self._is_announced = True
 
     def _remove(self, lane: Lane) -> None:
         self._selector.unregister(lane)
@@ -261,6 +265,7 @@ class Ping:
 
     def _report_reply(self, reply: Reply, now: int) -> None:
         self._verdicts[reply.verdict] += 1
+        self._is_announced = self._new_connection  # then the line of each reply has it
         point = self._series.at(now - self._began)
         if reply.verdict is Verdict.RIGHT:
             point.messages += 1
@@ -317,6 +322,9 @@ class Ping:
         extra = [f"{self._verdicts[verdict]} {verdict.value}" for verdict in _EXTRA if self._verdicts[verdict]]
         if extra:
             lines.append(f"besides these: {', '.join(extra)}")
+        reconnects = 0 if self._new_connection else max(0, self._connect_times.count - 1)
+        if reconnects:
+            lines.append(f"reconnected {plural(reconnects, 'time')}")
         outages, outages_s = self._outages.count, self._outages.total / SECOND
         if outages:
             lines.append(f"{plural(outages, 'outage')}, {outages_s:.3f} s in all")
@@ -344,6 +352,7 @@ class Ping:
             lost=self._lost,
             on_the_way=waiting,
             loss_percent=round(loss, 4),
+            reconnects=reconnects,
             outages=outages,
             outages_s=round(outages_s, 6),
             duration_s=round(took / SECOND, 6),

@@ -154,7 +154,7 @@ class LoadSummary(NamedTuple):
         if busy >= BUSY:
             doubts.append("it had no processor time to spare")
         if self.total.late > max(LATE_AT_LEAST, LATE_SHARE * self.total.issued):
-            doubts.append("it was late itself")
+            doubts.append("it was late itself, as on a machine that is busy with other work")
         return doubts
 
     def _client(self, busy: float, doubts: List[str], report: Report) -> Iterator[Tuple[str, str]]:

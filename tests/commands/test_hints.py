@@ -74,6 +74,20 @@ def test_a_pipe_gets_the_same_hint(ask, talk, hint):
     assert ask(talk, data=b"hello\n")[1].endswith(hint)
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("framing", ["line", "raw"])
+def test_an_echo_of_the_proxy_header_ends_with_a_hint(ask, version, framing):
+    def echoes(sock):
+        sock.sendall(sock.recv(100))
+        read_all(sock)
+
+    code, log = ask(echoes, "-m", "hello", "--send-proxy", version, "--framing", framing)
+    assert code == 3
+    assert log.endswith(
+        "; the server has echoed the PROXY header; start it with --proxy-protocol, or omit --send-proxy\n"
+    )
+
+
 def test_a_pipe_cannot_be_told_to_compare_nothing(ask):
     assert ask(answers, data=b"hello\n")[1].endswith("; if this service is not an echo, use -m with --no-verify\n")
 

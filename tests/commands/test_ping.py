@@ -462,10 +462,27 @@ def test_a_name_is_looked_up_once_for_all_connections(serve, monkeypatch):
 
     _, port = serve(plain(hangs_up)).server_address
     code, text, _ = ping(("names.test", port), "-c", "3", "-i", "0")  # each message waits for the end of the one before
-    assert text.count("connected in") == 3
+    assert (code, counts(text)["lost"]) == (1, 3)
     assert text.count("looked up in") == 1
     assert names == ["names.test"]
-    assert (code, counts(text)["lost"]) == (1, 3)
+
+
+def test_a_connection_is_announced_once_until_a_reply_has_come():
+    """A balancer accepts connections without a server."""
+
+    class NoServer(Service):
+        def answer(self, message):
+            if len(self.network.messages) in (1, 5):
+                self.send(message)
+            self.close()
+
+    text = simulate_ping(NoServer, count=6, interval=0.02).text
+    assert text.count("lost: the server has ended the session") == 4
+    assert [line[:4] for line in text.splitlines() if "connected in" in line or "time=" in line] == [
+        "ECHO", "64 b", "ECHO", "64 b", "ECHO",
+    ]  # fmt: skip
+    found = events(simulate_ping(NoServer, count=6, interval=0.02, as_json=True).text)
+    assert [event["event"] for event in found].count("connected") == 6
 
 
 def test_each_message_may_have_a_connection_of_its_own():
@@ -523,6 +540,9 @@ def test_an_end_between_two_messages_costs_nothing():
     assert all_right(result.text, 2)
     assert re.search(r"^\S+: the server has ended the session$", result.text, re.MULTILINE)
     assert result.text.count("connected in") == 2
+    assert "\nreconnected 1 time\n" in result.text
+    assert events(simulate_ping(AnswersOnce, count=2, interval=0.5, as_json=True).text)[-1]["reconnects"] == 1
+    assert "reconnected" not in simulate_ping(AnswersOnce, count=2, interval=0.5, new_connection=True).text
 
 
 def test_a_reset_connection_is_reported_as_one(serve):

@@ -298,9 +298,34 @@ def test_a_comparison_of_runs_with_different_loads_says_so():
     same = differences([Run.of("new", fields), Run.of("old", bench(service=DropsEachFifth, timeout=0.05))])
     assert "not the same load" not in same
     other = {**fields, "rate_per_s": 7, "reconnect": True}
-    assert differences([Run.of("new", fields), Run.of("old", other)]).endswith(
-        "\nnot the same load: rate_per_s, reconnect"
-    )
+    text = differences([Run.of("new", fields), Run.of("old", other)])
+    assert text.startswith("\nnot the same load: rate_per_s, reconnect\ncompared ")
+
+
+def test_a_comparison_and_a_page_name_the_runs_in_which_the_client_was_the_bottleneck():
+    runs = [Run.of(name, {**bench(), "client_is_bottleneck": name == "old"}) for name in ("new", "old")]
+    doubt = "old: the client was the bottleneck; its figures say little about the server"
+    assert differences(runs).splitlines()[-1] == doubt
+    assert doubt in Reader(page(runs[0], runs[1:])).texts
+    assert "bottleneck" not in differences(runs[:1])
+
+
+def test_the_figures_of_a_comparison_come_before_the_charts():
+    run = Run.of("new", bench())
+    for text, comes_first in ((page(run), False), (page(run, [run._replace(name="old")]), True)):
+        assert (text.index("<h2>Figures") < text.index("<h2>Throughput")) == comes_first
+
+
+def test_a_ping_is_not_compared_with_a_bench(save, tmp_path):
+    for option, other in (("--ping", bench()), ("--bench", ping())):
+        code, out, err = run_client("127.0.0.1", "1", option, "--compare", save("old.json", other))
+        assert (code, out) == (2, "")
+        assert is_one_complaint(err, f"cannot compare a {option[2:]} with", "old.json", f"that is a {other['mode']}")
+
+
+def test_a_run_that_is_merged_alone_keeps_the_name_of_its_file(save):
+    code, out, _ = run_client("--merge", save("after.json", bench()), "--compare", save("before.json", bench()))
+    assert code == 0 and re.search(r"^compared +after\.json +before\.json +change$", out, re.MULTILINE)
 
 
 def test_figures_that_a_run_does_not_have_are_left_open():
@@ -486,7 +511,7 @@ def test_a_report_never_replaces_a_file_that_the_command_reads_or_prints_to(save
     link, printed = tmp_path / "link", tmp_path / "printed"
     os.link(run, link)
     printed.write_text("before\n")
-    nowhere = ("127.0.0.1", "1", "--ping", "-c", "1")
+    nowhere = ("127.0.0.1", "1", "--bench", "-d", "1")
     for option, path in (("--report", run), ("--hdr", link)):
         for other, arguments in (("--compare", nowhere), ("--merge", ())):
             code, out, err = run_client(*arguments, other, run, option, path)
@@ -579,7 +604,7 @@ def test_wrong_uses_of_the_options_are_usage_errors(save, tmp_path):
 def test_a_page_compares_with_files_and_standard_output_has_the_table(serve, save, tmp_path):
     server = serve(echo_of("line"))
     report = tmp_path / "report.html"
-    old = [save("monday.json", ping()), save("tuesday.json", bench())]
+    old = [save("monday.json", ping()), save("tuesday.json", ping(count=3))]
     code, out, _ = run_client(*arguments_for(server), "--ping", "-c", 3, "-i", 0, "--compare", *old, "--report", report)
     assert code == 0
     assert re.search(r"^compared +this run +monday\.json +change +tuesday\.json +change$", out, re.MULTILINE)

@@ -13,6 +13,10 @@ _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 """How an alert and a handshake begin in TLS: with their type, and the version."""
 
 
+_PROXY_HEADERS = (b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n", b"\r")
+"""How a PROXY header begins as a message: version 1, version 2, and version 2 up to its first line feed."""
+
+
 def explained(exc: EchoError, came: int, options: argparse.Namespace) -> str:
     """Return the error as a line, with a hint. ``came``: number of bytes that have come from the server in all."""
     hint = _hint(exc, came, options)
@@ -25,6 +29,8 @@ def _hint(exc: EchoError, came: int, options: argparse.Namespace) -> str:
     if received.startswith(_TLS_RECORDS) and not options.tls:
         return "the server uses TLS; add --tls"
     if isinstance(exc, EchoMismatch):
+        if options.send_proxy is not None and received.startswith(_PROXY_HEADERS):
+            return "the server has echoed the PROXY header; start it with --proxy-protocol, or omit --send-proxy"
         return f"if this service is not an echo, {'add' if options.text else 'use -m with'} --no-verify"
     if isinstance(exc, ReceiveTimeout):
         return unanswered(options, "be full", "have another --framing") if not came else _OTHER_FRAMING

@@ -72,6 +72,10 @@ class Results:
         self._outputs: List[_Output] = []
         if len(self._compared) > COMPARED:
             arguments.fail(prog, f"too many files for --compare: the maximum is {COMPARED}", 2)
+        mode = "ping" if options.ping else "bench"
+        for run in self._compared:
+            if run.mode != mode:
+                arguments.fail(prog, f"cannot compare a {mode} with {run.name!r}: that is a {run.mode}", 2)
 
     def __enter__(self) -> Results:
         for option, path, text in self._wanted:
@@ -119,7 +123,8 @@ class Results:
             return
         from ...measure.document import Run
 
-        run = Run.of("all machines" if len(self._parts) > 1 else "this run", report.summary)
+        merged = self._parts[0].name if len(self._parts) == 1 else "all machines"
+        run = Run.of(merged if self._parts else "this run", report.summary)
         if self._compared:
             from ...measure.differences import differences
 
