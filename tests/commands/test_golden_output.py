@@ -143,11 +143,22 @@ def sessions(server):
     yield "reset"
 
 
+def wait_until_counted(server):
+    """Wait until the server has no session: a session is counted after its last line in the log."""
+    active = True
+    while active:
+        server.popen.send_signal(signal.SIGUSR1)
+        line = server.read_log_until(r".*statistics.*\n")[0]
+        server.log = server.log.replace(line, "")
+        active = re.search(r'active"?:? 0\b', line) is None
+
+
 def logged(server_command, *options):
     """The masked log of a server that has had each kind of session, from its start to its end."""
     server = server_command("--max-message", "100", "--log-level", "debug", *options)
     for reason in sessions(server):
         server.read_log_until(f"disconnected: {reason}")
+        wait_until_counted(server)
     server.popen.send_signal(signal.SIGUSR1)
     server.read_log_until("statistics")
     server.popen.send_signal(signal.SIGHUP)
