@@ -733,6 +733,25 @@ def test_a_direct_log_that_is_not_read_drops_records_and_does_not_wait(pipe, log
         ]
 
 
+def test_each_loss_is_reported_once_if_only_some_of_the_reports_are_written(pipe, logger, monkeypatch):
+    reader, writer = pipe
+    with ended(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
+        logger.addHandler(direct)
+        direct._drop("first", 5)
+        direct._drop("second", 7)
+        with monkeypatch.context() as patched:
+            write = direct._output.write
+            patched.setattr(direct._output, "write", lambda lines: write(lines[:2]) + len(lines[2:]))
+            logger.info("one")
+        logger.info("two")
+        assert os.read(reader, 1000).decode().splitlines() == [
+            "one",
+            "5 log records dropped: first",
+            "two",
+            "7 log records dropped: second",
+        ]
+
+
 @posix_pipes
 def test_a_direct_log_does_not_wait_when_another_process_fills_the_pipe_after_its_look(pipe, logger, monkeypatch):
     reader, writer = pipe

@@ -100,12 +100,12 @@ class CountingHandler(LineHandler):
             self._lost[why] += count
 
     def _write(self, lines: List[bytes]) -> None:
-        known = self._lost.copy()
-        notes = [self.encode(_note(count, why)) for why, count in (known - self._reported).items()]
+        unreported = list((self._lost.copy() - self._reported).items())
+        notes = [self.encode(_note(count, why)) for why, count in unreported]
         lost = self._output.write(lines + notes)
-        if not lost:
-            self._reported = known
-        elif lost > len(notes):
+        for why, count in unreported[: max(0, len(notes) - lost)]:
+            self._reported[why] += count
+        if lost > len(notes):
             self._drop(self._output.problem(), lost - len(notes))
 
 
