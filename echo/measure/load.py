@@ -25,7 +25,7 @@ import sys
 from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Tuple, Type
 
 from ..client.endpoint import Endpoint
-from ..exceptions import EchoError
+from ..exceptions import EchoError, IncompleteMessage
 from ..framing import Framing
 from .clock import CLOCK, Clock
 from .distribution import SECOND, Distribution
@@ -293,6 +293,8 @@ class Load:
                         self._receive(lane, now)
                         if now < self._end:
                             self._replied(lane)
+                except IncompleteMessage:  # errors are counted by their text: without a number that the server chooses
+                    self._drop(lane, "the server has ended the session inside a message")
                 except EchoError as exc:
                     self._drop(lane, str(exc))
         self._finish()

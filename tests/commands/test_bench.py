@@ -457,6 +457,19 @@ def test_a_connection_that_ends_between_two_messages_costs_nothing_if_it_is_open
     assert summary["reconnects"] >= 8
 
 
+def test_replies_that_are_cut_at_different_places_are_one_kind_of_error():
+    class CutsEachReplyElsewhere(Service):
+        def answer(self, message):
+            cuts = self.network.cuts = getattr(self.network, "cuts", 0) + 1
+            self.send_raw(message[:cuts])
+            self.close()
+
+    result = simulate_bench(CutsEachReplyElsewhere, connections=1, duration=2, reconnect=True, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert summary["lost"] > 3
+    assert summary["errors"] == {"the server has ended the session inside a message": summary["lost"]}
+
+
 def test_a_server_that_does_not_come_back_is_an_outage_until_the_end():
     class GoesAway(Service):
         def answer(self, message):
