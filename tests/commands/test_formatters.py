@@ -3,6 +3,7 @@ content."""
 
 import json
 import logging
+import os
 import re
 import sys
 
@@ -274,6 +275,22 @@ def test_a_name_that_a_filter_has_replaced_is_printable_text(name, value):
 def test_a_message_that_says_of_itself_that_it_is_printable_is_escaped(form):
     line = line_of(form, made(SlyError()))
     assert line.endswith(SHOWN) if form == "text" else json.loads(line)["message"] == SHOWN
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_record_of_a_forked_child_has_its_own_process_number(form):
+    formatter, record = FORMATTERS[form](with_process=True), made()
+    formatter.format(record)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, formatter.format(made(created=record.created)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    line = os.read(reader, 1000).decode()
+    os.close(reader)
+    os.close(writer)
+    assert f"[{child}]" in line if form == "text" else json.loads(line)["process"] == child
 
 
 # Threads and colors.

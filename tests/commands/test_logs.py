@@ -214,7 +214,9 @@ def test_a_formatter_that_fails_costs_its_records_alone(pipe, logger):
 
 class Odd:
     def __str__(self):
-        raise ValueError("not\nprintable")
+        exc = ValueError("not\nprintable")
+        exc.__notes__ = ["a note"]  # since 3.11, as of add_note()
+        raise exc
 
 
 class Deep:

@@ -18,6 +18,7 @@ import os
 import time
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
+from ...server import forking
 from ...text import LONGEST, escape, format_exception, printable, shorten
 from ..color import paint
 
@@ -39,12 +40,15 @@ class TextFormatter(logging.Formatter):
     ``with_process`` adds the process number, for a log that several processes write; ``with_thread`` the thread's name.
     """
 
-    _last = (-1, -1), ""
-
     def __init__(self, with_process: bool = False, with_thread: bool = False) -> None:
         super().__init__()
         self._with_process = with_process
         self._with_thread = with_thread
+        self._forget()
+        forking.in_child(self._forget)  # the prefix has the number of the process
+
+    def _forget(self) -> None:
+        self._last = (-1, -1), ""
 
     @property
     def needs_records(self) -> bool:

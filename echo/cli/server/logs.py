@@ -282,7 +282,7 @@ _PLAIN = bytes(range(0x20, 0x7F))
 
 def _fault(record: logging.LogRecord, exc: Exception) -> logging.LogRecord:
     """A record that says that this one could not be formatted."""
-    what = traceback.format_exception_only(type(exc), exc)[-1].rstrip("\n")
+    what = "".join(traceback.format_exception_only(type(exc), exc)).rstrip("\n")  # with its notes
     where = f"{os.path.basename(record.pathname)}:{record.lineno}"
     text = f"a log record could not be formatted ({where}): {what}"
     return _record(logging.ERROR, text, "log-failed")
