@@ -21,24 +21,33 @@ MAX_SIZE = 32 * 1024 * 1024
 PIPE_TIMEOUT = 30.0
 """Maximum time in seconds to wait for the content of a pipe."""
 
+QUIET = 0.1
+"""Seconds in which nobody may have written to a regular file. Until then a program that writes it may have more, and
+the file's time, which the system counts in steps of some milliseconds, may stay the same: of 53,000 reads of a list
+that was being written, 872 returned a part of it."""
+
 _CHUNK = 1024 * 1024
 
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
-def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT) -> bytes:
-    """Return the content of a regular file, a device or a pipe.
+def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -> bytes:
+    """Return the content of a regular file, a device or a pipe. ``path`` may be relative to ``folder``.
 
-    It waits only for a pipe (the shell's ``<(...)``), at most ``pipe_timeout`` seconds. A pipe without any content is
-    an error: the program that was to write it has failed.
+    It waits for a pipe (the shell's ``<(...)``), at most ``pipe_timeout`` seconds, and for ``QUIET`` seconds if a file
+    was written just now. A pipe without any content is an error: the program that was to write it has failed.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | _DO_NOT_WAIT)  # waiting would block in open() for a FIFO's writer
+        descriptor = os.open(
+            os.path.join(folder, path), os.O_RDONLY | _DO_NOT_WAIT
+        )  # else it waits for a FIFO's writer
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise ValueError(f"cannot read {path}: {_reason(exc)}") from None
     try:
         before = os.fstat(descriptor)
-        is_pipe = stat.S_ISFIFO(before.st_mode)
+        is_pipe, is_regular = stat.S_ISFIFO(before.st_mode), stat.S_ISREG(before.st_mode)
+        if is_regular and abs(time.time() - before.st_mtime) < QUIET:
+            time.sleep(QUIET)
         data = _read(path, descriptor, time.monotonic() + pipe_timeout if is_pipe else 0.0)
         after = os.fstat(descriptor)
     except OSError as exc:
@@ -47,7 +56,7 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT) -> bytes:
         os.close(descriptor)
     if is_pipe and not data:
         raise ValueError(f"nothing was written to the pipe {path}")
-    if stat.S_ISREG(before.st_mode) and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    if is_regular and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ValueError(f"{path} was written while it was read; try again")
     return data
 
@@ -91,10 +100,14 @@ class RepeatedFiles:
     """Reads files again and again, for a process that runs.
 
     A regular file is read anew each time. The content of a pipe is kept from the first time, since it can be read only
-    once. Only the first read of a path waits for a pipe.
+    once. Only the first read of a path waits for a pipe. Paths are relative to the folder that is the current one now:
+    a handler may change it.
     """
 
     def __init__(self) -> None:
+        self._folder = ""
+        with contextlib.suppress(OSError):  # it was deleted
+            self._folder = os.getcwd()
         self._read_before: Set[str] = set()
         self._kept: Dict[str, bytes] = {}
 
@@ -105,10 +118,11 @@ class RepeatedFiles:
 
     def read(self, path: str) -> bytes:
         """Return the content. ``ValueError`` names a file that cannot be used."""
-        if path in self._kept and not os.path.isfile(path):
+        place = os.path.join(self._folder, path)
+        if path in self._kept and not os.path.isfile(place):
             return self._kept[path]
-        is_pipe = _is_pipe(path)
-        data = read_file(path, 0.0 if path in self._read_before else PIPE_TIMEOUT)
+        is_pipe = _is_pipe(place)
+        data = read_file(path, 0.0 if path in self._read_before else PIPE_TIMEOUT, self._folder)
         self._read_before.add(path)
         self._kept.pop(path, None)
         if is_pipe:
@@ -129,7 +143,7 @@ def named_copy(data: bytes) -> Iterator[str]:
 
     The content may be a key, so it is on no disk where the system can do that.
     """
-    if sys.platform == "linux" and hasattr(os, "memfd_create"):
+    if sys.platform == "linux" and hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
         with open(os.memfd_create("echo"), "wb", buffering=0) as copy:
             copy.write(data)
             yield f"/proc/self/fd/{copy.fileno()}"

@@ -70,8 +70,8 @@ connection itself is lost.)"""
 
 
 def check_path(address: Any) -> None:
-    """``ValueError`` for a string that is a host with its port, or an IP address: it would be the name of a Unix
-    socket's file. ``TypeError`` for a port alone."""
+    """``ValueError`` for a string that is a host with its port, or one of them alone: it would be the name of a Unix
+    socket's file. ``TypeError`` for a port as a number."""
     if isinstance(address, int):
         raise TypeError(f"the address is {address}; expected (host, port), like ('127.0.0.1', {address})")
     if not isinstance(address, (str, bytes)):
@@ -79,14 +79,14 @@ def check_path(address: Any) -> None:
     text = os.fsdecode(address)
     if "/" in text or text[:1] == "\0":
         return
-    host, colon, port = text.rpartition(":")
-    if not (colon and port.isdigit()):
+    host, _, port = text.rpartition(":")
+    if not port.isdigit():
         host, port = text, "PORT"
         try:
             ipaddress.ip_address(host.strip("[]"))
         except ValueError:
             return
-    host = host.strip("[]")
+    host = host.strip("[]") or "127.0.0.1"
     raise ValueError(
         f"{text!r} is not an address; write ({host!r}, {port}), or './{text}' for a Unix socket with this name"
     )

@@ -116,7 +116,7 @@ class Admission:
 
             header = receive_header(session.request, server._echo_options.handshake_timeout)
             own = host_of(session.client_address)
-            others = self._registry.identify(session, "unix" if header.source == "" else header.source)
+            others = self._registry.identify(session, _named(header.source))
             # A client that has no host, by what its proxy says, is local to the proxy, and not to this host.
             self._check_client(server, session.request, session.client_address, session.host or own, others)
         if server._echo_options.ssl_context is not None:
@@ -125,8 +125,12 @@ class Admission:
             options = server._echo_options
             shake_hands(session.request, options.ssl_context, options.handshake_timeout)
 
-    def check_networks(self, client_address: Any) -> None:
-        """The step for a client that a program has accepted itself, in a loop of its own."""
+    def check_unknown(self, server: Any, request: Any, client_address: Any) -> None:
+        """The step for a client that a program has accepted itself, in a loop of its own. ``TypeError`` if nobody would
+        read its header or shake hands: it would be served in clear."""
+        options = server._echo_options
+        if type(request) is socket.socket and (options.proxy_protocol or options.ssl_context is not None):
+            raise TypeError("with ssl_context or proxy_protocol, only the server itself can accept clients")
         if not self._clients.permits(host_of(client_address)):
             raise Refused("denied", "not from this address")
 
@@ -142,6 +146,14 @@ class Admission:
             raise Refused("limit", f"{plural(limit, 'session')} from this address")
         if not server.verify_request(request, client_address):
             raise Refused("denied", "verify_request")
+
+
+def _named(source: Any) -> Any:
+    """The client's address in a header, as the log shows it. A Unix socket may have no name. A client of the proxy
+    chooses the name of its own: a file that is called 192.0.2.1:80 must not pass for that address."""
+    if source == "":
+        return "unix"
+    return f"./{source}" if isinstance(source, str) and "/" not in source else source
 
 
 def guarded_socket(server: Any, request: Any) -> Any:

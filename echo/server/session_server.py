@@ -109,7 +109,8 @@ class SessionServer(ListeningServer):
             peer = format_address(session.client_address)
             log_event(logging.DEBUG, "drained", "%s drained before its session began", peer, peer=peer)
         else:
-            self._echo_registry.release_host(session)
+            if exc.reason != "handshake":  # which was answered, so that this client may linger: it keeps its slot
+                self._echo_registry.release_host(session)
             log_refused(session.client_address, exc, None if session.unnamed else session.via)
 
     def _echo_turn_away(self, session: Session, reason: str) -> None:
@@ -139,7 +140,7 @@ class SessionServer(ListeningServer):
         """Make a session for a request that this server has not accepted itself."""
         session = Session(request, client_address)
         try:
-            self._echo_admission.check_networks(client_address)
+            self._echo_admission.check_unknown(self, request, client_address)
         except Refused as exc:
             log_refused(client_address, exc)
             self._echo_turn_away(session, exc.reason)
@@ -187,7 +188,7 @@ class SessionServer(ListeningServer):
             if type(request) is not socket.socket:
                 expect_shut_down(request)
         else:  # accepted by a program's own loop
-            self._echo_admission.check_networks(client_address)
+            self._echo_admission.check_unknown(self, request, client_address)
         handler_class: Any = self.RequestHandlerClass
         handler_class(request, client_address, self)
 
@@ -255,6 +256,8 @@ class SessionServer(ListeningServer):
         connection = session.handler.connection
         if connection.aborted:
             ended = True  # a FIN must not come before the reset
+        elif session.refused not in (None, "handshake"):  # nothing was sent to it, and it must not stay by sending
+            ended = linger(request, silence=0.0, timeout=0.0, shared=True)
         elif connection.peer_ended:  # nothing more can arrive that a close would answer with a reset
             # close() ends the connection. It does not where a forked child has a copy of the socket, and TLS has to
             # send its own end first. shutdown() takes 7 % of a short session, since it releases the GIL.

@@ -7,17 +7,20 @@ must not do that with a list of revoked certificates.
 
 from __future__ import annotations
 
-import contextlib
-import os
+import binascii
 import re
 import ssl
-from typing import Any, Callable, Iterator, NamedTuple, Optional
+from typing import Any, Callable, ContextManager, NamedTuple, Optional
 
 from ..files import named_copy, read_file, without_marks
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
 _REVOCATION_LIST = re.compile(rb"-----BEGIN [A-Z0-9 ]*CRL-----")
+_CRL_CONTENT = re.compile(rb"-----BEGIN X509 CRL-----(.*?)-----END", re.DOTALL)
+_DELTA = b"\x06\x03\x55\x1d\x1b"
+"""The identifier 2.5.29.27, which marks a list that only adds to another one (RFC 5280, section 5.2.4)."""
+
 _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----.*?-----END \1-----", re.DOTALL)
 _PASSED_OVER = re.compile(rb"[\0-\x08]|^[^\w\n]*BEGIN [A-Z0-9# ]*(?:CRL|PKCS|CMS)", re.IGNORECASE | re.MULTILINE)
 """Outside of these blocks: binary data, as which CAs publish their lists, containers and misspelt headers."""
@@ -91,16 +94,10 @@ class _PEM(NamedTuple):
     def has(self, pattern: re.Pattern[bytes]) -> bool:
         return pattern.search(without_marks(self.content)) is not None
 
-    @contextlib.contextmanager
-    def for_openssl(self) -> Iterator[str]:
-        """A path to read the content from. It is the file's own, unless it is a pipe, or begins with a byte-order
-        mark, which not every version of OpenSSL passes over."""
-        text = without_marks(self.content)
-        if text == self.content and os.path.isfile(self.path):
-            yield self.path
-        else:
-            with named_copy(text) as path:
-                yield path
+    def for_openssl(self) -> ContextManager[str]:
+        """A path to read the content from. It is not the file's own: another program may write to that now. Not every
+        version of OpenSSL passes over a byte-order mark."""
+        return named_copy(without_marks(self.content))
 
 
 def _load_chain(context: ssl.SSLContext, certificate: str, key: Optional[str], read: Callable[[str], bytes]) -> None:
@@ -112,7 +109,7 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: Optional[str], r
             context.load_cert_chain(chain_path, key_path, password=lambda: _no_password(own.path))
     except ssl.SSLError as exc:
         raise ValueError(_explain(exc, chain, own)) from None
-    except OSError as exc:  # one of the files has changed after it was read
+    except OSError as exc:  # no descriptor for a copy, for example
         raise ValueError(f"cannot read {chain.path} or {own.path}: {exc.strerror}") from None
 
 
@@ -152,6 +149,11 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
         raise ValueError(
             f"{authorities.path} holds data that is not PEM, maybe a revocation list (CRL); convert that with"
             " openssl crl -inform DER"
+        )
+    crls = _CRL_CONTENT.findall(without_marks(authorities.content))
+    if any(_DELTA in binascii.a2b_base64(found) for found in crls):
+        raise ValueError(
+            f"{authorities.path} holds a delta revocation list (CRL), which OpenSSL ignores; give the complete list"
         )
     if lists:
         # For every certificate of the chain, as nginx and HAProxy do: without a list, its issuer's certificates are

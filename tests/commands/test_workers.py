@@ -440,6 +440,38 @@ def test_a_signal_while_the_workers_are_being_started_is_not_lost(run, folder):
     assert "died" not in server.log and "Traceback" not in server.log
 
 
+def test_signals_that_come_faster_than_files_are_read_do_not_keep_the_parent_from_a_stop(changed):
+    """Row 62: a thousand SIGHUPs and a long list of networks delayed the stop by minutes."""
+    change = (
+        "import os, signal\n"
+        "from echo.cli.server import command\n"
+        "parent, reload = os.getpid(), command._reload\n"
+        "def reload_and_signal(server, files):\n"
+        "    for _ in range(3 * (os.getpid() == parent)):\n"
+        "        os.kill(parent, signal.SIGHUP)\n"
+        "    return reload(server, files) and False\n"
+        "command._reload = reload_and_signal\n"
+    )
+    server = changed(change, "--workers", "2")
+    started(server, 2)
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("read again")
+    assert server.terminate() == 0
+
+
+def test_workers_are_not_asked_to_read_files_that_their_parent_could_not_read(start, folder, dial):
+    """Row 61: a file that was mended in between was in force in the workers, and not in one that replaced them."""
+    (folder / "deny").write_text("")
+    server = start(2, "--deny", "@deny")
+    (folder / "deny").write_text("example\n")
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("all stays as it was")
+    server.popen.send_signal(signal.SIGUSR1)
+    server.read_log_until("(?s)(statistics.*){2}")  # which the workers log after a reload
+    assert server.terminate() == 0
+    assert server.log.count("SIGHUP: ") == 1
+
+
 def test_sigusr1_is_passed_on_to_every_worker(start, dial):
     server = start(3)
     clients = client_of_each(server, dial, 3)

@@ -125,6 +125,7 @@ NAMED = {
     ),
     "v2, Unix": (block(PROXY, 0x31, unix(b"/run/app.sock", b"/b")), "/run/app.sock", "/run/app.sock"),
     "v2, Unix without a name": (block(PROXY, 0x31, unix()), "unix", "unix"),
+    "v2, Unix with the name of an address": (block(PROXY, 0x31, unix(b"192.0.2.1:80")), *2 * ("./192.0.2.1:80",)),
     "v2, with TLVs and a checksum": (
         checked(PROXY, 0x11, inet(), tlv(2, b"example.com"), tlv(4, bytes(9))),
         ("192.0.2.1", 56324),
@@ -507,13 +508,24 @@ def test_the_limit_is_for_each_real_host_and_slots_come_back(proxied, dial, log)
     converse(dial(server), line_of("192.0.2.1", 4))
 
 
+def test_a_denied_client_cannot_stay_and_fill_the_server(proxied, dial):
+    """Row 89: as long as it went on sending, it had one of the sessions, for 5 s."""
+    server = proxied(deny=["192.0.2.0/24"])
+    server._echo_linger_silence = 2 * DEADLINE
+    stays = dial(server)
+    stays.sendall(LINE + b"hello\n")
+    assert read_all(stays) == b""
+    eventually(lambda: server.stats().active == 0)
+    assert server.stats().refused == {"denied": 1}
+
+
 def test_a_refused_client_that_stays_connected_takes_no_slot(proxied, dial):
     server = proxied(max_connections_per_host=1)
     first = dial(server)
     converse(first, LINE)
     stays = dial(server)
     stays.sendall(LINE)
-    assert read_all(stays) == b""  # and it is not closed: the server waits a moment for its end
+    assert read_all(stays) == b""
     first.sendall(b"exit\n")
     assert read_all(first) == b""
     first.close()
@@ -525,7 +537,7 @@ def test_a_refused_client_is_counted_once_while_it_stays_and_after_it_has_left(p
     server = proxied()
     stays = dial(server)
     stays.sendall(b"GET / HTTP")
-    assert read_all(stays) == b""  # and it is not closed: the server waits a moment for its end
+    assert read_all(stays) == b""
     for _ in range(2):
         stats = server.stats()
         assert stats.accepted == 1 == stats.active + sum(stats.refused.values()) + sum(stats.ended.values())

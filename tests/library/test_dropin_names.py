@@ -240,6 +240,20 @@ def test_networks_hold_for_clients_that_a_program_accepts_in_a_loop_of_its_own(d
         assert server.stats().refused == ({} if step == "finish_request" else {"denied": 1})
 
 
+@pytest.mark.parametrize(
+    "options", [{"proxy_protocol": True}, {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}]
+)
+@pytest.mark.parametrize("step", ["process_request", "process_request_thread", "finish_request"])
+def test_no_client_that_a_program_accepts_itself_is_served_without_its_header_or_in_clear(dial, step, options):
+    """Row 61."""
+    with echo.Server(ADDRESS, Lines, **options) as server:
+        dial(server)
+        assert is_readable(server.socket, DEADLINE)
+        request, address = server.socket.accept()
+        with request, pytest.raises(TypeError, match="only the server itself can accept clients"):
+            getattr(server, step)(request, address)
+
+
 @on_both
 def test_the_private_flag_ends_the_loop_without_waiting_for_it(base, dial):
     class Last(socketserver.BaseRequestHandler):

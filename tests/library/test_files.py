@@ -102,6 +102,24 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch)
     assert error_of(read_file, str(path)) == f"{path} was written while it was read; try again"
 
 
+def test_a_file_that_was_written_just_now_is_read_only_when_its_writer_is_done(tmp_path, monkeypatch):
+    """Row 61: a program that writes a list writes it in pieces, and the part that was there was put in force."""
+    path = tmp_path / "networks"
+    path.write_bytes(b"192.0.2.1\n")
+    waits = []
+
+    def goes_on(seconds):
+        waits.append(seconds)
+        with open(path, "ab") as file:
+            file.write(b"192.0.2.2\n")
+
+    monkeypatch.setattr(files.time, "sleep", goes_on)
+    assert "was written while it was read" in error_of(read_file, str(path))
+    os.utime(path, (1, 1))
+    assert read_file(str(path)) == b"192.0.2.1\n192.0.2.2\n"
+    assert waits == [files.QUIET]
+
+
 def once(first, others):
     calls = []
 

@@ -1087,6 +1087,8 @@ database = {folder}/index.txt
 crlnumber = {folder}/crlnumber
 default_md = sha256
 default_crl_days = {days}
+[delta]
+2.5.29.27 = critical,DER:02:01:01
 """
 
 
@@ -1094,7 +1096,7 @@ default_crl_days = {days}
 def revocation_list(certificates, tmp_path):
     """``revocation_list(*pairs)``: the path of a file with the CA and its list of these revoked certificates."""
 
-    def make(*revoked, days=30):
+    def make(*revoked, days=30, extensions=()):
         (tmp_path / "index.txt").write_text("")
         (tmp_path / "crlnumber").write_text("01\n")
         settings = tmp_path / "crl.cnf"
@@ -1104,7 +1106,7 @@ def revocation_list(certificates, tmp_path):
         for pair in revoked:
             openssl(*ca, "-revoke", pair.certificate)
         both = tmp_path / "ca-and-crl.pem"
-        openssl(*ca, "-gencrl", "-out", str(both))
+        openssl(*ca, "-gencrl", *extensions, "-out", str(both))
         both.write_bytes(both.read_bytes() + read_bytes(authority.certificate))
         return str(both)
 
@@ -1170,6 +1172,13 @@ def test_a_revocation_list_that_cannot_be_used_is_an_error_and_is_not_passed_ove
     with pytest.raises(ValueError) as caught:
         server_context(*certificates.server, path)
     assert path in str(caught.value)
+
+
+def test_a_revocation_list_that_adds_to_another_one_is_an_error(certificates, revocation_list):
+    """Row 72: OpenSSL ignores it, and a client that only it revokes was let in."""
+    path = revocation_list(certificates.client, extensions=("-crlexts", "delta"))
+    with pytest.raises(ValueError, match=r"holds a delta revocation list \(CRL\), .* give the complete list"):
+        server_context(*certificates.server, path)
 
 
 def as_der(text):
@@ -1238,6 +1247,16 @@ def test_certificates_and_keys_may_come_from_pipes(plain, certificates, contexts
     server, client = plain()
     agree(server, client, (accepting, connecting))
     assert (server.subject, client.subject) == ("CN=alice,O=Example", "CN=localhost")
+
+
+def test_openssl_gets_the_content_that_was_checked(certificates, tmp_path):
+    """Row 61: it read each file again. From one that was being written it took a part, and the rest was ignored."""
+    contents = {}
+    for path in (*certificates.server, certificates.authority.certificate):
+        written = tmp_path / os.path.basename(path)
+        written.write_bytes(b"")
+        contents[str(written)] = read_bytes(path)
+    assert server_context(*contents, read=contents.__getitem__).cert_store_stats()["x509_ca"] == 1
 
 
 @contextlib.contextmanager

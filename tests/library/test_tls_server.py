@@ -610,6 +610,18 @@ def test_the_limit_of_a_host_counts_connections_in_their_handshake(secure, dial)
     eventually(lambda: server.stats().refused == {"limit": 1})
 
 
+def test_a_client_that_stays_after_its_failed_handshake_keeps_its_slot(secure, dial):
+    """Row 61: a host filled the server past its limit with connections that were refused and went on sending."""
+    server = secure(max_connections_per_host=2)
+    server._echo_linger_silence = DEADLINE
+    for client in (dial(server), dial(server)):
+        speaks_plainly(client)
+        read_all(client)
+    assert read_all(dial(server)) == b""
+    eventually(lambda: server.stats().refused == {"limit": 1})
+    assert server.stats().active == 2
+
+
 def test_a_failed_handshake_frees_its_slot(secure, dial, connect):
     server = secure(max_connections=1)
     for _ in range(5):

@@ -7,6 +7,7 @@ before the deadline, 1 if anything had to be cut or the address is not available
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import errno
 import logging
@@ -14,9 +15,10 @@ import os
 import queue
 import random
 import signal
+import ssl
 import sys
 import threading
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, List, NoReturn, Optional
 
 from ... import protocol
 from ...files import RepeatedFiles
@@ -147,8 +149,8 @@ def _run_alone(server: Server, process: Process, log: Log, files: Files) -> int:
 def _run_workers(server: Server, count: int, process: Process, log: Log, files: Files) -> int:
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
-    def reload() -> None:
-        _reload(server, files)
+    def reload() -> bool:
+        return _reload(server, files)
 
     def work(number: int, ready: Callable[[], None]) -> int:
         options = server._echo_options
@@ -189,7 +191,7 @@ def _serve(
     server: Server,
     process: Process,
     ready: Callable[[], None],
-    reload: Callable[[], None],
+    reload: Callable[[], object],
     terminal_is_gone: Callable[[], bool],
 ) -> int:
     """Serve until a signal. ``ready`` is called once signals are acted on: a stop may follow at once."""
@@ -236,23 +238,33 @@ def _terminal() -> int:
     return 0
 
 
-def in_thread() -> Callable[[Callable[[], None]], None]:
+def in_thread() -> Callable[[Callable[[], object]], None]:
     """Return a function for signal handlers: it lets a thread call what it gets, one by one. So no slow file delays a
-    client, and older files are never put in force after newer ones."""
-    calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # a signal handler may interrupt its put()
+    client, and older files are never put in force after newer ones. Of the same function only one call waits, so that
+    a thousand signals do not mean a thousand reloads."""
+    waiting: Deque[Callable[[], object]] = collections.deque()
+    bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may interrupt its put()
 
     def run() -> None:
         while True:
             with contextlib.suppress(Exception):  # no memory, for example; the next signal needs this thread
-                calls.get()()
+                bell.get()
+                while waiting:
+                    waiting.popleft()()
+
+    def later(call: Callable[[], object]) -> None:
+        if call not in waiting:
+            waiting.append(call)
+        bell.put(None)
 
     threading.Thread(target=run, name="echo-signals", daemon=True).start()
-    return calls.put
+    return later
 
 
-def _reload(server: Server, files: Files) -> None:
-    """Read the files again; if one is broken, all stays as it is."""
+def _reload(server: Server, files: Files) -> bool:
+    """Read the files again, and return True; if one is broken, all stays as it is."""
     systemd.notify(systemd.reloading())
+    done = False
     try:
         again = files.server_options()
         server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
@@ -263,7 +275,9 @@ def _reload(server: Server, files: Files) -> None:
         kept = files.kept
         text = f", except {', '.join(kept)}: a pipe can be read only once" if kept else ""
         log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again%s", text)
+        done = True
     systemd.notify(systemd.READY)
+    return done
 
 
 class Files:
@@ -273,6 +287,7 @@ class Files:
         self._options = options
         self._files = RepeatedFiles()
         self._lists = NetworkLists(self._files.read)
+        self._revoked = False  # whether the file of the client CA has held revocation lists
 
     @property
     def kept(self) -> List[str]:
@@ -286,6 +301,11 @@ class Files:
         if options.tls_cert is None:
             return dict(found, ssl_context=None)
         context = server_context(options.tls_cert, options.tls_key, options.tls_client_ca, read=self._files.read)
+        revokes = bool(context.verify_flags & ssl.VERIFY_CRL_CHECK_CHAIN)
+        if self._revoked and not revokes:  # it is being written, or the lists were lost
+            what = f"{options.tls_client_ca} holds no revocation list (CRL) now, but did before"
+            raise ValueError(f"{what}; to accept revoked certificates, restart the server")
+        self._revoked = revokes
         return dict(found, ssl_context=context)
 
 

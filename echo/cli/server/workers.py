@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 import traceback
-from typing import Any, Callable, Deque, NoReturn, Optional
+from typing import Any, Callable, Deque, NoReturn, Optional, Tuple
 
 from ...server.reporting import log_event
 from ...text import plural
@@ -85,8 +85,9 @@ class Workers:
     Numbers count from 0. ``work`` must call ``ready`` as soon as SIGTERM can stop it. ``process`` has the signals
     and the deadline: the parent's, and in each worker that worker's.
 
-    The other functions are called in the parent: ``stop`` on SIGINT or SIGTERM; ``reload`` on SIGHUP, which is also
-    passed on to the workers (one that is started later inherits what the parent has read). Where ``hung_up()`` is true,
+    The other functions are called in the parent: ``stop`` on SIGINT or SIGTERM; ``reload`` on SIGHUP, which is then
+    passed on to the workers if ``reload`` returns true: all of them read the files again, or none (one that is started
+    later inherits what the parent has read). Where ``hung_up()`` is true,
     SIGHUP stops it too.
     """
 
@@ -102,7 +103,7 @@ class Workers:
         work: Callable[[int, Callable[[], None]], int],
         process: Process,
         stop: Callable[[], None],
-        reload: Callable[[], None] = lambda: None,
+        reload: Callable[[], bool] = lambda: True,
         hung_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._work = work
@@ -120,7 +121,7 @@ class Workers:
         self.balance = Balance(count)
         self._in_haste = mmap.mmap(-1, 1)  # shared with the workers: whether the parent has had a second signal
         self._orphaned = False
-        self._notes: Deque[Callable[[], None]] = collections.deque()
+        self._notes: Deque[Tuple[Callable[[int], None], int]] = collections.deque()
         self._alarm, self._bell = socket.socketpair()
         self._bell.setblocking(False)
 
@@ -135,13 +136,15 @@ class Workers:
         try:
             while True:
                 self._reap()
-                while self._notes:
-                    self._notes.popleft()()
+                for _ in range(len(self._notes)):  # those that come meanwhile are acted on after the next look around
+                    act, number = self._notes.popleft()
+                    act(number)
                 self._kill_late()
                 self._start_due()
                 if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
                     return 1 if self._failed else 0
-                self._wait()
+                if not self._notes:
+                    self._wait()
         finally:
             signal.set_wakeup_fd(wakeup)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if found is None else found)
@@ -151,18 +154,18 @@ class Workers:
             os.close(self._lifeline_end)
 
     def _note_stop(self, number: int, begins: bool) -> None:
-        self._notes.append(lambda: self._stop_all(number))
+        self._notes.appendleft((self._stop_all, number))  # before a reload: that of a long list takes a second
 
     def _note(self, number: int) -> None:
-        self._notes.append(lambda: self._pass_on(number))
+        if (self._pass_on, number) not in self._notes:  # of many that wait, one does
+            self._notes.append((self._pass_on, number))
 
     def _pass_on(self, number: int) -> None:
         if number != getattr(signal, "SIGHUP", None):
             self._signal(number)
         elif self._hung_up():
             self._process.stop(number)
-        elif not self._stopped:
-            self._reload()
+        elif not self._stopped and self._reload():
             self._signal(number)
 
     def _wait(self) -> None:
