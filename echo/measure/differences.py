@@ -8,7 +8,7 @@ from typing import Callable, List, NamedTuple, Optional, Sequence
 
 from ..text import printable
 from .distribution import Distribution
-from .document import Run
+from .document import Run, warnings
 from .figures import percentile_name
 from .report import milliseconds
 
@@ -109,9 +109,8 @@ def differences(runs: Sequence[Run]) -> str:
 
 
 def doubts(runs: Sequence[Run]) -> List[str]:
-    """A line for each run whose figures are not to be trusted."""
-    doubtful = [name for name, run in zip(names(runs), runs) if run.fields.get("client_is_bottleneck") is True]
-    return [f"{name}: the client was the bottleneck; its figures say little about the server" for name in doubtful]
+    """A line for each reason not to trust the figures of a run."""
+    return [f"{name}: {warning}" for name, run in zip(names(runs), runs) for warning in warnings(run.fields)]
 
 
 def names(runs: Sequence[Run]) -> List[str]:

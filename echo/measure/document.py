@@ -9,13 +9,20 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional
 
 from ..version import __version__
 from .distribution import Distribution
 from .series import Columns
 
 COLUMNS = ("from_s", "to_s", "messages", "messages_per_s", "p50_us", "p99_us", "max_us", "lost", "wrong")
+
+BUSY = 0.9
+"""Share of a processor from which a process of the load has no time to spare: it may be slower than the server."""
+
+MOST_OF_THE_TIME = 0.9
+"""Share of the time in which all of the merged runs must have run for their rates to be those of one load."""
+
 _MOST = 1e15
 """Maximum of each number in a time series that is read."""
 
@@ -97,6 +104,20 @@ class Run(NamedTuple):
         """A figure of the summary; None if it has none that is a number."""
         value = self.fields.get(field)
         return value if is_number(value) else None
+
+
+def warnings(fields: Dict[str, Any]) -> Iterator[str]:
+    """Why the figures of a summary may say more about how it was measured than about the server."""
+    numbers = {name: value for name, value in fields.items() if is_number(value)}
+    if fields.get("client_is_bottleneck") is True:
+        if numbers.get("client_busy_percent", 0) >= 100 * BUSY:
+            yield "the client was the bottleneck: it had no processor time to spare; the server may be faster"
+        else:
+            yield "the client was late itself: its machine is busy with other work; the latencies contain its delays"
+    overlap, duration = numbers.get("overlap_s"), numbers.get("duration_s")
+    if overlap is not None and duration is not None and overlap < MOST_OF_THE_TIME * duration:
+        most = f"{MOST_OF_THE_TIME:.0%}"
+        yield f"the runs overlapped for less than {most} of the time: the rate is the average while any of them ran"
 
 
 def is_number(value: Any) -> bool:

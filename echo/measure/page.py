@@ -87,7 +87,7 @@ def _latency(runs: Sequence[Run], across: Scale, colours: List[Tuple[str, str]])
     shown = [
         (name, title)
         for name, title in (("p50_us", "p50"), ("p99_us", "p99"), ("max_us", "max"))
-        if any(value for run in runs for value in run.series[name])
+        if any(_is_drawn(run, name) for run in runs)
     ]
     if not shown:
         return "<p>No message came back in the measured time.</p>"
@@ -101,6 +101,12 @@ def _latency(runs: Sequence[Run], across: Scale, colours: List[Tuple[str, str]])
         lines = [Line(_over_time(run, name, 1000.0), f"line c{place}") for place, run in enumerate(runs)]
         charts.append(_chart_of_durations(f"{title} over time", across, title, lines, LOW))
     return _legend(colours) + "\n".join(charts)
+
+
+def _is_drawn(run: Run, name: str) -> bool:
+    """Whether most points of a series that have a reply have this figure: a percentile needs samples enough."""
+    known = sum(bool(value) for value in run.series[name])
+    return known > 0 and 2 * known >= sum(bool(value) for value in run.series["max_us"])
 
 
 def _chart_of_durations(title: str, across: Scale, y_title: str, lines: Sequence[Line], height: int = HEIGHT) -> str:
@@ -256,9 +262,6 @@ def _subtitle(run: Run) -> str:
 
 
 def _warnings(run: Run) -> Iterator[str]:
-    runs, overlap, duration = run.fields.get("runs"), run.number("overlap_s"), run.number("duration_s")
-    if isinstance(runs, list) and overlap is not None and duration is not None and overlap < 0.9 * duration:
-        yield f"The merged runs ran at the same time for only {overlap:.3g} of {duration:.3g} s."
     failures = run.fields.get("failures")
     for failure in failures if isinstance(failures, list) else []:
         yield f"Failed: {_text(failure)}"

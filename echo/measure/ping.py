@@ -91,9 +91,8 @@ class Ping:
         self._series = Series(SHORTEST_POINT)
         self._connect_times = Distribution()
         self._connecting_took = 0
-        self._is_announced = (
-            False  # the connection; once until a reply has come, as a balancer accepts without a server
-        )
+        # Whether the connection has a line: one until a reply has come, since a balancer accepts without a server.
+        self._is_announced = False
 
     @property
     def has_connected(self) -> bool:

@@ -6,22 +6,16 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from ..text import plural
 from .distribution import SECOND, Distribution
-from .document import environment
+from .document import BUSY, environment, warnings
 from .figures import as_fields, percentile_name, with_conditions
 from .load import Slice
 from .probes import Verdict
 from .report import Report, microseconds, milliseconds
 from .series import Columns
 
-BUSY = 0.9
-"""Share of a processor from which a process of the load has no time to spare: it may be slower than the server."""
-
 LATE_SHARE = 0.01
 LATE_AT_LEAST = 10
 """Share of the messages, and their number, that the load may send late before its figures are doubtful."""
-
-MOST_OF_THE_TIME = 0.9
-"""Share of the time in which all of the merged runs must have run for their rates to be those of one load."""
 
 
 class Merged(NamedTuple):
@@ -63,12 +57,11 @@ class LoadSummary(NamedTuple):
         rate = total.received / elapsed if elapsed else 0.0
         settled = total.came + total.lost
         busy = total.busy / total.watched if total.watched else 0.0
-        doubts = self._doubts(busy)
         messages = f"{total.received:,} in {elapsed:.3g} s, {rate:,.0f}/s, {rate * size / 1e6:,.2f} MB/s"
         rows = [
             ("messages", messages if elapsed else "none: it ended before the warm-up did"),
             *self._fates(never_sent, report),
-            *self._client(busy, doubts, report),
+            *self._client(busy),
         ]
         if self.is_named:
             rows.append(("look-up", f"{milliseconds(self.look_up_took)} ms"))
@@ -84,10 +77,10 @@ class LoadSummary(NamedTuple):
             fields.update(as_fields(name, times, with_conditions(percentiles, report)))
             fields[f"{name}_distribution"] = times.as_json()
         if self.merged is not None:
-            rows += _of_merged(self.merged, elapsed, report)
-            fields.update(runs=self.merged.runs, overlap_s=round(self.merged.overlap, 6))
-        report.summarize(
-            "\n".join([*(f"{name:12}{text}" for name, text in rows), "", *_table(latencies, percentiles, is_paced)]),
+            count, overlap = len(self.merged.runs), self.merged.overlap
+            rows.append(("runs", f"{count}, all at the same time for {overlap:.3g} of {elapsed:.3g} s"))
+            fields.update(runs=self.merged.runs, overlap_s=round(overlap, 6))
+        fields = dict(
             mode="bench",
             began=self.began,
             **self.parameters,
@@ -116,13 +109,16 @@ class LoadSummary(NamedTuple):
             client_watched_s=total.watched / SECOND,
             client_late=total.late,
             client_late_max_us=microseconds(total.latest),
-            client_is_bottleneck=bool(doubts),
+            client_is_bottleneck=busy >= BUSY or self._is_late,
             **as_fields("connect", connects, percentiles),
             connect_distribution=connects.as_json(),
             **fields,
             series=self.series,
             environment=environment(),
         )
+        rows += [("warning", report.mark(warning, style="doubtful")) for warning in warnings(fields)]
+        table = _table(latencies, percentiles, is_paced)
+        report.summarize("\n".join([*(f"{name:12}{text}" for name, text in rows), "", *table]), **fields)
 
     def _fates(self, never_sent: int, report: Report) -> Iterator[Tuple[str, str]]:
         """The rows about what became of the messages."""
@@ -148,36 +144,18 @@ class LoadSummary(NamedTuple):
             kinds = [f"{count:,} {what}" for what, count in total.warm_up.items()]
             yield "warm-up", f"{', '.join(kinds)}; not counted above"
 
-    def _doubts(self, busy: float) -> List[str]:
-        """Reasons why the client, and not the server, may have set the pace. ``busy``: its share of a processor."""
-        doubts = []
-        if busy >= BUSY:
-            doubts.append("it had no processor time to spare")
-        if self.total.late > max(LATE_AT_LEAST, LATE_SHARE * self.total.issued):
-            doubts.append("it was late itself, as on a machine that is busy with other work")
-        return doubts
+    @property
+    def _is_late(self) -> bool:
+        """Whether the client was so late itself that the figures are doubtful."""
+        return self.total.late > max(LATE_AT_LEAST, LATE_SHARE * self.total.issued)
 
-    def _client(self, busy: float, doubts: List[str], report: Report) -> Iterator[Tuple[str, str]]:
-        """The rows about the client itself."""
+    def _client(self, busy: float) -> Iterator[Tuple[str, str]]:
+        """The row about the client itself. ``busy``: its share of a processor."""
         total = self.total
         if total.watched:
             latest = f", by {milliseconds(total.latest)} ms at most"
             late = f", {total.late:,} message{'' if total.late == 1 else 's'} sent late{latest}" if total.late else ""
             yield "client", f"{busy:.0%} of a processor in each process{late}"
-        if doubts:
-            meaning = "the server may be faster" if busy >= BUSY else "the latencies contain its own delays"
-            why = f"the client was the bottleneck: {' and '.join(doubts)}; {meaning}"
-            yield "warning", report.mark(why, style="doubtful")
-
-
-def _of_merged(merged: Merged, elapsed: float, report: Report) -> Iterator[Tuple[str, str]]:
-    """The rows about the runs."""
-    count = len(merged.runs)
-    yield "runs", f"{count}, all at the same time for {merged.overlap:.3g} of {elapsed:.3g} s"
-    if merged.overlap < MOST_OF_THE_TIME * elapsed:
-        most = f"{MOST_OF_THE_TIME:.0%}"
-        why = f"the runs overlapped for less than {most} of the time: the rate is the average while any of them ran"
-        yield "warning", report.mark(why, style="doubtful")
 
 
 def _table(latencies: Dict[str, Distribution], percents: Sequence[float], is_paced: bool) -> List[str]:

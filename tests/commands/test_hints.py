@@ -57,7 +57,7 @@ def ask(serve):
         (alerts, ["--no-verify"], 1, USES_TLS),
         (alerts, ["--framing", "raw"], 3, USES_TLS),
         (closes, [], 1, CLOSES),
-        (closes, ["--send-proxy", "v2"], 1, "; the server may refuse this client or use TLS (--tls)\n"),
+        (closes, ["--send-proxy", "v2"], 1, CLOSES.replace("a PROXY header (--send-proxy)", "no PROXY header")),
         (read_all, ["-w", "250ms"], 1, SILENT),
         (answers, [], 3, "; if this service is not an echo, add --no-verify\n"),
         (answers, ["--no-verify"], 0, ""),

@@ -303,11 +303,42 @@ def test_a_comparison_of_runs_with_different_loads_says_so():
 
 
 def test_a_comparison_and_a_page_name_the_runs_in_which_the_client_was_the_bottleneck():
-    runs = [Run.of(name, {**bench(), "client_is_bottleneck": name == "old"}) for name in ("new", "old")]
-    doubt = "old: the client was the bottleneck; its figures say little about the server"
-    assert differences(runs).splitlines()[-1] == doubt
-    assert doubt in Reader(page(runs[0], runs[1:])).texts
-    assert "bottleneck" not in differences(runs[:1])
+    fields = bench()
+    late = {**fields, "client_is_bottleneck": True, "client_busy_percent": 1.0, "client_late": 828}
+    runs = [Run.of("new", late), Run.of("old", {**late, "client_busy_percent": 97.0}), Run.of("good", fields)]
+    doubts = [
+        "new: the client was late itself: its machine is busy with other work; the latencies contain its delays",
+        "old: the client was the bottleneck: it had no processor time to spare; the server may be faster",
+    ]
+    assert differences(runs).splitlines()[-2:] == doubts
+    texts = Reader(page(runs[0], runs[1:])).texts
+    assert set(doubts) <= set(texts)
+    row = texts[texts.index("messages that the client sent late") + 1 :]
+    assert [text for text in row if text.strip()][:3] == ["828", "828", "0"]
+    assert "client was" not in differences(runs[2:])
+
+
+def test_a_json_summary_with_doubtful_figures_has_the_warning_on_stderr(save):
+    late = save("before.json", {**bench(), "client_late": 828})
+    code, out, err = run_client("--merge", late, "-J", "-q")
+    assert code == 0 and json.loads(out)["client_is_bottleneck"] is True
+    assert is_one_complaint(err, "warning: the client was late itself")
+    assert run_client("--merge", late, "-q")[2] == ""  # it is a row of the text
+    apart = save("much later.json", later(bench(), 100))
+    assert is_one_complaint(
+        run_client("--merge", save("a.json", bench()), apart, "-J")[2], "warning: the runs overlapped"
+    )
+    assert run_client("--merge", apart, "-J")[2] == ""
+
+
+def test_a_percentile_that_few_points_have_is_not_drawn():
+    fields = bench(duration=2.0)
+    points = len(fields["series"]["p99_us"])
+    for known, drawn in ((points, True), (points // 3, False), (0, False)):
+        fields["series"]["p99_us"] = [1000.0] * known + [None] * (points - known)
+        text = page(Run.of("new", fields), [Run.of("old", fields)])
+        assert ("p99 over time" in text) is drawn
+        assert "max over time" in text
 
 
 def test_the_figures_of_a_comparison_come_before_the_charts():

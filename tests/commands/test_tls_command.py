@@ -269,8 +269,9 @@ def test_a_ping_over_tls_gets_all_back(secure, arguments):
 def test_a_bench_over_tls_gets_all_back(secure, run, arguments, options):
     process = run("echo.client", *arguments(secure(echo.EchoRequestHandler), *PATIENT, "--bench", "-J", *options))
     code, out = process.finish()
-    assert (code, process.log) == (0, "")
     summary = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert process.log == "" or summary["client_is_bottleneck"]  # on a busy machine, which has a warning
     assert summary["rtt_samples"] > 0
     assert not any(summary[name] for name in ("corrupted", "lost", "errors"))
     assert not any(summary["wrong"].values())

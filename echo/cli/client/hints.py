@@ -47,8 +47,7 @@ def unanswered(options: argparse.Namespace, *reasons: str) -> str:
     found = list(reasons)
     if not options.tls:
         found.append("use TLS (--tls)")
-    if options.send_proxy is None:
-        found.append("expect a PROXY header (--send-proxy)")
+    found.append("expect a PROXY header (--send-proxy)" if options.send_proxy is None else "expect no PROXY header")
     *others, last = found
     comma = "," if len(others) > 1 else ""
     return "the server may " + (f"{', '.join(others)}{comma} or {last}" if others else last)
