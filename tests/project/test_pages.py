@@ -233,7 +233,7 @@ def test_the_reference_has_every_event_of_the_log():
                 r'log_(?:event|always)\((?:\s*logging\.\w+(?: if .*? else logging\.\w+)?,\s)?\s*"([\w-]+)"', source
             )
         )
-        if "measure" not in path:
+        if "measure" not in os.path.relpath(path, ROOT):
             found |= set(re.findall(r'(?:event=|"event": |\.event = |_log_message\(level, )"([\w-]+)"', source))
             found |= set(re.findall(r'_record\(logging\.\w+, .*"([\w-]+)"\)', source))
     assert len(found) > 25
