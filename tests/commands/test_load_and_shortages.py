@@ -16,7 +16,7 @@ import time
 import pytest
 
 import echo
-from echo.server import accepting as run_module
+from echo.server import back_off
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly, reset
 from support.commands import start_changed
 from support.processes import cpu_seconds, descriptors_of, rss, threads_of
@@ -180,7 +180,7 @@ def test_out_of_descriptors_it_rests_and_recovers(server_command):
         assert client.echo(b"hello") == b"hello"
     server.read_log_until("accepting connections again")
     assert server.terminate() == 0
-    periods = 1 + (time.monotonic() - began) // run_module.SILENCE
+    periods = 1 + (time.monotonic() - began) // back_off.SILENCE
     assert server.log.count("cannot accept connections for now") <= periods
 
 
