@@ -125,9 +125,13 @@ def _read(text: Any) -> Optional[Network]:
         return None
     found: Network = interface.network
     address = interface.ip
-    if getattr(address, "ipv4_mapped", None) is not None and found.prefixlen < 96:
+    is_mapped = getattr(address, "ipv4_mapped", None) is not None
+    lacks_ffff = found.version == 6 and "." in str(text) and not int(address) >> 32  # ::192.0.2.0/120
+    if lacks_ffff or (is_mapped and found.prefixlen < 96):
         # As an IPv6 network, it would hold other addresses than those that it shows.
-        raise ValueError(f"invalid network {_quoted(text)}: write it as IPv4, or with a prefix length of 96 or more")
+        raise ValueError(f"invalid network {_quoted(text)}: write it as IPv4, like 192.0.2.0/24")
+    if str(text) in ("0.0.0.0", "::"):  # as an address to listen on, these mean all
+        raise ValueError(f"no client has the address {text}: write {text}/0 for all addresses")
     if not found.prefixlen and int(address):
         raise ValueError(f"{text!r} would be all addresses: write {found} if you mean that, or another prefix length")
     return found
