@@ -84,7 +84,8 @@ def _percentile(percent: float, times: Distribution) -> Optional[float]:
     return times.percentile(percent)
 
 
-_IN_TEXT = {"messages/s", "loss, %", "avg, ms", "p50, ms", "p90, ms", "p99, ms", "p99.9, ms", "max, ms"}
+IN_SHORT = {"messages/s", "loss, %", "avg, ms", "p50, ms", "p90, ms", "p99, ms", "p99.9, ms", "max, ms"}
+"""The figures of a short table."""
 
 
 _LOAD = ["mode", "connections", "size_bytes", "depth", "rate_per_s", "new_connection", "reconnect"]
@@ -94,7 +95,7 @@ _LOAD = ["mode", "connections", "size_bytes", "depth", "rate_per_s", "new_connec
 def differences(runs: Sequence[Run]) -> str:
     """The most important figures of the first run beside those of the others, as text."""
     heads = [_short(name) for name in names(runs)]
-    rows = [figure for figure in figures(runs) if figure.name in _IN_TEXT]
+    rows = [figure for figure in figures(runs) if figure.name in IN_SHORT]
     widths = [max([len(name), 10, *(len(row.cell(place)) for row in rows)]) for place, name in enumerate(heads)]
     others = [name for name in _LOAD if len({repr(run.fields.get(name)) for run in runs}) > 1]
     lines = ["", *(["not the same load: " + ", ".join(others)] if others else [])]

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from ..text import printable
 from .chart import HEIGHT, LOW, Bars, Line, LogScale, PercentileScale, Scale, chart, steps
-from .differences import doubts, figures, names
+from .differences import IN_SHORT, Figure, doubts, figures, names
 from .distribution import Distribution
 from .document import Run, is_number, moment
 from .histogram_file import levels
@@ -41,14 +41,17 @@ def page(run: Run, compared: Sequence[Run] = (), parts: Sequence[Run] = ()) -> s
     runs = [first, *compared, *shifted]
     runs = [each._replace(name=name) for each, name in zip(runs, names(runs))]
     title = f"{first.mode.capitalize()} of {_text(first.fields.get('address'))}"
-    table, charts = _section("Figures", _figures(runs, len(compared))), _sections(runs)
+    rows = figures(runs)
+    short = _figures(runs, [row for row in rows if row.name in IN_SHORT], len(compared))
+    whose = f"{html.escape(runs[0].name)}: " if len(runs) > 1 else ""
     body = [
-        f"<header><h1>{html.escape(title)}</h1><p>{_subtitle(first)}</p></header>",
+        f"<header><h1>{html.escape(title)}</h1><p>{whose}{_subtitle(first)}</p></header>",
         *(f'<p class="warning">{html.escape(warning)}</p>' for warning in [*doubts(runs), *_warnings(first)]),
         _tiles(first),
-        *([table, *charts] if compared else charts),
+        *([_section("Comparison", short)] if compared else []),
+        *_sections(runs),
         f'<div class="{"pair" if len(runs) == 1 else ""}">',
-        *([] if compared else [table]),
+        _section("Figures", _figures(runs, rows, len(compared))),
         _section("Parameters and environment", _parameters(runs)),
         "</div>",
         f"<footer>Made by echo {html.escape(_text(_environment(first).get('echo')))}. Times are in UTC.</footer>",
@@ -278,9 +281,9 @@ def _tiles(run: Run) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _figures(runs: Sequence[Run], compared: int) -> str:
+def _figures(runs: Sequence[Run], shown: Sequence[Figure], compared: int) -> str:
     rows = []
-    for figure in figures(runs):
+    for figure in shown:
         cells = []
         for place in range(len(runs)):
             cells.append(html.escape(figure.cell(place)))
