@@ -335,7 +335,7 @@ def _table(runs: Sequence[Run], rows: Sequence[Tuple[str, Sequence[str]]], class
     lines = []
     if len(runs) > 1:
         heads = [
-            f"<th>{_key(f'line c{place}', run.name)}</th>{'<th></th>' if 1 <= place <= wide else ''}"
+            f"<th>{_key(f'line c{place}', run.name)}</th>" + "<th><small>change</small></th>" * (1 <= place <= wide)
             for place, run in enumerate(runs)
         ]
         lines.append(f"<thead><tr><th></th>{''.join(heads)}</tr></thead>")
@@ -428,8 +428,8 @@ th, td { padding: 4px 10px; border-bottom: 1px solid var(--grid); vertical-align
 tr:last-child th, tr:last-child td { border-bottom: 0; }
 th { text-align: left; font-weight: 400; color: var(--soft); white-space: nowrap; }
 thead th { color: var(--text); font-weight: 600; }
-.numbers td:has(small) { padding-left: 0; text-align: left; }
 .numbers td, .numbers thead th { text-align: right; white-space: nowrap; }
+.numbers td:has(small), .numbers thead th:has(small) { padding-left: 0; text-align: left; }
 .words td { overflow-wrap: anywhere; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10pt; }
