@@ -151,7 +151,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
                 self._echo_bound_by = os.getpid()  # a forked worker's end is not the path's
                 if self._echo_inode is not None and self._echo_options.unix_mode is not None:
                     # Nobody can have connected: it does not listen yet.
-                    os.chmod(self._echo_path, self._echo_options.unix_mode)
+                    set_mode(self._echo_path, self._echo_options.unix_mode)
                 self.socket.listen(self.request_queue_size)  # until then another start takes it for a dead server's
 
     def server_activate(self) -> None:
@@ -322,6 +322,17 @@ def claim_path(path: Any) -> None:
         except BlockingIOError:
             pass
     raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
+
+
+def set_mode(path: Any, mode: int) -> None:
+    """Set the permissions of a Unix socket's path, and not those of another file: a program that may write to the
+    folder can have put a link there."""
+    try:
+        os.chmod(path, mode, follow_symlinks=False)
+    except NotImplementedError:  # it is a link; or a C library from before 2020, which cannot do it
+        if os.path.islink(path):
+            raise OSError(errno.ELOOP, f"{os.fsdecode(path)} has become a symbolic link") from None
+        os.chmod(path, mode)
 
 
 def inode_of(path: Any) -> Optional[Inode]:

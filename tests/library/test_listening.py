@@ -290,10 +290,10 @@ def test_the_command_takes_the_mode_in_octal(text, mode):
 def test_a_unix_socket_has_its_mode_before_a_client_can_connect(path, monkeypatch):
     refused = []
 
-    def chmod(name, mode):
+    def chmod(name, mode, **options):
         with socket.socket(socket.AF_UNIX) as sock:
             refused.append(sock.connect_ex(path) != 0)
-        real(name, mode)
+        real(name, mode, **options)
 
     real = os.chmod
     monkeypatch.setattr(os, "chmod", chmod)

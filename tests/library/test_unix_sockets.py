@@ -195,6 +195,23 @@ def test_other_names_are_those_of_unix_sockets(name, tmp_path, monkeypatch):
         assert client.echo(b"hello") == b"hello"
 
 
+def test_permissions_are_never_those_of_a_file_that_a_link_at_the_path_points_to(unix_path, tmp_path, monkeypatch):
+    """Row 45: a program that may write to the folder replaces the socket at once."""
+    other = tmp_path / "other"
+    other.touch(mode=0o600)
+    inode_of = listening.inode_of
+
+    def replaced(path):
+        os.unlink(path)
+        os.symlink(other, path)
+        return inode_of(path)
+
+    monkeypatch.setattr(listening, "inode_of", replaced)
+    with pytest.raises(OSError, match="symbolic link"):
+        echo.Server(unix_path, echo.EchoRequestHandler, unix_mode=0o666)
+    assert os.stat(other).st_mode & 0o777 == 0o600
+
+
 def test_between_the_look_at_a_path_and_listening_there_no_other_server_starts(unix_path, monkeypatch):
     """Row 45."""
     with socket.socket(socket.AF_UNIX) as sock:
