@@ -36,6 +36,21 @@ def test_a_file_of_denied_networks_that_becomes_empty_is_an_error(lists, tmp_pat
     assert str(lists.denied([*others, f"@{path}"])[-1]) == "192.0.2.2/32"
 
 
+def test_a_last_line_that_may_have_been_cut_is_an_error(lists, tmp_path):
+    """Row 61: it may hold far more addresses than the whole line."""
+    path = tmp_path / "networks"
+    for whole, cut in (("192.0.2.0/24", "192.0.2.0/2"), ("2001:db8::/32", "2001:db8::/3")):
+        path.write_text(f"192.0.2.1\n{whole}")
+        assert str(lists.allowed([f"@{path}"])[-1]) == whole
+        path.write_text(f"192.0.2.1\n{cut}")
+        with pytest.raises(
+            ValueError, match=f"^{path}, line 2: {cut} may have lost its end; write a line feed after it"
+        ):
+            lists.allowed([f"@{path}"])
+        path.write_text(f"192.0.2.1\n{cut}\n")
+        assert len(lists.allowed([f"@{path}"])) == 2
+
+
 ENCODED = {
     "UTF-8": b"192.0.2.1\n192.0.2.2\n",
     "UTF-8 with a mark": b"\xef\xbb\xbf192.0.2.1\n192.0.2.2\n",

@@ -5,6 +5,7 @@ A list decides who gets in, so it is in force as it was meant, or refused with a
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Callable, List, Set
 
@@ -54,14 +55,25 @@ def read_networks(path: str, data: bytes) -> List[Network]:
     """Return the networks in a file's content."""
     networks: List[Network] = []
     # Not splitlines(): it would also end a comment at characters that no editor shows as the end of a line.
-    for number, line in enumerate(re.split("\r\n|\r|\n", without_marks(data).decode("utf-8", "replace")), 1):
+    lines = re.split("\r\n|\r|\n", without_marks(data).decode("utf-8", "replace"))
+    for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
         if text:
             try:
                 networks.append(network(text))
+                if number == len(lines):
+                    _check_unended(text)
             except ValueError as exc:
                 raise ValueError(f"{path}, line {number}: {exc}") from None
     return networks
+
+
+def _check_unended(text: str) -> None:
+    """``ValueError`` if a last line without a line feed may have been cut, by a full disk for example: 10.1.0.0/16 is
+    10.1.0.0/1 then, half of all addresses."""
+    interface = ipaddress.ip_interface(text)
+    if interface.ip != interface.network.network_address:
+        raise ValueError(f"{text} may have lost its end; write a line feed after it")
 
 
 def checked(text: str) -> str:
