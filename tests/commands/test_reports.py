@@ -331,6 +331,16 @@ def test_a_json_summary_with_doubtful_figures_has_the_warning_on_stderr(save):
     assert run_client("--merge", apart, "-J")[2] == ""
 
 
+def test_a_merge_names_the_machine_whose_client_was_the_bottleneck(save):
+    many = save("many.json", bench(duration=2.0))
+    busy = save("busy.json", {**bench(), "client_is_bottleneck": True, "client_busy_percent": 100.0})
+    for options in ([], ["-J"]):
+        code, _, err = run_client("--merge", many, busy, "-q", *options)
+        assert code == 0
+        assert "echo.client: warning: busy.json: the client was the bottleneck" in err
+        assert "many.json" not in err
+
+
 def test_a_percentile_that_few_points_have_is_not_drawn():
     fields = bench(duration=2.0)
     points = len(fields["series"]["p99_us"])

@@ -28,7 +28,6 @@ from ...exceptions import EchoError, EchoMismatch, MessageTooLong
 from ...framing import FRAMINGS, Framing, LineFraming
 from ...measure.conditions import Condition
 from ...measure.distribution import Distribution
-from ...measure.document import warnings
 from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
 from ...measure.report import Report, milliseconds
 from ...sockets import trouble_with_path
@@ -116,9 +115,6 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
                 from ...measure.figures import histogram
 
                 report.picture(histogram(rtt, sys.stdout.encoding))
-            if options.json:  # in text they are rows of the summary
-                for warning in warnings(report.summary):
-                    print(f"{PROG}: warning: {warning}", file=sys.stderr)
             results.finish(report)
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # the exit code is settled

@@ -69,13 +69,16 @@ class Results:
         self._wanted = [(option, path, text) for option, path, text in wanted if path is not None]
         self._compared: Sequence[Run] = options.compare
         self._parts: Sequence[Run] = options.merge
+        self._as_json: bool = options.json
         self._outputs: List[_Output] = []
         if len(self._compared) > COMPARED:
             arguments.fail(prog, f"too many files for --compare: the maximum is {COMPARED}", 2)
         mode = "ping" if options.ping else "bench"
         for run in self._compared:
             if run.mode != mode:
-                arguments.fail(prog, f"cannot compare a {mode} with {run.name!r}: that is a {run.mode}", 2)
+                arguments.fail(
+                    prog, f"cannot compare a {mode} with {run.name!r}: that is a {run.mode}; give a {mode}", 2
+                )
 
     def __enter__(self) -> Results:
         for option, path, text in self._wanted:
@@ -118,7 +121,8 @@ class Results:
         self._outputs.clear()
 
     def finish(self, report: Report) -> None:
-        """Compare and write."""
+        """Warn, compare and write."""
+        self._warn(report)
         if not self._outputs and not self._compared:
             return
         from ...measure.document import Run
@@ -141,6 +145,16 @@ class Results:
                 arguments.fail(self._prog, f"cannot write {path!r}: {exc.strerror or exc}", 1)
             del self._outputs[0]
             os.close(descriptor)
+
+    def _warn(self, report: Report) -> None:
+        """Print on standard error why the figures are doubtful, unless the text of the summary has it."""
+        from ...measure.differences import doubts
+        from ...measure.document import warnings
+
+        found = list(warnings(report.summary)) if self._as_json else []  # in text they are rows
+        found += doubts(self._parts) if len(self._parts) > 1 else []
+        for warning in found:
+            print(f"{self._prog}: warning: {warning}", file=sys.stderr)
 
     def _page(self, run: Run) -> str:
         from ...measure.page import page
