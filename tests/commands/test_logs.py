@@ -152,6 +152,28 @@ def test_the_end_of_the_program_does_not_wait_for_a_stalled_reader(pipe, logger)
     queue._thread.join(DEADLINE)  # otherwise the next test could get its descriptor
 
 
+@posix_pipes
+def test_a_slow_reader_learns_how_much_was_dropped_at_the_end_of_the_program(pipe, logger, monkeypatch):
+    """The rest takes longer than the end waits. The last line is whole, and says how many are missing."""
+    monkeypatch.setattr(logs, "NOTE_TIMEOUT", DEADLINE)
+    reader, writer = pipe
+    queue = LogQueue(writer, logging.Formatter("%(message)s"), flush_timeout=0.05)
+    logger.addHandler(queue)
+    for _ in range(3000):
+        logger.info("x" * 99)
+    eventually(lambda: not has_room(writer))
+    reading = Reader(reader)
+    hurry = queue._output.hurry
+    monkeypatch.setattr(queue._output, "hurry", lambda: (hurry(), reading.start()))
+    queue.end()
+    assert not queue._thread.is_alive()
+    os.close(writer)
+    lines = reading.lines()
+    notes, count = dropped_by(lines)
+    assert lines[-1] == notes[-1] and len(lines) - len(notes) + count == 3000
+    assert {len(line) for line in lines} - {len(note) for note in notes} == {99}
+
+
 def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe, logger):
     reader, writer = pipe
     may_write = threading.Event()
@@ -606,7 +628,7 @@ def write_through_shared_queues(pipe, names, log):
 
     def write(name):
         own = logging.Logger(name)
-        with LogQueue(writer, logging.Formatter("%(name)s %(message)s."), shared=True) as queue:
+        with LogQueue(writer, logging.Formatter("%(name)s %(message)s.")) as queue:
             own.addHandler(queue)
             log(own, name)
 
@@ -654,7 +676,7 @@ def test_a_line_longer_than_a_pipe_takes_whole_is_written_all_the_same(pipe, log
     reader, writer = pipe
     reading = Reader(reader)
     reading.start()
-    with LogQueue(writer, logging.Formatter("%(message)s"), shared=True) as queue:
+    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
         logger.addHandler(queue)
         for size in (10, 200_000, 10):
             logger.info("x" * size)
@@ -664,7 +686,7 @@ def test_a_line_longer_than_a_pipe_takes_whole_is_written_all_the_same(pipe, log
 
 def test_a_shared_queue_reports_dropped_records(pipe, logger):
     reader, writer = pipe
-    with LogQueue(writer, logging.Formatter("%(message)s"), capacity=10, shared=True) as queue:
+    with LogQueue(writer, logging.Formatter("%(message)s"), capacity=10) as queue:
         logger.addHandler(queue)
         for number in range(1000):
             logger.info("%d %s", number, "x" * 1000)

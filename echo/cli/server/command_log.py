@@ -24,11 +24,10 @@ class Log:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._several = options.workers > 1
         formatter: Type[Union[JsonFormatter, TextFormatter]] = JsonFormatter
         if options.log_format == "text":
             formatter = ColorFormatter if is_colored(sys.__stderr__, options.color) else TextFormatter
-        self._formatter = formatter(with_process=self._several, with_thread=options.log_threads)
+        self._formatter = formatter(with_process=options.workers > 1, with_thread=options.log_threads)
 
     def __enter__(self) -> Log:
         with contextlib.ExitStack() as stack:
@@ -61,7 +60,7 @@ class Log:
 
     def queue(self) -> LogQueue:
         """The log of a process that serves."""
-        return LogQueue(self._descriptor, self._formatter, shared=self._several, lock=self._lock)
+        return LogQueue(self._descriptor, self._formatter, lock=self._lock)
 
     def direct(self) -> DirectLog:
         """The log of a process that forks."""

@@ -41,8 +41,11 @@ CAPACITY = 10_000
 
 PLACE = 1024
 
-FLUSH_TIMEOUT = 2.0
+FLUSH_TIMEOUT = 1.5
 """Seconds that the end of the program waits for the log to be written."""
+
+NOTE_TIMEOUT = 0.5
+"""Seconds that it waits afterwards for the number of the records that were not."""
 
 MAX_FLUSHES = 30
 """How often it waits again while the reader is not the cause: the descriptor has room, but the writing thread got no
@@ -113,7 +116,7 @@ class LogQueue(CountingHandler):
     """A logging handler with a thread that writes to a file descriptor, of which it makes a duplicate. ``end`` ends the
     thread.
 
-    ``shared`` says that other processes write to the descriptor too; ``lock`` is what they share (``output.new_lock``).
+    ``lock`` is what all processes share that write to the descriptor (``output.new_lock``).
     """
 
     def __init__(
@@ -121,11 +124,10 @@ class LogQueue(CountingHandler):
         descriptor: int,
         formatter: logging.Formatter,
         capacity: int = CAPACITY,
-        shared: bool = False,
         flush_timeout: float = FLUSH_TIMEOUT,
         lock: Optional[int] = None,
     ) -> None:
-        super().__init__(formatter, Output(descriptor, shared=shared, lock=lock))
+        super().__init__(formatter, Output(descriptor, lock=lock))
         self._capacity = capacity
         self._flush_timeout = flush_timeout
         self._records: Any = queue.SimpleQueue()  # of lines: bytes, or a _Line; None ends the thread
@@ -137,7 +139,8 @@ class LogQueue(CountingHandler):
         self._thread.start()
 
     def end(self) -> None:
-        """Write the records that wait, and end the thread. Give up if nobody reads for ``flush_timeout`` seconds."""
+        """Write the records that wait, and end the thread. Drop those that a slow reader has not taken within
+        ``flush_timeout`` seconds; give up if it does not take their number either."""
         if self._thread is None:  # in a forked child
             super().end()
             return
@@ -147,6 +150,17 @@ class LogQueue(CountingHandler):
             self._thread.join(self._flush_timeout)
             if not self._thread.is_alive() or not self._output.has_room():
                 break
+        if self._thread.is_alive():
+            self._output.hurry()
+            self._drop_all()
+            self._records.put(None)
+            self._thread.join(NOTE_TIMEOUT)
+
+    def _drop_all(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if self._records.get_nowait():
+                    self._drop(NOT_READ)
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Queue the record's line. The handler's own lock is not needed, since the queue has one."""
@@ -268,7 +282,7 @@ class DirectLog(CountingHandler):
     """
 
     def __init__(self, descriptor: int, formatter: logging.Formatter, lock: Optional[int] = None) -> None:
-        super().__init__(formatter, Output(descriptor, shared=True, lock=lock, waits=False))
+        super().__init__(formatter, Output(descriptor, lock=lock, waits=False))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -54,18 +54,16 @@ class Owned:
 class Output:
     """A duplicate of ``descriptor``, made here: other code may close its own (``os.close(2)``).
 
-    ``shared``: other processes write to it, too. A pipe takes ``PIPE_BUF`` bytes in one go; a longer line is written
-    under ``lock``, which all of them share. ``waits``: whether to wait for room, and for the lock, for as long as it
-    takes.
+    Other processes may write to it, too, and this one may end while it writes. A pipe takes ``PIPE_BUF`` bytes in one
+    go; a longer line is written under ``lock``, which the processes of a server share. ``waits``: whether to wait for
+    room, and for the lock, for as long as it takes.
     """
 
     patience = PATIENCE
 
-    def __init__(
-        self, descriptor: int, *, shared: bool = False, lock: Optional[int] = None, waits: bool = True
-    ) -> None:
-        self._shared = shared
+    def __init__(self, descriptor: int, *, lock: Optional[int] = None, waits: bool = True) -> None:
         self._lock = None if lock is None else Owned(lock)
+        self._in_haste = False
         self._locked_now = False
         self._waits = waits
         self._error: Optional[OSError] = None
@@ -90,6 +88,10 @@ class Output:
             self._own.close()
             self._own = Owned(again)
 
+    def hurry(self) -> None:
+        """Any thread may call this: from now on each write takes at most what a pipe takes in one go."""
+        self._in_haste = True
+
     def close(self) -> None:
         """Close the duplicate."""
         self._own.close()
@@ -109,7 +111,9 @@ class Output:
         written = 0
         try:
             lock = self._lock if self._lock is not None and self._lock.is_ours() else None  # other code may close it
-            for piece in _pieces(lines) if self._shared else [lines]:
+            for number, piece in enumerate([lines] if self._own.is_file() else _pieces(lines)):
+                if number and self._in_haste:
+                    raise BlockingIOError
                 with self._locked(lock):
                     lost = self._write(piece)
                 written += len(piece) - lost
@@ -129,7 +133,7 @@ class Output:
         try:
             if not self._waits and not self.has_room():
                 raise BlockingIOError
-            self._mark(self._locked_now and len(data) > select.PIPE_BUF)  # a pipe takes a shorter one whole
+            self._mark(self._locked_now and len(data) > _PIPE_BUF)  # a pipe takes a shorter one whole
             while done < len(data):
                 try:
                     done += os.write(self._own.number, view[done:])
@@ -271,15 +275,17 @@ def _can_write(descriptor: int, timeout: Optional[float]) -> bool:
         return False
 
 
+_PIPE_BUF: int = getattr(select, "PIPE_BUF", 4096)  # Windows has none
+
+
 def _pieces(lines: List[bytes]) -> Iterator[List[bytes]]:
     """Group lines into pieces that a pipe takes in one go, so that another writer's lines cannot come between."""
     piece: List[bytes] = []
     size = 0
     for line in lines:
-        if piece and size + len(line) > select.PIPE_BUF:
+        if piece and size + len(line) > _PIPE_BUF:
             yield piece
             piece, size = [], 0
         piece.append(line)
         size += len(line)
-    if piece:
-        yield piece
+    yield piece  # empty if there are no lines: the rest of an earlier one may wait
