@@ -17,7 +17,7 @@ The rules:
 How a connection ends is one state, ``Connection.state``:
 
 =============  ========================  ===========================  ======================================
-state          entered when              ``receive()``                before the socket is closed
+state          entered when              ``receive()``                whoever closes the socket does first
 =============  ========================  ===========================  ======================================
 OPEN           the connection is made    waits for messages           ``linger``
 PEER_ENDED     ``receive`` read the end  returns ``[]``               nothing: no more input can arrive
@@ -144,7 +144,7 @@ class Connection:
 
     @message_timeout.setter
     def message_timeout(self, seconds: Optional[float]) -> None:
-        self._clock.change_message_timeout(seconds)
+        self._clock.change_message_timeout(seconds, inside=bool(self._decoder.pending))
 
     @property
     def state(self) -> State:
@@ -187,11 +187,7 @@ class Connection:
                 raise self.failed(ConnectionClosed(f"the connection was lost: {exc}")) from exc
             size = len(data)
             if not size:
-                if self._output.locked() and is_dead(self.socket):
-                    # The system reports a reset only once. Here a thread that is sending got it. Wait until it has set
-                    # _broken, under this lock. It is soon free: a dead socket never blocks a sender.
-                    with self._output:
-                        pass
+                self._await_failing_sender()
                 if self._broken is not None:
                     raise self._refusal()  # a failed send or an abort has ended the input to wake us
                 if self._end is OPEN:
@@ -213,6 +209,13 @@ class Connection:
     def finish_input(self) -> bytes:
         """Return the undecoded bytes of the message that the end of the input cut off; b"" if there is none."""
         return self._decoder.finish()
+
+    def _await_failing_sender(self) -> None:
+        """The system reports a reset only once. If a thread that is sending got it, wait until it has set ``_broken``,
+        under its lock. That is soon free: a dead socket never blocks a sender."""
+        if self._output.locked() and is_dead(self.socket):
+            with self._output:
+                pass
 
     def _adapt(self, size: int) -> None:
         if size < self._shrink_below:

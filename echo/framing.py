@@ -144,7 +144,7 @@ class _LineDecoder(Decoder):
                 return [line]
         lines = data.split(b"\n")
         tail = lines.pop()
-        may_be_long = len(pending) + size > self.limit  # if both together are not, no line and no rest of one is
+        may_be_long = len(pending) + size > self.limit  # if not, neither a line nor the rest is
         if lines and pending:
             lines[0] = bytes(pending) + lines[0]
             pending.clear()

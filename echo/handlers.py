@@ -11,7 +11,7 @@ import socket
 import socketserver
 from operator import methodcaller
 from threading import get_ident
-from typing import Any, ClassVar, List, Optional
+from typing import Any, Callable, ClassVar, List, Optional
 
 from .class_body import check_body
 from .connection import Connection
@@ -200,7 +200,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         self.eof_received(rest)
 
     def dispatch_lost(self, reason: str) -> None:
-        """End the session. Called exactly once after each ``dispatch_made``, even after one that raised."""
+        """End the session. Called exactly once after each ``dispatch_made``, even after one that raised.
+
+        If an outer mixin has not let the session begin, an inner one gets this call alone: make its state in ``setup``.
+        """
         if self._begun:
             self.connection_lost(reason)
 
@@ -282,11 +285,17 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         finally:
             self.reason = reason
             try:
-                self.connection.flush()  # first what was sent before a hook raised, then the hook for the end
-            except EchoError:
-                pass  # the session has its reason already
+                self._unless_lost(self.connection.flush)  # what was sent before a hook raised
             finally:
-                self.dispatch_lost(reason)
+                self._unless_lost(self.dispatch_lost, reason)
+
+    def _unless_lost(self, method: Callable[..., None], *args: Any) -> None:
+        """Call a method, although the client may be gone: the session has its reason already."""
+        try:
+            method(*args)
+        except EchoError as exc:
+            if exc.connection is not self.connection:
+                raise
 
     def _converse(self) -> str:
         receive = self.connection.receive
@@ -315,7 +324,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         else:
             self.dispatch_eof(self.connection.finish_input())
             reason = "exit" if self._closing else "eof"
-        self.connection.flush()
+        self.connection.flush()  # here, so that a failure to deliver becomes the reason
         return reason
 
     def finish(self) -> None:

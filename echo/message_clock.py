@@ -91,17 +91,19 @@ class MessageClock:
         if self.left is None:
             self._allow(seconds)
 
-    def change_message_timeout(self, seconds: Optional[float]) -> None:
-        """Change ``message_timeout``. A message that has begun gets the whole new time; None leaves it no limit."""
+    def change_message_timeout(self, seconds: Optional[float], inside: bool) -> None:
+        """Change ``message_timeout``. ``inside``: a message has begun. It gets the whole new time; None: no limit."""
         self.message_timeout = seconds
-        if self.left is not None:
+        if inside:
             self.left = seconds
             self._allow(self.idle_timeout if seconds is None else seconds)
 
     def timed_out(self) -> EchoError:
         """Return the error for a read that timed out. A message that has begun gets its whole time again."""
         if self.left is None:
-            return ReceiveTimeout(f"nothing arrived for {self.idle_timeout:g} s")
+            # None: the program has given the socket a timeout of its own.
+            within = "in time" if self.idle_timeout is None else f"for {self.idle_timeout:g} s"
+            return ReceiveTimeout(f"nothing arrived {within}")
         self.left = self.message_timeout
         self._allow(self.left)
         return MessageTimeout(f"a message was not complete after {self.message_timeout:g} s")

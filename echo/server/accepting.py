@@ -137,7 +137,7 @@ class AcceptingServer(SessionServer):
             self._echo_turn_away(session, "error")
             self._echo_back_off(exc)
             return False
-        except BaseException as exc:
+        except BaseException as exc:  # who closes the socket: this thread, its own one, or nobody yet
             if isinstance(exc, Exception):
                 self._echo_report(session.request, client_address)
             if session.thread_id == threading.get_ident():  # a subclass serves its clients in this thread

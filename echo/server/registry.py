@@ -71,8 +71,11 @@ class Registry:
         return None
 
     def has_room(self, limit: int, wake: Callable[[], None]) -> bool:
-        """Whether there are fewer sessions than ``limit``. If not, ``wake`` is called once, when a session has ended:
-        under the lock, so that none can end unseen between the look and the caller's sleep."""
+        """Whether there are fewer sessions than ``limit``. If not, ``wake`` is called once, when a session has ended.
+
+        The first look takes no lock. The second one does, so that no session can end unseen between it and the caller's
+        sleep. One ``wake`` is kept, since one loop runs at a time.
+        """
         if len(self._live) < limit:
             return True
         with self._lock:

@@ -71,7 +71,8 @@ class Server(AcceptingServer):
 
         def __setattr__(self, name, value):
             options = vars(self).get("_echo_options") if name in FIXED else None
-            # A subclass that does not set the option may have an attribute of its own with this name.
+            # An option that is fixed by now is checked. A subclass that does not set the option may have an attribute
+            # of its own with this name.
             if options and (type(self) is Server or getattr(options, name) != OPTIONS[name].default):
                 assign(options, name, value)
             super().__setattr__(name, value)
@@ -173,14 +174,14 @@ class Server(AcceptingServer):
                 return
             if self._echo_serving is not None:
                 raise RuntimeError("the server is serving already")
-            if self._echo_past < Past.REQUEST:
+            if self._echo_past < Past.SERVED:
                 # Not before: until then a child may serve, too. That is how several processes share a port.
                 forking.in_child(self._echo_let_go)
             self._echo_serving = serving
             # Only now: the shutdown() of a signal handler either found no run, and is in _echo_past, or found this one.
             if self._echo_past is Past.SHUTDOWN or self._echo_stop is not None:
                 serving.stop()
-            self._echo_past = max(self._echo_past, Past.REQUEST)
+            self._echo_past = max(self._echo_past, Past.SERVED)
 
     def _echo_end_serving(self, serving: Serving) -> None:
         with self._echo_lock:
@@ -313,9 +314,9 @@ class Server(AcceptingServer):
             if self._echo_stop is not stop:  # its thread did not start
                 self.server_close()
                 return
-        elif in_loop and self._echo_leave_to_loop(stop):  # the order is that of the table in ``stopping``
+        elif in_loop and self._echo_leave_to_loop(stop):  # not if start() begins a loop which another stop ends
             return
-        elif must_not_wait:
+        elif must_not_wait:  # the order is that of the table in ``stopping``
             self._echo_run_stop_in_thread(stop)
             return
         else:
@@ -361,7 +362,7 @@ class Server(AcceptingServer):
             if timeout != 0 and loop_ended:
                 self._echo_accept_waiting(stop)
             super().server_close()
-            stop.finish(log_end=self._echo_past >= Past.REQUEST, loop_ended=loop_ended)
+            stop.finish(log_end=self._echo_past >= Past.SERVED, loop_ended=loop_ended)
             self._echo_session_threads.close()
         finally:
             stop.ended.set()

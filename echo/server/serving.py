@@ -35,6 +35,7 @@ class SharedPort(Protocol):
 
 
 _runs: Set[Serving] = set()
+"""All that are open. Two may have one socket: that of a stop, which accepts the backlog, or of a program's own loop."""
 
 
 class Serving:
@@ -118,8 +119,8 @@ class Serving:
         return is_held(self._lock)
 
     def wait(self, listening: bool, deadline: Optional[float]) -> None:
-        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected; or, now and
-        then, for no reason: at the latest after ``LONGEST_WAIT``."""
+        """Sleep until the bell rings, the deadline has come or, if ``listening``, a client has connected. A deadline
+        that is further off than ``LONGEST_WAIT`` takes several calls."""
         if listening != self._listening:
             if listening:
                 if self._listener.fileno() == -1:

@@ -21,7 +21,7 @@ What a session goes through besides does not follow from its state, since a subc
 =============  ================================================  =============================================
 attribute      set by                                            asked by
 =============  ================================================  =============================================
-``opening``    the door, if a step of admission has to wait      the first use of the socket
+``opening``    the accepting thread, if admission has to wait    the first use of the socket
 ``refused``    admission                                         what logs and counts the end
 ``begun``      the accepting thread, when it gives it a thread   that thread, after an exception
 ``ours``       ``process_request_thread``                        the registry: no other code will end it
@@ -126,9 +126,9 @@ class Session:
         self.over = False  # the registry has counted its end, and has removed it
         self.opening: Optional[Callable[[], None]] = None  # the steps of admission that its first use has to do
         self.refused: Optional[str] = None  # why admission ended it
-        # A thread that acts on the socket from outside holds this lock, except drain(), which sets _drained when it has
-        # done so. Until then the socket must not be closed: the system could give its descriptor to another connection
-        # (gh-116912).
+        # The socket must not be closed while another thread acts on it: the system could give its descriptor to another
+        # connection (gh-116912). abort() holds this lock meanwhile. drain() may block, so closing() waits for _drained.
+        # attach() and wrapped() run in the session's own thread, which is the one that closes.
         self._lock = threading.Lock()
 
     @property

@@ -3,10 +3,10 @@
 **States.** Two things are known of a server: what it has done so far (``Past``), and its stop (``Stop``), which exists
 from the first ``stop()`` or ``server_close()`` on and is never replaced::
 
-    Past       NOTHING --- shutdown() before any run ---> SHUTDOWN     the next run returns at once
-                  |  <-------------- start() --------------- |
-                  +---- handle_request() --------------------+---> REQUEST   a stop logs "stopped"
-                  +---- serve_forever(), start() ------------+---> LOOP      it also accepts the backlog first
+    Past       NOTHING    a new server
+               SHUTDOWN   shutdown() came before any run: the next run returns at once (start() sets NOTHING again)
+               SERVED     a run has begun: from now on a stop logs "stopped"
+               LOOP       the run was a loop, of serve_forever() or start(): a stop also accepts the backlog first
 
     Stop       begun ------> deadline set -----> sessions drain -------> the rest is cut ----> ended
                the loop      the backlog is      each ends its input,    its sockets are       all callers
@@ -30,6 +30,8 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
     a signal handler inside Thread.start()   a new thread                    returns at once: no other thread could end
     any other thread                         the caller                      returns when it has ended
 
+At the end of its run the serving thread waits for a stop that another thread runs, so that the program does not end in
+the middle of it. (A handler's own ``drain()`` is the one exception: it must not block, so it must not stop a server.)
 If there is a stop already, the caller waits for it, or returns at once, by the same rules. A signal handler that has
 interrupted the thread that runs it (``thread_id``) returns, too. If the system has no thread for a stop, the serving
 thread runs it.
@@ -44,8 +46,8 @@ thread runs it.
 Not in this order: ``Opening._lock`` (one session's admission) is held while its client is waited for, so only that
 session's thread waits for it. ``forking._lock`` is taken under the first one, and nothing is done under it.
 
-The first three are reentrant, since a signal handler may stop the server at any line that holds one. No handler's code
-and no log runs under any of them. A handler's ``drain()`` runs in a thread of its own: one that blocks holds up its own
+The first three are reentrant, since a signal handler may stop the server at any line that holds one. No hook and no
+log runs under any of them. A handler's ``drain()`` runs in a thread of its own: one that blocks holds up its own
 session, until the deadline, and no other. The same deadline holds for the accept loop, in which a method of a subclass
 may block.
 """
@@ -82,8 +84,7 @@ class Past(enum.IntEnum):
     SHUTDOWN = 1
     """``shutdown()`` before any run: the first run ends at once, so that a stop cannot lose against a thread's
     start."""
-    REQUEST = 2
-    """It has served."""
+    SERVED = 2
     LOOP = 3
     """It has accepted client after client, so the clients in the backlog count on it."""
 

@@ -500,6 +500,16 @@ def test_a_message_that_still_does_not_end_times_out_again(connect, idle_timeout
     assert connection.receive() == [b"x"]
 
 
+def test_a_message_that_began_without_a_limit_gets_the_one_that_is_set_now(connect):
+    connection, peer = connect()
+    peer.sendall(b"one\nx")
+    arrived(connection, 5)
+    assert connection.receive() == [b"one"]
+    connection.message_timeout = SHORT
+    with pytest.raises(MessageTimeout):
+        connection.receive()
+
+
 @pytest.mark.parametrize("idle_timeout", [None, DEADLINE])
 def test_the_idle_timeout_is_back_after_a_message_that_had_timed_out(connect, idle_timeout):
     connection, peer = connect(idle_timeout=idle_timeout, message_timeout=SHORT)

@@ -557,6 +557,19 @@ def test_messages_sent_in_connection_lost_still_arrive(serve, dial):
     assert talk(dial(serve(Polite)), b"a\n") == b"a\ngoodbye: eof\n"
 
 
+def test_a_client_that_is_gone_when_connection_lost_sends_is_no_error(serve, dial, caplog):
+    class Polite(echo.EchoRequestHandler):
+        def connection_lost(self, reason):
+            self.send(b"goodbye")
+            self.flush()
+
+    server = serve(Polite)
+    with caplog.at_level(logging.DEBUG, "echo"):
+        reset(dial(server))
+        eventually(lambda: server.stats().ended == {"reset": 1})
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 def test_flush_lets_a_reply_go_before_the_next_read(serve, dial):
     class Progress(echo.MessageRequestHandler):
         def message_received(self, message):

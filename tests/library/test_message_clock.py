@@ -132,7 +132,7 @@ def test_a_new_message_timeout_is_for_the_message_that_has_begun_too(new, text):
     peer = Peer()
     peer.part(at=0)
     peer.part(at=8)
-    peer.clock.change_message_timeout(new)
+    peer.clock.change_message_timeout(new, inside=True)
     assert peer.allowed[-1] == peer.clock.left == new
     assert text in str(peer.clock.timed_out())
 
@@ -140,10 +140,23 @@ def test_a_new_message_timeout_is_for_the_message_that_has_begun_too(new, text):
 def test_a_message_that_has_begun_has_no_limit_any_more_when_the_timeout_is_taken_away():
     peer = Peer(idle_timeout=5)
     peer.part(at=0)
-    peer.clock.change_message_timeout(None)
+    peer.clock.change_message_timeout(None, inside=True)
     assert peer.part(at=1_000_000)
     assert peer.allowed == [5, 10, 5]
     assert isinstance(peer.clock.timed_out(), ReceiveTimeout)
+
+
+def test_a_message_that_began_without_a_limit_gets_one():
+    peer = Peer(idle_timeout=5, message_timeout=None)
+    peer.part(at=0)
+    peer.clock.change_message_timeout(10, inside=True)
+    peer.resume(at=100)
+    assert peer.part(at=109)
+    assert not peer.part(at=110)
+
+
+def test_a_read_that_ends_by_a_timeout_of_the_programs_own_is_named():
+    assert str(Peer().clock.timed_out()) == "nothing arrived in time"
 
 
 def test_a_new_idle_timeout_is_for_the_next_read_between_messages():
@@ -157,7 +170,7 @@ def test_a_new_idle_timeout_is_for_the_next_read_between_messages():
 
 def test_between_messages_a_new_message_timeout_changes_nothing_yet():
     peer = Peer(idle_timeout=5)
-    peer.clock.change_message_timeout(3)
+    peer.clock.change_message_timeout(3, inside=False)
     assert (peer.clock.left, peer.allowed) == (None, [5])
     peer.part(at=0)
     assert peer.allowed == [5, 3]
