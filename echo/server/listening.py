@@ -1,46 +1,28 @@
 """The listening socket: how it is made or taken over, what accepted sockets inherit from it, how it is closed.
 
-A Unix socket's path outlives the server that bound it. A dead server's path is taken over; a live server's path, and a
-file that is not a socket, are not (asyncio #425, neovim #37378). Of several servers that start at the same time on one
-path, one gets it (flom #6). Nothing here knows sessions.
+What a Unix socket needs besides, a path, is in ``unix_paths``. Nothing here knows sessions.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import os
 import socket
 import socketserver
-import stat
-import struct
 import sys
-import time
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..sockets import INET, check_path, keep_alive, keep_urgent_data
+from . import unix_paths
 from .admission import guarded_socket
 from .options import Options, options_of
-
-if sys.platform != "win32":  # which has neither Unix sockets nor locks like these
-    import fcntl
-else:
-    fcntl = None
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # none of the checkers' packages is needed to run
 
     from .options import ServerOptions
 
-START_TIMEOUT = 5.0
-"""Maximum time in seconds to wait for other servers that start in the folder of a Unix socket's path."""
-
-_PEER = struct.Struct("@iII")  # struct ucred: pid, uid, gid
-
 _ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets have the listening one's mode
-
-Inode = Tuple[int, int]
 
 
 class PlainListener(socket.socket):
@@ -88,7 +70,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def _echo_prepare(self) -> None:
         self._echo_inherited: Optional[socket.socket] = None  # the listening socket, if it was made elsewhere
         self._echo_path: Any = None
-        self._echo_inode: Optional[Inode] = None
+        self._echo_inode: Optional[unix_paths.Inode] = None
 
     @functools.cached_property
     def _echo_options(self) -> Options:
@@ -141,17 +123,17 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             self.server_address = with_zone(self.server_address)
             super().server_bind()
         else:
-            if self._echo_options.unix_mode is not None and not _is_file(self.server_address):
+            if self._echo_options.unix_mode is not None and not unix_paths.is_file(self.server_address):
                 raise ValueError("unix_mode needs a path; an abstract address has no permissions")
-            self._echo_path = absolute(self.server_address)
-            with start_alone(self._echo_path):
-                claim_path(self.server_address)
+            self._echo_path = unix_paths.absolute(self.server_address)
+            with unix_paths.start_alone(self._echo_path):
+                unix_paths.claim_path(self.server_address)
                 super().server_bind()
-                self._echo_inode = inode_of(self._echo_path)
+                self._echo_inode = unix_paths.inode_of(self._echo_path)
                 self._echo_bound_by = os.getpid()  # a forked worker's end is not the path's
                 if self._echo_inode is not None and self._echo_options.unix_mode is not None:
                     # Nobody can have connected: it does not listen yet.
-                    set_mode(self._echo_path, self._echo_options.unix_mode)
+                    unix_paths.set_mode(self._echo_path, self._echo_options.unix_mode)
                 self.socket.listen(self.request_queue_size)  # until then another start takes it for a dead server's
 
     def server_activate(self) -> None:
@@ -171,7 +153,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         if not _ACCEPTED_BLOCK and request.gettimeout() is None:  # else socket.setdefaulttimeout() says how long
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
-            client_address = peer_name(request)
+            client_address = unix_paths.peer_name(request)
         options = self._echo_options
         if options.ssl_context is not None or options.proxy_protocol:
             request = guarded_socket(self, request)
@@ -180,7 +162,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def _echo_release_path(self) -> None:
         """Remove a Unix socket's path, while the socket is open."""
         if self._echo_inode is not None and self._echo_bound_by == os.getpid():
-            release_path(self._echo_path, self._echo_inode)
+            unix_paths.release_path(self._echo_path, self._echo_inode)
 
 
 def set_dual_stack(sock: socket.socket, dual_stack: bool) -> None:
@@ -263,106 +245,3 @@ def with_zone(address: Any) -> Any:
         found = socket.getaddrinfo(*address, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         return found[0][4]
     return address
-
-
-def absolute(path: Any) -> Any:
-    """Return the path, independent of the current folder: that may be another one when the server closes."""
-    return os.path.abspath(path) if _is_file(path) else path
-
-
-@contextlib.contextmanager
-def start_alone(path: Any) -> Iterator[None]:
-    """Keep other servers from starting at ``path``: two that find a dead server's socket there could both remove what
-    they find, and the second would remove the first one's.
-
-    It locks the folder, so it leaves no file behind. Where that is not possible, or another program has locked the
-    folder for long, the start goes on without it.
-    """
-    folder = -1
-    try:
-        if fcntl is not None and _is_file(path):
-            with contextlib.suppress(OSError):  # binding reports what is wrong with the folder
-                folder = os.open(os.path.dirname(path), os.O_RDONLY)
-                _lock(folder, time.monotonic() + START_TIMEOUT)
-        yield
-    finally:
-        if folder != -1:
-            fcntl.flock(folder, fcntl.LOCK_UN)  # a child that another thread has forked meanwhile has it, too
-            os.close(folder)
-
-
-def _lock(descriptor: int, deadline: float) -> None:
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return
-            time.sleep(0.005)
-
-
-def claim_path(path: Any) -> None:
-    """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` for any other file."""
-    if not _is_file(path):
-        return
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is not a socket; it is left alone")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)  # a live server's backlog may be full
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)  # nobody listens any more
-            return
-        except BlockingIOError:
-            pass
-    raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
-
-
-def set_mode(path: Any, mode: int) -> None:
-    """Set the permissions of a Unix socket's path, and not those of another file: a program that may write to the
-    folder can have put a link there."""
-    try:
-        os.chmod(path, mode, follow_symlinks=False)
-    except NotImplementedError:  # it is a link; or a C library from before 2020, which cannot do it
-        if os.path.islink(path):
-            raise OSError(errno.ELOOP, f"{os.fsdecode(path)} has become a symbolic link") from None
-        os.chmod(path, mode)
-
-
-def inode_of(path: Any) -> Optional[Inode]:
-    """Return what identifies this file among later ones of the same name; None for an abstract address."""
-    if not _is_file(path):
-        return None
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def release_path(path: Any, inode: Optional[Inode]) -> None:
-    """Remove the path if it still is the file that was bound, and not the file of a later server.
-
-    Call it while the socket is open: once it is closed, a later server's file may get its inode number.
-    """
-    try:
-        if inode is not None and inode_of(path) == inode:
-            os.unlink(path)
-    except OSError:
-        pass
-
-
-def _is_file(path: Any) -> bool:
-    return bool(path) and os.fsencode(path)[:1] != b"\0"
-
-
-def peer_name(sock: socket.socket) -> str:
-    """Name the client of a Unix socket, which has no address, by its process: ``unix:pid=4711,uid=1000``."""
-    try:
-        pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    except (AttributeError, OSError):  # not Linux
-        return "unix"
-    return f"unix:pid={pid},uid={uid}"

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import echo
-from echo.server import listening
+from echo.server import unix_paths
 from support import DEADLINE
 from support.background import Background
 from support.servers import echoes
@@ -199,14 +199,14 @@ def test_permissions_are_never_those_of_a_file_that_a_link_at_the_path_points_to
     """Row 45: a program that may write to the folder replaces the socket at once."""
     other = tmp_path / "other"
     other.touch(mode=0o600)
-    inode_of = listening.inode_of
+    inode_of = unix_paths.inode_of
 
     def replaced(path):
         os.unlink(path)
         os.symlink(other, path)
         return inode_of(path)
 
-    monkeypatch.setattr(listening, "inode_of", replaced)
+    monkeypatch.setattr(unix_paths, "inode_of", replaced)
     with pytest.raises(OSError, match="symbolic link"):
         echo.Server(unix_path, echo.EchoRequestHandler, unix_mode=0o666)
     assert os.stat(other).st_mode & 0o777 == 0o600
@@ -230,9 +230,9 @@ def test_between_the_look_at_a_path_and_listening_there_no_other_server_starts(u
         lock_folder(descriptor, deadline)
 
     asked = threading.Event()
-    claim, lock_folder = listening.claim_path, listening._lock
-    monkeypatch.setattr(listening, "claim_path", claim_and_wait)
-    monkeypatch.setattr(listening, "_lock", lock)
+    claim, lock_folder = unix_paths.claim_path, unix_paths._lock
+    monkeypatch.setattr(unix_paths, "claim_path", claim_and_wait)
+    monkeypatch.setattr(unix_paths, "_lock", lock)
     with echo.Server(unix_path, echo.EchoRequestHandler) as server:
         with pytest.raises(OSError, match="another server listens"):
             others[0].result()
@@ -243,7 +243,7 @@ def test_between_the_look_at_a_path_and_listening_there_no_other_server_starts(u
 
 def test_a_folder_that_another_program_has_locked_for_long_delays_a_start_and_does_not_stop_it(unix_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(listening, "START_TIMEOUT", 0.01)
+    monkeypatch.setattr(unix_paths, "START_TIMEOUT", 0.01)
     folder = os.open(os.path.dirname(unix_path), os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -1,0 +1,133 @@
+"""The path of a Unix socket, which outlives the server that bound it.
+
+A dead server's path is taken over; a live server's path, and a file that is not a socket, are not (asyncio #425, neovim
+#37378). Of several servers that start at the same time on one path, one gets it (flom #6). An address that is not a
+file (abstract: it begins with a zero byte) is nobody's to remove.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+import sys
+import time
+from typing import Any, Iterator, Optional, Tuple
+
+if sys.platform != "win32":  # which has neither Unix sockets nor locks like these
+    import fcntl
+else:
+    fcntl = None
+
+START_TIMEOUT = 5.0
+"""Maximum time in seconds to wait for other servers that start in the folder of a Unix socket's path."""
+
+_PEER = struct.Struct("@iII")  # struct ucred: pid, uid, gid
+
+Inode = Tuple[int, int]
+
+
+def absolute(path: Any) -> Any:
+    """Return the path, independent of the current folder: that may be another one when the server closes."""
+    return os.path.abspath(path) if is_file(path) else path
+
+
+@contextlib.contextmanager
+def start_alone(path: Any) -> Iterator[None]:
+    """Keep other servers from starting at ``path``: two that find a dead server's socket there could both remove what
+    they find, and the second would remove the first one's.
+
+    It locks the folder, so it leaves no file behind. Where that is not possible, or another program has locked the
+    folder for long, the start goes on without it.
+    """
+    folder = -1
+    try:
+        if fcntl is not None and is_file(path):
+            with contextlib.suppress(OSError):  # binding reports what is wrong with the folder
+                folder = os.open(os.path.dirname(path), os.O_RDONLY)
+                _lock(folder, time.monotonic() + START_TIMEOUT)
+        yield
+    finally:
+        if folder != -1:
+            fcntl.flock(folder, fcntl.LOCK_UN)  # a child that another thread has forked meanwhile has it, too
+            os.close(folder)
+
+
+def _lock(descriptor: int, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.005)
+
+
+def claim_path(path: Any) -> None:
+    """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` for any other file."""
+    if not is_file(path):
+        return
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is not a socket; it is left alone")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a live server's backlog may be full
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)  # nobody listens any more
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
+
+
+def set_mode(path: Any, mode: int) -> None:
+    """Set the permissions of a Unix socket's path, and not those of another file: a program that may write to the
+    folder can have put a link there."""
+    try:
+        os.chmod(path, mode, follow_symlinks=False)
+    except NotImplementedError:  # it is a link; or a C library from before 2020, which cannot do it
+        if os.path.islink(path):
+            raise OSError(errno.ELOOP, f"{os.fsdecode(path)} has become a symbolic link") from None
+        os.chmod(path, mode)
+
+
+def inode_of(path: Any) -> Optional[Inode]:
+    """Return what identifies this file among later ones of the same name; None for an abstract address."""
+    if not is_file(path):
+        return None
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def release_path(path: Any, inode: Optional[Inode]) -> None:
+    """Remove the path if it still is the file that was bound, and not the file of a later server.
+
+    Call it while the socket is open: once it is closed, a later server's file may get its inode number.
+    """
+    try:
+        if inode is not None and inode_of(path) == inode:
+            os.unlink(path)
+    except OSError:
+        pass
+
+
+def is_file(path: Any) -> bool:
+    return bool(path) and os.fsencode(path)[:1] != b"\0"
+
+
+def peer_name(sock: socket.socket) -> str:
+    """Name the client of a Unix socket, which has no address, by its process: ``unix:pid=4711,uid=1000``."""
+    try:
+        pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    except (AttributeError, OSError):  # not Linux
+        return "unix"
+    return f"unix:pid={pid},uid={uid}"
