@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from echo.cli.server import command, workers
+from echo.cli.server.process import Process
 from support import ROOT, TESTS, eventually, read_exactly
 from support.commands import SLOW_HANDLER, start_changed, write_changed_command
 from support.processes import is_alive, state_of
@@ -334,3 +335,15 @@ def test_a_terminal_that_cannot_be_opened_for_want_of_descriptors_is_not_gone(mo
 
     monkeypatch.setattr(os, "open", fail)
     assert terminal_is_gone() is gone
+
+
+def test_the_null_device_of_the_last_deadline_is_never_another_file(tmp_path):
+    """Row 68: what ends the process writes a traceback to a descriptor, whose number may be another file's by then."""
+    with Process() as process, (tmp_path / "file").open("w") as file:
+        number = process._nowhere.number
+        os.dup2(file.fileno(), number)  # as after os.closerange(3, 100)
+        process._bound(3600.0)
+        assert process._nowhere.number != number
+        assert os.path.samestat(os.fstat(process._nowhere.number), os.stat(os.devnull))
+    assert os.path.samestat(os.fstat(number), os.stat(str(tmp_path / "file")))  # nor is it closed
+    os.close(number)

@@ -25,10 +25,10 @@ def pipe():
 
 @pytest.fixture
 def lock():
-    descriptor = new_lock()
-    yield descriptor
-    if descriptor is not None:
-        os.close(descriptor)
+    owned = new_lock()
+    yield owned
+    if owned is not None:
+        os.close(owned.number)
 
 
 def lines_of(*sizes):
@@ -175,7 +175,7 @@ def test_a_file_that_got_the_descriptor_of_the_lock_is_left_alone(pipe, lock, tm
     output = Output(pipe[1], lock=lock)
     (tmp_path / "mine").write_bytes(b"mine")
     with open(tmp_path / "mine", "rb+") as file:
-        os.dup2(file.fileno(), lock)
+        os.dup2(file.fileno(), lock.number)
         assert output.write(lines_of(10_000)) == 0
     assert len(os.read(pipe[0], 1 << 20)) == 10_000
     assert (tmp_path / "mine").read_bytes() == b"mine"

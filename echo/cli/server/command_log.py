@@ -15,11 +15,11 @@ from ..color import is_colored
 from .captured import captured_stderr
 from .formatters import ColorFormatter, JsonFormatter, TextFormatter
 from .logs import CountingHandler, DirectLog, LogQueue
-from .output import Owned, duplicate, new_lock
+from .output import duplicate, new_lock
 
 
 class Log:
-    """The log from its beginning, which comes before a handler's module is imported: that may close descriptor 2,
+    """The log from its beginning, which comes before a handler's module is imported: that may close descriptors,
     print, or let ``logging`` write to ``sys.stderr``. Until ``to`` it leaves alone what is printed.
     """
 
@@ -31,12 +31,11 @@ class Log:
 
     def __enter__(self) -> Log:
         with contextlib.ExitStack() as stack:
-            stderr = duplicate(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
-            stack.callback(stderr.close)
-            self._descriptor = stderr.number
+            self._copy = duplicate(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
+            stack.callback(self._copy.close)
             self._lock = new_lock()
             if self._lock is not None:
-                stack.callback(Owned(self._lock).close)
+                stack.callback(self._lock.close)
             self._stderr = stack.enter_context(captured_stderr())
             self._stack = stack.pop_all()
         return self
@@ -60,11 +59,11 @@ class Log:
 
     def queue(self) -> LogQueue:
         """The log of a process that serves."""
-        return LogQueue(self._descriptor, self._formatter, lock=self._lock)
+        return LogQueue(self._copy.find(), self._formatter, lock=self._lock)
 
     def direct(self) -> DirectLog:
         """The log of a process that forks."""
-        return DirectLog(self._descriptor, self._formatter, lock=self._lock)
+        return DirectLog(self._copy.find(), self._formatter, lock=self._lock)
 
     def to(self, handler: CountingHandler) -> None:
         """From now on let records go to this handler alone."""

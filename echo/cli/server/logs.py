@@ -34,7 +34,7 @@ from typing import Any, Callable, Counter, List, Optional, Tuple, Union
 from ...server import forking
 from ...text import LONGEST, plural, printable
 from .formatters import TextFormatter
-from .output import NOT_READ, Output
+from .output import NOT_READ, Output, Owned
 
 CAPACITY = 10_000
 """Places in the queue. A record takes one, and one more for each further KiB."""
@@ -125,7 +125,7 @@ class LogQueue(CountingHandler):
         formatter: logging.Formatter,
         capacity: int = CAPACITY,
         flush_timeout: float = FLUSH_TIMEOUT,
-        lock: Optional[int] = None,
+        lock: Optional[Owned] = None,
     ) -> None:
         super().__init__(formatter, Output(descriptor, lock=lock))
         self._capacity = capacity
@@ -281,7 +281,7 @@ class DirectLog(CountingHandler):
     It writes at once, and drops a record that cannot be written without waiting.
     """
 
-    def __init__(self, descriptor: int, formatter: logging.Formatter, lock: Optional[int] = None) -> None:
+    def __init__(self, descriptor: int, formatter: logging.Formatter, lock: Optional[Owned] = None) -> None:
         super().__init__(formatter, Output(descriptor, lock=lock, waits=False))
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -40,6 +40,12 @@ class Owned:
         """Whether it still refers to what it was made for."""
         return self.identity is not None and _identity(self.number) == self.identity
 
+    def find(self) -> int:
+        """Return its number; if other code has closed it, that of stderr's own if that is the same file, else -1."""
+        if self.is_ours():
+            return self.number
+        return 2 if self.identity is not None and _identity(2) == self.identity else -1
+
     def is_file(self) -> bool:
         """Whether it is a regular file."""
         return self.identity is not None and stat.S_ISREG(self.identity[2])
@@ -61,8 +67,8 @@ class Output:
 
     patience = PATIENCE
 
-    def __init__(self, descriptor: int, *, lock: Optional[int] = None, waits: bool = True) -> None:
-        self._lock = None if lock is None else Owned(lock)
+    def __init__(self, descriptor: int, *, lock: Optional[Owned] = None, waits: bool = True) -> None:
+        self._lock = lock
         self._in_haste = False
         self._locked_now = False
         self._waits = waits
@@ -166,9 +172,10 @@ class Output:
 
     def _find_again(self) -> None:
         """Other code has closed our descriptor: go on with stderr's own, if that is where the log goes."""
-        if self._own.identity is None or _identity(2) != self._own.identity:
+        number = self._own.find()
+        if number == -1:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self._own = duplicate(2)
+        self._own = duplicate(number)
 
     def _lost(self, lines: List[bytes], data: bytes, done: int) -> int:
         """Only ``done`` bytes were written: how many of the lines are lost? One that was written in part is taken back
@@ -240,15 +247,15 @@ def duplicate(descriptor: int) -> Owned:
         return Owned(-1)
 
 
-def new_lock() -> Optional[int]:
+def new_lock() -> Optional[Owned]:
     """Return a descriptor that processes can share as the ``lock`` of their outputs; None where there is none."""
     if not hasattr(os, "fork"):
         return None
     try:
         if hasattr(os, "memfd_create"):
-            return os.memfd_create("echo-log")
+            return Owned(os.memfd_create("echo-log"))
         with tempfile.TemporaryFile() as file:
-            return os.dup(file.fileno())
+            return duplicate(file.fileno())
     except OSError:
         return None
 

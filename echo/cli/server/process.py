@@ -47,6 +47,7 @@ from typing import Any, Callable, List, NoReturn, Optional
 from ...running import STOPPING, StopSignals
 from ...server import forking
 from ...server.reporting import log_event
+from .output import Owned
 
 CUT_GRACE = 0.7
 """Seconds after the deadline at which threads and exit functions are cut."""
@@ -86,7 +87,7 @@ class Process(StopSignals):
         """Writes the log's last records."""
         self._code: Optional[int] = None  # once nothing is left that could be cut
         self._last_grace: Optional[float] = LAST_GRACE  # None: this process has no last deadline
-        self._nowhere = open(os.devnull, "wb")  # opened now, since later no descriptor may be free
+        self._nowhere = Owned(os.open(os.devnull, os.O_WRONLY))  # opened now, since later no descriptor may be free
         forking.in_child(self._let_go)
 
     # Signals.
@@ -167,8 +168,11 @@ class Process(StopSignals):
     def _set_last_deadline(self) -> None:
         if self.deadline is not None and self._last_grace is not None:
             left = self.deadline + self._last_grace - time.monotonic()
-            with contextlib.suppress(RuntimeError, MemoryError):  # the system has no thread now
-                faulthandler.dump_traceback_later(max(left, 0.001), file=self._nowhere, exit=True)
+            # No thread is free, or other code has closed all descriptors.
+            with contextlib.suppress(RuntimeError, MemoryError, OSError):
+                if not self._nowhere.is_ours():
+                    self._nowhere = Owned(os.open(os.devnull, os.O_WRONLY))
+                faulthandler.dump_traceback_later(max(left, 0.001), file=self._nowhere.number, exit=True)
 
     # Forks.
 
