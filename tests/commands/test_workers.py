@@ -18,7 +18,7 @@ from echo.cli.server.command import main
 from echo.transport import affinity
 from support import DEADLINE, eventually, read_all
 from support.commands import start_changed, when_logged, write_changed_command
-from support.processes import state_of
+from support.processes import is_alive, state_of
 from support.usage_errors import error_line
 
 pytestmark = pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
@@ -580,6 +580,39 @@ def test_workers_whose_parent_is_killed_drain_and_end(start, dial, folder):
     assert server.finish()[0] == -signal.SIGKILL  # stderr has ended: no process has it open any more
     eventually(lambda: refuses(server.address))
     assert len(re.findall(r"stopped: .* 0 cut", server.log)) == 3
+
+
+@needs_proc
+def test_workers_whose_parent_is_killed_end_although_a_thread_of_it_has_forked_a_child(server_command, tmp_path):
+    """The module's thread runs in the parent. Its child is not the parent, and must not look like it."""
+    (tmp_path / "forking.py").write_text(
+        """
+import echo, os, signal, threading, time
+
+def fork():
+    while not os.path.exists("fork"):
+        time.sleep(0.01)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    with open("child.part", "w") as file:
+        file.write(str(child))
+    os.rename("child.part", "child")
+
+threading.Thread(target=fork, daemon=True).start()
+Echo = echo.EchoRequestHandler
+"""
+    )
+    server = server_command("--workers", "2", "--handler", "forking:Echo", cwd=str(tmp_path))
+    pids = started(server, 2).values()
+    (tmp_path / "fork").write_text("")
+    child = int(eventually(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text()))
+    try:
+        server.popen.kill()
+        server.popen.wait()
+        eventually(lambda: not any(map(is_alive, pids)))
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -24,10 +24,12 @@ import time
 import traceback
 from typing import Any, Callable, Deque, NoReturn, Optional, Tuple
 
+from ...server import forking
 from ...server.reporting import log_event
 from ...text import plural
 from .balance import Balance
 from .failures import SHORTAGE, log_failure
+from .output import Owned
 from .process import HANDLED, Process, flush
 
 MIN_PAUSE = 0.1
@@ -117,13 +119,14 @@ class Workers:
         self._failed = False
         self._killed = False
         # Only the parent has the writing end. A worker that reads sees the end of the pipe when the parent has died.
-        self._lifeline, self._lifeline_end = os.pipe()
+        self._lifeline, self._lifeline_end = map(Owned, os.pipe())
         self.balance = Balance(count)
         self._in_haste = mmap.mmap(-1, 1)  # shared with the workers: whether the parent has had a second signal
         self._orphaned = False
         self._notes: Deque[Tuple[Callable[[int], None], int]] = collections.deque()
         self._alarm, self._bell = socket.socketpair()
         self._bell.setblocking(False)
+        forking.in_child(self._let_go)
 
     def run(self) -> int:
         """Start and watch the workers until all have ended. Return the exit code: 0 if each worker's was 0, else 1."""
@@ -150,8 +153,8 @@ class Workers:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if found is None else found)
             self._alarm.close()
             self._bell.close()
-            os.close(self._lifeline)
-            os.close(self._lifeline_end)
+            self._lifeline.close()
+            self._lifeline_end.close()
 
     def _note_stop(self, number: int, begins: bool) -> None:
         self._notes.appendleft((self._stop_all, number))  # before a reload: that of a long list takes a second
@@ -209,11 +212,6 @@ class Workers:
         """The worker's process, from the fork to its exit."""
         code = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._alarm.close()
-            self._bell.close()
-            os.close(self._lifeline_end)
             self._process.become_worker(self._is_second)
             self.balance.become(worker.number)
             threading.Thread(target=self._end_with_parent, name="echo-parent", daemon=True).start()
@@ -225,12 +223,20 @@ class Workers:
         finally:
             self._process.exit(code)
 
+    def _let_go(self) -> None:
+        """In a forked child, a worker or a child of a thread of the handler's module: it is not the parent."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._alarm.close()
+        self._bell.close()
+        self._lifeline_end.close()
+
     def _is_second(self) -> bool:
         """In a worker that stops: whether a further SIGTERM is to cut."""
         return self._in_haste[0] != 0 or (self._orphaned and self._process.is_later())
 
     def _end_with_parent(self) -> None:
-        os.read(self._lifeline, 1)
+        os.read(self._lifeline.number, 1)
         if not self._process.is_stopping():  # else it has been killed in the stop, which goes on
             os.kill(os.getpid(), signal.SIGTERM)  # nothing else would stop this process
         self._orphaned = True
