@@ -105,9 +105,7 @@ class RepeatedFiles:
     """
 
     def __init__(self) -> None:
-        self._folder = ""
-        with contextlib.suppress(OSError):  # it was deleted
-            self._folder = os.getcwd()
+        self._folder = _current_folder()
         self._read_before: Set[str] = set()
         self._kept: Dict[str, bytes] = {}
 
@@ -115,6 +113,10 @@ class RepeatedFiles:
     def kept(self) -> List[str]:
         """The pipes, whose content is kept."""
         return list(self._kept)
+
+    def place(self, path: str) -> str:
+        """Return ``path`` from the folder that was the current one, as it is if that still is."""
+        return path if _current_folder() == self._folder else os.path.join(self._folder, path)
 
     def read(self, path: str) -> bytes:
         """Return the content. ``ValueError`` names a file that cannot be used."""
@@ -128,6 +130,13 @@ class RepeatedFiles:
         if is_pipe:
             self._kept[path] = data
         return data
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
 
 
 def _is_pipe(path: str) -> bool:

@@ -84,8 +84,9 @@ def claim_path(path: Any) -> None:
         except ConnectionRefusedError:
             os.unlink(path)  # nobody listens any more
             return
-        except BlockingIOError:
-            pass
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.EPROTOTYPE):  # the latter: another kind of socket
+                raise
     raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
 
 

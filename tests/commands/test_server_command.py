@@ -12,7 +12,7 @@ import pytest
 
 import echo
 from echo.cli.server import command, workers
-from echo.cli.server.command import main
+from echo.cli.server.command import Files, main
 from echo.cli.server.loading import combine
 from echo.cli.server.options import parser
 from echo.mixins.logging import SessionLoggingMixin
@@ -420,6 +420,7 @@ def folder(tmp_path):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "lacking.py").write_text("import something_that_is_not_there\n")
     (tmp_path / "quitting.py").write_text("import sys\nsys.exit('no')\n")
+    (tmp_path / "raising.py").write_text("raise GeneratorExit('no')\n")
     return str(tmp_path)
 
 
@@ -518,6 +519,7 @@ def test_a_stock_handler_serves_under_the_servers_limits(server_command, folder,
         (["--handler", "broken:X"], "importing broken failed: ZeroDivisionError"),
         (["--handler", "lacking:X"], "importing lacking failed: No module named 'something_that_is_not_there'"),
         (["--handler", "quitting:X"], "importing quitting failed: SystemExit: no"),
+        (["--handler", "raising:X"], "importing raising failed: GeneratorExit: no"),
         (["--mixin", "mine:Stock"], "mine:Stock is not a mixin"),
         (["--handler", "mine:Stock", "--framing", "raw"], "mine:Stock is not a MessageRequestHandler"),
     ],
@@ -535,6 +537,35 @@ def test_a_handler_that_cannot_be_loaded_gets_one_line_that_says_why_and_code_2(
             del sys.modules[name]
     assert code == 2
     assert words in line
+
+
+def test_a_module_that_closes_all_descriptors_does_not_get_the_log_into_its_own_files(server_command, tmp_path):
+    """Rows 46 and 68: as a module does that makes the process a daemon. Its files got the log, and one was emptied."""
+    (tmp_path / "closing.py").write_text(
+        """
+import echo, os
+os.closerange(3, 100)
+files = [open(f"file{number}", "wb", buffering=0) for number in range(8)]
+for file in files:
+    file.write(b"precious")
+Echo = echo.EchoRequestHandler
+"""
+    )
+    server = server_command("--handler", "closing:Echo", cwd=str(tmp_path))
+    with echo.connect(server.address, timeout=DEADLINE) as client:
+        assert client.echo(b"x" * 5000) == b"x" * 5000  # a record that one write to a pipe may not take whole
+    server.read_log_until(" disconnected")
+    assert server.terminate() == 0
+    assert {path.read_bytes() for path in tmp_path.glob("file*")} == {b"precious"}
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+def test_a_unix_sockets_path_is_the_same_when_a_handler_changes_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {name: Files(parser().parse_args(["--unix", name])) for name in ("s", "/tmp/s", "@s")}
+    assert [each.address() for each in files.values()] == ["s", "/tmp/s", "\0s"]
+    monkeypatch.chdir("/")
+    assert [each.address() for each in files.values()] == [str(tmp_path / "s"), "/tmp/s", "\0s"]
 
 
 def test_a_handler_is_searched_for_although_the_current_folder_is_gone(run, tmp_path):

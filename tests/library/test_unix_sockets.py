@@ -88,6 +88,15 @@ def test_a_live_server_whose_backlog_is_full_is_refused_at_once(unix_path):
             sock.close()
 
 
+def test_the_path_of_a_live_datagram_socket_is_refused_and_stays(unix_path):
+    """Row 1."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as live:
+        live.bind(unix_path)
+        with pytest.raises(OSError, match="another server listens"):
+            echo.Server(unix_path, echo.EchoRequestHandler)
+        assert os.path.exists(unix_path)
+
+
 def test_the_path_is_removed_before_the_socket_is_closed(unix_path):
     """Row 1: the number of a closed socket's inode may be the next server's at once."""
     path_was_there = []

@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
     except ValueError as exc:
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
-        arguments.fail(PROG, why_not_listening(exc, _address(options)), 1)
+        arguments.fail(PROG, why_not_listening(exc, files.address()), 1)
     logging.getLogger().setLevel("WARNING" if options.quiet else options.log_level.upper())
     _calm_waiting_threads(server.max_connections)
     with _failure_logged(), server:  # however it ends, a Unix socket's path must not stay
@@ -294,6 +294,13 @@ class Files:
         """The files that could be read only once."""
         return [escape(os.fsencode(path)) for path in self._files.kept]
 
+    def address(self) -> Any:
+        """Where to listen. A path is relative to the folder in which the command began."""
+        path = self._options.unix
+        if path is None:
+            return self._options.bind, self._options.port
+        return arguments.unix_address(path if path.startswith("@") else self._files.place(path))
+
     def server_options(self) -> Dict[str, Any]:
         """Read them all; return the options of ``Server``. ``ValueError`` names a file that cannot be used."""
         options = self._options
@@ -309,10 +316,6 @@ class Files:
         return dict(found, ssl_context=context)
 
 
-def _address(options: argparse.Namespace) -> Any:
-    return (options.bind, options.port) if options.unix is None else arguments.unix_address(options.unix)
-
-
 def _server(options: argparse.Namespace, files: Files, process: Process) -> Server:
     handler = _handler(options)
     server_options = files.server_options()
@@ -326,7 +329,7 @@ def _server(options: argparse.Namespace, files: Files, process: Process) -> Serv
         except BaseException:
             passed.close()
             raise
-    return Server(_address(options), handler, **server_options)
+    return Server(files.address(), handler, **server_options)
 
 
 def _handler(options: argparse.Namespace) -> type:
