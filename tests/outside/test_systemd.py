@@ -133,14 +133,14 @@ def passed(environment):
     """``passed(*files, count=...)``: the exception when these are passed to this process, and the first descriptor."""
     copies = []
 
-    def take(*files, count=None):
+    def take(*files, count=None, inherited=True):
         if not files:  # a descriptor that is closed
             with open(os.devnull) as file:
                 first = fcntl.fcntl(file, fcntl.F_DUPFD, 100)
             os.close(first)
         for file in files:
             copies.append(fcntl.fcntl(file, fcntl.F_DUPFD, 1 + copies[-1] if copies else 100))
-            os.set_inheritable(copies[-1], True)  # as systemd leaves it
+            os.set_inheritable(copies[-1], inherited)  # as systemd leaves it
             first = copies[0]
         assert copies == [first + index for index in range(len(files))]
         environment(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count or len(files) or 1), LISTEN_FDNAMES="a:b")
@@ -222,6 +222,16 @@ def test_what_cannot_be_served_is_refused_by_what_it_is(passed, tmp_path, make):
 def test_a_descriptor_that_is_closed_is_refused(passed):
     error, first = passed()
     assert error == f"LISTEN_FDS is 1, but descriptor {first} is closed"
+
+
+def test_a_descriptor_that_this_process_has_opened_itself_was_not_passed(passed):
+    """Python makes what it opens non-inheritable, and a descriptor that was passed cannot have been that."""
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        own.listen()
+        error, first = passed(own, inherited=False)
+    assert error == f"LISTEN_FDS is 1, but descriptor {first} is closed"
+    assert inheritable(first) is False  # it is not closed
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from typing import Any, Iterator, List, Tuple
 from ... import running
 from ...handlers import MessageRequestHandler
 from ...server.server import Server
+from .process import Stopped
 
 _GUARD = "put the lines that run it under if __name__ == '__main__'"
 
@@ -104,7 +105,9 @@ def _load(spec: str) -> Any:
         raise ValueError(
             f"cannot find the module {exc.name!r}: it is neither in the current folder nor installed"
         ) from None
-    except (Exception, SystemExit) as exc:
+    except Stopped:  # by a signal
+        raise
+    except BaseException as exc:
         why = f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}"
         raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from None
     for part in class_name.split("."):

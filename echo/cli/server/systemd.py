@@ -34,9 +34,12 @@ def listening_socket(first: int = FIRST_DESCRIPTOR) -> Optional[socket.socket]:
     descriptors = range(first, first + _number("LISTEN_FDS", count))
     for descriptor in descriptors:
         try:
+            passed = os.get_inheritable(descriptor)  # else this process has opened it
             os.set_inheritable(descriptor, False)
         except OSError:
-            raise ValueError(f"LISTEN_FDS is {count}, but descriptor {descriptor} is closed") from None
+            passed = False
+        if not passed:
+            raise ValueError(f"LISTEN_FDS is {count}, but descriptor {descriptor} is closed")
     if len(descriptors) > 1:
         raise ValueError(
             f"LISTEN_FDS is {count}, but one socket is served; leave one Listen line in the socket unit,"
