@@ -107,6 +107,20 @@ def test_what_the_handlers_module_does_with_signals_does_not_count(leaves, what,
     assert f"{signum.name}: stopping" in server.log
 
 
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
+@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_whose_handlers_module_makes_it_a_daemon_stops_as_any_other(leaves, count, signum):
+    """The process that is left is a forked child, which has the default actions again."""
+    server = leaves("a daemon", "--workers", count)
+    daemon = int(server.read_log_until(r"\(process (\d+);").group(1))
+    assert server.popen.wait() == 0 and daemon != server.pid
+    os.kill(daemon, signum)
+    server.finish()  # the log has ended: no process has it open any more
+    assert f"{signum.name}: stopping" in server.log
+    assert count != "1" or "stopped: " in server.log  # workers may not have been started yet
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_sigpipe_ends_no_server_whose_handlers_module_wants_that(leaves, count):
     server = leaves("signals that kill", "--workers", count)

@@ -75,6 +75,10 @@ def leave(what):
         logging.getLogger().addHandler(BlocksAtAStop())
     elif what == "code that waits for any child":
         let_other_code_wait_for_children()
+    elif what == "a daemon":
+        if os.fork():
+            os._exit(0)
+        os.setsid()
     elif what == "signal handlers":
         signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -94,6 +94,7 @@ class Process(StopSignals):
 
     def __enter__(self) -> Process:
         super().__enter__()
+        self._pid = os.getpid()
         self.unblock()
         return self
 
@@ -136,6 +137,8 @@ class Process(StopSignals):
         has caught its exception, that is raised again. If the module has set a handler of its own for a signal to stop,
         or blocked one, that ends here. So does the default action of SIGPIPE: any client could end the process.
         """
+        if os.getpid() != self._pid:  # the module has forked, and this is the child that goes on, as a daemon
+            super().__enter__()
         for number in STOPPING:
             if number in self._found:
                 signal.signal(number, self._handle)
