@@ -16,6 +16,7 @@ The map of the package. Imports point down only, and a test holds that::
     measure       what --ping and --bench are made of
     client        Client, and connect()
     mixins        steps around a handler's hooks: logging, throttling, transcripts, faults
+    logs          the lines of a log, and where they go; loaded by run() and by the server command
     transport     TLS, certificates, the PROXY protocol, processors; loaded when an option asks for them
     ------------  the spine: it loads nothing above this line, unless an option asks for it
     running       run(): a server with signals and a log, from its start to its exit code

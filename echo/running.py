@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from types import FrameType
@@ -193,7 +194,7 @@ def run(
     if "timeout" in options and server_class.__init__ is Server.__init__:  # it is for handle_request()
         raise TypeError(no_option("run", "timeout", "timeout"))
     if not log.hasHandlers():
-        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
+        _log_to_stderr()
     with StopSignals() as signals:
         try:
             server = server_class(address, RequestHandlerClass, **options)
@@ -203,6 +204,19 @@ def run(
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1
         return serve(server, signals, lambda: _announce(server, signals.not_taken()))
+
+
+def _log_to_stderr() -> None:
+    """Log to standard error, without waiting for a reader who stalls: that would hold up all sessions, and the stop."""
+    from .logs.formatters import TextFormatter
+    from .logs.log_handlers import DirectLog
+
+    try:
+        handler = DirectLog(sys.stderr.fileno(), TextFormatter())
+    except (AttributeError, OSError, ValueError):  # none, a closed one, or an object of the program's own
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
+    else:
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _announce(server: Server, not_taken: List[str]) -> None:

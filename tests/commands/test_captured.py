@@ -19,8 +19,8 @@ import pytest
 import echo
 from echo.cli.server.captured import captured_stderr
 from echo.cli.server.command_log import Log
-from echo.cli.server.formatters import JsonFormatter, TextFormatter
-from echo.cli.server.logs import LineHandler, LogQueue
+from echo.logs.formatters import JsonFormatter, TextFormatter
+from echo.logs.log_handlers import LineHandler, LogQueue
 from support import DEADLINE, TESTS, eventually, read_all
 from support.evil_handler import ACTIONS
 from support.log_lines import records_of

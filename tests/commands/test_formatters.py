@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from echo.cli.server.formatters import ColorFormatter, JsonFormatter, TextFormatter
+from echo.cli.server.color_formatter import ColorFormatter
+from echo.logs.formatters import JsonFormatter, TextFormatter
 from echo.text import LONGEST
 from support.log_lines import MARK, records_of
 

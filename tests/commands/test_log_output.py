@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from echo.cli.server.output import Output, new_lock
+from echo.logs.output import Output, new_lock
 from support import DEADLINE
 from support.background import Background
 

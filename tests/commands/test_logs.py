@@ -17,10 +17,11 @@ import weakref
 import pytest
 
 import echo
-from echo.cli.server import logs
-from echo.cli.server.formatters import ColorFormatter, JsonFormatter, TextFormatter
-from echo.cli.server.logs import DirectLog
+from echo.cli.server.color_formatter import ColorFormatter
 from echo.cli.server.queue_logging import QueueLoggingMixin, only_queue
+from echo.logs import log_handlers as logs
+from echo.logs.formatters import JsonFormatter, TextFormatter
+from echo.logs.log_handlers import DirectLog
 from echo.mixins.records import emit
 from echo.text import LONGEST, format_address
 from support import DEADLINE, eventually, read_all

@@ -19,8 +19,8 @@ import echo
 from echo.cli.client.command import main as client_main
 from echo.cli.server import command, workers
 from echo.cli.server.command import main as server_main
-from echo.cli.server.formatters import JsonFormatter
 from echo.cli.server.options import parser
+from echo.logs.formatters import JsonFormatter
 from echo.transport.certificates import client_context, server_context
 from support import DEADLINE, eventually, plain, read_all, read_exactly, reset
 from support.background import Background

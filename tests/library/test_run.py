@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
 import echo
-from support import DEADLINE, read_all, read_exactly
+from support import DEADLINE, ROOT, read_all, read_exactly
 from support.servers import echoes
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -67,6 +69,40 @@ def test_a_second_signal_cuts_what_is_left_and_the_code_is_1(program):
     program.go.write_text("")
     assert program.finish()[0] == 1
     assert "Traceback" not in program.log
+
+
+LOGGING_PROGRAM = """
+import os, sys
+import echo
+
+class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
+    pass
+
+class Server(echo.Server):
+    def server_activate(self):
+        super().server_activate()
+        print(self.server_address[1], flush=True)
+
+sys.exit(echo.run(Logged, ("127.0.0.1", 0), server_class=Server))
+"""
+
+
+@posix
+def test_a_reader_of_the_log_who_stalls_holds_up_neither_sessions_nor_the_stop():
+    """Row 28."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", LOGGING_PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    with program:
+        port = int(program.stdout.readline())
+        with echo.connect(("127.0.0.1", port), timeout=DEADLINE) as client:
+            for number in range(20):  # with their log, more than a pipe holds
+                assert client.echo_many([b"%d" % number] * 200) == [b"%d" % number] * 200
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(DEADLINE) == 0
+        log = program.stderr.read()
+    assert b"\n" in log and log.count(b"\n") < 8000
+    assert all(line[:4].isdigit() for line in log.splitlines()), "a record was written in part"
 
 
 class Acting(echo.Server):

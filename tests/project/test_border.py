@@ -13,7 +13,7 @@ import pytest
 
 from support import DEADLINE, ROOT
 
-ROOMS = ["transport", "mixins", "client", "measure", "cli"]
+ROOMS = ["transport", "logs", "mixins", "client", "measure", "cli"]
 """Each imports the spine and those before it."""
 
 READ_IN_ONE_SITTING = ["framing", "connection", "handlers", "server.sessions", "server.registry"]

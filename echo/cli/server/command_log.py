@@ -11,11 +11,12 @@ import logging
 import sys
 from typing import Type, Union
 
+from ...logs.formatters import JsonFormatter, TextFormatter
+from ...logs.log_handlers import CountingHandler, DirectLog, LogQueue
+from ...logs.output import duplicate, new_lock
 from ..color import is_colored
 from .captured import captured_stderr
-from .formatters import ColorFormatter, JsonFormatter, TextFormatter
-from .logs import CountingHandler, DirectLog, LogQueue
-from .output import duplicate, new_lock
+from .color_formatter import ColorFormatter
 
 
 class Log:

@@ -44,10 +44,10 @@ import traceback
 from types import FrameType
 from typing import Any, Callable, List, NoReturn, Optional
 
+from ...logs.output import Owned
 from ...running import STOPPING, StopSignals
 from ...server import forking
 from ...server.reporting import log_event
-from .output import Owned
 
 CUT_GRACE = 0.7
 """Seconds after the deadline at which threads and exit functions are cut."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from typing import Any, Dict, List, Optional
 
+from ...logs.log_handlers import LogQueue
 from ...mixins.logging import SessionLoggingMixin
-from .logs import LogQueue
 
 
 class QueueLoggingMixin(SessionLoggingMixin):

@@ -24,12 +24,12 @@ import time
 import traceback
 from typing import Any, Callable, Deque, NoReturn, Optional, Tuple
 
+from ...logs.output import Owned
 from ...server import forking
 from ...server.reporting import log_event
 from ...text import plural
 from .balance import Balance
 from .failures import SHORTAGE, log_failure
-from .output import Owned
 from .process import HANDLED, Process, flush
 
 MIN_PAUSE = 0.1

@@ -1,4 +1,7 @@
-"""Where the command's log goes: a bounded queue and a thread that writes it, so that a slow reader blocks no client.
+"""Where a log goes, so that a slow reader blocks no client.
+
+``run`` writes each record at once, and drops those that it would have to wait for (``DirectLog``). The server command
+has a bounded queue, and a thread that writes it (``LogQueue``).
 
 A thread that logs puts the line into the queue and goes on. The writing thread writes many lines at once. While nobody
 reads the log, at most ``CAPACITY`` KiB wait. Further records are dropped and counted, and the log reports their number
@@ -31,8 +34,8 @@ import time
 import traceback
 from typing import Any, Callable, Counter, List, Optional, Tuple, Union
 
-from ...server import forking
-from ...text import LONGEST, plural, printable
+from ..server import forking
+from ..text import LONGEST, plural, printable
 from .formatters import TextFormatter
 from .output import NOT_READ, Output, Owned
 
