@@ -1,5 +1,6 @@
 """``echo.run``: a server from its start to its exit code, with signals and a log."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -93,11 +94,12 @@ def test_a_reader_of_the_log_who_stalls_holds_up_neither_sessions_nor_the_stop()
     program = subprocess.Popen(
         [sys.executable, "-c", LOGGING_PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     )
-    with program:
+    with program, contextlib.ExitStack() as stack:
+        stack.callback(program.kill)
         port = int(program.stdout.readline())
         with echo.connect(("127.0.0.1", port), timeout=DEADLINE) as client:
             for number in range(20):  # with their log, more than a pipe holds
-                assert client.echo_many([b"%d" % number] * 200) == [b"%d" % number] * 200
+                assert list(client.echo_many([b"%d" % number] * 200)) == [b"%d" % number] * 200
         program.send_signal(signal.SIGTERM)
         assert program.wait(DEADLINE) == 0
         log = program.stderr.read()
