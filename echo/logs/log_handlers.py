@@ -223,6 +223,8 @@ class LogQueue(CountingHandler):
         try:
             while not self._ended:
                 self._write_batch()
+            with contextlib.suppress(Exception):  # no memory
+                self._write([])  # the number of records that were lost in the last batch
         finally:
             self._output.close()
 

@@ -175,6 +175,20 @@ def test_a_slow_reader_learns_how_much_was_dropped_at_the_end_of_the_program(pip
     assert {len(line) for line in lines} - {len(note) for note in notes} == {99}
 
 
+@posix_pipes
+def test_the_number_of_records_that_are_lost_in_the_last_batch_is_reported(pipe, logger):
+    reader, writer = pipe
+    with LogQueue(writer, logging.Formatter("%(message)s")) as queue:
+        logger.addHandler(queue)
+        queue._output.hurry()
+        for _ in range(500):
+            logger.info("x" * 99)
+    os.close(writer)
+    lines = read_to_end(reader).splitlines()
+    notes, count = dropped_by(lines)
+    assert count > 0 and len(lines) - len(notes) + count == 500
+
+
 def test_the_end_of_the_program_waits_while_only_the_writing_thread_is_late(pipe, logger):
     reader, writer = pipe
     may_write = threading.Event()
