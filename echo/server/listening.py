@@ -57,7 +57,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     ) -> None:
         if bind_and_activate:  # else its file may exist, as in from_socket()
             check_path(server_address)
-        check_arguments(server_address, RequestHandlerClass)
+        check_arguments(server_address, RequestHandlerClass, bind_and_activate)
         self._echo_choose(options, family_of(server_address) or self.address_family)
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
@@ -191,9 +191,14 @@ def family_of(address: Any) -> Optional[socket.AddressFamily]:
     return None
 
 
-def check_arguments(address: Any, handler_class: Any) -> None:
-    """``TypeError`` for the mistakes that are easily made with these two. A program may have an own meaning for other
+def check_arguments(address: Any, handler_class: Any, bind_and_activate: Any) -> None:
+    """``TypeError`` for the mistakes that are easily made with these. A program may have an own meaning for other
     values, as the standard library allows it."""
+    if bind_and_activate not in (True, False):  # a TLS context, for example, which would otherwise have no effect
+        raise TypeError(
+            f"bind_and_activate is {bind_and_activate!r}; expected True or False. It is the third positional argument;"
+            " give others by their names"
+        )
     hint = "; were the address and the handler class exchanged?"
     if isinstance(address, type):
         raise TypeError(f"the address is {address!r}; expected (host, port) or a Unix socket's path{hint}")

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import threading
 import pytest
 
 import echo
+from echo.server.listening import is_listening
 from support import DEADLINE, ROOT, read_all, read_exactly
 from support.servers import echoes
 
@@ -246,6 +248,15 @@ def test_a_server_class_may_have_a_timeout_of_its_own():
 
     with pytest.raises(RuntimeError, match="timeout 2"):
         echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Patient, timeout=2)
+
+
+def test_a_third_positional_argument_that_is_no_flag_is_refused():
+    """A program's own third argument, such as a TLS context, must not be dropped in silence."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with pytest.raises(TypeError, match=r"bind_and_activate is <.*>; expected True or False"):
+        echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, context)
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, 0) as server:
+        assert not is_listening(server.socket)
 
 
 def test_a_server_whose_arguments_were_exchanged_says_so():
