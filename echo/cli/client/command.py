@@ -548,7 +548,7 @@ GROUPS = [
             many=True,
             needs=_SUMMARIES,
             more="min, avg, max, mdev, lost, corrupted and never_sent are figures, too; with a condition on loss or"
-            " lost, other losses do not change the exit code; a percentile for which there are too few samples fails",
+            " lost, losses that it permits do not change the exit code; a percentile with too few samples fails",
         ),
         Row(
             "--new-connection",
