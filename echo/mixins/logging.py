@@ -48,6 +48,7 @@ class SessionLoggingMixin(MessageRequestHandler):
         finally:
             level = self.session_level if self.connection.bytes_in else self._session_level
             if self.log.isEnabledFor(level):
+                self._unless_lost(self.connection.flush)  # what connection_lost has sent, so that it counts
                 self._log_end(level, reason)
 
     def _log_begin(self, level: int) -> None:

@@ -104,6 +104,16 @@ def test_the_end_counts_replies_before_an_exception(log_of):
     assert "disconnected: error; 1 in, 1 out; 6 B read, 6 B written;" in records[-1].getMessage()
 
 
+def test_what_connection_lost_sends_counts_in_the_record_of_the_end(log_of):
+    class Polite(Logged):
+        def connection_lost(self, reason):
+            self.send(b"goodbye")
+
+    _, records = log_of(Polite, b"hello\n")
+    assert [record.event for record in records][-2:] == ["sent", "disconnected"]
+    assert "disconnected: eof; 1 in, 2 out; 6 B read, 14 B written;" in records[-1].getMessage()
+
+
 def test_the_end_is_logged_although_a_mixin_failed_before_the_beginning(log_of):
     class Failing(echo.MessageRequestHandler):
         def dispatch_made(self):
