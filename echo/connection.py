@@ -350,8 +350,9 @@ class Connection:
 
     def abort(self) -> None:
         """Turn the close of the socket into a reset, drop unsent data, and wake the owner; from any thread."""
-        self.aborted = True
         self._broken = ConnectionClosed, "this side has reset the connection"
+        self.aborted = True
+        self._recv = _nothing
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
@@ -368,6 +369,11 @@ class Connection:
         """Mark ``error`` as this connection's, for the caller to raise."""
         error._connection = weakref.ref(self)
         return error
+
+
+def _nothing(size: int) -> bytes:
+    """``socket.recv`` at the end of input. The system's would go on returning what arrives (Linux)."""
+    return b""
 
 
 class _BoundedRead:

@@ -275,7 +275,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             if exc.connection is not self.connection:
                 raise  # of another connection, which a hook uses: an error of the hook like any other
             lost = isinstance(exc, ConnectionClosed)
-            reason = "drain" if lost and self._draining else exc.reason
+            reason = "drain" if lost and self._draining and not self.connection.aborted else exc.reason
             broken = isinstance(exc, ProtocolError) and not isinstance(exc, IncompleteMessage)
             level = logging.WARNING if broken else logging.DEBUG
             word, why = printable(reason), printable(str(exc))  # a framing of your own may quote the client in them

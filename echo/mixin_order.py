@@ -24,9 +24,10 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
             if method is None or getattr(method, "__isabstractmethod__", False) or vars(base).get("_is_protocol"):
                 continue  # a declaration of what others must have
             passes_on = name in hooks or _passes_on(method, name, names)  # a hook that does not is a handler's
+            replaces_its_own = hider is not None and (not passes_on or issubclass(hider, base))
             if base is handler or (hider is None and not passes_on):
                 hider = base
-            elif hider is not None and (hider is handler or (passes_on and not issubclass(hider, base))):
+            elif hider is not None and (hider is handler or not replaces_its_own):
                 place = [listed for listed in cls.__bases__ if issubclass(listed, hider)][-1]
                 raise TypeError(
                     f"{cls.__name__}: {base.__name__}.{name}() would never be called, since"

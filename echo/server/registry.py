@@ -26,6 +26,9 @@ class Registry:
 
     ``publish``, if it is not None, is called with the number of sessions whenever that has changed: under the lock, so
     that of two changes the later one is the last that is published.
+
+    A session's end, ``end``, is ``forget`` and the sums; ``forget`` is its removal, ``release_host`` and the calls of
+    those who wait for it.
     """
 
     def __init__(self) -> None:

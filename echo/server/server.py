@@ -185,6 +185,7 @@ class Server(AcceptingServer):
 
     def _echo_end_serving(self, serving: Serving) -> None:
         with self._echo_lock:
+            # Another thread's run may have begun before this one could: then the socket's mode is that run's.
             serving.close(restore=self._echo_stop is None and self._echo_serving in (serving, None))
             if self._echo_serving is not serving:
                 return  # it has not begun: it was refused, or a KeyboardInterrupt came first
@@ -301,26 +302,26 @@ class Server(AcceptingServer):
         in a session's own thread and in the serving thread: there it begins the stop and returns.
         """
         me = threading.get_ident()
-        must_not_wait = self._echo_registry.serves(me) or self._echo_holds_lock()
+        may_not_wait = self._echo_registry.serves(me) or self._echo_holds_lock()
         new = Stop(self._echo_registry, me, self._echo_cut_grace)
         # setdefault() is atomic. After an "if", the handler of a signal could begin another stop.
         stop = vars(self).setdefault("_echo_stop", new)
         serving = self._echo_serving
         in_loop = serving is not None and serving.thread_id == me
-        if stop is not new:
-            if in_loop or must_not_wait or stop.thread_id == me:
-                return
+        if in_loop or may_not_wait:  # the table in ``stopping``, but for its last line
+            # The loop takes no stop if it is one that start() begins here, and another thread has just ended it.
+            if stop is new and not (in_loop and self._echo_leave_to_loop(stop)):
+                self._echo_run_stop_in_thread(stop)
+            return
+        if stop is new:
+            self._echo_run_stop(stop)
+        elif stop.thread_id == me:  # a signal handler has interrupted it
+            return
+        else:
             stop.ended.wait()
             if self._echo_stop is not stop:  # its thread did not start
                 self.server_close()
                 return
-        elif in_loop and self._echo_leave_to_loop(stop):  # not if start() begins a loop which another stop ends
-            return
-        elif must_not_wait:  # the order is that of the table in ``stopping``
-            self._echo_run_stop_in_thread(stop)
-            return
-        else:
-            self._echo_run_stop(stop)
         thread = self._echo_thread
         if thread is not None and thread.ident not in (None, me) and self._echo_serving is None:  # the loop has ended
             thread.join(MOMENT)  # it has only its last lines left to run
@@ -355,7 +356,7 @@ class Server(AcceptingServer):
                 timeout = self._echo_options.shutdown_timeout
                 stop.begin(timeout)
                 hurried = self._echo_options.shutdown_timeout
-                if hurried is not None and hurried != timeout:  # by a signal handler, before there was a deadline
+                if hurried is not None and hurried != timeout:  # by a signal handler here, before there was a deadline
                     stop.hurry(hurried)
             loop_ended = serving is None or stop.wait_for_loop(serving.ended)
             self._echo_release_path()

@@ -103,7 +103,9 @@ class SessionServer(ListeningServer):
     def _echo_refuse(self, session: Session, exc: Refused) -> None:
         """Log that admission has refused a client. If it was the stop that ended the client's input, that is an
         orderly end."""
-        if session.state == "draining":  # input_ended would be too late: the stop wakes this thread before it sets it
+        if (
+            session.state == "draining"
+        ):  # input_ended would be too late: StandIn.drain() wakes this thread, then sets it
             session.refused = None
             session.handler.ended_as = "drain"
             peer = format_address(session.client_address)
@@ -116,7 +118,7 @@ class SessionServer(ListeningServer):
     def _echo_turn_away(self, session: Session, reason: str) -> None:
         """Close a connection that gets no session. Does not linger: this is the accepting thread. A client that its own
         session's thread refuses ends as every session does."""
-        self._echo_registry.forget(session)
+        self._echo_registry.forget(session)  # first: shutdown_request() lingers only for a session
         self._echo_registry.refused(reason)
         self._echo_end_session(session)
 

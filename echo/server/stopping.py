@@ -46,10 +46,11 @@ thread runs it.
 Not in this order: ``Opening._lock`` (one session's admission) is held while its client is waited for, so only that
 session's thread waits for it. ``forking._lock`` is taken under the first one, and nothing is done under it.
 
-The first three are reentrant, since a signal handler may stop the server at any line that holds one. No hook and no
-log runs under any of them. A handler's ``drain()`` runs in a thread of its own: one that blocks holds up its own
-session, until the deadline, and no other. The same deadline holds for the accept loop, in which a method of a subclass
-may block.
+The order follows from two calls: a stop that hurries wakes those who wait for the registry, and a session's end wakes
+the loop. The first three are reentrant, since a signal handler may stop the server at any line that holds one. No hook
+and no log runs under any of them. A handler's ``drain()`` runs in a thread of its own: one that blocks holds up its
+own session, and no other; at the deadline the stop goes on without it. The same deadline holds for the accept loop, in
+which a method of a subclass may block.
 """
 
 from __future__ import annotations

@@ -50,11 +50,16 @@ class Threads:
         """Call a function with its arguments in a thread that waits, or in a new one. If that does not start,
         ``otherwise`` is called and the exception raised, ``NotStarted`` if the system has no thread."""
         try:
-            tasks, _ = self._idle.pop()
+            waiting = self._idle.pop()
         except IndexError:
             start(self._work, ([task],), otherwise)
-        else:
-            tasks.put(task)
+            return
+        try:
+            waiting[0].put(task)
+        except MemoryError as exc:
+            self._idle.append(waiting)
+            otherwise()
+            raise NotStarted("no memory for its task") from exc
 
     def let_go(self) -> None:
         """In a forked child: it has none of these threads, except the one that forked, which ends after its task."""

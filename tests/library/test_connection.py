@@ -500,6 +500,16 @@ def test_a_message_that_still_does_not_end_times_out_again(connect, idle_timeout
     assert connection.receive() == [b"x"]
 
 
+def test_after_an_abort_nothing_is_received_although_the_peer_sends_on(connect):
+    connection, peer = connect()
+    peer.sendall(b"one\n")
+    arrived(connection, 4)
+    connection.abort()
+    for _ in range(2):
+        with pytest.raises(ConnectionClosed, match="this side has reset the connection"):
+            connection.receive()
+
+
 def test_a_message_that_began_without_a_limit_gets_the_one_that_is_set_now(connect):
     connection, peer = connect()
     peer.sendall(b"one\nx")

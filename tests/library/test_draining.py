@@ -140,6 +140,25 @@ def test_the_log_says_how_many_sessions_drained_and_how_many_were_cut(serve, dia
     assert "3 sessions drained, 1 cut" in caplog.text
 
 
+def test_a_session_that_is_aborted_while_it_drains_ends_as_reset(serve, dial, stuck):
+    class Aborting(stuck):
+        def message_received(self, message):
+            super().message_received(message)
+            self.flush()
+
+        def drain(self):
+            super().drain()
+            self.abort()
+            self.release.set()
+
+    handler = Recorder.of(Aborting)
+    server = serve(handler, shutdown_timeout=DEADLINE)
+    dial(server).sendall(b"a\n")
+    assert stuck.entered.wait(DEADLINE)
+    assert server.stop() is True
+    assert handler.reasons == ["reset"]
+
+
 def test_a_client_that_was_refused_is_no_session_that_drains(serve, dial, caplog):
     with caplog.at_level(logging.INFO, "echo.server"):
         server = serve(proxy_protocol=True)

@@ -590,3 +590,18 @@ def test_a_thread_that_ends_while_no_descriptor_is_free_does_not_end_the_process
         [sys.executable, "-c", script], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"alive", b"")
+
+
+def test_a_task_for_which_there_is_no_memory_is_reported_and_the_thread_waits_on():
+    class Full:
+        def put(self, task):
+            raise MemoryError
+
+    threads = Threads()
+    waiting = Full(), threading.current_thread()
+    threads._idle.append(waiting)
+    told = []
+    with pytest.raises(NotStarted, match="no memory"):
+        threads.run((told.append, ("done",)), lambda: told.append("otherwise"))
+    assert told == ["otherwise"]
+    assert list(threads._idle) == [waiting]
