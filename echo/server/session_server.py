@@ -103,9 +103,8 @@ class SessionServer(ListeningServer):
     def _echo_refuse(self, session: Session, exc: Refused) -> None:
         """Log that admission has refused a client. If it was the stop that ended the client's input, that is an
         orderly end."""
-        if (
-            session.state == "draining"
-        ):  # input_ended would be too late: StandIn.drain() wakes this thread, then sets it
+        # Its input_ended would be too late: StandIn.drain() wakes this thread, and sets it afterwards.
+        if session.state == "draining":
             session.refused = None
             session.handler.ended_as = "drain"
             peer = format_address(session.client_address)
