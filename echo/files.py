@@ -38,9 +38,8 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
     was written just now. A pipe without any content is an error: the program that was to write it has failed.
     """
     try:
-        descriptor = os.open(
-            os.path.join(folder, path), os.O_RDONLY | _DO_NOT_WAIT
-        )  # else it waits for a FIFO's writer
+        # Waiting would block in open() for a FIFO's writer.
+        descriptor = os.open(os.path.join(folder, path), os.O_RDONLY | _DO_NOT_WAIT)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise ValueError(f"cannot read {path}: {_reason(exc)}") from None
     try:
