@@ -175,9 +175,8 @@ class LengthFraming(Framing):
     def __init__(self, max_message: Optional[int] = None, max_sent: Optional[int] = None) -> None:
         super().__init__(max_message, max_sent)
         self._longest = (1 << 8 * self.prefix.size) - 1
-        if self.prefix.unpack(b"\xff" * self.prefix.size) != (
-            self._longest,
-        ):  # a signed one would let lengths below 0 in
+        all_ones = self.prefix.unpack(b"\xff" * self.prefix.size)
+        if all_ones != (self._longest,):  # a signed number could be below 0
             raise ValueError(f"prefix is {self.prefix.format!r}; expected one unsigned number, such as '!H'")
 
     def encode(self, message: bytes) -> bytes:
