@@ -1,6 +1,6 @@
 """The listening socket: how it is made or taken over, what accepted sockets inherit from it, how it is closed.
 
-What a Unix socket needs besides, a path, is in ``unix_paths``. Nothing here knows sessions.
+The path of a Unix socket is a matter of ``unix_paths``. Nothing here knows sessions.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ class Server(AcceptingServer):
         stop = vars(self).setdefault("_echo_stop", new)
         serving = self._echo_serving
         in_loop = serving is not None and serving.thread_id == me
-        if in_loop or may_not_wait:  # the table in ``stopping``, but for its last line
+        if in_loop or may_not_wait:  # the table in ``stopping``, except its last line
             # The loop takes no stop if it is one that start() begins here, and another thread has just ended it.
             if stop is new and not (in_loop and self._echo_leave_to_loop(stop)):
                 self._echo_run_stop_in_thread(stop)

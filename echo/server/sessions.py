@@ -16,7 +16,7 @@ closed    the socket is about to be closed:    does nothing                 does
           ``closed()``
 ========  ===================================  ===========================  ======================
 
-What a session goes through besides does not follow from its state, since a subclass may do it in its own way:
+Other things do not follow from the state, since a subclass may do them in its own way:
 
 =============  ================================================  =============================================
 attribute      set by                                            asked by

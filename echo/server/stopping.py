@@ -20,7 +20,8 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
 
     Serving    one object for each run of the loop, from its begin to its end
 
-**Who runs the stop.** The first caller creates the ``Stop``. Nobody waits for something that may be waiting for him::
+**The thread that runs it.** The first caller creates the ``Stop``. No thread waits for something that may be waiting
+for it::
 
     the caller (the first line that fits)    a new stop is run by            the caller
     the serving thread                       itself, when its loop ended     returns at once: the loop would never end

@@ -418,7 +418,7 @@ def test_an_allow_file_that_is_empty_for_a_moment_lets_no_other_client_in(server
 
 
 def test_the_thread_of_a_signal_handler_does_not_wait_for_a_reload_and_calls_that_wait_together_are_one():
-    """Row 62: a slow file never blocks serving, and a thousand signals are no work for hours."""
+    """Row 62: a slow file never blocks serving, and a thousand signals do not mean a thousand reloads."""
     begun, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     threads = []
 
