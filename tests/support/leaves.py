@@ -21,8 +21,7 @@ WHAT = os.environ.get("LEAVES", "")
 
 
 def touch(name):
-    with open(name, "w", encoding="ascii"):
-        pass
+    os.close(os.open(name, os.O_WRONLY | os.O_CREAT))  # no file object, for whose end a signal may leave no time
 
 
 def hold_the_lock_of_the_interpreter():
