@@ -1026,6 +1026,7 @@ def test_a_session_without_standard_error_works_as_usual(serve, terminal, ending
     user.type(b"hello\r")
     user.until(rb"\nhello\r\n> ")
     assert user.screen == b"> hello\r\nhello\r\n> "
+    user.settle()
     user.type(ending)
     assert user.leave() == 0
 
