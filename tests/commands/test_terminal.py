@@ -70,6 +70,23 @@ threading.Thread.start = start_others""",
 )
 """Like ``OWN_TERMINAL``, in a system that cannot start the thread with the name ``name``."""
 
+DROPS_AN_EXCEPTION = WITHOUT_READLINE.replace(
+    'sys.modules["readline"] = None',
+    """\
+from echo.cli.client import prompt
+leave = prompt.Prompt._leave
+dropped = []
+def leave_later(self):
+    try:
+        leave(self)
+    except prompt._Left:
+        if dropped:
+            raise
+        dropped.append(True)
+prompt.Prompt._leave = leave_later""",
+)
+"""Like ``OWN_TERMINAL``. Python drops the first exception of a signal handler, as inside a destructor."""
+
 WITHOUT_URGENT_SIGNALS = OWN_TERMINAL.replace(
     "os.execv",
     """\
@@ -1028,6 +1045,13 @@ def test_a_session_without_standard_error_works_as_usual(serve, terminal, ending
     assert user.screen == b"> hello\r\nhello\r\n> "
     user.settle()
     user.type(ending)
+    assert user.leave() == 0
+
+
+def test_ctrl_c_ends_the_session_although_python_has_dropped_its_exception(serve, terminal):
+    user = terminal(serve(), starter=DROPS_AN_EXCEPTION)
+    user.until(rb"> ")
+    user.type(CTRL_C)
     assert user.leave() == 0
 
 

@@ -23,6 +23,7 @@ from .editors import line_editor
 from .threads import start_thread
 
 _STEP = 0.05  # seconds between two signals to the main thread
+_AGAIN = 0.5  # seconds after which _Left is raised again: Python drops an exception that comes up inside a destructor
 _MAX_PENDING = 64 * 1024  # characters
 
 _WAIT_STEP = 0.2  # maximum time of one wait in seconds: on Windows a signal takes effect only after it
@@ -52,6 +53,7 @@ class Prompt:
         self._pending_size = 0
         self._asks = False  # from now on others must not print by themselves
         self._may_raise = False  # whether a signal handler may raise _Left
+        self._raised_at = 0.0
         self._seen = False  # whether the main thread has run its signal handlers
         self._handlers: Dict[int, Any] = {}  # those before, by number of their signal
         self._wake = self._wake_end = -1
@@ -104,12 +106,13 @@ class Prompt:
         line = failure = None
         try:
             try:
-                self._may_raise = True
+                self._may_raise, self._raised_at = True, 0.0
                 if not self._is_over():
                     line = self._editor.read()
             finally:
                 self._may_raise = False
-        except BaseException as exc:  # _Left, once; or SystemError, if another signal came while Python raised it
+        except BaseException as exc:  # _Left; or SystemError, if another signal came while Python raised it
+            self._may_raise = False
             failure = exc
         with self.changed:
             self._asks = False
@@ -205,8 +208,9 @@ class Prompt:
         self._leave()
 
     def _leave(self) -> None:
-        if self._may_raise and self._is_over():
-            self._may_raise = False  # once: the next signal may come before the exception is handled
+        now = time.monotonic()
+        if self._may_raise and self._is_over() and now - self._raised_at >= _AGAIN:
+            self._raised_at = now  # not at once again: the next signal may come before the exception is handled
             raise _Left
 
     def _die(self, number: int, frame: Optional[FrameType]) -> None:
