@@ -826,6 +826,7 @@ def test_a_message_that_comes_at_the_prompt_leaves_the_typed_text_in_view(conver
         for news in (b"news", b"more"):
             session.say(news)
             session.user.until(rb"(\r\x1b\[[KJ]\r?|\n)" + news + rb"\r\n> ab")
+        session.user.settle()  # keys that come while the line is redrawn are read, but perhaps not shown
         session.user.type(b"c\r")
         session.user.until(rb"c\r\nabc\r\n[^\n]*> ")
     assert session.messages == [b"abc"]
