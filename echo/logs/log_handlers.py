@@ -34,10 +34,11 @@ import time
 import traceback
 from typing import Any, Callable, Counter, List, Optional, Tuple, Union
 
+from ..descriptors import Owned
 from ..server import forking
 from ..text import LONGEST, plural, printable
 from .formatters import TextFormatter
-from .output import NOT_READ, Output, Owned
+from .output import NOT_READ, Output
 
 CAPACITY = 10_000
 """Places in the queue. A record takes one, and one more for each further KiB."""

@@ -9,10 +9,11 @@ import contextlib
 import errno
 import os
 import select
-import stat
 import tempfile
 import time
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional
+
+from ..descriptors import Owned, duplicate
 
 fcntl: Any
 try:
@@ -26,35 +27,6 @@ finish its own: a pipe may take the beginning of a long line, and no more."""
 
 NOT_READ = "the log was not read"
 """Why lines are lost that could not be written without waiting."""
-
-
-class Owned:
-    """A descriptor that only this module uses. Other code may still close it, since it is just a number
-    (``os.closerange``). The number may then belong to the next client."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.identity = _identity(number)
-
-    def is_ours(self) -> bool:
-        """Whether it still refers to what it was made for."""
-        return self.identity is not None and _identity(self.number) == self.identity
-
-    def find(self) -> int:
-        """Return its number; if other code has closed it, that of stderr's own if that is the same file, else -1."""
-        if self.is_ours():
-            return self.number
-        return 2 if self.identity is not None and _identity(2) == self.identity else -1
-
-    def is_file(self) -> bool:
-        """Whether it is a regular file."""
-        return self.identity is not None and stat.S_ISREG(self.identity[2])
-
-    def close(self) -> None:
-        """Close it, unless its number belongs to something else now."""
-        if self.is_ours():
-            os.close(self.number)
-        self.identity = None
 
 
 class Output:
@@ -236,17 +208,6 @@ class Output:
         return False
 
 
-def duplicate(descriptor: int) -> Owned:
-    """Return a duplicate of a descriptor. It refers to nothing if the descriptor is closed. Raises ``OSError`` for want
-    of descriptors: a process without a log could not report that."""
-    try:
-        return Owned(os.dup(descriptor))
-    except OSError as exc:
-        if exc.errno != errno.EBADF:
-            raise
-        return Owned(-1)
-
-
 def new_lock() -> Optional[Owned]:
     """Return a descriptor that processes can share as the ``lock`` of their outputs; None where there is none."""
     if not hasattr(os, "fork"):
@@ -258,16 +219,6 @@ def new_lock() -> Optional[Owned]:
             return duplicate(file.fileno())
     except OSError:
         return None
-
-
-def _identity(descriptor: int) -> Optional[Tuple[int, int, int]]:
-    """The device and inode that a descriptor refers to, and its kind; None if it is closed. Its permissions are left
-    out: they may change (``chmod`` of a log file, ``mesg n`` at a terminal)."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 
 def _can_write(descriptor: int, timeout: Optional[float]) -> bool:

@@ -11,9 +11,10 @@ import logging
 import sys
 from typing import Type, Union
 
+from ...descriptors import duplicate
 from ...logs.formatters import JsonFormatter, TextFormatter
 from ...logs.log_handlers import CountingHandler, DirectLog, LogQueue
-from ...logs.output import duplicate, new_lock
+from ...logs.output import new_lock
 from ..color import is_colored
 from .captured import captured_stderr
 from .color_formatter import ColorFormatter

@@ -44,7 +44,7 @@ import traceback
 from types import FrameType
 from typing import Any, Callable, List, NoReturn, Optional
 
-from ...logs.output import Owned
+from ...descriptors import Owned
 from ...running import STOPPING, StopSignals
 from ...server import forking
 from ...server.reporting import log_event

@@ -24,7 +24,7 @@ import time
 import traceback
 from typing import Any, Callable, Deque, NoReturn, Optional, Tuple
 
-from ...logs.output import Owned
+from ...descriptors import Owned
 from ...server import forking
 from ...server.reporting import log_event
 from ...text import plural
