@@ -53,7 +53,7 @@ from .exceptions import (
     ReceiveTimeout,
     SendTimeout,
 )
-from .framing import Decoder, Framing, LengthFraming, LineFraming, RawFraming
+from .framing import CRLFFraming, Decoder, Framing, LengthFraming, LineFraming, RawFraming
 from .handlers import EchoRequestHandler, MessageRequestHandler
 from .mixins import FaultMixin, LoggingMixin, ThrottlingMixin, TranscriptMixin
 from .running import run
@@ -61,6 +61,7 @@ from .server import ConnectionInfo, Server, Statistics
 from .version import __version__
 
 __all__ = [
+    "CRLFFraming",
     "Client",
     "Connection",
     "ConnectionClosed",

@@ -26,6 +26,7 @@ DEFAULT_MAX_MESSAGE = 64 * 1024
 """The default maximum size of a message, in bytes."""
 
 _LF = 10  # a number: ``b"\n" in data`` takes CPython ten times as long as ``10 in data`` (0.36 us against 0.03)
+_CR = 13
 
 
 class Decoder:
@@ -164,6 +165,40 @@ class _LineDecoder(Decoder):
         self.pending.clear()
 
 
+class CRLFFraming(LineFraming):
+    """A message is everything before a carriage return and a line feed (CR LF), or before a line feed alone.
+
+    ``encode`` always adds CR LF. The limits count a message without its line end. Only the last carriage return belongs
+    to the line end, so a message may contain others, and may end with one.
+    """
+
+    name = "crlf"
+
+    def encode(self, message: bytes) -> bytes:
+        return super().encode(message)[:-1] + b"\r\n"
+
+    def decoder(self) -> Decoder:
+        return _CRLFDecoder(self.max_message)
+
+
+class _CRLFDecoder(_LineDecoder):
+    """Passes its lines on as lines that end with LF. So a carriage return that ends a line counts for no limit."""
+
+    def feed(self, data: bytes) -> List[bytes]:
+        pending = self.pending
+        if pending and pending[-1] == _CR:  # not passed on yet
+            data = b"\r" + data
+            pending.pop()
+        data = data.replace(b"\r\n", b"\n")
+        if data[-1] != _CR:
+            return super().feed(data)
+        # Not known yet whether it belongs to the message: it waits in ``pending`` for the byte after it.
+        lines = super().feed(data[:-1]) if len(data) > 1 else []
+        if self.error is None:
+            pending += b"\r"
+        return lines
+
+
 class LengthFraming(Framing):
     """A message follows its length in bytes, which is a 32-bit big-endian number. A message may be empty."""
 
@@ -256,5 +291,5 @@ class _RawDecoder(Decoder):
         return [data[start : start + limit] for start in range(0, len(data), limit)]
 
 
-FRAMINGS: Dict[str, Type[Framing]] = {cls.name: cls for cls in (LineFraming, LengthFraming, RawFraming)}
+FRAMINGS: Dict[str, Type[Framing]] = {cls.name: cls for cls in (LineFraming, CRLFFraming, LengthFraming, RawFraming)}
 """The framings by their names on the command line."""

@@ -19,15 +19,17 @@ import echo
 
 
 class Device(echo.LoggingMixin, echo.MessageRequestHandler):  # each line is in the log, in both directions
+    framing = echo.CRLFFraming()
+
     def connection_made(self) -> None:
         self.errors: collections.deque[str] = collections.deque()
         self.volts = 0.0
 
     def message_received(self, message: bytes) -> None:
-        line = message.decode("ascii", "replace").strip()  # LineFraming splits at LF: the CR is still there
+        line = message.decode("ascii", "replace").strip()
         answer = self.execute(line) if line else ""
         if answer:
-            self.send(answer.encode() + b"\r")  # and LineFraming adds the LF
+            self.send(answer.encode())
 
     def execute(self, line: str) -> str:
         for pattern, command in COMMANDS.items():

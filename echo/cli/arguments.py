@@ -402,7 +402,8 @@ def framing_rows(default: Framing, *, left_out: bool = False) -> List[Row]:
     return [
         Row(
             f"--framing {'|'.join(FRAMINGS)}",
-            "how messages are delimited: by a line feed after each, by a 32-bit length before each, or not (raw)",
+            "how messages are delimited: by a line feed after each, by a carriage return and a line feed (crlf), by a"
+            " 32-bit length before each, or not (raw)",
             more="with raw, a message is what one read returns",
             default=default.name,
             left_out=left_out,

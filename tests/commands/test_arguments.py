@@ -226,7 +226,7 @@ def test_a_framing_that_is_not_known_is_refused_with_those_that_are(parser, caps
     with pytest.raises(SystemExit):
         parser.parse_args(["--framing", "morse"])
     err = capsys.readouterr().err
-    for name in ("line", "length", "raw"):
+    for name in ("line", "crlf", "length", "raw"):
         assert name in err
 
 

@@ -104,7 +104,7 @@ def test_each_message_has_its_reply_in_order(serve, client_process):
     assert handler.events == ["made", b"one", b"", b"three words here", "lost"]
 
 
-@pytest.mark.parametrize("framing", ["line", "length", "raw"])
+@pytest.mark.parametrize("framing", echo.framing.FRAMINGS)
 def test_messages_go_under_every_framing(serve, framing):
     server = serve(echo_of(framing))
     assert client(server, "--framing", framing, "-m", "one", "-m", "two") == (0, b"one\ntwo\n", "")
@@ -455,6 +455,42 @@ def test_lines_in_a_pipe_come_back_as_they_were(serve):
     assert out == data
 
 
+def test_crlf_lines_in_a_pipe_end_with_crlf_on_the_wire_and_with_lf_on_this_side(serve):
+    received = []
+
+    def talk(sock):
+        received.append(read_all(sock))
+        sock.sendall(received[0])
+
+    data = b"one\ntwo\r\n\nth\rree\r\r\nlast\r"
+    done = client(serve(plain(talk)), "--framing", "crlf", data=data)
+    assert received == [b"one\r\ntwo\r\n\r\nth\rree\r\r\nlast\r"]
+    assert done == (0, b"one\ntwo\n\nth\rree\r\nlast\r", "")
+
+
+def test_replies_in_a_crlf_pipe_do_not_depend_on_where_the_pieces_end():
+    stream = b"one\r\n\r\r\nth\rree\n\r"
+    for first in range(1, len(stream)):
+        for second in range(first, len(stream)):
+            decoder = Pipe.wire(echo.CRLFFraming()).decoder()
+            pieces = [piece for piece in (stream[:first], stream[first:second], stream[second:]) if piece]
+            messages = [message for piece in pieces for message in decoder.feed(piece)]
+            assert b"".join(messages) + decoder.finish() == b"one\n\r\nth\rree\n\r", (first, second)
+            assert b"" not in messages
+
+
+@pytest.mark.parametrize("lost, missing", [(1, 1), (2, 1), (3, 2)])
+def test_a_session_that_ends_inside_a_crlf_in_a_pipe_is_reported_with_the_missing_bytes(serve, lost, missing):
+    done = client(serve(plain(lambda sock: sock.sendall(read_all(sock)[:-lost]))), "--framing", "crlf", data=b"one\n")
+    assert done[:2] == (1, b"one"[: 4 - missing])
+    assert done.log == f"echo.client: the server ended the session; {missing} bytes did not come back\n"
+
+
+def test_the_limit_of_a_line_in_a_crlf_pipe_does_not_count_its_end(serve):
+    done = client(serve(echo_of("crlf")), "--framing", "crlf", "--max-message", "4", data=b"four\nfour\r\nfive5\n")
+    assert done == (1, b"four\nfour\n", "echo.client: line 3 of the input is over 4 bytes; it was not sent\n")
+
+
 @unix_sockets
 def test_input_is_sent_while_replies_are_read(serve):
     # A client that sends everything before it reads would hang here: a Unix socket holds much less than this.
@@ -729,7 +765,7 @@ def test_without_line_framing_the_error_names_a_part_of_the_input(serve, framing
     assert done.log == (f"echo.client: a part of the input {LEFT_BEHIND}\n" if after else "")
 
 
-@pytest.mark.parametrize("framing", ["line", "raw"])
+@pytest.mark.parametrize("framing", ["line", "crlf", "raw"])
 def test_exit_in_a_pipe_ends_without_an_error_every_time(serve, framing):
     # The server's end may arrive before the sending side of the client has noticed the end of its input.
     server = serve(echo_of(framing))
@@ -1178,7 +1214,7 @@ def test_a_host_that_the_system_does_not_know_is_one_line():
         (["-w", "-1"], ["-w"]),
         (["-w", "99999999999999999h"], ["-w", "the maximum is a year"]),
         (["-w", "9" * 400], ["-w", "the maximum is a year"]),
-        (["--framing", "xml"], ["xml", "line", "length", "raw"]),
+        (["--framing", "xml"], ["xml", "line", "crlf", "length", "raw"]),
         (["--max-message", "0"], ["invalid size '0'"]),
         (["--max-message", "many"], ["invalid size 'many'"]),
     ],

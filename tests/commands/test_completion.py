@@ -31,7 +31,7 @@ def test_each_script_has_every_option_and_every_value_that_has_a_name(shell, man
 
 def test_what_is_completed_follows_from_the_names_of_the_rows():
     rows = {row.names: row for group in server_options.GROUPS for row in group.rows}
-    assert rows["--framing line|length|raw"].choices == ["line", "length", "raw"]
+    assert rows["--framing line|crlf|length|raw"].choices == ["line", "crlf", "length", "raw"]
     affinity = rows["--cpu-affinity LIST|auto|off"]
     assert (affinity.choices, affinity.words, affinity.read("0,2")) == ([], ["auto", "off"], [0, 2])
 
@@ -84,7 +84,7 @@ SEVERAL = [
 
 QUESTIONS = [
     ("--frami", {"--framing"}),
-    ("--framing ", {"line", "length", "raw"}),
+    ("--framing ", {"line", "crlf", "length", "raw"}),
     ("--framing l", {"line", "length"}),
     ("--framing=l", {"line", "length"}),
     ("-q --log-format=", {"text", "json"}),

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+import echo
 from echo.cli.client.command import main as client_main
 from echo.cli.server.command import main as server_main
 from support import plain, read_all
@@ -72,6 +73,14 @@ def test_an_answer_that_is_no_echo_ends_with_a_hint(ask, talk, options, code, hi
 @pytest.mark.parametrize("talk, hint", [(alerts, USES_TLS), (closes, CLOSES)])
 def test_a_pipe_gets_the_same_hint(ask, talk, hint):
     assert ask(talk, data=b"hello\n")[1].endswith(hint)
+
+
+@pytest.mark.parametrize("options, data", [(["-m", "hello"], b""), ([], b"hello\nagain\n")], ids=["-m", "pipe"])
+def test_lines_that_come_back_with_crlf_bring_a_hint(serve, options, data):
+    server = serve(type("Handler", (echo.EchoRequestHandler,), {"framing": echo.CRLFFraming()}))
+    done = call_client(*address_options(server), *options, data=data)
+    assert done.code == 3
+    assert done.log.endswith("; the server's lines end with CR LF; add --framing crlf\n")
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -125,10 +125,10 @@ def test_quiet_logs_nothing_while_all_goes_well(quiet):
     assert server.log == ""
 
 
-@pytest.mark.parametrize("framing", [pytest.param("line", marks=pytest.mark.slow), "length", "raw"])
+@pytest.mark.parametrize("framing", [pytest.param("line", marks=pytest.mark.slow), "crlf", "length", "raw"])
 def test_each_framing_can_be_chosen(server_command, framing):
     server = server_command("--framing", framing, "--max-message", "1k")
-    chosen = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[framing]
+    chosen = echo.framing.FRAMINGS[framing]
     with echo.connect(server.address, framing=chosen(), timeout=DEADLINE) as client:
         assert client.echo(b"x" * 1024) == b"x" * 1024
         if framing != "raw":

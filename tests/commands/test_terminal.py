@@ -289,6 +289,17 @@ def test_length_framing_serves_a_conversation(serve, terminal):
     assert user.leave() == 0
 
 
+def test_crlf_framing_serves_a_conversation(serve, terminal):
+    handler = Recorder.of(type("Handler", (echo.EchoRequestHandler,), {"framing": echo.CRLFFraming()}))
+    user = terminal(serve(handler), "--framing", "crlf")
+    user.until(rb"> ")
+    user.type(b"hello\r")
+    user.until(rb"hello\r\nhello\r\n> ")
+    assert handler.events == ["made", b"hello"]
+    user.type(b"exit\r")
+    assert user.leave() == 0
+
+
 def test_an_empty_line_under_raw_framing_only_brings_the_prompt_back(serve, terminal):
     handler = Recorder.of(type("Handler", (echo.EchoRequestHandler,), {"framing": echo.RawFraming()}))
     user = terminal(serve(handler), "--framing", "raw")

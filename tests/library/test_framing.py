@@ -7,18 +7,18 @@ import tracemalloc
 import pytest
 
 from echo.exceptions import MessageTooLong
-from echo.framing import DEFAULT_MAX_MESSAGE, FRAMINGS, LengthFraming, LineFraming, RawFraming
+from echo.framing import DEFAULT_MAX_MESSAGE, FRAMINGS, CRLFFraming, LengthFraming, LineFraming, RawFraming
 
 EVERY_BYTE = bytes(range(256))
 EVERY_BYTE_BUT_LF = EVERY_BYTE.replace(b"\n", b"")
 
-MARKING = pytest.mark.parametrize("cls", [LineFraming, LengthFraming])
-ALL = pytest.mark.parametrize("cls", [LineFraming, LengthFraming, RawFraming])
+MARKING = pytest.mark.parametrize("cls", [LineFraming, CRLFFraming, LengthFraming])
+ALL = pytest.mark.parametrize("cls", [LineFraming, CRLFFraming, LengthFraming, RawFraming])
 
 
 def messages_for(cls):
     """Messages that a framing could get wrong: empty ones, at the ends too, lone and doubled CR, every byte value."""
-    every = EVERY_BYTE_BUT_LF if cls is LineFraming else EVERY_BYTE
+    every = EVERY_BYTE_BUT_LF if issubclass(cls, LineFraming) else EVERY_BYTE
     return [b"", b"a", b"telnet\r", b"", b"", b"\r", b"\r\r", every, b"\0\0\0\0", b"\0\0\0\1", every[::-1], b"end", b""]
 
 
@@ -107,7 +107,7 @@ def test_a_stream_in_single_bytes_gives_each_message_with_its_last_byte(cls):
 @MARKING
 def test_random_messages_in_random_pieces_up_to_the_first_that_is_too_long(cls):
     rng = random.Random(20240229)
-    alphabet = EVERY_BYTE_BUT_LF if cls is LineFraming else EVERY_BYTE
+    alphabet = EVERY_BYTE_BUT_LF if issubclass(cls, LineFraming) else EVERY_BYTE
     violations = 0
     for case in range(600):
         limit = rng.choice([1, 2, 3, 5, 16, 100])
@@ -147,6 +147,18 @@ def test_decoders_of_one_framing_share_nothing(cls):
 
 def test_a_line_keeps_its_carriage_return():
     assert LineFraming().decoder().feed(b"one\r\n\r\n\rtwo\r\r\n") == [b"one\r", b"\r", b"\rtwo\r\r"]
+
+
+def test_a_crlf_line_loses_one_carriage_return_and_keeps_all_others():
+    assert CRLFFraming().decoder().feed(b"one\r\n\r\n\rt\rwo\r\r\n") == [b"one", b"", b"\rt\rwo\r"]
+    assert CRLFFraming().encode(b"one") == b"one\r\n"
+    assert CRLFFraming().encode(b"\r") == b"\r\r\n"
+
+
+def test_a_crlf_line_may_end_with_a_line_feed_alone():
+    stream = b"one\ntwo\r\n\n\rthree\n"
+    for position in range(1, len(stream)):
+        assert feed_all(CRLFFraming().decoder(), in_pieces(stream, position)) == [b"one", b"two", b"", b"\rthree"]
 
 
 def test_a_line_ends_at_a_line_feed_alone():
@@ -216,6 +228,29 @@ def test_a_line_is_too_long_as_soon_as_it_is_known_and_before_it_ends():
     assert decoder.feed(b"d") == []
     assert isinstance(decoder.error, MessageTooLong)
     assert not decoder.pending
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_the_limit_counts_a_crlf_line_without_its_end(end):
+    for line, good in ((b"abc", [b"abc"]), (b"ab\r", [b"ab\r"]), (b"abcd", []), (b"abc\r", [])):
+        if end == b"\n" and line.endswith(b"\r"):
+            continue  # these would be the end CR LF
+        stream = line + end
+        for position in range(1, len(stream)):
+            decoder = CRLFFraming(3).decoder()
+            assert feed_all(decoder, in_pieces(stream, position)) == good, (stream, position)
+            assert isinstance(decoder.error, MessageTooLong) != bool(good), (stream, position)
+
+
+def test_a_crlf_line_is_too_long_as_soon_as_its_last_carriage_return_cannot_be_its_end():
+    for after in (b"x", b"\r"):
+        decoder = CRLFFraming(3).decoder()
+        assert decoder.feed(b"abc\r") == []
+        assert decoder.error is None
+        assert decoder.pending == b"abc\r"
+        assert decoder.feed(after) == []
+        assert decoder.error.limit == 3
+        assert not decoder.pending
 
 
 def test_a_subclass_has_another_prefix():
@@ -307,9 +342,10 @@ def test_a_message_that_no_prefix_can_count_is_too_long():
 
 
 @pytest.mark.parametrize("message", [b"\n", b"two\nlines", b"one\n", b"\none"])
-def test_encoding_refuses_a_line_feed_in_a_line(message):
+@pytest.mark.parametrize("cls", [LineFraming, CRLFFraming])
+def test_encoding_refuses_a_line_feed_in_a_line(cls, message):
     with pytest.raises(ValueError, match="line feed"):
-        LineFraming().encode(message)
+        cls().encode(message)
 
 
 @ALL
@@ -337,8 +373,9 @@ def test_a_subclass_may_set_its_limits_as_class_attributes(cls):
 # The end of the input.
 
 
-def test_the_end_inside_a_line_returns_its_bytes_as_they_came():
-    decoder = LineFraming().decoder()
+@pytest.mark.parametrize("cls", [LineFraming, CRLFFraming])
+def test_the_end_inside_a_line_returns_its_bytes_as_they_came(cls):
+    decoder = cls().decoder()
     assert decoder.feed(b"one\ntw") == [b"one"]
     assert decoder.feed(b"o\r") == []
     assert decoder.finish() == b"two\r"
@@ -541,8 +578,9 @@ def test_an_encoded_message_does_not_change_with_the_buffer_that_it_came_from(cl
 
 
 def test_framings_have_names_and_say_whether_they_keep_boundaries():
-    assert FRAMINGS == {"line": LineFraming, "length": LengthFraming, "raw": RawFraming}
+    assert FRAMINGS == {"line": LineFraming, "crlf": CRLFFraming, "length": LengthFraming, "raw": RawFraming}
     assert LineFraming.keeps_boundaries
+    assert CRLFFraming.keeps_boundaries
     assert LengthFraming.keeps_boundaries
     assert not RawFraming.keeps_boundaries
 

@@ -16,11 +16,11 @@ import pytest
 
 import echo
 from echo.exceptions import ProtocolError
-from echo.framing import FRAMINGS, LengthFraming, LineFraming, RawFraming
+from echo.framing import FRAMINGS, CRLFFraming, LengthFraming, LineFraming, RawFraming
 from support import DEADLINE, eventually, read_all, read_exactly, reset
 
 ALL = pytest.mark.parametrize("cls", FRAMINGS.values())
-MARKING = pytest.mark.parametrize("cls", [LineFraming, LengthFraming])
+MARKING = pytest.mark.parametrize("cls", [LineFraming, CRLFFraming, LengthFraming])
 
 
 def counts(few, many):
@@ -39,6 +39,19 @@ def lines_of(stream, limit):
     return (lines, True, b"") if len(rest) > limit else (lines, False, rest)
 
 
+def crlf_lines_of(stream, limit):
+    *lines, rest = stream.split(b"\n")
+    lines = [without_cr(line) for line in lines]
+    for index, line in enumerate(lines):
+        if len(line) > limit:
+            return lines[:index], True, b""
+    return (lines, True, b"") if len(without_cr(rest)) > limit else (lines, False, rest)
+
+
+def without_cr(line):
+    return line[:-1] if line.endswith(b"\r") else line
+
+
 def length_messages_of(stream, limit):
     messages = []
     while len(stream) >= 4:
@@ -52,7 +65,7 @@ def length_messages_of(stream, limit):
     return messages, False, stream
 
 
-MODELS = {LineFraming: lines_of, LengthFraming: length_messages_of}
+MODELS = {LineFraming: lines_of, CRLFFraming: crlf_lines_of, LengthFraming: length_messages_of}
 
 
 def check(cls, limit, pieces):
@@ -103,7 +116,7 @@ def random_bytes(rng, size):
 def random_message(rng, cls, limit):
     size = rng.choice([0, 1, rng.randint(0, limit), rng.randint(0, min(limit, 40)), limit - 1, limit])
     message = random_bytes(rng, size)
-    return message.replace(b"\n", b"\r") if cls is LineFraming else message
+    return message.replace(b"\n", b"\r") if issubclass(cls, LineFraming) else message
 
 
 def random_stream(rng, cls, limit):
@@ -136,6 +149,15 @@ def test_short_lines_cut_in_every_way_give_what_the_model_gives(limit, longest):
         for stream in itertools.product(b"a\n", repeat=size):
             for pieces in cuts_of(bytes(stream)):
                 check(LineFraming, limit, pieces)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("longest", [4, pytest.param(6, marks=pytest.mark.stress)])
+def test_short_crlf_lines_cut_in_every_way_give_what_the_model_gives(limit, longest):
+    for size in range(1, longest + 1):
+        for stream in itertools.product(b"a\r\n", repeat=size):
+            for pieces in cuts_of(bytes(stream)):
+                check(CRLFFraming, limit, pieces)
 
 
 @pytest.mark.parametrize("limit", [1, 2])

@@ -7,7 +7,7 @@ import echo
 
 from . import DEADLINE
 
-FRAMINGS = [echo.LineFraming, echo.LengthFraming, echo.RawFraming]
+FRAMINGS = [echo.LineFraming, echo.CRLFFraming, echo.LengthFraming, echo.RawFraming]
 
 
 @contextlib.contextmanager

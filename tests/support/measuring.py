@@ -23,7 +23,7 @@ from . import DEADLINE
 from .client import signals_kept
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
-every_framing = pytest.mark.parametrize("framing", ["line", "length", "raw"])
+every_framing = pytest.mark.parametrize("framing", echo.framing.FRAMINGS)
 
 PATIENT = ("-w", "60s")
 """Options for a client whose replies all come: even on a busy machine none is late."""
@@ -134,8 +134,7 @@ def one_complaint(process, *words):
 
 def echo_of(name):
     """An echo handler class with the framing of that name."""
-    framing = {"line": echo.LineFraming, "length": echo.LengthFraming, "raw": echo.RawFraming}[name]
-    return type("Handler", (echo.EchoRequestHandler,), {"framing": framing()})
+    return type("Handler", (echo.EchoRequestHandler,), {"framing": echo.framing.FRAMINGS[name]()})
 
 
 def echo_bytes(sock):

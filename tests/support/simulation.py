@@ -17,7 +17,7 @@ import socket
 import threading
 
 import echo
-from echo import LengthFraming, LineFraming
+from echo import CRLFFraming, LengthFraming, LineFraming
 from echo.measure.bench import PERCENTILES as BENCH_PERCENTILES
 from echo.measure.bench import Bench
 from echo.measure.dialer import Dialer
@@ -213,8 +213,8 @@ class Simulation:
     ``details``, the standard error."""
 
     def __init__(self, service, framing, size, network=Network, **report_options):
-        framings = {"line": LineFraming, "length": LengthFraming, "raw": lambda limit: FixedFraming(size)}
-        self.framing = framings[framing](max(size, 65536))
+        framings = {"line": LineFraming, "crlf": CRLFFraming, "length": LengthFraming}
+        self.framing = FixedFraming(size) if framing == "raw" else framings[framing](max(size, 65536))
         self.network = network(service, self.framing)
         self.network.simulation = self
         self._out, self._err = io.StringIO(), io.StringIO()

@@ -31,6 +31,9 @@ def _hint(exc: EchoError, came: int, options: argparse.Namespace) -> str:
     if isinstance(exc, EchoMismatch):
         if options.send_proxy is not None and received.startswith(_PROXY_HEADERS):
             return "the server has echoed the PROXY header; start it with --proxy-protocol, or omit --send-proxy"
+        line = exc.sent.partition(b"\n")[0]
+        if options.framing == "line" and received.startswith(line + b"\r"):
+            return "the server's lines end with CR LF; add --framing crlf"
         return f"if this service is not an echo, {'add' if options.text else 'use -m with'} --no-verify"
     if isinstance(exc, ReceiveTimeout):
         return unanswered(options, "be full", "have another --framing") if not came else _OTHER_FRAMING

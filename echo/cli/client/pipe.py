@@ -21,7 +21,7 @@ from typing import Callable, Deque, List, Optional
 
 from ...connection import Connection
 from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
-from ...framing import Framing, LineFraming, RawFraming
+from ...framing import CRLFFraming, Decoder, Framing, LineFraming, RawFraming
 from ...protocol import is_exit
 from ...sockets import set_send_timeout, unread
 from .. import streams
@@ -71,6 +71,8 @@ class Pipe:
     @staticmethod
     def wire(framing: Framing) -> Framing:
         """The framing of the connection: raw for lines, so that a last line without its end is sent as it is."""
+        if isinstance(framing, CRLFFraming):
+            return _CRLFStream(framing.max_message)
         return RawFraming(framing.max_message) if isinstance(framing, LineFraming) else framing
 
     @property
@@ -102,9 +104,11 @@ class Pipe:
                 break
             if not messages:
                 break
-            data = b"".join(messages)
-            self._write(data)
-            self._compare(data)
+            self._take(b"".join(messages))
+        if not self._connection.framing.keeps_boundaries:
+            rest = self._connection.finish_input()
+            if not (self._expected and self._expected[0].startswith(b"\n")):  # if so, it is half of a CR LF
+                self._take(rest)
         with self._changed:
             if not self._outstanding:
                 # A server may end the session with the last reply, before the end of the input was read.
@@ -144,7 +148,10 @@ class Pipe:
                     ) from None
                 self._connection.idle_timeout = left
 
-    def _compare(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
+        """Write what came back, and compare it with what was sent."""
+        if data:
+            self._write(data)
         while data:
             with self._changed:
                 if not self._expected and self._exit_word:
@@ -224,6 +231,24 @@ class Pipe:
         self._exit_word = data
         self._ended = True  # before the send, since the server answers by ending the session
         self._connection.send(data)
+
+
+class _CRLFStream(RawFraming):
+    """Raw bytes whose lines end with CR LF on the wire, and with LF in standard input and output."""
+
+    def encode(self, message: bytes) -> bytes:
+        return message.replace(b"\n", b"\r\n")
+
+    def decoder(self) -> Decoder:
+        return _CRLFStreamDecoder(self.max_message)
+
+
+class _CRLFStreamDecoder(Decoder):
+    def feed(self, data: bytes) -> List[bytes]:
+        data = bytes(self.pending) + data
+        known = data[:-1] if data.endswith(b"\r") else data  # the line feed after it may come with the next read
+        self.pending[:] = data[len(known) :]
+        return [known.replace(b"\r\n", b"\n")] if known else []
 
 
 def has_more(descriptor: int, seconds: float) -> bool:
