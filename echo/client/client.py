@@ -10,7 +10,6 @@ import contextlib
 import queue
 import socket
 import ssl
-import threading
 import time
 from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
@@ -26,6 +25,7 @@ from ..exceptions import (
 )
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
+from ..server.beginning import Thread
 from ..sockets import has_input, linger, set_send_timeout, undelivered
 from .endpoint import open_socket
 
@@ -235,7 +235,7 @@ class _Sender:
         self._client = client
         self._queue: queue.SimpleQueue[Optional[bytes]] = queue.SimpleQueue()
         self._abandoned = False
-        self._thread = threading.Thread(target=self._run, name="echo-send", daemon=True)
+        self._thread = Thread(target=self._run, name="echo-send", daemon=True)
 
     def put(self, message: bytes) -> None:
         self._queue.put(self._client._encode(message))

@@ -20,6 +20,7 @@ import threading
 import time
 from typing import Any, List, Optional, Sequence, cast
 
+from ..server.beginning import Thread
 from ..sockets import LONGEST_WAIT
 
 ATTEMPT_DELAY = 0.25
@@ -54,7 +55,7 @@ def look_up(host: str, port: int, timeout: Optional[float], family: int = 0) -> 
         except Exception as exc:
             failures.append(exc)
 
-    thread = threading.Thread(target=ask, name="echo-look-up", daemon=True)
+    thread = Thread(target=ask, name="echo-look-up", daemon=True)
     try:
         thread.start()
     except RuntimeError:  # the system has no thread now

@@ -6,9 +6,9 @@ import collections
 import contextlib
 import queue
 import socket
-import threading
 from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
 
+from ..server.beginning import Thread
 from ..transport.tls_messages import explain
 
 
@@ -50,7 +50,7 @@ class Dialer:
         self._jobs.put((place, pause))
         if self._under_way > self._threads:
             try:
-                threading.Thread(target=self._work, name="echo-dial", daemon=True).start()
+                Thread(target=self._work, name="echo-dial", daemon=True).start()
                 self._threads += 1
             except RuntimeError:  # the system has no thread now: those that there are do it, one after the other
                 if not self._threads:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, ContextManager, Optional, TypeVar
 from ..sockets import expect_shut_down
 from . import forking, threads
 from .accepting import AcceptingServer
+from .beginning import Thread
 from .listening import is_listening
 from .options import FIXED, OPTIONS, assign
 from .serving import Serving
@@ -121,14 +122,14 @@ class Server(AcceptingServer):
                 if serving is None:  # a stop() has begun since the look above; it takes no lock
                     raise RuntimeError("the server is closed; make a new one")
                 self._echo_begin_serving(serving)
-                thread = threading.Thread(target=self._echo_serve, args=(serving,), name="echo-server", daemon=True)
+                thread = Thread(target=self._echo_serve, args=(serving,), name="echo-server", daemon=True)
                 self._echo_thread = thread
             # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
             atexit.register(self._echo_close_at_exit)  # daemon threads would die in mid-reply (gh-113964)
             thread.start()
             serving.thread_id = thread.ident or 0  # from here on this thread may wait for it
         except BaseException:
-            if serving is not None and (thread is None or thread.ident is None):
+            if serving is not None and (thread is None or not thread.has_begun()):
                 self._echo_end_serving(serving)
             raise
         return self
@@ -341,7 +342,7 @@ class Server(AcceptingServer):
             if blocked_by_caller():  # Thread.start() would wait for this thread
                 _thread.start_new_thread(self._echo_run_stop, (stop,))
             else:
-                threading.Thread(target=self._echo_run_stop, args=(stop,), name="echo-server-close").start()
+                Thread(target=self._echo_run_stop, args=(stop,), name="echo-server-close").start()
         except (RuntimeError, MemoryError):  # the system has no thread now
             if not self._echo_leave_to_loop(stop):
                 vars(self).pop("_echo_stop")  # so that another thread can stop the server

@@ -64,6 +64,7 @@ import time
 from typing import List, Optional
 
 from ..text import format_address, plural
+from .beginning import Thread
 from .registry import Registry
 from .reporting import log_event
 from .sessions import Session
@@ -200,7 +201,7 @@ class Stop:
                 session.drain()
 
         while waiting:
-            helper = threading.Thread(target=drain_waiting, name="echo-drain", daemon=True)
+            helper = Thread(target=drain_waiting, name="echo-drain", daemon=True)
             try:
                 helper.start()
             except (RuntimeError, MemoryError):  # the system has no thread now

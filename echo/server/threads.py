@@ -23,6 +23,7 @@ import threading
 import time
 from typing import Any, Callable, Deque, List, Optional, Tuple, TypeVar
 
+from .beginning import Thread
 from .signal_safe import MOMENT
 
 IDLE_TIMEOUT = 5.0
@@ -145,12 +146,12 @@ def start(
 ) -> None:
     """Call ``target`` in a new thread; if that does not run, call ``otherwise`` and raise, ``NotStarted`` if the system
     has no thread."""
-    thread: Optional[threading.Thread] = None
+    thread: Optional[Thread] = None
     try:
-        thread = threading.Thread(target=target, args=args, name=_name(), daemon=daemon)
+        thread = Thread(target=target, args=args, name=_name(), daemon=daemon)
         thread.start()
     except BaseException as exc:
-        if thread is not None and thread.ident is not None:  # it runs; a signal handler has raised this
+        if thread is not None and thread.has_begun():  # it runs; a signal handler has raised this
             raise
         otherwise()
         if isinstance(exc, (RuntimeError, MemoryError)):

@@ -1,5 +1,6 @@
 """The sessions' threads: reused, ended when idle, and with no state of one session in the next."""
 
+import _thread
 import contextvars
 import gc
 import logging
@@ -14,6 +15,7 @@ import weakref
 import pytest
 
 import echo
+from echo.server import beginning
 from echo.server.threads import NotStarted, Threads
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
 from support.servers import ends_in_time
@@ -429,6 +431,29 @@ def test_a_thread_that_cannot_start_raises_not_started_and_is_rolled_back(monkey
         pool.run((pytest.fail, ("it ran",)), lambda: rolled_back.append(True))
     assert rolled_back == [True]
     assert not pool._idle
+
+
+STARTS = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
+"""The function of the interpreter that ``threading.Thread.start`` calls."""
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+def test_a_thread_that_does_not_reach_its_first_line_is_given_up(monkeypatch, capsys, comes_late):
+    """Row 65: CPython ends a thread that has no memory for its first line, and reports that nowhere."""
+    rolled_back, starts = [], []
+    monkeypatch.setattr(threading, STARTS, lambda first_lines, *_, **options: starts.append(first_lines))
+    monkeypatch.setattr(beginning, "PATIENCE", 0.01)
+    before = threading.enumerate()
+    with pytest.raises(NotStarted, match="no memory for its first line"):
+        Threads().run((pytest.fail, ("it ran",)), lambda: rolled_back.append(True))
+    assert rolled_back == [True]
+    if comes_late:
+        (first_lines,) = starts
+        ended = threading.Event()
+        _thread.start_new_thread(lambda: (first_lines(), ended.set()), ())
+        assert ended.wait(DEADLINE)
+    assert threading.enumerate() == before
+    assert capsys.readouterr().err == ""
 
 
 def test_another_failure_to_start_is_raised_as_it_is_and_rolled_back(monkeypatch):

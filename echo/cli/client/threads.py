@@ -7,6 +7,8 @@ import signal
 import threading
 from typing import Any, Callable, Optional, Set
 
+from ...server.beginning import Thread
+
 
 def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
     """Start a thread that does not keep the process alive, and takes no signal. Raises ``OSError`` if the system has no
@@ -16,7 +18,7 @@ def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
     that has come meanwhile to any thread that may take it, and the main thread would only learn of it later: it would
     set up the terminal first, which is the shell's, and be stopped again.
     """
-    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread = Thread(target=run, name=name, daemon=True)
     mask = _block_signals(None)  # the new thread inherits it
     try:
         thread.start()

@@ -47,6 +47,7 @@ from typing import Any, Callable, List, NoReturn, Optional
 from ...descriptors import Owned
 from ...running import STOPPING, StopSignals
 from ...server import forking
+from ...server.beginning import Thread
 from ...server.reporting import log_event
 
 CUT_GRACE = 0.7
@@ -231,7 +232,7 @@ class Process(StopSignals):
         elif self.deadline is None:
             self._bound(self.timeout)
         try:
-            threading.Thread(target=self._end_in_time, name="echo-exit", daemon=True).start()
+            Thread(target=self._end_in_time, name="echo-exit", daemon=True).start()
         except (RuntimeError, MemoryError):
             pass  # the last deadline remains
         atexit.unregister(logging.shutdown)  # last, and a log that nobody reads is not cut work
