@@ -17,7 +17,6 @@ import ipaddress
 import math
 import os
 import select
-import selectors
 import socket
 import ssl
 import stat
@@ -209,18 +208,12 @@ def stock_tls(sock: Any) -> Optional[ssl.SSLSocket]:
 
 def has_input(sock: socket.socket, seconds: float) -> bool:
     """Wait at most so many seconds for input. Return whether a read would not block."""
-    if buffered(sock):
-        return True
-    with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_READ)
-        return bool(selector.select(min(seconds, LONGEST_WAIT)))
+    return bool(buffered(sock)) or is_readable(sock, min(seconds, LONGEST_WAIT))
 
 
 def has_room(sock: socket.socket, seconds: float) -> bool:
     """Wait at most so many seconds for room in the send queue. Return whether a write would not block."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_WRITE)
-        return seconds > 0 and bool(selector.select(min(seconds, LONGEST_WAIT)))
+    return seconds > 0 and _is_ready(sock, min(seconds, LONGEST_WAIT), to_write=True)
 
 
 def shut_down(request: Any, how: int) -> None:
@@ -319,10 +312,15 @@ def _drop(sock: socket.socket) -> int:
 
 def is_readable(sock: socket.socket, seconds: float) -> bool:
     """Wait at most so many seconds for input, or for a client of a listening socket. Return whether there is any."""
+    return _is_ready(sock, seconds, to_write=False)
+
+
+def _is_ready(sock: socket.socket, seconds: float, *, to_write: bool) -> bool:
+    """Not with ``selectors.DefaultSelector``: epoll and kqueue need a descriptor, and none may be free."""
     if not hasattr(select, "poll"):
-        return bool(select.select([sock], [], [], seconds)[0])
+        return any(select.select([] if to_write else [sock], [sock] if to_write else [], [], seconds))
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(sock, select.POLLOUT if to_write else select.POLLIN)
     return bool(poll.poll(math.ceil(seconds * 1000)))
 
 

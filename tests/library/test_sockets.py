@@ -10,6 +10,7 @@ import pytest
 from echo.sockets import (
     has_input,
     has_room,
+    is_readable,
     linger,
     receive_timeout,
     set_deadline,
@@ -100,6 +101,19 @@ def test_a_timeout_may_have_any_length(sockets, seconds):
     assert not has_input(peer, 0)
     sock.sendall(REPLY)
     assert has_input(peer, seconds) and has_room(sock, seconds)
+
+
+def test_to_wait_for_a_socket_needs_no_descriptor(sockets):
+    """Row 79: an epoll object would need one, and a session must not end because none is free."""
+    resource = pytest.importorskip("resource")
+    sock, peer = sockets
+    peer.sendall(REPLY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert has_input(sock, DEADLINE) and has_room(sock, DEADLINE) and is_readable(sock, DEADLINE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 REPLIES = b"x" * (8 << 20)  # more than the buffers of both sides hold
