@@ -253,13 +253,13 @@ class Connection:
             self.flush()
 
     def write_many(self, messages: List[bytes]) -> None:
-        """Queue messages, at least one, as ``write`` does each. If one of them cannot be carried, none is queued."""
+        """Queue messages, at least one, as ``write`` does each."""
         try:
             data = self._encode_many(messages)
         except Exception:
             for message in messages:
-                self.encode(message)  # raises the error of the one that cannot be carried
-            raise
+                self.write(message)  # raises the error of the one that cannot be carried, after those before it
+            return
         self._queue.append(data)
         self._queued_messages += len(messages)
         self._queued_bytes += len(data)
@@ -298,16 +298,20 @@ class Connection:
             self.bytes_out += len(data)
             try:
                 self.socket.sendall(data)
-            except OSError as exc:
+            except BaseException as exc:  # a signal handler may raise anything, in the middle of a message
                 self.messages_out -= messages
                 self.bytes_out -= len(data)
+                failed = isinstance(exc, OSError)
                 if self._broken is not None:
                     pass  # abort() has set it
                 elif isinstance(exc, TIMED_OUT):
                     self._broken = SendTimeout, "the peer does not read what is sent to it"
                 else:
-                    self._broken = ConnectionClosed, f"the connection was lost: {exc}"
+                    why = f"the connection was lost: {exc}" if failed else "a message was interrupted and cut off"
+                    self._broken = ConnectionClosed, why
                 _shut(self.socket, socket.SHUT_RDWR)  # the owner may be reading
+                if not failed:
+                    raise
                 raise self._refusal() from exc
 
     def finish_output(self) -> None:

@@ -290,7 +290,7 @@ def linger(
             if sends and now < deadline:
                 continue
             before, left = left, undelivered(sock)
-            if left != before != -1:
+            if left != before:
                 accepted_at = now
             delivered = left is None or left <= 1  # our FIN counts as a byte
             if delivered or (send_timeout is not None and now - accepted_at >= send_timeout):

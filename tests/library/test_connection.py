@@ -1,6 +1,7 @@
 """A connection: messages over a real socket in batches, in time or with the right error, and without losing a byte."""
 
 import contextlib
+import signal
 import socket
 import sys
 import threading
@@ -313,12 +314,12 @@ def test_many_messages_are_queued_as_each_of_them_is(connect, framing):
 
 
 @pytest.mark.parametrize(("bad", "error"), [(b"too long", MessageTooLong), (b"a\nb", ValueError), ("text", TypeError)])
-def test_of_many_messages_with_one_that_cannot_be_carried_none_is_queued(connect, bad, error):
+def test_a_message_of_many_that_cannot_be_carried_costs_none_before_it(connect, bad, error):
     connection, peer = connect(LineFraming(max_sent=5))
     with pytest.raises(error):
         connection.write_many([b"one", bad, b"two"])
     connection.end_output()
-    assert read_all(peer) == b""
+    assert read_all(peer) == b"one\n"
 
 
 def test_many_messages_may_be_longer_together_than_one_may_be(connect):
@@ -629,6 +630,32 @@ def test_a_peer_that_never_reads_is_a_send_timeout_and_so_is_every_later_send(co
         with pytest.raises(SendTimeout):
             action()
     assert len(connection.socket.calls) == calls  # no byte may follow half a message
+    assert connection.messages_out == 0
+
+
+def test_nothing_follows_a_message_that_a_signal_has_cut_off(connect):
+    """A signal handler may raise in the middle of a send; the program may go on with the connection."""
+    connection, peer = connect(LengthFraming(BIG), buffer_size=16_384)
+    main = threading.get_ident()
+
+    def interrupt():
+        read_exactly(peer, 1000)
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    def raise_error(number, frame):
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, raise_error)
+    try:
+        interrupting = Background(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            connection.send(b"x" * BIG)
+        interrupting.result()
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    with pytest.raises(ConnectionClosed, match="cut off"):
+        connection.send(b"more")
+    assert set(read_all(peer)) <= set(b"x")
     assert connection.messages_out == 0
 
 

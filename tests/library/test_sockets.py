@@ -149,6 +149,15 @@ def test_a_silent_peer_that_has_not_taken_every_reply_is_waited_for(sockets):
     assert not closing.is_alive()
 
 
+def test_a_peer_that_takes_replies_is_waited_for_however_short_the_send_timeout_is(sockets, monkeypatch):
+    """The time before the first look at what it has taken does not count."""
+    sock, _peer = sockets
+    left = iter([500, 400, 300, 0])
+    monkeypatch.setattr("echo.sockets.undelivered", lambda sock: next(left))
+    linger(sock, silence=0.001, timeout=0, send_timeout=1e-6)
+    assert not list(left)
+
+
 def test_a_peer_that_takes_no_reply_is_not_waited_for_for_ever(sockets):
     sock, _peer = sockets
     reply(sock)
