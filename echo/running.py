@@ -12,6 +12,8 @@ and takes all of them.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import errno
 import logging
 import os
@@ -21,12 +23,13 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple, Type
 
 from . import protocol
 from .server.options import no_option
 from .server.reporting import log, log_event
 from .server.server import Server
+from .server.signal_safe import ReentrantEvent
 from .sockets import trouble_with_path
 from .text import format_address
 
@@ -37,6 +40,12 @@ if TYPE_CHECKING:
 
 SAME_SIGNAL = 0.25
 """Seconds within which a second signal is the first one again."""
+
+PATIENCE = 2.0
+"""Seconds after the second signal: it has had time to cut all sessions, and a further one has its usual effect."""
+
+LOG_PATIENCE = 0.2
+"""Maximum time in seconds that a signal handler waits until its record is logged."""
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,6 +65,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._first: Optional[float] = None  # when the first signal to stop came
+        self._second: Optional[float] = None
         self._is_second: Callable[[], bool] = self.is_later
         self._on_stop: Optional[Callable[[int, bool], None]] = None
         self._early_stop: Optional[int] = None
@@ -63,6 +73,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
+            _blocked_at_forks.update(self.numbers)
             for number in self.numbers:
                 found = signal.getsignal(number)
                 if self._takes(number, found):
@@ -73,6 +84,12 @@ class StopSignals:
     def __exit__(self, *exc_info: object) -> None:
         for number, found in self._found.items():
             signal.signal(number, signal.SIG_DFL if found is None else found)
+
+    def let_go(self) -> None:
+        """In a forked child that is not the server: the default actions."""
+        for number in self._found:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._found = {}
 
     def _takes(self, number: int, found: Any) -> bool:
         """Whether to handle a signal that has this handler. A program that blocks it may have a thread with
@@ -95,12 +112,26 @@ class StopSignals:
             self._first = now  # at once: the next signal may come inside this function
         elif not self._is_second():
             return
+        elif self._second is None:
+            self._second = now
+        if self._is_in_vain():
+            self.__exit__()
+            signal.raise_signal(number)
+            return
         self._asked(begins)
         if self._on_stop is not None:
             self._on_stop(number, begins)
         else:
             self._early_stop = number
             self._asked_early()
+
+    def _is_in_vain(self) -> bool:
+        """Whether a signal that comes now can do nothing here: it is the second one and no server has been made yet, or
+        a second one has not ended the server. The program's own code blocks then, and only the signal's usual effect
+        ends the program."""
+        if self._second is None:
+            return False
+        return self._on_stop is None or time.monotonic() - self._second >= PATIENCE
 
     def is_later(self) -> bool:
         """Whether a signal to stop that comes now is another one than the first."""
@@ -137,7 +168,7 @@ def serve(
 
     The first signal is logged when the loop has ended, and not in the signal handler. The main thread, which a signal
     handler interrupts, may hold the lock of a logging handler, and such a lock is seldom reentrant: that of
-    ``logging.handlers.QueueHandler`` is not.
+    ``logging.handlers.QueueHandler`` is not. For the same reason a thread logs the second one.
     """
     stopped_by: List[int] = []
 
@@ -147,7 +178,7 @@ def serve(
             stopping()
             server.shutdown()
         else:
-            log_stop(number, "stopping now")
+            _log_in_thread(lambda: log_stop(number, "stopping now"))
             server._echo_hurry(0)
 
     def log_stop(number: int, what: str) -> None:
@@ -155,12 +186,28 @@ def serve(
         log_event(logging.INFO, "signal", "%s: %s", name, what, signal=name)
 
     with server:  # an exception in a signal handler of the program drains, too
+        server._echo_when_let_go = signals.let_go
         signals.pass_stops(stop)
         ready()
         server.serve_forever()
         for number in stopped_by:
             log_stop(number, "stopping")
     return 0 if server.stop() else 1
+
+
+def _log_in_thread(log: Callable[[], None]) -> None:
+    """Call ``log`` in a thread, and wait for a moment, so that records are in order. The caller may have interrupted
+    ``threading.Thread.start()``, whose lock a ``Thread`` would need."""
+    logged = ReentrantEvent()
+
+    def call() -> None:
+        threading.current_thread().name = "echo-signal"
+        log()
+        logged.set()
+
+    with contextlib.suppress(RuntimeError, MemoryError):  # the system has no thread now: the stop matters more
+        _thread.start_new_thread(call, ())
+        logged.wait(time.monotonic() + LOG_PATIENCE)
 
 
 def run(
@@ -181,7 +228,9 @@ def run(
     The log goes to stderr at the level INFO, unless ``logging`` has been configured. It begins with the address.
 
     SIGINT (Ctrl-C) or SIGTERM stops accepting, and lets the sessions answer what has arrived, within
-    ``shutdown_timeout``. A second signal cuts what is left. After that the handlers of both signals are as before.
+    ``shutdown_timeout``. A second signal cuts what is left. After that the handlers of both signals are as before. So
+    they are for a signal that finds the main thread blocked by the program's own code: for the second one before the
+    server is made, and for one that comes two seconds after the second.
     If the program handles or blocks one of them itself, that stays: a handler may raise an exception, which passes
     through here when the sessions have ended, or stop the server. If another thread than the main thread calls this,
     signals do not stop the server, since Python allows signal handlers in the main thread only. Then it serves
@@ -261,3 +310,21 @@ def _advice(exc: OSError, address: Any) -> str:
     if exc.errno == errno.EINVAL and ":" in host and "%" not in host:
         return f"a link-local address needs its interface, like {host}%eth0"
     return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+
+
+# A child of a session has the default actions again. A signal that comes at once, as ``multiprocessing`` sends it,
+# waits until then; otherwise Python would drop it.
+_blocked_at_forks: Set[int] = set()
+_mask = threading.local()
+
+
+def _block() -> None:
+    _mask.value = signal.pthread_sigmask(signal.SIG_BLOCK, _blocked_at_forks)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.value)
+
+
+if hasattr(os, "register_at_fork"):  # after that of forking, which brings back the default actions
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_unblock)

@@ -22,7 +22,7 @@ import _thread
 import atexit
 import contextlib
 import threading
-from typing import TYPE_CHECKING, ContextManager, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, ContextManager, Optional, TypeVar
 
 from ..sockets import expect_shut_down
 from . import forking, threads
@@ -61,6 +61,9 @@ class Server(AcceptingServer):
     """
 
     _echo_cut_grace = CUT_GRACE
+
+    _echo_when_let_go: Optional[Callable[[], None]] = None
+    """Called in a forked child, in which this server is closed."""
 
     def _echo_prepare(self) -> None:
         super()._echo_prepare()
@@ -405,4 +408,6 @@ class Server(AcceptingServer):
         self._echo_stop = stop = Stop(self._echo_registry, threading.get_ident(), self._echo_cut_grace)
         stop.cut = 0
         stop.ended.set()
+        if self._echo_when_let_go is not None:
+            self._echo_when_let_go()
         self.socket.close()  # so that the port is free when the parent closes it, however long the child lives

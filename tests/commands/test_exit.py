@@ -268,6 +268,16 @@ def test_nothing_that_the_handlers_module_leaves_keeps_the_process_or_its_parent
     assert server.terminate() == 1
 
 
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
+def test_a_parent_of_workers_that_is_blocked_before_the_stop_ends_in_time(leaves, tmp_path):
+    """Row 64: by a logging handler here."""
+    change = "process.LAST_GRACE = process.PARENT_GRACE = 0.1"
+    what = "logging handler that blocks when workers start"
+    server = leaves(what, "--workers", "2", "--shutdown-timeout", "0", change=change)
+    eventually((tmp_path / "blocked").exists)
+    assert server.terminate() == 1
+
+
 # Workers that do not answer.
 
 

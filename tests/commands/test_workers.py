@@ -436,7 +436,7 @@ def test_a_signal_while_the_workers_are_being_started_is_not_lost(run, folder):
     write_changed_command(folder, when_logged("worker-started", "os.kill(os.getpid(), 15)"))
     server = run("changed", "0", "--workers", "3", cwd=str(folder))
     assert server.finish()[0] == 0
-    assert "SIGTERM: stopping 3 workers" in server.log
+    assert "SIGTERM: stopping 1 worker\n" in server.log
     assert "died" not in server.log and "Traceback" not in server.log
 
 

@@ -163,6 +163,57 @@ def test_a_child_that_a_handler_forks_and_lets_go_on_ends_with_its_session():
     assert output_of(script) == ["[0] True"]
 
 
+def test_a_process_that_a_handler_starts_under_run_ends_when_it_is_terminated():
+    """Row 80."""
+    script = """
+    import multiprocessing, signal
+
+    class Starts(echo.MessageRequestHandler):
+        def message_received(self, message):
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+            process.start()
+            process.terminate()
+            process.join()
+            self.send(b"%d" % process.exitcode)
+
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            threading.Thread(target=talk, args=(self,)).start()
+
+    def talk(server):
+        client = dial(server)
+        client.sendall(b"start\\n")
+        print(client.recv(100))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    print(echo.run(Starts, ("127.0.0.1", 0), server_class=Server))
+    """
+    assert output_of(script) == ["b'-15\\n'", "0"]
+
+
+def test_a_child_that_serves_beside_its_parent_under_run_is_stopped_by_a_signal_as_well():
+    """A signal that comes right after the fork is not lost."""
+    script = """
+    import signal
+
+    class Server(echo.Server):
+        def serve_forever(self, poll_interval=0.5):
+            self.child = os.fork()
+            for pid in [self.child, os.getpid()] if self.child else []:
+                os.kill(pid, signal.SIGTERM)
+            servers.append(self)
+            super().serve_forever(poll_interval)
+
+    servers = []
+    code = echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server)
+    if not servers[0].child:
+        os._exit(code)
+    print(code, code_of(servers[0].child))
+    """
+    assert output_of(script) == ["0 0"]
+
+
 def test_children_forked_before_serving_share_the_listening_socket():
     script = """
     server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)

@@ -183,6 +183,73 @@ def test_a_signal_that_comes_before_the_server_is_made_ends_it_as_soon_as_it_ser
 
 
 @posix
+def test_a_second_signal_before_the_server_is_made_has_its_usual_effect(monkeypatch):
+    """A server class may wait for a port, or for a database, without end."""
+    monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)
+
+    class Waits(echo.Server):
+        def server_bind(self):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Waits)
+
+
+@posix
+def test_a_signal_long_after_a_second_one_that_did_not_help_has_its_usual_effect(monkeypatch):
+    """A method of the server class may block the main thread."""
+    monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)
+    monkeypatch.setattr(echo.running, "PATIENCE", 3600.0)
+    within = []
+
+    def act(server):
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        within.append("three signals in a row are no more than two")
+        monkeypatch.setattr(echo.running, "PATIENCE", 0)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(act)
+    assert within
+
+
+@posix
+def test_a_second_signal_may_come_while_a_record_is_logged(lines, monkeypatch):
+    """Row 43: ``logging.handlers.QueueHandler`` and others have locks that are not reentrant."""
+    monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)
+    monkeypatch.setattr(echo.running, "LOG_PATIENCE", 0.01)
+    logged, deadlocks, done = [], [], threading.Event()
+
+    class Locks(logging.Handler):
+        lock_of_its_own = threading.Lock()
+        holder = None
+
+        def handle(self, record):
+            if self.holder == threading.get_ident():
+                deadlocks.append(record.getMessage())
+                return
+            with self.lock_of_its_own:
+                self.holder = threading.get_ident()
+                logged.append(record.getMessage())
+                if logged[-1] == "SIGTERM: stopping":
+                    signal.raise_signal(signal.SIGTERM)
+                elif logged[-1] == "SIGTERM: stopping now":
+                    done.set()
+                self.holder = None
+
+    handler = Locks()
+    logging.getLogger().addHandler(handler)
+    try:
+        assert serve(lambda server: signal.raise_signal(signal.SIGTERM)) == 0
+        assert not deadlocks and "SIGTERM: stopping" in logged
+        assert done.wait(DEADLINE)
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@posix
 def test_a_signal_that_comes_twice_at_once_is_one(lines, dial, monkeypatch):
     monkeypatch.setattr("echo.running.SAME_SIGNAL", 3600.0)
 

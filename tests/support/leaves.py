@@ -32,9 +32,18 @@ RUN = "running.set(); import time; time.sleep(600)"
 """The program of a process that a handler starts."""
 
 
-class BlocksAtAStop(logging.Handler):
+class Blocks(logging.Handler):
+    """Blocks at one event, when it is logged the ``count``th time."""
+
+    def __init__(self, event, count=1):
+        super().__init__()
+        self._event = event
+        self._left = count
+
     def emit(self, record):
-        if getattr(record, "event", None) == "signal":
+        self._left -= getattr(record, "event", None) == self._event
+        if not self._left:
+            touch("blocked")
             threading.Event().wait()
 
 
@@ -71,7 +80,9 @@ def leave(what):
     elif what == "exit function that holds the lock":
         atexit.register(hold_the_lock_of_the_interpreter)
     elif what == "logging handler that blocks":
-        logging.getLogger().addHandler(BlocksAtAStop())
+        logging.getLogger().addHandler(Blocks("signal"))
+    elif what == "logging handler that blocks when workers start":
+        logging.getLogger().addHandler(Blocks("worker-started", 2))
     elif what == "code that waits for any child":
         let_other_code_wait_for_children()
     elif what == "a daemon":

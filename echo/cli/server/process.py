@@ -17,7 +17,8 @@ the exit. In that order, after it::
     + 1.0 s  the process ends even while C code keeps the interpreter's lock
 
 The last one is a timer of ``faulthandler``, a thread without Python: nothing else would run then. While a parent still
-has workers, its own comes a second later, so that it can kill them. The exit code is 1 if anything was cut.
+has workers, its own comes a second later, so that it can kill them. From the first signal on it forks no worker: in a
+child, ``faulthandler`` would wait for its parent's thread. The exit code is 1 if anything was cut.
 
 One case is out of reach: C code already holds the lock when the first signal comes, in a process without a parent.
 Python does not call the handler then, and only SIGKILL ends the process.
@@ -25,8 +26,7 @@ Python does not call the handler then, and only SIGKILL ends the process.
 **Exit.** What Python does at an exit for the user's sake, as ``multiprocessing`` does it in its children: wait for the
 threads, call the exit functions, flush. Then ``os._exit()``.
 
-**Children** that a handler forks have none of this: the default actions again, and no deadline. Signals are blocked
-around the fork. One that comes at once, as ``multiprocessing`` sends it, waits until the child has the default actions.
+**Children** that a handler forks have none of this: the default actions again, and no deadline.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Process(StopSignals):
         self.close_log: Callable[[], None] = lambda: None
         """Writes the log's last records."""
         self._code: Optional[int] = None  # once nothing is left that could be cut
-        self._last_grace: Optional[float] = LAST_GRACE  # None: this process has no last deadline
+        self._last_grace = LAST_GRACE
         self._nowhere = Owned(os.open(os.devnull, os.O_WRONLY))  # opened now, since later no descriptor may be free
-        forking.in_child(self._let_go)
+        forking.in_child(self.let_go)
 
     # Signals.
 
@@ -125,6 +125,9 @@ class Process(StopSignals):
 
     def _asked_early(self) -> None:
         self._interrupt()
+
+    def _is_in_vain(self) -> bool:
+        return False  # the last deadline ends the process
 
     def may_interrupt(self) -> None:
         """From now on a signal to stop raises ``Stopped`` in the main thread, once: nothing has been opened yet that an
@@ -170,7 +173,7 @@ class Process(StopSignals):
             self._set_last_deadline()
 
     def _set_last_deadline(self) -> None:
-        if self.deadline is not None and self._last_grace is not None:
+        if self.deadline is not None:
             left = self.deadline + self._last_grace - time.monotonic()
             # No thread is free, or other code has closed all descriptors.
             with contextlib.suppress(RuntimeError, MemoryError, OSError):
@@ -180,20 +183,13 @@ class Process(StopSignals):
 
     # Forks.
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """In a forked child: it has its own signals, and no deadline."""
-        for number in self._found:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        self._found = {}
+        super().let_go()
         self.deadline = None
 
     def become_parent(self) -> None:
-        """This process forks workers. It has no last deadline: a child would wait for ``faulthandler``'s thread."""
-        self._last_grace = None
-        faulthandler.cancel_dump_traceback_later()
-
-    def forks_no_more(self) -> None:
-        """The parent has forked its last worker."""
+        """This process forks workers."""
         self._last_grace = PARENT_GRACE
         self._set_last_deadline()
 
@@ -260,21 +256,6 @@ class Process(StopSignals):
             log_event(logging.WARNING, "cut", "%s cut: not done in time", what)
             self.close_log()  # if nobody reads it, the last deadline remains
         os._exit(1 if self._code is None else self._code)
-
-
-_mask = threading.local()
-
-
-def _block() -> None:
-    _mask.value = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.value)
-
-
-if hasattr(os, "register_at_fork"):  # after that of forking, which brings back the default actions
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_unblock)
 
 
 def _ignore(number: int, frame: Optional[FrameType]) -> None:

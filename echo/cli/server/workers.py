@@ -186,7 +186,7 @@ class Workers:
     def _start_due(self) -> None:
         now = time.monotonic()
         for worker in self._workers:
-            if worker.due_at is not None and worker.due_at <= now:
+            if worker.due_at is not None and worker.due_at <= now and not self._process.is_stopping():
                 self._start(worker)
 
     def _start(self, worker: _Worker) -> None:
@@ -210,6 +210,8 @@ class Workers:
 
     def _run_worker(self, worker: _Worker) -> NoReturn:
         """The worker's process, from the fork to its exit."""
+        if self._process.is_stopping():  # since just before the fork: faulthandler would wait for its parent's thread
+            os._exit(0)
         code = 1
         try:
             self._process.become_worker(self._is_second)
@@ -295,7 +297,6 @@ class Workers:
         name = signal.Signals(number).name
         if not self._stopped:
             self._stopped = True
-            self._process.forks_no_more()
             for worker in self._workers:
                 worker.due_at = None
             self._stop()
