@@ -19,7 +19,7 @@ from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, Protocol
 from .framing import Framing, LineFraming
 from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
-from .sockets import INET, SEND_TIMEOUT, linger
+from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger
 from .text import format_address, printable
 
 log = logging.getLogger("echo.session")
@@ -263,8 +263,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         # Other servers do none of that.
         attach = getattr(self.server, "_echo_attach", None)
         self.session = None if attach is None else attach(self)
-        if self.disable_nagle_algorithm and self.session is None and self.request.family in INET:
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.session is None:
+            keep_urgent_data(self.request)
+            if self.disable_nagle_algorithm and self.request.family in INET:
+                self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:
         reason = "error"

@@ -26,7 +26,7 @@ from ..exceptions import (
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..server.beginning import Thread
-from ..sockets import has_input, linger, set_send_timeout, undelivered
+from ..sockets import has_input, keep_urgent_data, linger, set_send_timeout, undelivered
 from .endpoint import open_socket
 
 _STEP = 0.05  # seconds between two looks at whether the sending thread is stuck or was only slow
@@ -70,6 +70,7 @@ class Client:
         self, sock: socket.socket, framing: Optional[Framing] = None, *, timeout: Optional[float] = 10.0
     ) -> None:
         sock.settimeout(None)  # the connection sets timeouts of its own
+        keep_urgent_data(sock)
         self.framing = LineFraming() if framing is None else framing
         self.connection = Connection(
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout

@@ -11,7 +11,7 @@ import ssl
 import time
 from typing import Any, NamedTuple, Optional, Tuple
 
-from ..sockets import INET, check_path, keep_alive, keep_urgent_data
+from ..sockets import check_path, prepare
 from ..text import format_address
 from ..transport.certificates import client_context
 from ..transport.tls import TLSSocket
@@ -103,10 +103,7 @@ def open_socket(
         check_path(address)
         sock = connect_to_path(address, timeout)
     try:
-        if sock.family in INET:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            keep_alive(sock)  # else a loss could stay unnoticed: without a timeout, or at a prompt
-            keep_urgent_data(sock)
+        prepare(sock)  # keep-alive: else a loss could stay unnoticed, without a timeout or at a prompt
         sock.settimeout(None)  # Connection sets kernel timeouts
         if way.proxy is not None:
             from ..transport.proxy_header import send_header  # here: few clients need it

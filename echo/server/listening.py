@@ -12,7 +12,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
-from ..sockets import INET, check_path, keep_alive, keep_urgent_data
+from ..sockets import INET, check_path, prepare
 from . import unix_paths
 from .admission import guarded_socket
 from .options import Options, options_of
@@ -137,12 +137,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
                 self.socket.listen(self.request_queue_size)  # until then another start takes it for a dead server's
 
     def server_activate(self) -> None:
-        # Accepted sockets inherit all three: no system call for each connection. A lost peer is noticed at last, urgent
-        # data is not lost, and a small reply never waits 40 ms for the acknowledgement of the one before (gh-108736).
-        keep_alive(self.socket)
-        keep_urgent_data(self.socket)
-        if self.address_family in INET:
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(self.socket)  # accepted sockets inherit it: no system call for each connection
         if self.socket is not self._echo_inherited:  # else its maker has chosen the backlog
             super().server_activate()
         if type(self.socket) is socket.socket:

@@ -26,7 +26,7 @@ import sys
 import threading
 from typing import Any, Iterable, List, Mapping, Optional
 
-from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger
+from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger, prepare
 from ..text import format_address
 from . import forking, threads
 from .access import as_tuple
@@ -140,6 +140,9 @@ class SessionServer(ListeningServer):
     def _echo_adopt(self, request: Any, client_address: Any) -> Session:
         """Make a session for a request that this server has not accepted itself."""
         session = Session(request, client_address)
+        if isinstance(request, socket.socket):
+            with contextlib.suppress(OSError):  # it is lost already; its first use reports that
+                prepare(request)
         try:
             self._echo_admission.check_unknown(self, request, client_address)
         except Refused as exc:

@@ -3,7 +3,9 @@
 Unix sockets are in ``test_unix_sockets.py``; IPv6 and sockets made elsewhere are in ``test_listening.py``.
 """
 
+import contextlib
 import errno
+import queue
 import socket
 import socketserver
 
@@ -65,6 +67,46 @@ def test_urgent_data_is_a_byte_of_the_stream_like_any_other(serve, dial):
 
     with echo.connect(serve(Urgent).server_address, timeout=DEADLINE) as client:
         assert client.recv() == b"urgent"
+
+
+@contextlib.contextmanager
+def pair():
+    """A client, and the socket that a program's own listener has accepted from it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname(), DEADLINE) as client:
+            yield client, listener.accept()
+
+
+@pytest.mark.parametrize("server_class", [echo.Server, socketserver.ThreadingTCPServer])
+def test_urgent_data_is_kept_of_a_client_that_the_program_has_accepted(server_class):
+    """Row 73."""
+    with server_class(("127.0.0.1", 0), echo.EchoRequestHandler) as server, pair() as (client, accepted):
+        server.process_request(*accepted)
+        client.sendall(b"be")
+        client.send(b"f", socket.MSG_OOB)
+        client.sendall(b"ore\nexit\n")
+        assert read_all(client) == b"before\n"
+
+
+def test_urgent_data_is_kept_by_a_client_over_a_socket_of_the_program():
+    """Row 73."""
+    with pair() as (sock, (server, _)), server, echo.Client(sock, timeout=DEADLINE) as client:
+        server.sendall(b"be")
+        server.send(b"f", socket.MSG_OOB)
+        server.sendall(b"ore\n")
+        assert client.recv() == b"before"
+
+
+def test_a_client_that_the_program_has_accepted_does_not_wait_for_acknowledgements():
+    seen = queue.Queue()
+
+    class Look(echo.EchoRequestHandler):
+        def connection_made(self):
+            seen.put(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with echo.Server(("127.0.0.1", 0), Look) as server, pair() as (_, accepted):
+        server.process_request(*accepted)
+        assert seen.get(timeout=DEADLINE)
 
 
 def test_the_backlog_takes_a_burst(dial):
