@@ -322,12 +322,10 @@ def test_a_json_summary_with_doubtful_figures_has_the_warning_on_stderr(save):
     late = save("before.json", {**bench(), "client_late": 828})
     code, out, err = run_client("--merge", late, "-J", "-q")
     assert code == 0 and json.loads(out)["client_is_bottleneck"] is True
-    assert is_one_complaint(err, "warning: the client was late itself")
+    assert is_one_complaint(err, "warning: 192.0.2.1:7: the client was late itself")
     assert run_client("--merge", late, "-q")[2] == ""  # it is a row of the text
     apart = save("much later.json", later(bench(), 100))
-    assert is_one_complaint(
-        run_client("--merge", save("a.json", bench()), apart, "-J")[2], "warning: the runs overlapped"
-    )
+    assert is_one_complaint(run_client("--merge", save("a.json", bench()), apart, "-J")[2], ": the runs overlapped")
     assert run_client("--merge", apart, "-J")[2] == ""
 
 

@@ -626,7 +626,7 @@ MANUAL = Manual(
             "exit codes",
             [
                 ("0", "every reply came back, or the user left the session"),
-                ("1", "no connection, missing replies, or standard output cannot be written"),
+                ("1", "no connection, missing replies that --fail-if does not permit, or output cannot be written"),
                 ("2", "usage error"),
                 ("3", "a reply differs from what was sent"),
                 ("4", "a --fail-if condition holds"),

@@ -151,7 +151,8 @@ class Results:
         from ...measure.differences import doubts
         from ...measure.document import warnings
 
-        found = list(warnings(report.summary)) if self._as_json else []  # in text they are rows
+        address = report.summary["address"]  # a script may have several clients
+        found = [f"{address}: {warning}" for warning in warnings(report.summary)] if self._as_json else []  # else rows
         found += doubts(self._parts) if len(self._parts) > 1 else []
         for warning in found:
             print(f"{self._prog}: warning: {warning}", file=sys.stderr)
