@@ -302,6 +302,8 @@ def _advice(exc: OSError, address: Any) -> str:
         return trouble_with_path(os.fsdecode(address)) or "give another path, in a folder that you may write to"
     if isinstance(exc, socket.gaierror):
         return "check the name, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+    if exc.errno == errno.EADDRINUSE and address[1] == 0:
+        return "all local ports are in use; wait a minute, close other programs, or choose a port"
     if exc.errno == errno.EADDRINUSE:
         return "another program uses this port; stop it, or choose another port (0 takes any free one)"
     if exc.errno == errno.EACCES:

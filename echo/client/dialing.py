@@ -11,11 +11,13 @@ The system's own calls have no such deadline: ``getaddrinfo`` waits for each nam
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import os
 import selectors
 import socket
 import struct
+import sys
 import threading
 import time
 from typing import Any, List, Optional, Sequence, cast
@@ -29,6 +31,10 @@ short."""
 
 BACKLOG_PAUSE = 0.02
 """Seconds between two attempts to connect to a Unix socket whose server accepts nobody for now."""
+
+_NO_PORTS = "all local ports for this server are in use"
+
+_BIND_ADDRESS_NO_PORT = 24  # Linux's IP_BIND_ADDRESS_NO_PORT; older versions of Python have no name for it
 
 _STARTED = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
 
@@ -139,9 +145,14 @@ def _refusal_of_itself(sock: socket.socket) -> int:
 
 
 def _bind(sock: socket.socket, source: str) -> None:
+    if sys.platform == "linux":  # connect() chooses the port, which connections with other servers may have, too
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
     try:
         sock.bind((source, 0))
     except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:  # no port is free
+            raise OSError(errno.EADDRNOTAVAIL, _NO_PORTS) from None
         raise OSError(exc.errno, f"the source address {source} cannot be used: {exc.strerror}") from None
 
 
@@ -155,7 +166,7 @@ def _begin(address: Any, source: Optional[str]) -> socket.socket:
             _bind(sock, source)
         failure = sock.connect_ex(where)
         if failure == errno.EADDRNOTAVAIL and _can_be_reached(family, where):
-            raise OSError(failure, "all local ports for this server are in use")
+            raise OSError(failure, _NO_PORTS)
         if failure not in _STARTED:
             raise OSError(failure, os.strerror(failure))
     except BaseException:

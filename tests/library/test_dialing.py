@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import socket
+import sys
 import threading
 import time
 import types
@@ -144,6 +145,24 @@ def test_a_lack_of_local_ports_is_distinguished_from_that_of_an_address(monkeypa
     with pytest.raises(OSError, match=words) as caught:
         dialing.connect_to_first([refused], None)
     assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems choose the port when the address is bound")
+def test_a_source_address_alone_takes_no_port():
+    """Row 79: connections with other servers may have the same one."""
+    with socket.socket() as sock:
+        dialing._bind(sock, "127.0.0.1")
+        assert sock.getsockname() == ("127.0.0.1", 0)
+
+
+def test_a_lack_of_local_ports_is_not_reported_as_an_unusable_source_address(monkeypatch, refused):
+    class NoPortToBind(socket.socket):
+        def bind(self, address):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    monkeypatch.setattr(socket, "socket", NoPortToBind)
+    with pytest.raises(OSError, match="all local ports for this server are in use"):
+        dialing.connect_to_first([refused], None, "127.0.0.1")
 
 
 def test_a_lack_of_descriptors_is_not_reported_as_an_unknown_name(monkeypatch):

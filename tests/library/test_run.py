@@ -1,6 +1,7 @@
 """``echo.run``: a server from its start to its exit code, with signals and a log."""
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -267,6 +268,18 @@ def test_an_address_in_use_is_one_line_with_advice_and_code_1(lines):
         assert serve(address=address) == 1
     (line,) = lines()
     assert line.startswith(f"cannot listen on 127.0.0.1:{address[1]}: Address already in use; another program uses")
+
+
+def test_a_lack_of_local_ports_is_not_reported_as_another_program(lines, monkeypatch):
+    """Row 79."""
+
+    def bind(server):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    monkeypatch.setattr(echo.Server, "server_bind", bind)
+    assert serve(address=("127.0.0.1", 0)) == 1
+    (line,) = lines()
+    assert line.startswith("cannot listen on 127.0.0.1:0: Address already in use; all local ports are in use; ")
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
