@@ -275,6 +275,10 @@ def test_a_usage_error_ends_the_process_with_one_line_and_code_2(run):
         (["-b", "127.1:7000"], "invalid address '127.1:7000': write all four numbers"),
         (["-b", "127.0.0.010"], "invalid address '127.0.0.010': write all four numbers, and no leading zeros"),
         (["-b", "\uff10"], "invalid address '\uff10': write all four numbers"),  # the look-up reads it as 0
+        (["-b", "\udcff"], "invalid host name '\\udcff': check it"),
+        (["0:7000"], "invalid address '0:7000': write all four numbers"),
+        (["127.0.0.010:7000"], "invalid address '127.0.0.010:7000': write all four numbers, and no leading zeros"),
+        (["\xe4..b:7000"], "invalid host name '\xe4..b:7000': check it"),
         ([":7000"], "invalid address ':7000'"),
         (["7000", "-b", "127.0.0.1:8000"], "two ports are given, 8000 and 7000"),
         (["--allow", "10.0.0.0/99"], "invalid network '10.0.0.0/99'"),

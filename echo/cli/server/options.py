@@ -35,14 +35,26 @@ def _networks(text: str) -> str:
 
 
 def _bind(text: str) -> arguments.Address:
-    address = arguments.host(text)
+    return _checked(arguments.host(text), text)
+
+
+def _port(text: str) -> arguments.Address:
+    return _checked(arguments.port_or_address(text), text)
+
+
+def _checked(address: arguments.Address, text: str) -> arguments.Address:
+    """Return an address to listen on as it is, unless the look-up would read another one."""
+    name = address.host or ""
     try:
-        name = address.host or ""
         # As the look-up does, which reads other scripts' digits and full stops as ASCII's.
-        packed = socket.inet_aton(name if name.isascii() else name.encode("idna").decode("ascii"))
-    except (OSError, UnicodeError):
+        ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"invalid host name {text!r}: check it") from None
+    try:
+        packed = socket.inet_aton(ascii_name)
+    except OSError:
         return address
-    if socket.inet_ntoa(packed) != address.host:  # 0 would be 0.0.0.0, and 127.0.0.010 would be 127.0.0.8
+    if socket.inet_ntoa(packed) != name:  # 0 would be 0.0.0.0, and 127.0.0.010 would be 127.0.0.8
         raise argparse.ArgumentTypeError(
             f"invalid address {text!r}: write all four numbers, and no leading zeros, like 127.0.0.1"
         )
@@ -137,7 +149,7 @@ GROUPS = [
         Row(
             "port",
             "port to listen on, or ADDRESS:PORT; 0: any free port, which the log shows",
-            arguments.port_or_address,
+            _port,
             shown=str(protocol.DEFAULT_PORT),
         ),
         Row(
