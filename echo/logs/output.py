@@ -108,16 +108,25 @@ class Output:
         data = self._rest + b"".join(lines)
         view = memoryview(data)
         done = 0
+        size = len(data)
+        deadline = None
+        if not self._waits:
+            # One deadline for all parts, however little a slow reader takes at a time; and only one line waits.
+            deadline = time.monotonic() + (0.0 if self._rest else self.patience)
+            if not self._own.is_file():
+                size = _PIPE_BUF  # where there is room, a descriptor that blocks takes this much at once
         try:
             if not self._waits and not self.has_room():
                 raise BlockingIOError
             self._mark(self._locked_now and len(data) > _PIPE_BUF)  # a pipe takes a shorter one whole
             while done < len(data):
                 try:
-                    done += os.write(self._own.number, view[done:])
+                    done += os.write(self._own.number, view[done : done + size])
+                    must_look = not self._waits and done < len(data)
                 except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
-                    if not _can_write(self._own.number, None if self._waits else self.patience):
-                        raise
+                    must_look = True
+                if must_look and not _can_write(self._own.number, _time_left(deadline)):
+                    raise BlockingIOError
         except OSError as exc:
             self._error = exc
             lost = self._lost(lines, data, done)
@@ -219,6 +228,10 @@ def new_lock() -> Optional[Owned]:
             return duplicate(file.fileno())
     except OSError:
         return None
+
+
+def _time_left(deadline: Optional[float]) -> Optional[float]:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _can_write(descriptor: int, timeout: Optional[float]) -> bool:

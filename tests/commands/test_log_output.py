@@ -1,12 +1,14 @@
 """The output of the server command's log: whole lines or nothing, to the file that was the log at the start."""
 
 import contextlib
+import errno
 import os
 import select
 import socket
 
 import pytest
 
+from echo.logs import output as output_module
 from echo.logs.output import Output, new_lock
 from support import DEADLINE
 from support.background import Background
@@ -217,6 +219,53 @@ def test_an_output_that_must_not_wait_drops_what_a_full_pipe_does_not_take(pipe,
     received = os.read(reader, 1 << 20)
     assert len(received) == 1000 * lost.count(0)
     assert output.write(lines_of(10)) == 0
+    output.close()
+
+
+@posix
+@pytest.mark.parametrize("kind", ["a socket", "a pipe of another user"])
+def test_an_output_that_must_not_wait_does_not_wait_where_its_descriptor_cannot_be_opened_anew(kind, pipe, monkeypatch):
+    def refused(path, flags):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refused)
+    end, other = socket.socketpair()
+    with end, other:
+        output = Output(end.fileno() if kind == "a socket" else pipe[1], waits=False)
+        output.patience = 0
+        long = Background(output.write, lines_of(1 << 20))
+        try:
+            assert long.result() == 0  # on its way
+            assert output.write(lines_of(10)) == 1
+        finally:  # ends a write that waits
+            other.close()
+            os.close(pipe[0])
+        output.close()
+
+
+@posix
+def test_a_slow_reader_holds_up_one_record_for_the_time_of_one_wait(pipe, monkeypatch):
+    reader, writer = pipe
+    now = [0.0]
+    can_write = output_module._can_write
+
+    def takes_a_little(descriptor, timeout):
+        """The reader takes 4 KiB each 0.1 s."""
+        if timeout >= 0.1:
+            now[0] += 0.1
+            os.read(reader, 4096)
+        else:
+            now[0] += timeout
+        return can_write(descriptor, 0)
+
+    output = Output(writer, waits=False)
+    monkeypatch.setattr(output_module, "_can_write", takes_a_little)
+    monkeypatch.setattr(output_module.time, "monotonic", lambda: now[0])
+    assert output.write(lines_of(1 << 20)) == 0  # on its way
+    assert now[0] == pytest.approx(output.patience)
+    os.read(reader, 4096)
+    assert output.write(lines_of(10)) == 1
+    assert now[0] == pytest.approx(output.patience)
     output.close()
 
 
