@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 import time
-from typing import Dict, Iterator, List, Set
+from typing import Dict, Iterator, List, Optional, Set
 
 MAX_SIZE = 32 * 1024 * 1024
 """Maximum size of a file, in bytes."""
@@ -151,11 +151,22 @@ def named_copy(data: bytes) -> Iterator[str]:
 
     The content may be a key, so it is on no disk where the system can do that.
     """
-    if sys.platform == "linux" and hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
-        with open(os.memfd_create("echo"), "wb", buffering=0) as copy:
+    in_memory = _file_in_memory()
+    if in_memory is not None:
+        with open(in_memory, "wb", buffering=0) as copy:
             copy.write(data)
             yield f"/proc/self/fd/{copy.fileno()}"
     else:
         with tempfile.NamedTemporaryFile(buffering=0) as file:  # no other user may open it
             file.write(data)
             yield file.name
+
+
+def _file_in_memory() -> Optional[int]:
+    """A descriptor of a new file; None if the system has none, or does not allow it, as in some sandboxes."""
+    try:
+        if sys.platform == "linux" and os.path.isdir("/proc/self/fd"):
+            return os.memfd_create("echo")
+    except (AttributeError, OSError):
+        pass
+    return None

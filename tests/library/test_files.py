@@ -1,5 +1,6 @@
 """Files that decide who gets in: regular ones, pipes and devices, each read once and with a deadline."""
 
+import errno
 import os
 import threading
 
@@ -177,3 +178,13 @@ def test_a_copy_can_be_read_under_its_name_and_is_gone_afterwards():
     with named_copy(b"secret") as path, open(path, "rb") as file:
         assert file.read() == b"secret"
     assert not os.path.exists(path)
+
+
+def test_a_copy_is_a_temporary_file_where_the_system_allows_none_in_memory(monkeypatch):
+    """As in a sandbox."""
+
+    def refused(name, flags=0):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "memfd_create", refused, raising=False)
+    test_a_copy_can_be_read_under_its_name_and_is_gone_afterwards()
