@@ -571,6 +571,19 @@ def test_reports_that_nobody_wants_may_go_to_the_null_device(save):
     assert run_client("--merge", run, "-q", "--report", os.devnull, "--hdr", os.devnull)[0] == 0
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("full", ["--report", "standard output", "both"])
+def test_an_output_that_cannot_be_written_costs_no_other(save, tmp_path, full):
+    new = tmp_path / "times.hgrm"
+    report = os.devnull if full == "standard output" else "/dev/full"
+    with open(os.devnull if full == "--report" else "/dev/full", "w") as out:
+        done = call_client("--merge", save("run.json", bench()), "--report", report, "--hdr", new, stdout=out)
+    assert done.code == 1
+    named = "standard output" if full == "standard output" else "'/dev/full'"
+    assert is_one_complaint(done.log, f"cannot write {named}: No space left on device")
+    assert parse_percentile_file(new.read_text())
+
+
 def test_a_run_that_could_not_begin_leaves_no_empty_file(tmp_path):
     new, old = tmp_path / "new.html", tmp_path / "old.hgrm"
     old.write_text("old")

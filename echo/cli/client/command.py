@@ -109,13 +109,13 @@ def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -
         stderr_paint=painter(sys.stderr, options.color),
     )
     if measures:
-        with Results(PROG, options) as results:
+        with Results(PROG, options, report) as results:
             code, rtt = _merge(options, report) if options.merge else _measure(options, framing, report)
             if options.histogram:
                 from ...measure.figures import histogram
 
                 report.picture(histogram(rtt, sys.stdout.encoding))
-            results.finish(report)
+            results.show()
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # the exit code is settled
         if report.failures:

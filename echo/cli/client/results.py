@@ -11,10 +11,11 @@ import contextlib
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, NoReturn, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 from ...measure.report import Report
 from .. import arguments
+from ..streams import CannotWrite
 
 if TYPE_CHECKING:
     from ...measure.document import Run
@@ -58,13 +59,15 @@ class _Output(NamedTuple):
 
 
 class Results:
-    """The comparison and the files that are made of a summary.
+    """The comparison and the files that are made of the summary of ``report``.
 
-    A context manager: it opens the files, and removes those that were new and have not been written.
+    A context manager: it opens the files, writes them at its end, and removes those that were new and have not been
+    written. Each output is written although another one cannot be: the run cannot be repeated.
     """
 
-    def __init__(self, prog: str, options: argparse.Namespace) -> None:
+    def __init__(self, prog: str, options: argparse.Namespace, report: Report) -> None:
         self._prog = prog
+        self._report = report
         wanted = (("--report", options.report, self._page), ("--hdr", options.hdr, _percentile_file))
         self._wanted = [(option, path, text) for option, path, text in wanted if path is not None]
         self._compared: Sequence[Run] = options.compare
@@ -93,8 +96,12 @@ class Results:
                 self._refuse(path, f"{users[0]} has the same file")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._discard()
+    def __exit__(self, cls: Optional[type], exc: Optional[BaseException], traceback: object) -> None:
+        try:
+            if exc is None or (isinstance(exc, CannotWrite) and self._report.summary):
+                self._write()
+        finally:
+            self._discard()
 
     def _refuse(self, path: str, why: object) -> NoReturn:
         self._discard()
@@ -120,39 +127,45 @@ class Results:
                     os.unlink(path)
         self._outputs.clear()
 
-    def finish(self, report: Report) -> None:
-        """Warn, compare and write."""
-        self._warn(report)
-        if not self._outputs and not self._compared:
-            return
-        from ...measure.document import Run
-
-        merged = self._parts[0].name if len(self._parts) == 1 else "all machines"
-        run = Run.of(merged if self._parts else "this run", report.summary)
+    def show(self) -> None:
+        """Warn and compare."""
+        self._warn()
         if self._compared:
             from ...measure.differences import differences
 
-            report.picture(differences([run, *self._compared]))
-        while self._outputs:
-            _, path, descriptor, _, text = self._outputs[0]
-            data = text(run).encode(errors="backslashreplace")
-            try:
-                if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    os.ftruncate(descriptor, 0)
-                while data:
-                    data = data[os.write(descriptor, data) :]
-            except OSError as exc:
-                arguments.fail(self._prog, f"cannot write {path!r}: {exc.strerror or exc}", 1)
-            del self._outputs[0]
-            os.close(descriptor)
+            self._report.picture(differences([self._run(), *self._compared]))
 
-    def _warn(self, report: Report) -> None:
+    def _run(self) -> Run:
+        from ...measure.document import Run
+
+        merged = self._parts[0].name if len(self._parts) == 1 else "all machines"
+        return Run.of(merged if self._parts else "this run", self._report.summary)
+
+    def _write(self) -> None:
+        failures = []
+        for output in list(self._outputs):
+            data = output.text(self._run()).encode(errors="backslashreplace")
+            try:
+                if stat.S_ISREG(os.fstat(output.descriptor).st_mode):
+                    os.ftruncate(output.descriptor, 0)
+                while data:
+                    data = data[os.write(output.descriptor, data) :]
+            except OSError as exc:
+                failures.append(f"cannot write {output.path!r}: {exc.strerror or exc}")
+            else:
+                self._outputs.remove(output)
+                os.close(output.descriptor)
+        if failures:
+            arguments.fail(self._prog, "; ".join(failures), 1)
+
+    def _warn(self) -> None:
         """Print on standard error why the figures are doubtful, unless the text of the summary has it."""
         from ...measure.differences import doubts
         from ...measure.document import warnings
 
-        address = report.summary["address"]  # a script may have several clients
-        found = [f"{address}: {warning}" for warning in warnings(report.summary)] if self._as_json else []  # else rows
+        summary = self._report.summary
+        # The address: a script may have several clients. In text these are rows.
+        found = [f"{summary['address']}: {warning}" for warning in warnings(summary)] if self._as_json else []
         found += doubts(self._parts) if len(self._parts) > 1 else []
         for warning in found:
             print(f"{self._prog}: warning: {warning}", file=sys.stderr)
