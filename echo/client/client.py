@@ -255,8 +255,8 @@ class _Sender:
                 return
 
     def __enter__(self) -> _Sender:
+        self._thread.start()  # first: the system may have no thread now, and then the limit stays
         self._limit_sends(None)
-        self._thread.start()
         self._client._sender = self
         return self
 

@@ -414,6 +414,19 @@ def test_each_use_ends_its_thread(serve, connect):
     assert not sending_threads()
 
 
+def test_a_lack_of_threads_leaves_the_client_as_it_was(serve, connect, monkeypatch):
+    def no_thread(thread):
+        raise RuntimeError("can't start new thread")
+
+    with connect(serve()) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(RuntimeError):
+                list(client.echo_many([b"a"]))
+        assert send_timeout(client.connection.socket) == DEADLINE
+        assert client.echo(b"b") == b"b"
+
+
 def test_leaving_early_does_not_wait_for_replies_that_the_server_never_sends(serve, connect):
     def talk(sock):
         sock.sendall(read_exactly(sock, 1_000_001))
