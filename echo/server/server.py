@@ -369,6 +369,11 @@ class Server(AcceptingServer):
             super().server_close()
             stop.finish(log_end=self._echo_past >= Past.SERVED, loop_ended=loop_ended)
             self._echo_session_threads.close()
+        except BaseException:  # Ctrl-C: no later stop would do the rest
+            self._echo_release_path()
+            super().server_close()
+            stop.cut_all()
+            raise
         finally:
             stop.ended.set()
             # Last: an exit that comes during the stop waits for it, and holds the lock of atexit.

@@ -188,6 +188,11 @@ class Stop:
             )
             log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
 
+    def cut_all(self) -> None:
+        """Cut all sessions without waiting: the thread that runs the stop has been interrupted."""
+        for session in self._registry.sessions():
+            session.abort()
+
     def _drain_each(self, sessions: List[Session]) -> None:
         """Drain each session for itself. ``drain()`` is quick, but a handler may have one of its own."""
         waiting = collections.deque(sessions)

@@ -393,6 +393,24 @@ def test_a_stop_that_an_exception_interrupts_does_not_report_that_all_is_done(se
     assert server.stop() is False
 
 
+@pytest.mark.parametrize("step", ["wait_for_loop", "finish"])
+def test_a_stop_that_ctrl_c_interrupts_leaves_no_port_and_no_session(serve, dial, monkeypatch, step):
+    """Nothing else could end them: a server has one stop."""
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    server = serve()
+    client = dial(server)
+    assert echoes(client)
+    monkeypatch.setattr(Stop, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.stop()
+    assert server.socket.fileno() == -1
+    assert read_all(client) == b""
+    assert server.stop() is False
+
+
 class Stuck(echo.MessageRequestHandler):
     """Sends a line, and stays in its hook until its client is gone."""
 
