@@ -11,7 +11,7 @@ import codecs
 import os
 import socket
 import traceback
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Mapping, Optional
 
 LONGEST = 65536
 """Maximum number of characters that are shown of one text: a message in the log, an exception's text."""
@@ -157,6 +157,11 @@ def _zone(index: int) -> str:
         return socket.if_indextoname(index)
     except OSError:  # the interface is gone, or the address is from another host
         return str(index)
+
+
+def is_dumb(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user's terminal has no escape sequences, as far as ``TERM`` says."""
+    return environment.get("TERM", "") in ("", "dumb", "unknown")
 
 
 def plural(count: int, noun: str) -> str:

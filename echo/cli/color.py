@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Mapping
 
+from ..text import is_dumb
 from .arguments import Row
 
 Paint = Callable[[str, str], str]
@@ -33,7 +34,7 @@ def is_colored(stream: Any, color: str = "auto", environment: Mapping[str, str] 
         return False
     if environment.get("FORCE_COLOR", "0") not in ("", "0", "false"):
         return True
-    return stream is not None and stream.isatty() and environment.get("TERM", "") not in ("", "dumb", "unknown")
+    return stream is not None and stream.isatty() and not is_dumb(environment)
 
 
 def painter(stream: Any, color: str = "auto") -> Paint:

@@ -11,6 +11,7 @@ import json
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, TextIO, Union
 
+from ..text import is_dumb
 from .clock import CLOCK
 from .conditions import Condition
 from .distribution import SECOND
@@ -165,7 +166,7 @@ class Report:
 
     def _clear(self, width: int) -> str:
         """Return characters that clear what was drawn. A dumb terminal has no escape sequences, only spaces."""
-        if os.environ.get("TERM") in ("dumb", "unknown"):
+        if is_dumb():
             return f"\r{' ' * (width - 1)}\r"
         # A terminal that has become narrower has wrapped the line.
         rows = max(0, self._drawn - 1) // width

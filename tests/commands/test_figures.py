@@ -282,8 +282,12 @@ def test_progress_is_as_wide_as_the_terminal_that_it_is_drawn_on():
         os.close(master)
 
 
-def test_progress_on_a_dumb_terminal_needs_no_escape_sequence(monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
+@pytest.mark.parametrize("kind", ["dumb", "unknown", "", None])
+def test_progress_on_a_dumb_terminal_needs_no_escape_sequence(monkeypatch, kind):
+    if kind is None:
+        monkeypatch.delenv("TERM", raising=False)
+    else:
+        monkeypatch.setenv("TERM", kind)
     screen = Screen()
     report = Report(lambda line: print(line, file=screen), stderr=screen)
     report.draw(fitting("a long line"))
