@@ -6,6 +6,7 @@ Each session is a process. Tests that leave it unchanged share one: see ``conver
 import contextlib
 import os
 import re
+import select
 import signal
 import stat
 import sys
@@ -28,6 +29,7 @@ from support.terminal import (  # noqa: E402
     BACKSPACE,
     CTRL_C,
     CTRL_D,
+    CTRL_S,
     CTRL_U,
     CTRL_V,
     CTRL_W,
@@ -128,6 +130,11 @@ if os.WIFSIGNALED(status):
 """
 """A small shell that runs its arguments as a job. It prints a line after each Ctrl-Z, and continues the job after an
 Enter, or kills it if the user types "kill"."""
+
+STRICT_SHELL = SHELL.replace(
+    "pid = ", "settings[3] |= termios.TOSTOP\ntermios.tcsetattr(0, termios.TCSANOW, settings)\npid = "
+)
+"""The same after ``stty tostop``: a job in the background that prints is stopped."""
 
 NO_READLINE = (
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
@@ -337,6 +344,17 @@ def test_typed_bytes_that_are_no_utf8_pass_untouched(conversation, starter):
         session.user.type(b"a\xffb\r")
         session.user.until(rb"\na\\xffb\r\n> ")
     assert session.messages == [b"a\xffb"]
+
+
+@both
+def test_typed_letters_pass_in_a_locale_that_has_none_of_them(serve, terminal, starter):
+    user = terminal(serve(), starter=starter, LC_ALL="C")
+    user.until(rb"> ")
+    for letter in ("é", "ñ", "日"):
+        user.type(letter.encode() + b"\r")
+        user.until(rb"\n%b\r\n[^\n]*> " % letter.encode())
+    user.type(CTRL_D)
+    assert user.leave() == 0
 
 
 @both
@@ -992,6 +1010,24 @@ def test_a_signal_that_ends_the_client_at_its_prompt_leaves_terminal_and_history
 
 
 @both
+def test_a_signal_ends_a_client_whose_terminal_was_halted_by_ctrl_s(serve, terminal, starter):
+    user = terminal(serve(), starter=starter, TERM="xterm")
+    user.until(rb"> ")
+    user.type(b"hello")
+    user.until(rb"hello")
+    slave = os.open(user.name, os.O_WRONLY | os.O_NOCTTY)
+    try:
+        user.type(CTRL_S)
+        eventually(lambda: not select.select([], [slave], [], 0)[1])
+        user.process.popen.send_signal(signal.SIGTERM)
+        assert user.process.popen.wait(DEADLINE) == -signal.SIGTERM
+    finally:
+        os.close(slave)
+    if sys.platform.startswith("linux"):
+        assert termios.tcgetattr(user.master) == user.settings
+
+
+@both
 def test_ctrl_z_gives_the_terminal_back_until_the_client_goes_on(serve, terminal, starter):
     user = terminal(serve(), starter=SHELL if starter == OWN_TERMINAL else SHELL.replace(*NO_READLINE), TERM="xterm")
     user.until(rb"> ")
@@ -1008,8 +1044,9 @@ def test_ctrl_z_gives_the_terminal_back_until_the_client_goes_on(serve, terminal
 
 
 @both
-def test_a_client_that_was_stopped_by_ctrl_z_can_be_killed(serve, terminal, starter):
-    user = terminal(serve(), starter=SHELL if starter == OWN_TERMINAL else SHELL.replace(*NO_READLINE), TERM="xterm")
+@pytest.mark.parametrize("shell", [SHELL, STRICT_SHELL], ids=["", "tostop"])
+def test_a_client_that_was_stopped_by_ctrl_z_can_be_killed(serve, terminal, starter, shell):
+    user = terminal(serve(), starter=shell if starter == OWN_TERMINAL else shell.replace(*NO_READLINE), TERM="xterm")
     user.until(rb"> ")
     user.type(b"hello")
     user.until(rb"hello")

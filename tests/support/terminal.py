@@ -19,7 +19,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 """``python -c OWN_TERMINAL -m MODULE ...`` in a session whose terminal is standard input, for Ctrl-C to work."""
 
-CTRL_C, CTRL_D, CTRL_U, CTRL_V, CTRL_W, CTRL_Z = b"\x03", b"\x04", b"\x15", b"\x16", b"\x17", b"\x1a"
+CTRL_C, CTRL_D, CTRL_S, CTRL_U, CTRL_V, CTRL_W, CTRL_Z = b"\x03", b"\x04", b"\x13", b"\x15", b"\x16", b"\x17", b"\x1a"
 ESC, BACKSPACE = b"\x1b", b"\x7f"
 UP, DOWN, LEFT = ESC + b"[A", ESC + b"[B", ESC + b"[D"
 
@@ -32,6 +32,7 @@ class Terminal:
 
     def __init__(self, run, *arguments, starter=OWN_TERMINAL, **environment):
         self.master, slave = pty.openpty()
+        self.name = os.ttyname(slave)
         self.settings = termios.tcgetattr(slave)  # before the process can change them
         try:
             self.process = run(

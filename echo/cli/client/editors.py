@@ -13,7 +13,7 @@ import sys
 import unicodedata
 from typing import Any, List, Optional
 
-from ...text import escape
+from ...text import escape, is_dumb
 from .. import streams
 from .letters import whole_letters
 
@@ -61,6 +61,11 @@ class Editor:
     def release_terminal(self) -> None:
         """Leave the terminal as it was, before the process ends or stops."""
 
+    def give_up(self, last: str) -> None:
+        """A signal ends the process: as ``release_terminal``, then print ``last``. Wait for nothing: output that the
+        terminal holds up is lost."""
+        _write(last)
+
     def discard_typed(self) -> None:
         """Discard the keys that no ``read`` has used."""
 
@@ -69,7 +74,7 @@ class _TerminalEditor(Editor):
     def __init__(self) -> None:
         self._descriptor = sys.stdin.fileno()
         self._original = termios.tcgetattr(self._descriptor)
-        self._dumb = os.environ.get("TERM", "") in ("", "dumb", "unknown")  # it has no escape sequences
+        self._dumb = is_dumb()
 
     def take_terminal(self) -> None:
         self._set(echo=False)
@@ -77,6 +82,22 @@ class _TerminalEditor(Editor):
     def release_terminal(self) -> None:
         if self._is_in_foreground():
             self._restore()
+
+    def give_up(self, last: str) -> None:
+        if self._is_in_foreground():
+            self._make_room()
+            self._restore()
+            super().give_up(last)
+
+    def _make_room(self) -> None:
+        """Let writes go on that wait for the user's Ctrl-Q after a Ctrl-S, or for a terminal that reads nothing."""
+        if not select.select([], [self._descriptor], [], 0)[1]:
+            try:
+                termios.tcflow(self._descriptor, termios.TCOOFF)  # on Linux, TCOON alone only ends a TCOOFF
+                termios.tcflow(self._descriptor, termios.TCOON)
+                termios.tcflush(self._descriptor, termios.TCOFLUSH)
+            except termios.error:
+                pass  # the terminal is gone
 
     def discard_typed(self) -> None:
         if self._is_in_foreground():
@@ -117,6 +138,8 @@ class ReadlineEditor(_TerminalEditor):
 
     def __init__(self) -> None:
         super().__init__()
+        for setting in ("convert-meta off", "input-meta on", "output-meta on"):
+            readline.parse_and_bind(f"set {setting}")  # in the C locale, letters beyond ASCII would be commands
         self._reads = False
         self._library: Optional[_GNUReadline] = None
         try:

@@ -11,14 +11,15 @@ default, after the terminal has been restored. Of these, a signal that was ignor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
+from ..streams import CannotWrite
 from .editors import line_editor
 from .threads import start_thread
 
@@ -214,10 +215,9 @@ class Prompt:
             raise _Left
 
     def _die(self, number: int, frame: Optional[FrameType]) -> None:
-        self._editor.release_terminal()
+        with contextlib.suppress(CannotWrite):
+            self._editor.give_up("\n" if self._asks else "")  # what the shell says begins on a new line
         self._before_death()
-        if self._asks and sys.stderr is not None:
-            print(file=sys.stderr, flush=True)  # what the shell says begins on a new line
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
