@@ -26,9 +26,10 @@ from ..exceptions import (
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..server.beginning import Thread
-from ..sockets import has_input, keep_urgent_data, linger, set_send_timeout, undelivered
+from ..sockets import has_input, has_room, keep_urgent_data, linger, set_send_timeout, undelivered
 from .endpoint import open_socket
 
+_GLANCE = 0.001  # seconds to wait for what is true already
 _STEP = 0.05  # seconds between two looks at whether the sending thread is stuck or was only slow
 
 
@@ -280,8 +281,8 @@ class _Sender:
             now, left = time.monotonic(), undelivered(sock)
             if received or left != before:
                 before, moved_at = left, now
-            elif client._timeout is not None and now - moved_at >= client._timeout:
-                client.connection.abort()
+            elif client._timeout is not None and now - moved_at >= client._timeout and not has_room(sock, _GLANCE):
+                client.connection.abort()  # with room, the thread only waits for a processor
             if not received:
                 self._thread.join(_STEP)
         self._limit_sends(client._timeout)

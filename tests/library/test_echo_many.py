@@ -414,6 +414,20 @@ def test_each_use_ends_its_thread(serve, connect):
     assert not sending_threads()
 
 
+def test_a_thread_that_has_no_processor_is_not_the_servers_fault(serve, connect, monkeypatch):
+    send = echo.client.client._Sender._run
+
+    def late(sender):
+        send(sender)
+        time.sleep(0.2)  # as if it had to wait: longer than the timeout
+
+    monkeypatch.setattr(echo.client.client._Sender, "_run", late)
+    with connect(serve(), timeout=0.01) as client:
+        client.connection.idle_timeout = client.connection.message_timeout = DEADLINE
+        assert list(client.echo_many([b"a", b"b"])) == [b"a", b"b"]
+        assert client.echo(b"c") == b"c"
+
+
 def test_a_lack_of_threads_leaves_the_client_as_it_was(serve, connect, monkeypatch):
     def no_thread(thread):
         raise RuntimeError("can't start new thread")
