@@ -22,6 +22,7 @@ import pytest
 
 import echo
 from echo.cli import streams
+from echo.cli.client import command
 from echo.cli.client.pipe import CHUNK, Pipe, has_more
 from echo.cli.server.command import main as server_main
 from echo.connection import Connection
@@ -1470,3 +1471,22 @@ def test_without_the_option_no_byte_comes_before_the_first_message(serve):
     finished = client(server, "--send-proxy", "v1", "-m", "hello")
     assert finished.code == 3
     assert finished.out.startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
+
+
+@posix
+def test_a_further_signal_ends_a_measurement_whose_output_nobody_reads(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    codes, stops = [], []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(command, "PATIENCE", 3600.0)
+    try:
+        command._on_signals(lambda: stops.append("summary"))
+        for number in before:
+            signal.raise_signal(number)
+        assert (stops, codes) == (["summary"], [])
+        monkeypatch.setattr(command, "PATIENCE", 0)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (stops, codes) == (["summary"], [130])

@@ -50,6 +50,9 @@ PROG = arguments.program("echo.client")
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
+PATIENCE = 2.0
+"""Seconds that a measurement has to end after a signal, before a further one is acted on."""
+
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the client; return the exit code."""
@@ -229,16 +232,20 @@ def _measure(options: argparse.Namespace, framing: Framing, report: Report) -> T
 def _on_signals(stop: Callable[[], None]) -> None:
     """Call ``stop`` once for Ctrl-C and for SIGTERM, which timeout(1) sends, and may send twice.
 
-    A signal that was ignored at the start stays ignored: SIGINT in a shell's background job.
+    One that comes ``PATIENCE`` seconds later ends the process: the summary may wait for a reader without end, and so
+    would all that an exception leads to. A signal that was ignored at the start stays ignored: SIGINT in a shell's
+    background job.
     """
-    stopped = False
+    first: Optional[float] = None
 
     def handler(signum: int, frame: Optional[FrameType]) -> None:
         # Not SIG_IGN: Python complains about a signal that has come and is not handled any more.
-        nonlocal stopped
-        if not stopped:
-            stopped = True
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
             stop()
+        elif time.monotonic() - first >= PATIENCE:
+            os._exit(INTERRUPTED)
 
     for number in _STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
