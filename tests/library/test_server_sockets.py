@@ -90,7 +90,7 @@ def test_urgent_data_is_kept_of_a_client_that_the_program_has_accepted(server_cl
 
 def test_urgent_data_is_kept_by_a_client_over_a_socket_of_the_program():
     """Row 73."""
-    with pair() as (sock, (server, _)), server, echo.Client(sock, timeout=DEADLINE) as client:
+    with pair() as (sock, (server, _)), echo.Client(sock, timeout=DEADLINE) as client, server:
         server.sendall(b"be")
         server.send(b"f", socket.MSG_OOB)
         server.sendall(b"ore\n")
