@@ -237,8 +237,9 @@ def run(
     until ``stop()`` or ``shutdown()`` of the server is called, in a handler as ``self.server.stop()``. The log says
     which signals do not stop the server.
 
-    The exit code is 0 if all sessions ended in time, and 1 if any was cut, or if the address is not available, which
-    is one line in the log. Wrong arguments raise ``TypeError`` or ``ValueError``, as ``echo.Server`` does.
+    The exit code is 0 if all sessions ended in time, and 1 if any was cut, if the address is not available, or if the
+    system has no descriptors or memory for the server. The last two are one line in the log. Wrong arguments
+    raise ``TypeError`` or ``ValueError``, as ``echo.Server`` does.
     """
     if "timeout" in options and server_class.__init__ is Server.__init__:  # it is for handle_request()
         raise TypeError(no_option("run", "timeout", "timeout"))
@@ -252,7 +253,13 @@ def run(
                 raise
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1
-        return serve(server, signals, lambda: _announce(server, signals.not_taken()))
+        try:
+            return serve(server, signals, lambda: _announce(server, signals.not_taken()))
+        except OSError as exc:
+            if exc.errno not in SHORTAGES:
+                raise
+            log_event(logging.ERROR, "error", "the server cannot run: %s; %s", exc.strerror, SHORTAGES[exc.errno])
+            return 1
 
 
 def _log_to_stderr() -> None:

@@ -270,6 +270,19 @@ def test_an_address_in_use_is_one_line_with_advice_and_code_1(lines):
     assert line.startswith(f"cannot listen on 127.0.0.1:{address[1]}: Address already in use; another program uses")
 
 
+def test_without_a_free_descriptor_it_is_one_line_and_code_1(lines, monkeypatch):
+    """Row 65."""
+
+    def exhausted(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socketpair", exhausted)
+    assert serve() == 1
+    assert lines()[-1] == (
+        "the server cannot run: Too many open files; close other programs, or raise the limit of open files (ulimit -n)"
+    )
+
+
 def test_a_lack_of_local_ports_is_not_reported_as_another_program(lines, monkeypatch):
     """Row 79."""
 
