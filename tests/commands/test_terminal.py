@@ -923,6 +923,7 @@ def test_without_readline_a_line_can_be_edited(conversation):
     with conversation(WITHOUT_READLINE, "xterm") as session:
         for keys, line in [
             ("aß猫x".encode() + BACKSPACE * 2 + b"b", "aßb".encode()),
+            (b"a\xb0\xb0" + BACKSPACE + b"b", b"a\xb0b"),
             (b"one two  " + CTRL_W + b"three", b"one three"),
             (b"all wrong" + CTRL_U + b"right", b"right"),
             (BACKSPACE + CTRL_W + CTRL_U + b"x", b"x"),

@@ -323,9 +323,8 @@ class PlainEditor(_TerminalEditor):
         elif key == self._literal_next:
             self._is_literal = True
         elif key in (self._erase, b"\b", b"\x7f"):
-            while self._line and 0x80 <= self._line[-1] < 0xC0:  # the last bytes of a letter
-                del self._line[-1]
-            del self._line[-1:]
+            letters = self._line.decode("utf-8", "surrogateescape")  # a byte that is part of no letter counts as one
+            self._line[:] = letters[:-1].encode("utf-8", "surrogateescape")
         elif key == self._word_erase:
             words = self._line.rstrip()
             del self._line[max(words.rfind(b" "), words.rfind(b"\t")) + 1 :]
