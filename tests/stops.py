@@ -114,6 +114,11 @@ class Trial:
         limit = self.timeout + 1.0 + SLACK
         while self._code() is None and time.monotonic() < began + limit:
             time.sleep(0.002)
+        if self._code() is None and not handled and self._was_dropped():
+            self.popen.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            while self._code() is None and time.monotonic() < began + limit:
+                time.sleep(0.002)
         code = self._code()
         if code is None:
             code = "hangs"
@@ -121,6 +126,11 @@ class Trial:
         seconds = time.monotonic() - began
         self._judge(code, sent, handled, second)
         return Ending(self.kind, code, seconds, self._faults)
+
+    def _was_dropped(self):
+        """Whether Python itself has reported and dropped Ctrl-C at its start, as it does while it imports warnings."""
+        with open(self._log_path, "rb") as log:
+            return b"'import warnings' failed" in log.read()
 
     def _begin(self):
         """Wait until it serves, with sessions if it is under load or if only a session leaves something behind."""
