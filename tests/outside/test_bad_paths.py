@@ -76,7 +76,7 @@ def messages_for(framing, chance):
     ]
     chance.shuffle(lengths)
     made = [chance.getrandbits(8 * size or 1).to_bytes(size or 1, "big")[:size] for size in lengths]
-    if framing == "line":
+    if framing in ("line", "crlf"):
         made = [message.replace(b"\n", b"\r") for message in made]
     return [message for message in made if message or framing != "raw"]
 
