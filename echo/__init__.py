@@ -29,14 +29,14 @@ The map of the package. Imports point down only, and a test holds that::
 Read the spine in this order: ``exceptions``, ``framing``, ``connection`` (with its ``message_clock``), ``handlers``
 (``class_body`` and ``mixin_order`` check the classes made of them). Then the objects that the server is made of:
 ``sessions`` (one connected client), ``registry`` (all of them, and their sums), ``admission`` (which clients may come
-in), ``serving`` (one run of the accept loop). Last the server itself, layer by layer: ``listening`` (options,
-listening socket), ``session_server`` (the life of a session), ``accepting`` (the accept loop), and, after ``stopping``
-(one stop; with drawings of the states, of who runs it, and of the order of locks), ``server`` (start and stop).
-``options``, ``access``, ``unix_paths``, ``statistics``, ``threads``, ``beginning``, ``forking``, ``back_off``,
-``signal_safe`` and ``reporting`` are one concern each. ``sockets`` (deadlines, a gentle close), ``text`` (peer bytes
-and addresses as safe text) and ``protocol`` (the word ``exit``, the default address) serve both sides. ``descriptors``
-are those that other code may close. ``files`` reads the files that decide which clients get in. ``starting`` handles
-Ctrl-C while a command is imported. ``Server`` imports neither handlers nor framing.
+in), ``serving`` (one run of the accept loop). Last the server itself, layer by layer: ``listening`` (options, listening
+socket), ``session_server`` (the life of a session), ``accepting`` (the accept loop), and, after ``stopping`` (one stop;
+with drawings of the states, of who runs it, and of the order of locks), ``server`` (start and stop). ``options``,
+``access``, ``unix_paths``, ``statistics``, ``threads``, ``forking``, ``back_off``, ``signal_safe`` and ``reporting``
+are one concern each. ``sockets`` (deadlines, a gentle close), ``text`` (peer bytes and addresses as safe text),
+``protocol`` (the word ``exit``, the default address) and ``beginning`` (threads that begin in time) serve both sides.
+``descriptors`` are those that other code may close. ``files`` reads the files that decide which clients get in.
+``starting`` handles Ctrl-C while a command is imported. ``Server`` imports neither handlers nor framing.
 """
 
 from . import starting as _starting  # noqa: F401  # before all others: Ctrl-C while a command is imported

@@ -13,6 +13,7 @@ import ssl
 import time
 from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
+from ..beginning import Thread
 from ..connection import Connection
 from ..exceptions import (
     ConnectionClosed,
@@ -25,7 +26,6 @@ from ..exceptions import (
 )
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
-from ..server.beginning import Thread
 from ..sockets import has_input, has_room, keep_urgent_data, linger, set_send_timeout, undelivered
 from .endpoint import open_socket
 

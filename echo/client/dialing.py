@@ -22,7 +22,7 @@ import threading
 import time
 from typing import Any, List, Optional, Sequence, cast
 
-from ..server.beginning import Thread
+from ..beginning import Thread
 from ..sockets import LONGEST_WAIT
 
 ATTEMPT_DELAY = 0.25

@@ -8,7 +8,7 @@ import queue
 import socket
 from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
 
-from ..server.beginning import Thread
+from ..beginning import Thread
 from ..transport.tls_messages import explain
 
 

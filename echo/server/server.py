@@ -24,10 +24,10 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Callable, ContextManager, Optional, TypeVar
 
+from ..beginning import Thread
 from ..sockets import expect_shut_down
 from . import forking, threads
 from .accepting import AcceptingServer
-from .beginning import Thread
 from .listening import is_listening
 from .options import FIXED, OPTIONS, assign
 from .serving import Serving

@@ -63,8 +63,8 @@ import threading
 import time
 from typing import List, Optional
 
+from ..beginning import Thread
 from ..text import format_address, plural
-from .beginning import Thread
 from .registry import Registry
 from .reporting import log_event
 from .sessions import Session

@@ -23,7 +23,7 @@ import threading
 import time
 from typing import Any, Callable, Deque, List, Optional, Tuple, TypeVar
 
-from .beginning import Thread
+from ..beginning import Thread
 from .signal_safe import MOMENT
 
 IDLE_TIMEOUT = 5.0

@@ -15,7 +15,7 @@ import weakref
 import pytest
 
 import echo
-from echo.server import beginning
+from echo import beginning
 from echo.server.threads import NotStarted, Threads
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
 from support.servers import ends_in_time

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import Any, Callable, Optional, Set
 
-from ...server.beginning import Thread
+from ...beginning import Thread
 
 
 def start_thread(run: Callable[[], None], name: str) -> threading.Thread:

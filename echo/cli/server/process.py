@@ -44,10 +44,10 @@ import traceback
 from types import FrameType
 from typing import Any, Callable, List, NoReturn, Optional
 
+from ...beginning import Thread
 from ...descriptors import Owned
 from ...running import STOPPING, StopSignals
 from ...server import forking
-from ...server.beginning import Thread
 from ...server.reporting import log_event
 
 CUT_GRACE = 0.7
