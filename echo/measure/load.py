@@ -231,6 +231,7 @@ class Load:
         self._counting = False  # the measured time has begun
         self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time without polling
         self._polled = 0  # nanoseconds
+        self._idle_since = 0  # when a poll has found nothing; 0 if something was sent since
         self._received_at = self._begin = self._end = self._interval = 0
         self._interrupted = False
         self._examples_left = EXAMPLES
@@ -446,6 +447,7 @@ class Load:
         lane = self._by_number.get(number)
         if lane is None or len(lane.ledger.outstanding) >= self._plan.depth:
             return False
+        self._idle_since = 0
         self._send(lane, due_at)
         return True
 
@@ -469,13 +471,14 @@ class Load:
         return max(0, until - now)
 
     def _wait(self, wait: int) -> List[Tuple[selectors.SelectorKey, int]]:
-        """Return the lanes that are ready. Polling is not work: a process that polls has time to spare."""
-        if wait:
-            return self._selector.select(wait / SECOND)
-        began = self._clock.now()
-        ready = self._selector.select(0)
-        if not ready:
-            self._polled += self._clock.now() - began
+        """Return the lanes that are ready. Polling is not work, from one poll that finds nothing to the next: a process
+        that polls has time to spare."""
+        began = self._idle_since or self._clock.now()
+        self._idle_since = 0
+        ready = self._selector.select(wait / SECOND)
+        if not wait and not ready:
+            self._idle_since = self._clock.now()
+            self._polled += self._idle_since - began
         return ready
 
     def _count(self, probe: Probe, now: int) -> None:

@@ -25,7 +25,7 @@ from echo.measure.intervals import Intervals
 from echo.measure.load import Period, Plan, Slice, Timetable, work
 from echo.measure.outages import Downtime, Downtimes
 from echo.measure.report import Report
-from support import DEADLINE, Recorder, eventually
+from support import DEADLINE, Recorder, eventually, simulation
 from support.measuring import (
     PATIENT,
     THROUGH_TIMEOUT,
@@ -709,6 +709,25 @@ def test_an_interval_is_complete_when_each_process_has_passed_its_end():
 
 
 # The client itself.
+
+
+def test_a_client_that_polls_has_time_to_spare_between_two_polls_as_well(monkeypatch):
+    class Counted(Network):
+        """A look at the clock takes as long as a poll."""
+
+        looked = 0
+
+        def now(self):
+            self.looked += simulation.POLL
+            self.time += simulation.POLL
+            return self.time
+
+        def cpu(self):
+            return self.looked + self.polled
+
+    monkeypatch.setattr(simulation, "POLL", 10_000)
+    text = simulate_bench(network=Counted, duration=0.5, rate=500).text
+    assert int(re.search(r"^client +(\d+)%", text, re.MULTILINE).group(1)) < 10, text
 
 
 @pytest.mark.parametrize("busy, warned", [(0.5, False), (0.89, False), (0.95, True)])

@@ -91,7 +91,11 @@ def test_imports_point_from_the_commands_to_the_rooms_to_the_spine(graph):
 def test_the_server_knows_no_handler_and_no_framing(graph):
     """Any ``socketserver`` handler runs on the server; our handlers attach themselves."""
     server = {name for name in graph if name.startswith("echo.server")}
-    assert {other for name in server for other in graph[name]} - server == {"echo.beginning", "echo.sockets", "echo.text"}
+    assert {other for name in server for other in graph[name]} - server == {
+        "echo.beginning",
+        "echo.sockets",
+        "echo.text",
+    }
 
 
 def test_no_module_imports_itself_by_way_of_others(graph):
