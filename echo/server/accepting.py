@@ -166,7 +166,7 @@ class AcceptingServer(SessionServer):
 
     def _handle_request_noblock(self) -> None:
         """The standard library's own loops, and those of some programs, call this when a client has connected."""
-        serving = self._echo_serving or Serving(self.socket)
+        serving = self._echo_serving or Serving(self.socket, shared=self._echo_shares_socket())
         try:
             self._echo_accept(serving)
         finally:

@@ -17,6 +17,10 @@ has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
 connection."""
 
+forks = 0
+"""Number of forks on the way to here: of this process and, before it was forked itself, of its parents. What was made
+at a smaller number may be shared with another process."""
+
 _methods: Tuple[Any, ...] = ()  # never changed in place: a child may not wait for a lock that another thread held
 _lock = threading.RLock()
 
@@ -29,8 +33,9 @@ def in_child(method: Callable[[], None]) -> None:
 
 
 def _note() -> None:
-    global has_forked
+    global forks, has_forked
     has_forked = True
+    forks += 1
 
 
 def _let_go() -> None:

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..sockets import INET, check_path, prepare
-from . import unix_paths
+from . import forking, unix_paths
 from .admission import guarded_socket
 from .options import Options, options_of
 
@@ -69,6 +69,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
 
     def _echo_prepare(self) -> None:
         self._echo_inherited: Optional[socket.socket] = None  # the listening socket, if it was made elsewhere
+        self._echo_forks = forking.forks
         self._echo_path: Any = None
         self._echo_inode: Optional[unix_paths.Inode] = None
 
@@ -135,6 +136,10 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
                     # Nobody can have connected: it does not listen yet.
                     unix_paths.set_mode(self._echo_path, self._echo_options.unix_mode)
                 self.socket.listen(self.request_queue_size)  # until then another start takes it for a dead server's
+
+    def _echo_shares_socket(self) -> bool:
+        """Whether another process may have the listening socket, and its mode, as well."""
+        return self.socket is self._echo_inherited or self._echo_forks != forking.forks
 
     def server_activate(self) -> None:
         prepare(self.socket)  # accepted sockets inherit it: no system call for each connection

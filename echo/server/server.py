@@ -151,7 +151,7 @@ class Server(AcceptingServer):
                 raise RuntimeError("the server is serving already")
             try:
                 expect_shut_down(self.socket)
-                return Serving(self.socket, shared=self.socket is self._echo_inherited)
+                return Serving(self.socket, shared=self._echo_shares_socket())
             except OSError:
                 # A signal handler has stopped the server meanwhile; or the program has, in its own way, before the run.
                 if self._echo_stop is not None or self._echo_past is Past.SHUTDOWN:

@@ -192,6 +192,24 @@ def test_a_process_that_a_handler_starts_under_run_ends_when_it_is_terminated():
     assert output_of(script) == ["b'-15\\n'", "0"]
 
 
+def test_the_end_of_a_child_that_serves_does_not_make_its_parents_socket_block():
+    """Both have the same socket, and its mode: the parent would wait in accept(), and not stop."""
+    script = """
+    server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)
+    begin, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(begin, 1)
+        server.shutdown()
+        server.serve_forever()
+        os._exit(0)
+    with server.start():
+        os.write(write, b"x")
+        print(code_of(child), os.get_blocking(server.fileno()))
+    """
+    assert output_of(script) == ["0 False"]
+
+
 def test_a_child_that_serves_beside_its_parent_under_run_is_stopped_by_a_signal_as_well():
     """A signal that comes right after the fork is not lost."""
     script = """
