@@ -1,8 +1,8 @@
 """A thread that begins in time or not at all, as ``threading.Thread`` does not promise.
 
-``threading.Thread.start()`` waits until the new thread has run its first lines. If there is no memory for these,
-CPython ends the thread, and ``start()`` waits for ever (seen on 3.11 to 3.13, where the first line of a thread needs
-16 KB from the system). After that an accept loop would neither serve nor stop. CPython reports the end of such a thread
+``threading.Thread.start()`` waits until the new thread has run its first lines. Without memory for these, CPython ends
+the thread, and ``start()`` waits for ever (seen on 3.11 to 3.13, where the first line of a thread needs 16 KB from the
+system). After that an accept loop would neither serve nor stop. CPython reports the end of such a thread
 nowhere, so ``start()`` gives it up after a time. If the thread was only late, it does nothing.
 """
 

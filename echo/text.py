@@ -160,7 +160,7 @@ def _zone(index: int) -> str:
 
 
 def is_dumb(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the user's terminal has no escape sequences, as far as ``TERM`` says."""
+    """Whether ``TERM`` says that the user's terminal understands no escape sequences."""
     return environment.get("TERM", "") in ("", "dumb", "unknown")
 
 

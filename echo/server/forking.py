@@ -18,8 +18,8 @@ has_forked = False
 connection."""
 
 forks = 0
-"""Number of forks on the way to here: of this process and, before it was forked itself, of its parents. What was made
-at a smaller number may be shared with another process."""
+"""How often this process has forked, and its parents before it was forked. Another process may have any socket that was
+made when this number was smaller."""
 
 _methods: Tuple[Any, ...] = ()  # never changed in place: a child may not wait for a lock that another thread held
 _lock = threading.RLock()
