@@ -333,7 +333,9 @@ def test_ten_thousand_connections_at_once_each_get_their_echo(server_command, co
             expected = b"%d\n" % number
             assert read_exactly(client, len(expected)) == expected
         if getattr(sys, "_is_gil_enabled", lambda: True)():
-            assert rss(server.pid) - before < 8 * MB + 40 * 1024 * count
+            # 29 to 31 KB are usual, and 40 to 44 before 3.11, where each frame of a waiting thread is an object.
+            most = 40 if sys.version_info >= (3, 11) else 56
+            assert rss(server.pid) - before < 8 * MB + most * 1024 * count
         ending = threading.Thread(target=close_at_their_end, args=(clients,), daemon=True)
         ending.start()
         assert server.terminate(timeout=DEADLINE * 5) == 0
