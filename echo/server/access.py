@@ -26,14 +26,12 @@ class AccessList:
     def __init__(self, allow: Iterable[Any] = (), deny: Iterable[Any] = (), *, option: str = "allow") -> None:
         self._allow = _Networks(option, allow)
         self._deny = _Networks("deny", deny)
-
-    def __bool__(self) -> bool:
-        return bool(self._allow or self._deny)
+        self._permits_all = not self._allow and not self._deny
 
     def permits(self, host: Optional[str]) -> bool:
         """Whether a client from this address may connect. None, for a client without one (of a Unix socket), is in no
         network, so it may only without ``allow`` and ``deny``."""
-        if not self:
+        if self._permits_all:
             return True
         if host is None:
             return False

@@ -102,11 +102,10 @@ class Admission:
 
     def check_at_door(self, server: Any, session: Session) -> None:
         """The steps that do not wait, in the accepting thread."""
-        host = host_of(session.client_address)
         if not server._echo_options.proxy_protocol:
-            others = self._registry.from_host(host)
-            self._check_client(server, session.request, session.client_address, host, others)
-        elif not self._proxies.permits(host):
+            others = self._registry.from_host(session.host)
+            self._check_client(server, session.request, session.client_address, session.host, others)
+        elif not self._proxies.permits(host_of(session.client_address)):
             raise Refused("proxy", "not in proxy_allow_from")
 
     def check_in_thread(self, server: Any, session: Session) -> None:

@@ -42,7 +42,7 @@ class Registry:
         self._accepted = 0
         self._accept_errors = 0
         self._refused: Counter[str] = collections.Counter()
-        self._ended: Counter[str] = collections.Counter()
+        self._ended: Dict[str, int] = {}  # a Counter's subscripts cost twice as much
         self._totals = Traffic()
 
     def __len__(self) -> int:
@@ -169,8 +169,9 @@ class Registry:
                 self._refused[session.refused] += 1
             else:
                 reason = session.handler.reason
-                few = len(self._ended) < MOST_REASONS
-                self._ended[reason if few or reason in self._ended else "other"] += 1
+                if reason not in self._ended and len(self._ended) >= MOST_REASONS:
+                    reason = "other"
+                self._ended[reason] = self._ended.get(reason, 0) + 1
                 self._totals.add(session.handler.connection)
             return True
 
