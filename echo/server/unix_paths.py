@@ -69,13 +69,13 @@ def _lock(descriptor: int, deadline: float) -> None:
 
 def claim_path(path: Any) -> None:
     """Make way for a Unix socket at ``path``: remove a dead server's socket; ``OSError`` for any other file."""
-    if not is_file(path):
-        return
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
+    if is_file(path):
+        with contextlib.suppress(FileNotFoundError):  # a server that stops may remove its socket at any moment
+            _remove_dead(path)
+
+
+def _remove_dead(path: Any) -> None:
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is not a socket; it is left alone")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # a live server's backlog may be full

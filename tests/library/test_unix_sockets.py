@@ -250,6 +250,22 @@ def test_between_the_look_at_a_path_and_listening_there_no_other_server_starts(u
             assert echoes(sock)
 
 
+def test_a_server_starts_although_another_one_that_stops_removes_its_socket_meanwhile(unix_path, monkeypatch):
+    """Row 45."""
+    other = echo.Server(unix_path, echo.EchoRequestHandler).start()
+    lstat = os.lstat
+
+    def look_and_stop_the_other(path):
+        status = lstat(path)
+        if path == unix_path:
+            other.stop()
+        return status
+
+    monkeypatch.setattr(os, "lstat", look_and_stop_the_other)
+    with echo.Server(unix_path, echo.EchoRequestHandler).start(), dial_unix(unix_path) as sock:
+        assert echoes(sock)
+
+
 def test_a_folder_that_another_program_has_locked_for_long_delays_a_start_and_does_not_stop_it(unix_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(unix_paths, "START_TIMEOUT", 0.01)
