@@ -253,6 +253,13 @@ def standard_descriptors(pid):
     return [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)]
 
 
+def is_inherited(pid, number):
+    """Whether programs that the process starts have the descriptor, too."""
+    with open(f"/proc/{pid}/fdinfo/{number}") as file:
+        flags = dict(line.split(":", 1) for line in file)["flags"]
+    return not int(flags, 8) & os.O_CLOEXEC
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_standard_descriptors_that_were_closed_are_not_taken_by_sockets(serve, run, tmp_path):
     waiting, answered = threading.Event(), threading.Event()
@@ -281,9 +288,9 @@ def test_a_server_without_standard_descriptors_serves_and_ends_with_code_0(run, 
     eventually(lambda: os.path.exists(path))
     with eventually(lambda: connected(path)) as client:
         assert client.echo(b"hi") == b"hi"
-    assert {path for pid in [server.pid, *processes_of(server.pid)] for path in standard_descriptors(pid)} == {
-        os.devnull
-    }
+    for pid in (server.pid, *processes_of(server.pid)):
+        assert standard_descriptors(pid) == [os.devnull] * 3
+        assert all(is_inherited(pid, number) for number in range(3)), "programs that a handler starts lack it"
     assert server.terminate() == 0
 
 

@@ -49,6 +49,7 @@ from ...descriptors import Owned
 from ...running import STOPPING, StopSignals
 from ...server import forking
 from ...server.reporting import log_event
+from ..streams import open_missing
 
 CUT_GRACE = 0.7
 """Seconds after the deadline at which threads and exit functions are cut."""
@@ -88,6 +89,7 @@ class Process(StopSignals):
         """Writes the log's last records."""
         self._code: Optional[int] = None  # once nothing is left that could be cut
         self._last_grace = LAST_GRACE
+        open_missing()  # first: programs that a handler starts would not have a descriptor that is opened below
         self._nowhere = Owned(os.open(os.devnull, os.O_WRONLY))  # opened now, since later no descriptor may be free
         forking.in_child(self.let_go)
 
