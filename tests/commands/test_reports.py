@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -518,6 +519,35 @@ def test_a_ping_writes_its_page_and_its_histogram(serve, tmp_path):
     assert summary["environment"]["processors"] >= 1
 
 
+WATCHES_IMPORTS = """\
+import sys
+
+begun, late = False, []
+
+
+def watch(event, arguments):
+    global begun
+    begun = begun or event == "socket.connect"
+    if begun and event == "import" and arguments[0].startswith("echo."):
+        late.append(arguments[0])
+
+
+sys.addaudithook(watch)
+from echo.cli.client.command import main
+
+code = main()
+sys.exit(f"imported during the run: {late}" if late or not begun else code)
+"""
+
+
+def test_a_run_imports_nothing_later_so_that_an_upgrade_in_the_meantime_costs_no_results(serve, save, tmp_path):
+    options = ["--ping", "-c", "1", "--compare", save("before.json", ping())]
+    options += ["--report", str(tmp_path / "report.html"), "--hdr", str(tmp_path / "times.hgrm"), "--histogram"]
+    command = [sys.executable, "-c", WATCHES_IMPORTS, *arguments_for(serve(echo_of("line"))), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @posix
 def test_a_run_that_is_interrupted_writes_its_page(serve, tmp_path):
     class Interrupts(echo.EchoRequestHandler):
@@ -592,6 +622,13 @@ def test_a_run_that_could_not_begin_leaves_no_empty_file(tmp_path):
     assert code == 1
     assert not new.exists()
     assert old.read_text() == "old"
+
+
+def test_a_summary_may_begin_with_a_byte_order_mark(tmp_path):
+    """Row 78."""
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(ping()), encoding="utf-8-sig")
+    assert read_summary(str(path)).mode == "ping"
 
 
 @pytest.mark.parametrize(

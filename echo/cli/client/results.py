@@ -32,7 +32,7 @@ def summary(path: str) -> Run:
     from ...measure.document import Run  # here and below: most runs of the command need none of this
 
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             return Run.read(path, _lines(file))
     except OSError as exc:
         why = f"{exc.strerror or exc}; check the path, and give host and port before this option"
@@ -68,6 +68,7 @@ class Results:
     def __init__(self, prog: str, options: argparse.Namespace, report: Report) -> None:
         self._prog = prog
         self._report = report
+        _import_what_options_need(options)
         wanted = (("--report", options.report, self._page), ("--hdr", options.hdr, _percentile_file))
         self._wanted = [(option, path, text) for option, path, text in wanted if path is not None]
         self._compared: Sequence[Run] = options.compare
@@ -175,6 +176,16 @@ class Results:
 
         have_colours = 1 < len(self._parts) <= COMPARED - len(self._compared)
         return page(run, self._compared, self._parts if have_colours else ())
+
+
+def _import_what_options_need(options: argparse.Namespace) -> None:
+    """Import now what the end of the run needs: an upgrade may replace the files of this program during the run."""
+    from ...measure import differences  # noqa: F401
+
+    if options.report is not None:
+        from ...measure import page  # noqa: F401
+    if options.hdr is not None:
+        from ...measure import histogram_file  # noqa: F401
 
 
 def _percentile_file(run: Run) -> str:
