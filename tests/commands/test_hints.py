@@ -1,6 +1,7 @@
 """Errors that newcomers see: each says what may be wrong and what to do."""
 
 import socket
+import sys
 
 import pytest
 
@@ -162,6 +163,14 @@ def test_an_option_of_other_programs_gets_an_error_with_the_right_option(main, a
     code, out, err = call(main, *arguments)
     assert (code, out) == (2, "")
     assert err.endswith(f"{error}; see --help\n") and err.count("\n") == 1
+
+
+def test_a_file_that_python_has_another_module_for_is_named_with_that_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "queue.py").write_text("class Mine: pass\n")
+    error = "the module queue has no class 'Mine'; Python has another module with this name; rename queue.py"
+    assert call(server_main, "--handler", "queue:Mine") == (2, "", f"echo.server: {error}; see --help\n")
 
 
 def test_a_word_behind_two_dashes_is_no_option():

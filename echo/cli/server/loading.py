@@ -110,13 +110,28 @@ def _load(spec: str) -> Any:
     except BaseException as exc:
         why = f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}"
         raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from None
+    imported = thing
     for part in class_name.split("."):
         if not hasattr(thing, part):
-            there = [name for name, value in getattr(thing, "__dict__", {}).items() if _is_handler(value, module_name)]
-            advice = f"it has {', '.join(there)}" if there else "check its name"
+            advice = _other_file(imported, module_name) or _handlers(thing, module_name) or "check its name"
             raise ValueError(f"the module {module_name} has no class {class_name!r}; {advice}")
         thing = getattr(thing, part)
     return thing
+
+
+def _other_file(module: Any, module_name: str) -> str:
+    """Advice if a file of the current folder has the name of the module, and is not it."""
+    file = f"{module_name.replace('.', os.sep)}.py"
+    origin = getattr(module, "__file__", None) or ""  # a module in C has none
+    if not os.path.exists(file) or os.path.realpath(file) == os.path.realpath(origin):
+        return ""
+    return f"Python has another module with this name; rename {file}"
+
+
+def _handlers(thing: Any, module_name: str) -> str:
+    """The handler classes that the module defines there; empty if there are none."""
+    names = [name for name, value in getattr(thing, "__dict__", {}).items() if _is_handler(value, module_name)]
+    return f"it has {', '.join(names)}" if names else ""
 
 
 def _is_handler(value: Any, module_name: str) -> bool:
