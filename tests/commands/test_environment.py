@@ -139,6 +139,7 @@ def test_a_switch_that_is_0_is_off_and_the_command_line_may_turn_it_on(name):
         ("7000 -b 127.0.0.2:7000", "", ("127.0.0.2", 7000)),
         ("7000 -b [::1]", "", ("::1", 7000)),
         ("7000", "UNIX=s", ("127.0.0.1", 7000)),
+        ("7000", "UNIX=s UNIX_MODE=660", ("127.0.0.1", 7000)),
     ],
 )
 def test_the_parts_of_an_address_come_together_and_the_command_line_wins(monkeypatch, argv, environment, address):
@@ -147,7 +148,7 @@ def test_the_parts_of_an_address_come_together_and_the_command_line_wins(monkeyp
         monkeypatch.setenv(*f"ECHO_{setting}".split("="))
     options = command._options(argv.split())
     assert (options.bind, options.port) == address
-    assert options.unix is None
+    assert options.unix is options.unix_mode is None
 
 
 def test_other_variables_and_names_in_small_letters_are_ignored():

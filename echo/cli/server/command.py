@@ -122,7 +122,7 @@ def _parsed(argv: Optional[List[str]]) -> argparse.Namespace:
     ports = (given.port, default.port, protocol.DEFAULT_PORT)
     options.port = next(port for port in ports if port is not None)
     if here:
-        options.unix = None  # the environment's
+        options.unix, options.unix_mode = None, said.unix_mode  # not the environment's
     return options
 
 
