@@ -306,7 +306,9 @@ def _advice(exc: OSError, address: Any) -> str:
     if exc.errno == errno.EAFNOSUPPORT:
         return "this system does not support addresses of this kind; give another one, like 127.0.0.1"
     if isinstance(address, (str, bytes)):
-        return trouble_with_path(os.fsdecode(address)) or "give another path, in a folder that you may write to"
+        path = os.fsdecode(address)
+        other = "give another name" if path.startswith("\0") else "give another path, in a folder that you may write to"
+        return trouble_with_path(path) or other
     if isinstance(exc, socket.gaierror):
         return "check the name, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
     if exc.errno == errno.EADDRINUSE and address[1] == 0:

@@ -95,7 +95,7 @@ def trouble_with_path(path: str) -> str:
     """Return why no server can listen, and no client connect, at the path of a Unix socket; empty: for no reason that
     shows there. It gives the reason behind an error like ENOENT, which a server that does not run has, too."""
     if path.startswith("\0"):
-        return ""
+        return f"give a name of {MAX_PATH} bytes at most" if len(os.fsencode(path)) > MAX_PATH + 1 else ""
     folder = os.path.dirname(path)
     try:
         if not os.path.isabs(path):

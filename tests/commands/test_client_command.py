@@ -26,7 +26,7 @@ from echo.cli.client import command
 from echo.cli.client.pipe import CHUNK, Pipe, has_more
 from echo.cli.server.command import main as server_main
 from echo.connection import Connection
-from echo.sockets import set_receive_timeout, unread
+from echo.sockets import MAX_PATH, set_receive_timeout, unread
 from support import DEADLINE, ROOT, Recorder, eventually, plain, read_all, read_exactly, reset
 from support.client import UnixServer, address_options, call_client
 from support.measuring import echo_of, events, one_complaint
@@ -1075,6 +1075,11 @@ def test_an_address_that_makes_no_sense_is_a_usage_error(arguments, words):
         ("dead", "nothing listens on dead; start a server there: python3 -m echo.server --unix dead"),
         ("no/folder", "cannot connect to no/folder: the folder no does not exist; make it, or give another path"),
         ("file", "cannot connect to file: that file is not a socket; give another path"),
+        (
+            "x" * 200,
+            f"cannot connect to {'x' * 200}: AF_UNIX path too long; give a path of {MAX_PATH} bytes at most,"
+            " for example one from the current folder",
+        ),
     ],
 )
 def test_each_reason_why_a_path_has_no_server_has_its_own_words(tmp_path, monkeypatch, path, words):
@@ -1088,7 +1093,7 @@ def test_each_reason_why_a_path_has_no_server_has_its_own_words(tmp_path, monkey
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX") or sys.platform == "darwin", reason="needs a folder to be deleted")
-def test_a_current_folder_that_was_deleted_is_named_as_the_reason(tmp_path, monkeypatch, capsys):
+def test_a_current_folder_that_was_deleted_is_named_as_the_reason(serve, tmp_path, monkeypatch, capsys):
     """Row 57."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deleted").mkdir()
@@ -1099,6 +1104,8 @@ def test_a_current_folder_that_was_deleted_is_named_as_the_reason(tmp_path, monk
     assert done == (1, b"", f"echo.client: cannot connect to s: {advice}\n")
     line = f"echo.server: cannot listen on s: No such file or directory; {advice}"
     assert error_line(capsys, server_main, "--unix", "s") == (1, line)
+    done = call_client("--bench", *address_options(serve()))
+    assert done == (1, b"", f"echo.client: cannot start: {advice}\n")
 
 
 SCRIPT = """\

@@ -542,6 +542,15 @@ def test_a_path_that_is_too_long_ends_the_command_with_one_line_and_code_1(capsy
     cannot_listen(capsys, path + "x" * (length - len(os.fsencode(path))), "of 107 bytes at most")
 
 
+@on_linux
+def test_a_name_that_is_too_long_or_in_use_ends_the_command_with_one_line_and_code_1(capsys):
+    """Row 57."""
+    cannot_listen(capsys, "@" + "x" * 108, "; give a name of 107 bytes at most")
+    name = f"echo-test-{secrets.token_hex(8)}"
+    with echo.Server("\0" + name.ljust(107, "x"), echo.EchoRequestHandler):
+        cannot_listen(capsys, "@" + name.ljust(107, "x"), "Address already in use; give another name")
+
+
 @on_posix
 def test_a_missing_folder_ends_the_command_with_one_line_and_code_1(capsys, path):
     cannot_listen(capsys, path + "/at/all", "No such file or directory")

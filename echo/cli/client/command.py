@@ -364,7 +364,7 @@ def _advice(exc: OSError, options: argparse.Namespace) -> str:
     if exc.errno in _SHORTAGES:
         return _SHORTAGES[exc.errno]
     if options.unix is not None:
-        return "check the path, and who may use it"
+        return trouble_with_path(arguments.unix_address(options.unix)) or "check the path, and who may use it"
     if exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
         return f"a link-local address needs its interface, like {options.host}%eth0"
     return "check the address, the network, firewalls"
@@ -397,7 +397,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
             trouble = trouble_with_path(arguments.unix_address(options.unix))
             why = f"cannot connect to {where}: {trouble}" if trouble else why
         elif isinstance(exc, FileNotFoundError):  # not from a connection: the processes of --bench need some files
-            why = f"cannot start: {exc}"
+            why = f"cannot start: {trouble_with_path('') or exc}"
     except OSError as exc:
         why = f"cannot connect to {where}: {exc.strerror or exc}; {_advice(exc, options)}"
     if why is not None:
