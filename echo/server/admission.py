@@ -56,7 +56,7 @@ class Opening:
 
     def __init__(self, admission: Admission, server: Any, session: Session) -> None:
         self._steps = functools.partial(admission.check_in_thread, server, session)
-        self._session = session
+        self.session = session
         self._lock = threading.RLock()
         self._runs = False
         self._refused: Optional[Refused] = None
@@ -75,9 +75,9 @@ class Opening:
             except BaseException as exc:
                 refused = exc if isinstance(exc, Refused) else Refused("error", "its admission failed")
                 self._refused = Refused(refused.reason, refused.why, refused.left)  # no traceback keeps the session
-                self._session.refused = refused.reason
+                self.session.refused = refused.reason
                 raise
-            self._session.opened()
+            self.session.opened()
 
 
 class Admission:
@@ -96,17 +96,23 @@ class Admission:
         self._clients = clients
 
     def guard(self, server: Any, session: Session) -> None:
-        """Bind the steps that wait for the client to its socket."""
+        """Let the session have a socket that cannot be used before the steps that wait for the client."""
         session.request = session.stream = session.handler.request = guarded_socket(server, session.request)
-        session.opening = session.request.guard = Opening(self, server, session)
+        session.opening = Opening(self, server, session)
 
     def check_at_door(self, server: Any, session: Session) -> None:
-        """The steps that do not wait, in the accepting thread."""
-        if not server._echo_options.proxy_protocol:
-            others = self._registry.from_host(session.host)
-            self._check_client(server, session.request, session.client_address, session.host, others)
+        """The steps that do not wait, in the accepting thread. After them, and not before, the first use of a guarded
+        socket does the others: a ``verify_request`` that uses it would wait here."""
+        options = server._echo_options
+        if not options.proxy_protocol:
+            others = self._registry.from_host(session.host, options.max_connections_per_host)
+            self._check_host(server, session.host, others)
+            if not server.verify_request(session.request, session.client_address):
+                raise Refused("denied", "verify_request")
         elif not self._proxies.permits(host_of(session.client_address)):
             raise Refused("proxy", "not in proxy_allow_from")
+        if session.opening is not None:
+            session.request.guard = session.opening
 
     def check_in_thread(self, server: Any, session: Session) -> None:
         """The steps that wait for the client, in the session's own thread."""
@@ -115,9 +121,14 @@ class Admission:
 
             header = receive_header(session.request, server._echo_options.handshake_timeout)
             own = host_of(session.client_address)
-            others = self._registry.identify(session, _named(header.source))
-            # A client that has no host, by what its proxy says, is local to the proxy, and not to this host.
-            self._check_client(server, session.request, session.client_address, session.host or own, others)
+            limit = server._echo_options.max_connections_per_host
+            others = self._registry.identify(session, _named(header.source), limit)
+            # A client that has no host, by what its proxy says, is local to the proxy, and not to this host. Not
+            # session.host: a forked child counts no hosts.
+            host = host_of(session.client_address) or own
+            self._check_host(server, host, others)
+            if not server.verify_request(session.request, session.client_address):
+                raise Refused("denied", "verify_request")
         if server._echo_options.ssl_context is not None:
             from ..transport.handshake import shake_hands
 
@@ -130,11 +141,11 @@ class Admission:
         options = server._echo_options
         if type(request) is socket.socket and (options.proxy_protocol or options.ssl_context is not None):
             raise TypeError("with ssl_context or proxy_protocol, only the server itself can accept clients")
-        if not self._clients.permits(host_of(client_address)):
-            raise Refused("denied", "not from this address")
+        host = host_of(client_address)
+        self._check_host(server, host, self._registry.from_host(host, options.max_connections_per_host))
 
-    def _check_client(self, server: Any, request: Any, client_address: Any, host: Optional[str], others: int) -> None:
-        """Networks, share of one host, ``verify_request``. ``others``: the sessions that the host had before this one.
+    def _check_host(self, server: Any, host: Optional[str], others: int) -> None:
+        """Networks, and share of one host. ``others``: the sessions that the host had before this one.
 
         Runs in the accepting thread; behind a proxy in the session's thread, so what it keeps needs a lock.
         """
@@ -143,8 +154,6 @@ class Admission:
         limit = server._echo_options.max_connections_per_host
         if limit is not None and others >= limit:
             raise Refused("limit", f"{plural(limit, 'session')} from this address")
-        if not server.verify_request(request, client_address):
-            raise Refused("denied", "verify_request")
 
 
 def _named(source: Any) -> Any:

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any, Callable, Counter, Dict, List, Optional
 
+from ..text import format_address
 from .sessions import Session, host_of
 from .signal_safe import STEP, is_held
 from .statistics import Statistics, Traffic
@@ -29,9 +30,12 @@ class Registry:
 
     A session's end, ``end``, is ``forget`` and the sums; ``forget`` is its removal, ``release_host`` and the calls of
     those who wait for it.
+
+    ``closes_unseen``: whether code of a subclass may close a session's socket without the server.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, closes_unseen: bool = False) -> None:
+        self._closes_unseen = closes_unseen
         self.publish: Optional[Callable[[int], None]] = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
@@ -61,6 +65,8 @@ class Registry:
         """The session of an accepted socket, or of what has taken its descriptor over: the ``ssl.SSLSocket`` that a
         subclass has made of it, for example."""
         session = self.get(stream)
+        if session is None:  # in a forked child, which has no sessions here, that of a client not let in yet
+            session = getattr(getattr(stream, "guard", None), "session", None)
         if session is not None:
             return session
         try:
@@ -88,9 +94,31 @@ class Registry:
             self._when_room = wake
             return False
 
-    def from_host(self, host: Optional[str]) -> int:
-        """How many sessions this host has; 0 for None."""
-        return 0 if host is None else self._hosts.get(host, 0)
+    def take_over(self, request: Any, client_address: Any) -> Optional[Session]:
+        """Return the session whose descriptor ``request``, a wrapper of its socket, has taken over before the session's
+        thread has begun; it is the session's own from now on. None if there is no such session."""
+        session = self.find(request)
+        if session is None or session.ours:
+            return None
+        if session.client_address != client_address and session.via != format_address(client_address):
+            return None  # another connection has got the descriptor
+        with self._lock:
+            if self._live.pop(id(session.request), None) is None:
+                return None
+            session.request = request
+            self._live[id(request)] = session
+        session.wrapped(request)
+        return session
+
+    def from_host(self, host: Optional[str], limit: Optional[int] = None) -> int:
+        """How many sessions this host has; 0 for None. At ``limit``, those end first that code of a subclass has
+        closed."""
+        if host is None:
+            return 0
+        count = self._hosts.get(host, 0)
+        if limit is not None and count >= limit and self._closes_unseen and self.reap():
+            count = self._hosts.get(host, 0)
+        return count
 
     def accepted(self) -> None:
         with self._lock:
@@ -120,9 +148,9 @@ class Registry:
             self._hosts[host] = before + 1
         return before
 
-    def identify(self, session: Session, client_address: Any) -> int:
+    def identify(self, session: Session, client_address: Any, limit: Optional[int] = None) -> int:
         """Set who the client is, as its proxy says; None: the proxy does not say. Return how many sessions that host
-        had before."""
+        had before, as ``from_host`` does."""
         with self._lock:
             if client_address is not None:
                 session.unnamed = False
@@ -130,6 +158,7 @@ class Registry:
             if self._live.get(id(session.request)) is not session:  # closed meanwhile
                 return 0
             session.host = host_of(session.client_address)
+            self.from_host(session.host, limit)
             return self._count_host(session.host)
 
     def release_host(self, session: Session) -> None:
@@ -179,11 +208,14 @@ class Registry:
         """Whether code of a subclass may close a session's socket without the server."""
         return any(not session.ours for session in self.sessions())
 
-    def reap(self) -> bool:
+    def reap(self, *, stopping: bool = False) -> bool:
         """End the sessions whose socket was closed without the server; return whether there were any. A subclass that
-        serves clients in threads of its own may do so."""
+        serves clients in threads of its own may do so. ``stopping``: also those whose descriptor a wrapper has taken
+        over, which a stop cannot reach."""
         with self._lock:
             left = [session for session in self._live.values() if session.was_closed()]
+            if not stopping:
+                left = [session for session in left if not session.is_taken_over()]
             for session in left:
                 self.end(session)
             return bool(left)
@@ -194,6 +226,7 @@ class Registry:
         me = threading.get_ident()
         for session in self._live.values():
             session._lock = threading.Lock()
+            session.host = None
             if session.thread_id not in (None, me):
                 try:  # not with close(), which waits for the end of makefile()'s files
                     os.close(socket.socket.detach(session.stream))
@@ -221,7 +254,7 @@ class Registry:
         ``wake`` then."""
         with self._changed:
             while self._live:
-                if self.reap():
+                if self.reap(stopping=True):
                     continue
                 left = deadline() - time.monotonic()
                 if left <= 0:

@@ -59,7 +59,9 @@ class SessionServer(ListeningServer):
 
     def _echo_prepare(self) -> None:
         super()._echo_prepare()
-        self._echo_registry = Registry()
+        cls, own = type(self), SessionServer
+        replaced = cls.process_request, cls.process_request_thread
+        self._echo_registry = Registry(replaced != (own.process_request, own.process_request_thread))
         self._echo_admission = Admission(self._echo_registry)
         self._echo_session_threads = threads.Threads()
 
@@ -117,6 +119,7 @@ class SessionServer(ListeningServer):
     def _echo_turn_away(self, session: Session, reason: str) -> None:
         """Close a connection that gets no session. Does not linger: this is the accepting thread. A client that its own
         session's thread refuses ends as every session does."""
+        session.seal()  # a subclass that says goodbye must not wait here for a handshake
         self._echo_registry.forget(session)  # first: shutdown_request() lingers only for a session
         self._echo_registry.refused(reason)
         self._echo_end_session(session)
@@ -138,7 +141,10 @@ class SessionServer(ListeningServer):
             threads.start(*task, not_begun, daemon=self.daemon_threads)
 
     def _echo_adopt(self, request: Any, client_address: Any) -> Session:
-        """Make a session for a request that this server has not accepted itself."""
+        """Make a session for a request that this server has not accepted itself, unless it wraps the socket of one."""
+        taken_over = self._echo_registry.take_over(request, client_address)
+        if taken_over is not None:
+            return taken_over
         session = Session(request, client_address)
         if isinstance(request, socket.socket):
             with contextlib.suppress(OSError):  # it is lost already; its first use reports that

@@ -32,7 +32,9 @@ attribute      set by                                            asked by
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 import threading
 import time
@@ -212,7 +214,12 @@ class Session:
         """From here on no other thread touches the socket."""
         with self._lock:
             self.state = "closed"
-        if self.opening is not None:  # refused; the socket's guard refers to this session
+        if self.opening is not None:  # the socket's guard refers to this session
+            self.seal()
+
+    def seal(self) -> None:
+        """Let nobody use the socket, if its client has not been let in."""
+        if self.opening is not None:
             self.opening = self.request.guard = None
 
     def is_only_lingering(self) -> bool:
@@ -221,8 +228,21 @@ class Session:
         return self.refused is not None or (self.state == "closing" and not self.handler.connection.input_ended)
 
     def was_closed(self) -> bool:
-        """Whether other code than the server's own has closed the socket."""
+        """Whether other code than the server's own has closed the socket, or has taken its descriptor over."""
         return not self.ours and isinstance(self.stream, socket.socket) and self.stream.fileno() == -1
+
+    def is_taken_over(self) -> bool:
+        """If it ``was_closed``: whether the descriptor is still this connection's. A wrapper has it then, and may be in
+        its handshake (``ssl.SSLSocket``)."""
+        try:
+            copy = os.dup(self.descriptor)
+        except OSError as exc:
+            return exc.errno != errno.EBADF  # no descriptor is free: nobody knows
+        try:
+            with socket.socket(self.stream.family, self.stream.type, 0, copy) as sock:
+                return bool(sock.getpeername() == self.client_address)
+        except OSError:
+            return False
 
     def info(self) -> ConnectionInfo:
         """Take a snapshot."""

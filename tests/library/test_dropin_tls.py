@@ -273,7 +273,86 @@ def test_the_half_close_of_our_connection_keeps_stock_tls_encrypted(context, cer
             assert connection.receive() == [b"still read"]
 
 
+class WrappingProcessRequest(BusyServer):
+    def wrap(self, context):
+        self.context = context
+
+    def process_request(self, request, client_address):
+        super().process_request(self.context.wrap_socket(request, server_side=True), client_address)
+
+
+class WrappingInTheThread(BusyServer):
+    def wrap(self, context):
+        self.context = context
+
+    def process_request_thread(self, request, client_address):
+        try:
+            wrapped = self.context.wrap_socket(request, server_side=True)
+        except OSError:
+            return
+        super().process_request_thread(wrapped, client_address)
+
+
+@pytest.mark.parametrize("cls", [WrappingProcessRequest, WrappingInTheThread])
+@pytest.mark.parametrize("options", [{}, {"proxy_protocol": True}])
+def test_a_client_whose_socket_is_wrapped_before_its_session_has_one_slot(cls, options, context, certificates, dial):
+    """Row 15: it was counted twice, and one slot of its host did not come back."""
+    trusting = ssl.create_default_context(cafile=certificates.authority.certificate)
+
+    def reply():
+        client = dial(server)
+        if options:
+            client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\n")
+        with trusting.wrap_socket(client, server_hostname="localhost") as encrypted:
+            encrypted.sendall(SECRET.lower())
+            got = read_exactly(encrypted, len(SECRET))
+            assert len(server.connections) == len(server._echo_registry) == 1
+        return got
+
+    with cls(("127.0.0.1", 0), Lines, max_connections_per_host=1, **options) as server:
+        server.wrap(context)
+        server.start()
+        for number in (1, 2):
+            assert reply() == SECRET
+            eventually(lambda: sum(server.stats().ended.values()) == number)  # noqa: B023
+
+
+def test_clients_in_a_handshake_that_a_subclass_does_are_counted(context, dial):
+    """Row 15: the socket that has given its descriptor to a wrapper looked closed."""
+    with WrappingInTheThread(("127.0.0.1", 0), Lines, max_connections_per_host=1) as server:
+        server.wrap(context)
+        server.start()
+        silent = dial(server)
+        eventually(lambda: server._echo_registry.sessions() and server._echo_registry.sessions()[0].was_closed())
+        assert server.stats().active == 1
+        assert read_all(dial(server)) == b""
+        silent.close()
+        eventually(lambda: server.stats().active == 0)
+
+
 # Our TLS and PROXY headers.
+
+
+class Goodbye(echo.Server):
+    def shutdown_request(self, request):
+        with contextlib.suppress(OSError):
+            request.sendall(SECRET)
+        super().shutdown_request(request)
+
+
+class GoodbyeInVerifyRequest(echo.Server):
+    def verify_request(self, request, client_address):
+        with contextlib.suppress(OSError):
+            request.sendall(SECRET)
+        return False
+
+
+@pytest.mark.parametrize("cls, networks", [(Goodbye, ["127.0.0.1"]), (GoodbyeInVerifyRequest, [])])
+def test_a_subclass_that_writes_to_a_client_at_the_door_does_not_wait_for_its_handshake(cls, networks, context, dial):
+    """Row 13: a silent client that was refused blocked all others until its handshake timed out."""
+    server = cls(("127.0.0.1", 0), Lines, ssl_context=context, handshake_timeout=None, deny=networks)
+    with server.start():
+        assert read_all(dial(server)) == b""
 
 
 class Answers(socketserver.StreamRequestHandler):

@@ -266,6 +266,29 @@ def test_the_forking_mixin_of_socketserver_serves_in_children():
     assert output_of(script) == ["True True", "True"]
 
 
+@pytest.mark.parametrize("networks", ["deny=['192.0.2.9', '192.0.2.10']", "allow=['192.0.2.1']"])
+def test_the_header_of_a_proxy_decides_who_gets_into_a_forked_child(networks):
+    """Row 89: the proxy's own address decided, which let in clients that were denied, and refused those allowed."""
+    script = f"""
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        pass
+
+    class Address(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(repr(self.client_address).encode())
+
+    import logging; logging.basicConfig(stream=sys.stdout, level="INFO", format="%(message)s")
+    with Forking(("127.0.0.1", 0), Address, proxy_protocol=True, {networks}).start() as server:
+        for host in ("192.0.2.1", "192.0.2.9"):
+            client = dial(server)
+            client.sendall(b"PROXY TCP4 %s 198.51.100.1 1000 80\\r\\n" % host.encode())
+            print(client.recv(100), flush=True)
+    """
+    output = output_of(script)
+    assert output[:1] == ["b\"('192.0.2.1', 1000)\""]
+    assert sorted(output[1:3]) == ["192.0.2.9:1000 refused: denied (not from this address)", "b''"]
+
+
 def test_a_session_ends_although_a_child_that_its_handler_has_forked_has_a_copy_of_its_socket():
     script = """
     class Forking(echo.MessageRequestHandler):

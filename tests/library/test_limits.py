@@ -59,6 +59,44 @@ def test_one_host_gets_its_share_and_is_refused_beyond_it(serve, dial):
     assert echoes(dial(server))
 
 
+def test_the_slot_of_a_host_comes_back_if_a_thread_of_a_subclass_closes_the_socket(serve, dial):
+    """Row 15: the server did not see it, and refused this host until somebody asked for the statistics."""
+
+    class OwnThreads(echo.Server):
+        def process_request(self, request, client_address):
+            threading.Thread(target=self.work, args=(request,)).start()
+
+        def work(self, request):
+            with request:
+                while request.sendall(b"hello\n") is None and request.recv(100):
+                    pass
+            closed.set()
+
+    closed = threading.Event()
+    server = serve(cls=OwnThreads, max_connections_per_host=1)
+    for _ in range(2):
+        client = dial(server)
+        assert read_exactly(client, 6) == b"hello\n"
+        assert read_all(dial(server)) == b""
+        closed.clear()
+        client.close()
+        assert closed.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("step", ["process_request", "process_request_thread"])
+def test_the_share_of_a_host_holds_for_clients_that_a_program_accepts_in_a_loop_of_its_own(dial, step):
+    """Row 15."""
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, max_connections_per_host=1) as server:
+        clients = [dial(server), dial(server)]
+        accepted = [server.get_request(), server.get_request()]
+        server.process_request(*accepted[0])
+        with pytest.raises(ConnectionError, match="limit"):
+            getattr(server, step)(*accepted[1])
+        assert echoes(clients[0])
+        assert read_all(clients[1]) == b""
+        assert server.stats().refused == {"limit": 1}
+
+
 @pytest.mark.parametrize(
     "allow, deny, gets_in",
     [
