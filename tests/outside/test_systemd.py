@@ -12,10 +12,12 @@ import time
 
 import pytest
 
-from echo.cli.server import systemd
+import echo
+from echo.cli.server import command, systemd
 from echo.cli.server.options import parser as server_parser
 from support import DEADLINE, ROOT, eventually
 from support.activation import copies_of, launcher
+from support.background import Background
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract addresses")
 
@@ -418,6 +420,32 @@ def test_a_receiver_that_does_not_read_blocks_no_sender(receiver):
         assert time.monotonic() < deadline
     assert receiver.recv(4096) == b"READY=1"
     assert systemd.notify(systemd.STOPPING) is True
+
+
+def fill(receiver):
+    """Send it messages until it takes no more; return how many those are."""
+    sent = 0
+    while systemd.notify("X=1"):
+        sent += 1
+    return sent
+
+
+@on_linux
+def test_that_the_server_is_ready_waits_until_systemd_reads(receiver, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(systemd, "PATIENCE", DEADLINE)
+    count = fill(receiver)
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        announced = Background(command._announce, server)
+        eventually(lambda: "listening" in caplog.text)
+        assert [receiver.recv(4096) for _ in range(count)] == [b"X=1"] * count
+        assert receiver.recv(4096).startswith(b"READY=1\n")
+        announced.result()
+
+
+def test_a_receiver_that_never_reads_delays_such_a_message_and_no_more(receiver):
+    fill(receiver)
+    assert systemd.notify(systemd.READY, wait=0.01) is False
 
 
 def test_a_message_that_is_too_long_is_not_an_error(receiver):

@@ -184,7 +184,8 @@ def _failure_logged() -> Iterator[None]:
 def _announce(server: Server) -> None:
     fields: Dict[str, Any] = {"version": __version__, "pid": os.getpid()}
     banner = f"echo {__version__} (process {os.getpid()}; {stopped_by()} stops it) "
-    systemd.notify(systemd.READY, systemd.status(log_listening(server, banner, **fields)))
+    status = systemd.status(log_listening(server, banner, **fields))
+    systemd.notify(systemd.READY, status, wait=systemd.PATIENCE)
 
 
 def _serve(
@@ -263,7 +264,7 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
 
 def _reload(server: Server, files: Files) -> bool:
     """Read the files again, and return True; if one is broken, all stays as it is."""
-    systemd.notify(systemd.reloading())
+    systemd.notify(systemd.reloading(), wait=systemd.PATIENCE)
     done = False
     try:
         again = files.server_options()
@@ -276,7 +277,7 @@ def _reload(server: Server, files: Files) -> bool:
         text = f", except {', '.join(kept)}: a pipe can be read only once" if kept else ""
         log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again%s", text)
         done = True
-    systemd.notify(systemd.READY)
+    systemd.notify(systemd.READY, wait=systemd.PATIENCE)
     return done
 
 

@@ -12,11 +12,17 @@ import socket
 import time
 from typing import Optional
 
+from ...sockets import set_send_timeout
+
 FIRST_DESCRIPTOR = 3
 """The first descriptor that is passed: the one after the standard streams."""
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
+
+PATIENCE = 1.0
+"""Maximum time in seconds to wait until systemd has room for a message that it needs. If ``READY`` were lost, it would
+end the service."""
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
@@ -82,11 +88,12 @@ def _unfit(sock: socket.socket) -> Optional[str]:
     return "a connection"
 
 
-def notify(*assignments: str) -> bool:
+def notify(*assignments: str, wait: float = 0.0) -> bool:
     """Send systemd a message: ``READY``, ``STOPPING``, ``reloading()``, ``status("...")``. Return whether it was sent.
 
-    It never raises and never blocks: the service matters more than its notifications. The environment stays as it is,
-    since more messages follow. A child process inherits it, but systemd ignores its messages (``NotifyAccess=``).
+    It never raises, and blocks for ``wait`` seconds at most, if systemd is busy: the service matters more than its
+    notifications. The environment stays as it is, since more messages follow. A child process inherits it, but systemd
+    ignores its messages (``NotifyAccess=``).
     """
     name = os.fsencode(os.environ.get("NOTIFY_SOCKET", ""))
     if name[:1] not in (b"/", b"@") or not hasattr(socket, "AF_UNIX"):
@@ -94,7 +101,10 @@ def notify(*assignments: str) -> bool:
     address = b"\0" + name[1:] if name[:1] == b"@" else name
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
+            if wait:
+                set_send_timeout(sock, wait)
+            else:
+                sock.setblocking(False)
             sock.sendto("\n".join(assignments).encode("utf-8", "replace"), address)
     except OSError:
         return False
