@@ -189,6 +189,47 @@ def test_an_unknown_zone_ends_the_command_with_one_line_and_code_1(capsys):
     assert "cannot listen on [fe80::1%nowhere]:0" in line
 
 
+@pytest.mark.parametrize(
+    "found, address",
+    [
+        (["192.0.2.1"], ("192.0.2.1", 7000)),
+        (["2001:db8::1", "192.0.2.1"], ("192.0.2.1", 7000)),
+        (["2001:db8::1"], ("2001:db8::1", 7000, 0, 0)),
+    ],
+)
+def test_a_host_name_stands_for_an_address_of_ipv4_if_it_has_one(monkeypatch, found, address):
+    def look_up(host, port, family, kind, flags=0):
+        if flags:
+            raise socket.gaierror(socket.EAI_NONAME, "not an address")
+        return [
+            (socket.AF_INET6, kind, 6, "", (each, port, 0, 0))
+            if ":" in each
+            else (socket.AF_INET, kind, 6, "", (each, port))
+            for each in found
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert server_program._looked_up(("host.example", 7000)) == address
+    for other in (("::1", 7000), "path"):
+        assert server_program._looked_up(other) == other
+
+
+@on_posix
+def test_a_signal_ends_a_start_that_waits_for_name_servers(monkeypatch):
+    def look_up(host, port, family, kind, flags=0):
+        if not flags:
+            os.kill(os.getpid(), signal.SIGTERM)
+            answered.wait(DEADLINE)
+        raise socket.gaierror(socket.EAI_NONAME, "not an address")
+
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    try:
+        assert server_program.main(["0", "-b", "host.example"]) == 0
+    finally:
+        answered.set()
+
+
 # Unix sockets.
 
 

@@ -15,12 +15,14 @@ import os
 import queue
 import random
 import signal
+import socket
 import ssl
 import sys
 import threading
 from typing import Any, Callable, Deque, Dict, Iterator, List, NoReturn, Optional
 
 from ... import protocol
+from ...client.dialing import look_up
 from ...files import RepeatedFiles
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
@@ -322,15 +324,27 @@ def _server(options: argparse.Namespace, files: Files, process: Process) -> Serv
     server_options = files.server_options()
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
         raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
-    process.must_not_interrupt()  # from here on an exception would leave a Unix socket's path behind
     passed = systemd.listening_socket()
-    if passed is not None:
-        try:
+    try:
+        address = _looked_up(files.address()) if passed is None else None
+        process.must_not_interrupt()  # from here on an exception would leave a Unix socket's path behind
+        if passed is not None:
             return Server.from_socket(passed, handler, **server_options)
-        except BaseException:
+    except BaseException:
+        if passed is not None:
             passed.close()
-            raise
-    return Server(files.address(), handler, **server_options)
+        raise
+    return Server(address, handler, **server_options)
+
+
+def _looked_up(address: Any) -> Any:
+    """Return the address with the IP address of its host: one of IPv4, if the host has any. A signal ends the look-up;
+    it would have to wait for the one of ``bind()``, which may take a minute."""
+    if isinstance(address, str) or ":" in address[0]:  # a path, or an IPv6 address with its zone
+        return address
+    host, port = address
+    found = look_up(host, port, None)
+    return min(found, key=lambda entry: int(entry[0] != socket.AF_INET))[4]
 
 
 def _handler(options: argparse.Namespace) -> type:
