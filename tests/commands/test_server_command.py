@@ -564,6 +564,27 @@ Echo = echo.EchoRequestHandler
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+@pytest.mark.parametrize("workers", [[], pytest.param(["--workers", "2"], marks=needs_fork)], ids=["one", "workers"])
+def test_a_module_that_closes_all_descriptors_and_opens_a_standard_error_gets_the_log_there(run, tmp_path, workers):
+    """Row 46."""
+    (tmp_path / "daemon.py").write_text(
+        """
+import echo, os
+os.closerange(0, 100)
+log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+for number in range(3):
+    os.dup2(log, number)
+Echo = echo.EchoRequestHandler
+"""
+    )
+    path = str(tmp_path / "socket")
+    server = run("echo.server", "--unix", path, "--handler", "daemon:Echo", *workers, cwd=str(tmp_path))
+    eventually(lambda: os.path.exists(path) and b"listening on" in (tmp_path / "log").read_bytes())
+    assert server.terminate() == 0
+    assert b" stopp" in (tmp_path / "log").read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 def test_a_unix_sockets_path_is_the_same_when_a_handler_changes_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = {name: Files(parser().parse_args(["--unix", name])) for name in ("s", "/tmp/s", "@s")}

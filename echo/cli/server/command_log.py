@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from typing import Type, Union
 
@@ -61,11 +62,20 @@ class Log:
 
     def queue(self) -> LogQueue:
         """The log of a process that serves."""
-        return LogQueue(self._copy.find(), self._formatter, lock=self._lock)
+        return LogQueue(self._descriptor(), self._formatter, lock=self._lock)
 
     def direct(self) -> DirectLog:
         """The log of a process that forks."""
-        return DirectLog(self._copy.find(), self._formatter, lock=self._lock)
+        return DirectLog(self._descriptor(), self._formatter, lock=self._lock)
+
+    def _descriptor(self) -> int:
+        """Standard error as it was at the beginning; if a handler's module has closed all descriptors, as a daemon
+        does, the one that it has opened since. Programs inherit that one, but no file or socket that Python opens."""
+        found = self._copy.find()
+        if found == -1:
+            with contextlib.suppress(OSError):
+                found = 2 if os.get_inheritable(2) else -1
+        return found
 
     def to(self, handler: CountingHandler) -> None:
         """From now on let records go to this handler alone."""
