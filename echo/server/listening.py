@@ -220,8 +220,11 @@ def takes_nothing(cls: type) -> bool:
 
 
 def check_addresses(server: Any, allow: Any, deny: Any, proxy_allow_from: Any = ()) -> None:
-    """``ValueError`` for networks, or a limit for each host, where clients have no addresses: it would do nothing."""
+    """``ValueError`` for networks, or a limit for each host, that would do nothing: the clients have no addresses, or
+    no header is read."""
     if server.address_family in INET:
+        if proxy_allow_from and not server._echo_options.proxy_protocol:
+            raise ValueError("proxy_allow_from needs proxy_protocol; without it, every client may connect")
         return
     needing = {"proxy_allow_from": proxy_allow_from}
     if not server._echo_options.proxy_protocol:

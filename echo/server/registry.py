@@ -13,7 +13,6 @@ import threading
 import time
 from typing import Any, Callable, Counter, Dict, List, Optional
 
-from ..text import format_address
 from .sessions import Session, host_of
 from .signal_safe import STEP, is_held
 from .statistics import Statistics, Traffic
@@ -98,10 +97,8 @@ class Registry:
         """Return the session whose descriptor ``request``, a wrapper of its socket, has taken over before the session's
         thread has begun; it is the session's own from now on. None if there is no such session."""
         session = self.find(request)
-        if session is None or session.ours:
+        if session is None or session.ours or not session.is_from(client_address):  # the descriptor may be used again
             return None
-        if session.client_address != client_address and session.via != format_address(client_address):
-            return None  # another connection has got the descriptor
         with self._lock:
             if self._live.pop(id(session.request), None) is None:
                 return None

@@ -190,6 +190,7 @@ class SessionServer(ListeningServer):
         if session is not None:
             if session.opening is not None:
                 session.opening()
+            if session.via is not None:  # a subclass that has wrapped the socket knows only the proxy
                 client_address = session.client_address
             if session.thread_id is None:
                 session.thread_id = threading.get_ident()

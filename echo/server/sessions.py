@@ -240,9 +240,13 @@ class Session:
             return exc.errno != errno.EBADF  # no descriptor is free: nobody knows
         try:
             with socket.socket(self.stream.family, self.stream.type, 0, copy) as sock:
-                return bool(sock.getpeername() == self.client_address)
+                return self.is_from(sock.getpeername())
         except OSError:
             return False
+
+    def is_from(self, address: Any) -> bool:
+        """Whether this is the address that was accepted: the client's, or its proxy's."""
+        return bool(address == self.client_address) or (self.via is not None and self.via == format_address(address))
 
     def info(self) -> ConnectionInfo:
         """Take a snapshot."""

@@ -336,6 +336,15 @@ def test_proxy_allow_from_applies_to_the_proxys_address(proxied, dial, log):
     converse(dial(ours), LINE)
 
 
+def test_networks_of_proxies_are_refused_where_no_header_is_read():
+    """Row 59: they had no effect, and every client got in."""
+    with pytest.raises(ValueError, match=r"^proxy_allow_from needs proxy_protocol"):
+        echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, proxy_allow_from=["192.0.2.0/24"])
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with pytest.raises(ValueError, match=r"^proxy_allow_from needs proxy_protocol"):
+            server.set_access([], [], ["192.0.2.0/24"])
+
+
 def test_new_lists_of_clients_do_not_change_the_list_of_proxies(proxied, dial):
     server = proxied(proxy_allow_from=["203.0.113.0/24"])
     server.set_access(allow=["127.0.0.1"], deny=[])

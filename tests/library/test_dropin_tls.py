@@ -13,10 +13,13 @@ import threading
 import pytest
 
 import echo
+from echo.text import format_address
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import ends_in_time
 
 SECRET = b"THE SECRET\n"
+
+HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\n"
 
 
 @pytest.fixture
@@ -299,33 +302,36 @@ def test_a_client_whose_socket_is_wrapped_before_its_session_has_one_slot(cls, o
     """Row 15: it was counted twice, and one slot of its host did not come back."""
     trusting = ssl.create_default_context(cafile=certificates.authority.certificate)
 
-    def reply():
-        client = dial(server)
-        if options:
-            client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\n")
-        with trusting.wrap_socket(client, server_hostname="localhost") as encrypted:
-            encrypted.sendall(SECRET.lower())
-            got = read_exactly(encrypted, len(SECRET))
-            assert len(server.connections) == len(server._echo_registry) == 1
-        return got
+    class Host(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(self.client_address[0].encode() + self.rfile.readline())
 
-    with cls(("127.0.0.1", 0), Lines, max_connections_per_host=1, **options) as server:
+    with cls(("127.0.0.1", 0), Host, max_connections_per_host=1, **options) as server:
         server.wrap(context)
         server.start()
         for number in (1, 2):
-            assert reply() == SECRET
+            client = dial(server)
+            client.sendall(HEADER if options else b"")
+            with trusting.wrap_socket(client, server_hostname="localhost") as encrypted:
+                eventually(lambda: len(server.connections) == len(server._echo_registry) == 1)
+                encrypted.sendall(b"\n")
+                assert read_exactly(encrypted, 10) == (b"192.0.2.1\n" if options else b"127.0.0.1\n")
             eventually(lambda: sum(server.stats().ended.values()) == number)  # noqa: B023
 
 
-def test_clients_in_a_handshake_that_a_subclass_does_are_counted(context, dial):
+@pytest.mark.parametrize("options", [{}, {"proxy_protocol": True}])
+def test_clients_in_a_handshake_that_a_subclass_does_are_counted(options, context, dial):
     """Row 15: the socket that has given its descriptor to a wrapper looked closed."""
-    with WrappingInTheThread(("127.0.0.1", 0), Lines, max_connections_per_host=1) as server:
+    with WrappingInTheThread(("127.0.0.1", 0), Lines, max_connections_per_host=1, **options) as server:
         server.wrap(context)
         server.start()
-        silent = dial(server)
-        eventually(lambda: server._echo_registry.sessions() and server._echo_registry.sessions()[0].was_closed())
-        assert server.stats().active == 1
-        assert read_all(dial(server)) == b""
+        silent, refused = dial(server), dial(server)
+        silent.sendall(HEADER if options else b"")
+        eventually(lambda: any(session.was_closed() for session in server._echo_registry.sessions()))
+        refused.sendall(HEADER if options else b"")
+        assert read_all(refused) == b""
+        peer = format_address(silent.getsockname())
+        eventually(lambda: [each.via or each.peer for each in server.connections] == [peer])
         silent.close()
         eventually(lambda: server.stats().active == 0)
 
@@ -468,7 +474,7 @@ def test_whatever_a_subclass_replaces_a_silent_client_has_no_longer_than_the_han
 def test_whatever_a_subclass_replaces_the_proxy_header_is_no_data(cls, dial):
     with cls(("127.0.0.1", 0), Answers, proxy_protocol=True).start() as server:
         client = dial(server)
-        client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\nhello\n")
+        client.sendall(HEADER + b"hello\n")
         assert read_exactly(client, len(SECRET) + 6) == SECRET + b"hello\n"
         client.close()
 
@@ -494,7 +500,7 @@ def test_a_handler_behind_a_proxy_gets_the_clients_address_whatever_a_subclass_r
     for cls in (echo.Server, InTheServingThread, InAThreadOfItsOwn, ACopyOfTheStandardBody, ByName):
         with cls(("127.0.0.1", 0), Tells, proxy_protocol=True).start() as server:
             client = dial(server)
-            client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\n")
+            client.sendall(HEADER)
             assert read_all(client) == b"('192.0.2.1', 1111)"
             client.close()
 

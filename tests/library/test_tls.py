@@ -1187,6 +1187,7 @@ def as_der(text):
 
 PASSED_OVER = {
     "binary": as_der,
+    "under another name": lambda text: text.replace("X509 CRL", "CERTIFICATE REVOCATION LIST").encode(),
     "in a container": lambda text: text.replace("X509 CRL", "PKCS7").encode(),
     "in small letters": lambda text: text.lower().encode(),
     "with a dash too few": lambda text: text.replace("-----B", "----B").encode(),
