@@ -15,6 +15,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
+import io
 import logging
 import os
 import signal
@@ -53,9 +54,6 @@ _FILES = "close other programs, or raise the limit of open files (ulimit -n)"
 _MEMORY = "the system has no memory left for it; close other programs"
 SHORTAGES = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOMEM: _MEMORY, errno.ENOBUFS: _MEMORY}
 """Advice for the user, by the error that names what the system lacks."""
-
-LOG_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
-LOG_TIME = "%Y-%m-%d %H:%M:%S"
 
 
 class StopSignals:
@@ -267,12 +265,12 @@ def _log_to_stderr() -> None:
     from .logs.formatters import TextFormatter
     from .logs.log_handlers import DirectLog
 
-    try:
-        handler = DirectLog(sys.stderr.fileno(), TextFormatter())
-    except (AttributeError, OSError, ValueError):  # none, a closed one, or an object of the program's own
-        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
-    else:
-        logging.basicConfig(level=logging.INFO, handlers=[handler])
+    handler: logging.Handler = logging.StreamHandler()
+    if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or has no descriptor
+            handler = DirectLog(sys.stderr.fileno(), TextFormatter())
+    handler.setFormatter(TextFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _announce(server: Server, not_taken: List[str]) -> None:

@@ -449,6 +449,41 @@ def test_a_log_that_is_not_configured_goes_to_standard_error(monkeypatch, capsys
     assert capsys.readouterr().err.count("listening on 127.0.0.1:") == 1
 
 
+class Own:
+    """A stream of the program's own, which copies what is printed; all else is the original's."""
+
+    def __init__(self, original):
+        self._original = original
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+        return self._original.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self._original, name)
+
+
+def test_a_stream_of_the_programs_own_gets_the_log_and_no_line_is_forged(monkeypatch, capfd):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    stderr = Own(sys.stderr)
+    monkeypatch.setattr(sys, "stderr", stderr)
+
+    def log(server):
+        logging.getLogger("of the program").warning("got %s", "\x1b[2J\n2026-11-27 forged")
+        server.shutdown()
+
+    level = root.level
+    try:
+        assert serve(log) == 0
+    finally:
+        root.setLevel(level)
+    lines = stderr.text.splitlines()
+    assert [line for line in lines if "listening on" in line] == lines[:1]
+    assert lines[1][24:] == r"WARNING got \x1b[2J\n2026-11-27 forged"
+
+
 def test_it_runs_any_handler_with_the_options_of_the_server(lines):
     def act(server):
         assert server.max_connections == 7
