@@ -5,7 +5,8 @@ has a bounded queue, and a thread that writes it (``LogQueue``).
 
 A thread that logs puts the line into the queue and goes on. The writing thread writes many lines at once. While nobody
 reads the log, at most ``CAPACITY`` KiB wait. Further records are dropped and counted, and the log reports their number
-when it is read again.
+when it is read again. If the queue is full although the output has room, as a file always has, a thread that logs waits
+for the writing one: busy clients would otherwise take all its turns, and other clients' records would be lost.
 
 The rules:
 
@@ -15,7 +16,8 @@ The rules:
 * Each record is written as a whole, or not at all (``Output``). Lost records are counted, and the log reports their
   number later.
 * ``close`` does nothing, since programs call it for all handlers there are (``logging.config.dictConfig``,
-  ``logging.basicConfig(force=True)``, ``logging.shutdown``). ``end`` is the end.
+  ``logging.basicConfig(force=True)``, ``logging.shutdown``). ``end`` is the end. ``settle`` comes before
+  it: nothing waits afterwards, and threads that still run may log.
 * The bare descriptor is used. Rejected: ``logging.StreamHandler`` on ``sys.stderr``. A writer that is stuck in a full
   pipe would hold the lock of its buffer, the interpreter flushes that buffer at exit, and not getting the lock then is
   a fatal error.
@@ -54,6 +56,15 @@ NOTE_TIMEOUT = 0.5
 MAX_FLUSHES = 30
 """How often it waits again while the reader is not the cause: the descriptor has room, but the writing thread got no
 turn on a busy machine."""
+
+PATIENCE = 1.0
+"""Seconds that a thread that logs waits for the writing one, while that takes nothing although the output has room."""
+
+LOOK = 0.02
+"""Seconds after which it looks again whether the output has room: a slow reader may be the cause now."""
+
+LATE = "the log was not written in time"
+"""Why records are lost after that time."""
 
 BATCH_DELAY = 0.01
 """Seconds that the writing thread waits for more records before it writes. Woken for each record, it would take the
@@ -98,8 +109,12 @@ class CountingHandler(LineHandler):
         self._lost: Counter[str] = collections.Counter()  # records, by what they were lost to
         self._reported: Counter[str] = collections.Counter()
 
+    def settle(self) -> None:
+        """Write the records that wait. From now on write each at once, or drop it."""
+
     def end(self) -> None:
         """No more records come."""
+        self.settle()
         self._output.close()
 
     def _drop(self, why: str, count: int = 1) -> None:
@@ -117,11 +132,13 @@ class CountingHandler(LineHandler):
 
 
 class LogQueue(CountingHandler):
-    """A logging handler with a thread that writes to a file descriptor, of which it makes a duplicate. ``end`` ends the
-    thread.
+    """A logging handler with a thread that writes to a file descriptor, of which it makes a duplicate. ``settle`` ends
+    the thread.
 
     ``lock`` is what all processes share that write to the descriptor (``output.new_lock``).
     """
+
+    patience = PATIENCE
 
     def __init__(
         self,
@@ -137,28 +154,40 @@ class LogQueue(CountingHandler):
         self._records: Any = queue.SimpleQueue()  # of lines: bytes, or a _Line; None ends the thread
         self._ended = False
         self._ending = threading.Event()
+        self._taken = threading.Condition()  # the thread has taken a batch; reentrant: a signal handler may log
+        self._late = False  # the thread has taken none for PATIENCE
         self._thread: Optional[threading.Thread]
         self._thread = threading.Thread(target=self._write_all, name="echo-log", daemon=True)
         forking.in_child(self._let_go)
         self._thread.start()
 
-    def end(self) -> None:
-        """Write the records that wait, and end the thread. Drop those that a slow reader has not taken within
+    def settle(self) -> None:
+        """End the thread when it has written the records that wait. Drop those that a slow reader has not taken within
         ``flush_timeout`` seconds; give up if it does not take their number either."""
-        if self._thread is None:  # in a forked child
-            super().end()
+        thread, waiting = self._thread, self._records
+        if thread is None:
             return
         self._ending.set()
-        self._records.put(None)
+        waiting.put(None)
         for _ in range(MAX_FLUSHES):
-            self._thread.join(self._flush_timeout)
-            if not self._thread.is_alive() or not self._output.has_room():
+            thread.join(self._flush_timeout)
+            if not thread.is_alive() or not self._output.has_room():
                 break
-        if self._thread.is_alive():
+        if thread.is_alive():
             self._output.hurry()
             self._drop_all()
-            self._records.put(None)
-            self._thread.join(NOTE_TIMEOUT)
+            waiting.put(None)
+            thread.join(NOTE_TIMEOUT)
+        if not thread.is_alive():  # else it may be in the middle of a line
+            self._output.wait_no_more()
+            self._unqueue()
+            with contextlib.suppress(queue.Empty):
+                while True:  # what has come after the end of the thread
+                    self._records.put(waiting.get_nowait())
+
+    def _unqueue(self) -> None:
+        self._thread = None
+        self._records = _Unqueued(self._counting, lambda item: self._write(self._lines([item])))
 
     def _drop_all(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -206,28 +235,32 @@ class LogQueue(CountingHandler):
             self._records.put(b"")
 
     def _is_full(self) -> bool:
-        """Whether the next record must be dropped; if so, count it."""
-        full = bool(self._records.qsize() >= self._capacity)
-        if full:
-            self._drop(NOT_READ)
-        return full
+        """Whether the next record must be dropped; if so, count it. Wait if only the writing thread is late."""
+        if self._records.qsize() < self._capacity:
+            return False
+        with self._taken:
+            deadline = time.monotonic() + self.patience
+            while self._records.qsize() >= self._capacity:
+                if self._late or self._output.is_full():
+                    self._drop(LATE if self._late else NOT_READ)
+                    return True
+                if self._taken.wait(LOOK):
+                    deadline = time.monotonic() + self.patience
+                self._late = time.monotonic() >= deadline
+        return False
 
     def _let_go(self) -> None:
         """In a forked child: what waits is its parent's, and so is the thread."""
-        self._thread = None
         self._counting = threading.RLock()
         self._reported = self._lost.copy()
-        self._output.wait_no_more()
-        self._records = _Unqueued(self._counting, lambda item: self._write(self._lines([item])))
+        self._output.let_go()
+        self._unqueue()
 
     def _write_all(self) -> None:
-        try:
-            while not self._ended:
-                self._write_batch()
-            with contextlib.suppress(Exception):  # no memory
-                self._write([])  # the number of records that were lost in the last batch
-        finally:
-            self._output.close()
+        while not self._ended:
+            self._write_batch()
+        with contextlib.suppress(Exception):  # no memory
+            self._write([])  # the number of records that were lost in the last batch
 
     def _write_batch(self) -> None:
         batch: List[Union[bytes, _Line]] = []
@@ -248,6 +281,9 @@ class LogQueue(CountingHandler):
                     self._ended = True
                 elif item:  # else it only holds a place
                     batch.append(item)
+        with self._taken:
+            self._late = False
+            self._taken.notify_all()
 
     def _lines(self, batch: List[Union[bytes, _Line]]) -> List[bytes]:
         """The batch as lines. Those of ``put_line`` are printable, unless a handler has put something else into what

@@ -55,7 +55,6 @@ class Output:
     def wait_no_more(self) -> None:
         """From now on drop what cannot be written without waiting."""
         self._waits = self._waits_for_lock = False
-        self._rest = b""
         # Another process may fill the pipe between a look and the write. A descriptor that is opened anew can be
         # non-blocking without changing that of the others. A socket cannot be opened so, and a regular file never
         # blocks, and must not be opened again, since all its writers share one position.
@@ -65,6 +64,12 @@ class Output:
             again = os.open(f"/dev/fd/{self._own.number}", os.O_WRONLY | os.O_NONBLOCK)
             self._own.close()
             self._own = Owned(again)
+
+    def let_go(self) -> None:
+        """In a forked child, which has no thread that could wait: a line that was begun is its parent's."""
+        self._rest = b""
+        self._locked_now = False
+        self.wait_no_more()
 
     def hurry(self) -> None:
         """Any thread may call this: from now on each write takes at most what a pipe takes in one go."""
@@ -82,7 +87,11 @@ class Output:
 
     def has_room(self) -> bool:
         """Whether a write would not block now."""
-        return not self._waits_for_lock and _can_write(self._own.number, 0)
+        return not self._waits_for_lock and not self.is_full()
+
+    def is_full(self) -> bool:
+        """Whether a write would wait for the reader now."""
+        return not _can_write(self._own.number, 0)
 
     def write(self, lines: List[bytes]) -> int:
         """Write the lines, each as a whole; return how many were lost."""
@@ -120,6 +129,8 @@ class Output:
                 raise BlockingIOError
             self._mark(self._locked_now and len(data) > _PIPE_BUF)  # a pipe takes a shorter one whole
             while done < len(data):
+                if done and not self._own.is_ours():  # closed while this waited: the number may be a client's
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 try:
                     done += os.write(self._own.number, view[done : done + size])
                     must_look = not self._waits and done < len(data)

@@ -289,6 +289,27 @@ def test_the_log_does_not_go_to_whoever_gets_its_descriptor(pipe, closed):
         assert lost == 1
 
 
+@posix
+def test_a_line_that_waits_for_its_reader_does_not_go_on_to_whoever_gets_its_descriptor(pipe, monkeypatch):
+    reader, writer = pipe
+    client, accepted = socket.socketpair()
+    output = Output(writer, waits=False)
+
+    def closed_meanwhile(descriptor, timeout):
+        os.dup2(accepted.fileno(), descriptor)
+        return True
+
+    with client, accepted:
+        with monkeypatch.context() as patched:
+            patched.setattr(output, "has_room", lambda: True)
+            patched.setattr(output_module, "_can_write", closed_meanwhile)
+            assert output.write(lines_of(1 << 20)) == 0  # on its way
+        os.close(output._own.number)
+        accepted.close()
+        assert client.recv(100) == b""
+    assert len(os.read(reader, 1 << 20)) < 1 << 20
+
+
 def test_a_log_whose_own_descriptor_was_closed_goes_on_with_stderr(capfd):
     """As by ``os.closerange(3, 1000)``."""
     output = Output(2)

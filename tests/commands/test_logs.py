@@ -1,5 +1,6 @@
 """The log queue and the direct log: logging never waits for the reader of the log, and costs no session."""
 
+import argparse
 import contextlib
 import gc
 import io
@@ -18,6 +19,7 @@ import pytest
 
 import echo
 from echo.cli.server.color_formatter import ColorFormatter
+from echo.cli.server.command_log import Log
 from echo.cli.server.queue_logging import QueueLoggingMixin, only_queue
 from echo.logs import log_handlers as logs
 from echo.logs.formatters import JsonFormatter, TextFormatter
@@ -31,7 +33,9 @@ posix_pipes = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has 
 
 
 class LogQueue(logs.LogQueue):
-    """A queue for a ``with`` statement, whose end waits as long as a busy machine needs."""
+    """A queue for a ``with`` statement, which waits for its thread as long as a busy machine needs."""
+
+    patience = DEADLINE
 
     def __init__(self, *arguments, flush_timeout=DEADLINE, **options):
         super().__init__(*arguments, flush_timeout=flush_timeout, **options)
@@ -128,6 +132,52 @@ def test_a_reader_that_stalls_blocks_nobody_and_learns_how_much_was_dropped(pipe
     assert len(lines) == 1000 - dropped + 1 + len(notes)
 
 
+def test_threads_that_log_faster_than_a_file_is_written_wait_and_lose_nothing(tmp_path, logger):
+    def log():
+        for _ in range(500):
+            logger.info("a record")
+            queue.put_line(logging.INFO, "a line")
+
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        with LogQueue(file.fileno(), TextFormatter(), capacity=200) as queue:
+            logger.addHandler(queue)
+            threads = [threading.Thread(target=log) for _ in range(2)]
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join(DEADLINE)
+    lines = path.read_text().splitlines()
+    assert sorted(line[32:] for line in lines) == ["a line"] * 1000 + ["a record"] * 1000
+
+
+def test_a_file_that_takes_nothing_holds_up_one_record_for_the_time_of_one_wait(tmp_path, logger, monkeypatch):
+    stalls, may_write = threading.Event(), threading.Event()
+
+    class Stalled(LogQueue):
+        patience = 0.0
+
+        def _write(self, lines):
+            stalls.set()
+            assert may_write.wait(DEADLINE)
+            super()._write(lines)
+
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        with Stalled(file.fileno(), logging.Formatter("%(message)s"), capacity=1) as queue:
+            logger.addHandler(queue)
+            waits, wait = [], queue._taken.wait
+            monkeypatch.setattr(queue._taken, "wait", lambda timeout: waits.append(timeout) or wait(timeout))
+            logger.info("written")
+            assert stalls.wait(DEADLINE)
+            for _ in range(10):
+                logger.info("waits, or is dropped")
+            may_write.set()
+    lines = path.read_text().splitlines()
+    assert len(waits) == 1
+    assert lines == ["written", "9 log records dropped: the log was not written in time", "waits, or is dropped"]
+
+
 def test_a_descriptor_that_does_not_block_loses_nothing(pipe, logger):
     reader, writer = pipe
     os.set_blocking(writer, False)
@@ -167,7 +217,7 @@ def test_a_slow_reader_learns_how_much_was_dropped_at_the_end_of_the_program(pip
     hurry = queue._output.hurry
     monkeypatch.setattr(queue._output, "hurry", lambda: (hurry(), reading.start()))
     queue.end()
-    assert not queue._thread.is_alive()
+    assert queue._thread is None
     os.close(writer)
     lines = reading.lines()
     notes, count = dropped_by(lines)
@@ -222,7 +272,7 @@ def test_a_log_whose_reader_is_gone_is_discarded(pipe, logger):
         logger.addHandler(queue)
         for _ in range(1000):
             logger.info("x" * 1000)
-    assert not queue._thread.is_alive()
+    assert queue._thread is None
     assert not queue._lost[logs.NOT_READ]
 
 
@@ -349,6 +399,8 @@ def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
     stalls, may_write = threading.Event(), threading.Event()
 
     class Stalled(LogQueue):
+        patience = 0.0
+
         def _write(self, lines):
             stalls.set()
             assert may_write.wait(DEADLINE)
@@ -370,7 +422,7 @@ def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
         sizes = [sys.getsizeof(item if isinstance(item, bytes) else item[2]) for item in waiting if item]
         assert 10 < len(sizes) < 20
         assert sum(sizes) <= capacity * 1024 + 80_000
-        assert queue._lost[logs.NOT_READ] > 80
+        assert queue._lost[logs.LATE] > 80
         may_write.set()
 
 
@@ -380,6 +432,8 @@ def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, l
     may_end = [threading.Event() for _ in range(5)]
 
     class Stalled(LogQueue):
+        patience = 0.0
+
         def _write(self, lines):
             stalls.set()
             assert may_write.wait(DEADLINE)
@@ -407,7 +461,7 @@ def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, l
             each.join(DEADLINE)
         waiting = [queue._records.get_nowait() for _ in range(queue._records.qsize())]
         assert len([item for item in waiting if item]) == 1
-        assert queue._lost[logs.NOT_READ] == 4
+        assert queue._lost[logs.LATE] == 4
         may_write.set()
 
 
@@ -465,6 +519,36 @@ def test_a_forked_child_writes_its_records_itself(pipe, logger):
     os.close(writer)
     lines = read_to_end(reader).splitlines()
     assert sorted(line[32:] for line in lines) == ["from the child", "from the parent", "line of the child"]
+
+
+@posix_pipes
+def test_what_threads_log_while_the_log_is_closed_comes_after_what_waits(pipe, monkeypatch):
+    """A line that is longer than a pipe is being written to a slow reader then."""
+    reader, writer = pipe
+    reading = Reader(reader)
+    logger = logging.getLogger("late")
+    with open(writer, "w", closefd=False) as stderr:
+        monkeypatch.setattr(sys, "__stderr__", stderr)
+        with Log(argparse.Namespace(workers=1, log_format="text", log_threads=False, color="never")) as log:
+            queue = log.queue()
+            queue._flush_timeout = DEADLINE
+            log.to(queue)
+            logger.error("x" * 60_000 + " first")
+            logger.error("x" * 60_000 + " second")
+            eventually(lambda: not has_room(writer))
+            closing = threading.Thread(target=log.close)
+            closing.start()
+            assert queue._ending.wait(DEADLINE)
+            logger.error("third")
+            reading.start()
+            closing.join(DEADLINE)
+            logger.error("fourth")
+            log.close()  # the thread that cuts what is left calls it, too
+            logger.error("fifth")
+    os.close(writer)
+    lines = reading.lines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["first", "second", "third", "fourth", "fifth"]
+    assert {line[:2] for line in lines} == {"20"}
 
 
 # Finished lines instead of records, if only the command's own queue gets them.

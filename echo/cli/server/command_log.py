@@ -53,12 +53,9 @@ class Log:
 
     def close(self) -> None:
         """Write the records that wait. One that comes later, of a thread that still runs, is written at once."""
-        handler = self._stderr.log
-        if handler is not None:
+        if self._stderr.log is not None:
             self._stderr.flush_all()
-            with contextlib.suppress(OSError):  # no descriptor is free: what comes later is lost
-                self.to(self.direct())
-            handler.end()
+            self._stderr.log.settle()
 
     def queue(self) -> LogQueue:
         """The log of a process that serves."""
