@@ -50,7 +50,7 @@ from typing import Callable, List, Optional, Tuple, Type, TypeVar
 from .exceptions import ConnectionClosed, EchoError, SendTimeout
 from .framing import Framing
 from .message_clock import MessageClock
-from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, shut_down, stock_tls, unread
+from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, shut_down, stock_tls, unread, wait_for_room
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
@@ -125,7 +125,9 @@ class Connection:
         self._broken: Optional[Tuple[Type[EchoError], str]] = None
         self._clock = MessageClock(sock, idle_timeout, message_timeout, self.clock)
         self.send_timeout = send_timeout
-        if send_timeout is not None:
+        if send_timeout is None:
+            wait_for_room(sock, None)
+        else:
             set_send_timeout(sock, send_timeout)
 
     @property

@@ -61,7 +61,8 @@ SEND_TIMEOUT = 60.0
 KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
 """After 60 s of silence the system probes the peer every 10 s, and drops the connection after 6 probes without an
 answer. Linux's defaults, from 1989, take two hours and eleven minutes. The last value, in milliseconds, is the maximum
-time without an acknowledgement of what was sent, when no probes are; the default takes about 15 minutes."""
+time without an acknowledgement of what was sent, when no probes are; the default takes about 15 minutes. It also counts
+the time in which the peer answers that it has no room (``wait_for_room``)."""
 
 TIMED_OUT = (BlockingIOError,) if os.name == "posix" else (BlockingIOError, TimeoutError)
 """The exceptions of a read or write whose kernel timeout has passed. (On POSIX, ``TimeoutError`` is ETIMEDOUT: the
@@ -146,6 +147,21 @@ def set_send_timeout(sock: socket.socket, seconds: Optional[float]) -> None:
     """Make a blocking write fail with ``TIMED_OUT`` after so many seconds in which the peer accepts no byte; None: no
     limit."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
+    wait_for_room(sock, seconds)
+
+
+def wait_for_room(sock: socket.socket, seconds: Optional[float]) -> None:
+    """Keep the connection of a peer that has no room for so many seconds; None: no limit.
+
+    ``TCP_USER_TIMEOUT`` would end it: to Linux, a peer that answers "no room" is like one that does not answer. So this
+    raises it, if it is that of ``KEEP_ALIVE``. Then it also takes longer to notice a peer that has vanished.
+    """
+    least = KEEP_ALIVE["TCP_USER_TIMEOUT"]
+    milliseconds = float("inf") if seconds is None else seconds * 1000
+    if milliseconds > least and getattr(sock, "family", None) in INET and hasattr(socket, "TCP_USER_TIMEOUT"):
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) >= least:  # not a shorter one of the program's
+            limit = int(milliseconds) if milliseconds < 2**31 else 0  # 0: none
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
 
 
 def receive_timeout(sock: socket.socket) -> Optional[float]:

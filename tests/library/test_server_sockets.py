@@ -8,10 +8,12 @@ import errno
 import queue
 import socket
 import socketserver
+import threading
 
 import pytest
 
 import echo
+from echo.sockets import KEEP_ALIVE
 from support import DEADLINE, read_all
 from support.servers import echoes
 
@@ -50,6 +52,69 @@ def test_replies_that_nobody_acknowledges_are_given_up_after_two_minutes(serve, 
         assert client.connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
         assert list(client) == []
     assert accepted == [120_000]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="no TCP_USER_TIMEOUT here")
+@pytest.mark.parametrize(
+    ("send_timeout", "expected"), [(60.0, 120_000), (120.5, 120_500), (3e9, 0), (None, 0)], ids=str
+)
+def test_a_peer_without_room_has_the_time_that_both_sides_give_it(send_timeout, expected, serve):
+    """Linux counts that time like the time without any answer: it would end the connection after two minutes."""
+    seen = []
+
+    class Look(echo.EchoRequestHandler):
+        def connection_made(self):
+            seen.append(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    Look.send_timeout = send_timeout
+    with echo.connect(serve(Look).server_address, timeout=send_timeout) as client:
+        assert client.echo(b"x") == b"x"
+        seen.append(client.connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        assert list(client.echo_many([b"y"])) == [b"y"]  # sends without a limit: its caller may pause
+        seen.append(client.connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+    assert seen == [expected, expected, 0]
+
+
+@pytest.mark.slow
+def test_a_peer_that_has_no_room_for_long_gets_everything(serve, dial, monkeypatch):
+    """As above, in real time: Linux looks at the time at its probes, the second of which comes after half a second."""
+    monkeypatch.setitem(KEEP_ALIVE, "TCP_USER_TIMEOUT", 300)
+    done = threading.Event()
+
+    class Upload(echo.MessageRequestHandler):
+        send_timeout = None
+
+        def connection_made(self):
+            for _ in range(200):
+                self.send(bytes(60_000))
+            self.flush()
+            done.set()
+            self.close()
+
+    client = dial(serve(Upload))
+    assert not done.wait(3)
+    assert len(read_all(client)) == 200 * 60_001
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="no TCP_USER_TIMEOUT here")
+def test_a_programs_own_shorter_limit_stays(serve):
+    class Hasty(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+    seen = []
+
+    class Look(echo.MessageRequestHandler):
+        send_timeout = None
+
+        def connection_made(self):
+            seen.append(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+            self.close()
+
+    with echo.connect(serve(Look, Hasty).server_address, timeout=DEADLINE) as client:
+        assert list(client) == []
+    assert seen == [30_000]
 
 
 def test_urgent_data_is_a_byte_of_the_stream_like_any_other(serve, dial):
