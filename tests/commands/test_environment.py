@@ -1,5 +1,7 @@
 """The environment of the commands: variables, process 1 of a container, terminals, SIGHUP, early Ctrl-C."""
 
+import errno
+import functools
 import os
 import signal
 import socket
@@ -15,7 +17,7 @@ from echo.cli.server import command as command
 from echo.cli.server import workers
 from echo.cli.server.command import main
 from echo.cli.server.options import ROWS, parser
-from support import DEADLINE, ROOT, read_all, read_exactly, tiers
+from support import DEADLINE, ROOT, eventually, read_all, read_exactly, tiers
 from support.commands import call
 from support.processes import processes_of
 from support.usage_errors import error_line
@@ -444,7 +446,7 @@ def test_a_reload_that_fails_for_any_reason_changes_nothing_and_the_next_one_run
     """Row 61: the thread that reloads ended with an unexpected exception, and later SIGHUPs did nothing."""
 
     class Files:
-        kept = ()
+        kept, lacks = (), False
 
         def server_options(self):
             if failures:
@@ -458,6 +460,33 @@ def test_a_reload_that_fails_for_any_reason_changes_nothing_and_the_next_one_run
         assert [record.message for record in caplog.records] == ["SIGHUP: no luck; all stays as it was"]
         command._reload(server, Files())
         assert server.deny == ("192.0.2.2",)
+
+
+def test_a_reload_for_which_no_descriptor_is_free_is_tried_again_until_it_is_done(caplog, monkeypatch):
+    """Row 61: workers without descriptors kept the old list, after the parent had read the new one."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(command, "RETRY", 0.001)
+    failures = [errno.EMFILE, errno.ENFILE]
+
+    class Files:
+        kept, lacks = (), False
+
+        def server_options(self):
+            if failures:
+                try:
+                    raise OSError(failures.pop(), "no descriptor")
+                except OSError as exc:
+                    raise ValueError(f"cannot read deny: {exc.strerror}") from None  # as read_file() does
+            return {"allow": [], "deny": ["192.0.2.2"], "proxy_allow_from": [], "ssl_context": None}
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        command.in_thread()(functools.partial(command._reload_or_retry, server, Files()))
+        eventually(lambda: len(caplog.records) == 2)
+        assert server.deny == ("192.0.2.2",)
+    assert [record.message for record in caplog.records[:2]] == [
+        "SIGHUP: cannot read deny: no descriptor; all stays as it was; trying again",
+        "SIGHUP: certificates and networks read again",
+    ]
 
 
 @on_posix

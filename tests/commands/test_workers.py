@@ -446,10 +446,10 @@ def test_signals_that_come_faster_than_files_are_read_do_not_keep_the_parent_fro
         "import os, signal\n"
         "from echo.cli.server import command\n"
         "parent, reload = os.getpid(), command._reload\n"
-        "def reload_and_signal(server, files):\n"
+        "def reload_and_signal(server, files, **options):\n"
         "    for _ in range(3 * (os.getpid() == parent)):\n"
         "        os.kill(parent, signal.SIGHUP)\n"
-        "    return reload(server, files) and False\n"
+        "    return reload(server, files, **options) and False\n"
         "command._reload = reload_and_signal\n"
     )
     server = changed(change, "--workers", "2")

@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import errno
+import functools
 import logging
 import os
 import queue
@@ -37,7 +38,7 @@ from ...version import __version__
 from .. import arguments
 from . import systemd
 from .command_log import Log
-from .failures import log_failure
+from .failures import log_failure, shortage
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
@@ -145,7 +146,8 @@ def _by_options(text: str) -> str:
 
 def _run_alone(server: Server, process: Process, log: Log, files: Files) -> int:
     log.to(log.queue())
-    return _serve(server, process, lambda: _announce(server), lambda: _reload(server, files), _watch_terminal())
+    reload = functools.partial(_reload_or_retry, server, files)
+    return _serve(server, process, lambda: _announce(server), reload, _watch_terminal())
 
 
 def _run_workers(server: Server, count: int, process: Process, log: Log, files: Files) -> int:
@@ -159,7 +161,7 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
         options.cpu_affinity = affinity.share(options.cpu_affinity, first + number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
         log.to(log.queue())
-        return _serve(server, process, ready, reload, lambda: False)
+        return _serve(server, process, ready, functools.partial(_reload_or_retry, server, files), lambda: False)
 
     def stop() -> None:
         systemd.notify(systemd.STOPPING)
@@ -194,7 +196,7 @@ def _serve(
     server: Server,
     process: Process,
     ready: Callable[[], None],
-    reload: Callable[[], object],
+    reload: Callable[[], bool],
     terminal_is_gone: Callable[[], bool],
 ) -> int:
     """Serve until a signal. ``ready`` is called once signals are acted on: a stop may follow at once."""
@@ -244,16 +246,22 @@ def _terminal() -> int:
 def in_thread() -> Callable[[Callable[[], object]], None]:
     """Return a function for signal handlers: it lets a thread call what it gets, one by one. So no slow file delays a
     client, and older files are never put in force after newer ones. Of the same function only one call waits, so that
-    a thousand signals do not mean a thousand reloads."""
+    a thousand signals do not mean a thousand reloads. A function that returns True is called again after ``RETRY``."""
+    again: List[Callable[[], object]] = []
     waiting: Deque[Callable[[], object]] = collections.deque()
     bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may interrupt its put()
 
     def run() -> None:
         while True:
             with contextlib.suppress(Exception):  # no memory, for example; the next signal needs this thread
-                bell.get()
+                with contextlib.suppress(queue.Empty):
+                    bell.get(timeout=RETRY if again else None)
+                waiting.extend(again)
+                again.clear()
                 while waiting:
-                    waiting.popleft()()
+                    call = waiting.popleft()
+                    if call() is True:
+                        again.append(call)
 
     def later(call: Callable[[], object]) -> None:
         if call not in waiting:
@@ -264,8 +272,15 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
     return later
 
 
-def _reload(server: Server, files: Files) -> bool:
-    """Read the files again, and return True; if one is broken, all stays as it is."""
+def _reload_or_retry(server: Server, files: Files) -> bool:
+    """Read the files again; return True if that has to be tried again. Clients that take all descriptors must not keep
+    a list from being read that denies them; and the other workers may have read it."""
+    return not _reload(server, files, retries=True) and files.lacks
+
+
+def _reload(server: Server, files: Files, *, retries: bool = False) -> bool:
+    """Read the files again, and return True; if one is broken, all stays as it is. ``retries``: whether the caller will
+    try again if ``files.lacks``."""
     systemd.notify(systemd.reloading(), wait=systemd.PATIENCE)
     done = False
     try:
@@ -273,14 +288,23 @@ def _reload(server: Server, files: Files) -> bool:
         server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
         server.ssl_context = again["ssl_context"]
     except Exception as exc:  # whatever it is, the next SIGHUP needs this thread
-        log_event(logging.WARNING, "reload-failed", "SIGHUP: %s; all stays as it was", exc, why=str(exc))
+        before = files.lacks
+        files.lacks = any(shortage(each) for each in (exc, exc.__context__) if each is not None)
+        if not (before and files.lacks):  # each shortage once
+            text = "SIGHUP: %s; all stays as it was" + ("; trying again" if retries and files.lacks else "")
+            log_event(logging.WARNING, "reload-failed", text, exc, why=str(exc))
     else:
+        files.lacks = False
         kept = files.kept
         text = f", except {', '.join(kept)}: a pipe can be read only once" if kept else ""
         log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again%s", text)
         done = True
     systemd.notify(systemd.READY, wait=systemd.PATIENCE)
     return done
+
+
+RETRY = 1.0
+"""Seconds after which a reload is tried again for which the system lacked something."""
 
 
 class Files:
@@ -290,6 +314,8 @@ class Files:
         self._options = options
         self._files = RepeatedFiles()
         self._lists = NetworkLists(self._files.read)
+        self.lacks = False
+        """Whether the last reload failed since the system lacked descriptors or memory."""
         self._revoked = False  # whether the file of the client CA has held revocation lists
 
     @property
