@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets have the listening one's mode
 
+_FORKING: Any = getattr(socketserver, "ForkingMixIn", ())
+
 
 class PlainListener(socket.socket):
     """A listening socket whose ``family`` and ``type`` are plain numbers, as the system has them.
@@ -221,7 +223,9 @@ def takes_nothing(cls: type) -> bool:
 
 def check_addresses(server: Any, allow: Any, deny: Any, proxy_allow_from: Any = ()) -> None:
     """``ValueError`` for networks, or a limit for each host, that would do nothing: the clients have no addresses, or
-    no header is read."""
+    no header is read, or forked children serve them, which nobody counts."""
+    if server._echo_options.max_connections_per_host is not None and isinstance(server, _FORKING):
+        raise ValueError("max_connections_per_host counts threads; ForkingMixIn has max_children, for all hosts")
     if server.address_family in INET:
         if proxy_allow_from and not server._echo_options.proxy_protocol:
             raise ValueError("proxy_allow_from needs proxy_protocol; without it, every client may connect")

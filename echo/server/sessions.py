@@ -32,6 +32,7 @@ attribute      set by                                            asked by
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -239,10 +240,13 @@ class Session:
         except OSError as exc:
             return exc.errno != errno.EBADF  # no descriptor is free: nobody knows
         try:
-            with socket.socket(self.stream.family, self.stream.type, 0, copy) as sock:
-                return self.is_from(sock.getpeername())
-        except OSError:
+            sock = socket.socket(fileno=copy)
+        except OSError:  # it is a file's by now
+            os.close(copy)
             return False
+        with sock, contextlib.suppress(OSError):
+            return self.is_from(sock.getpeername())
+        return False
 
     def is_from(self, address: Any) -> bool:
         """Whether this is the address that was accepted: the client's, or its proxy's."""

@@ -1,6 +1,7 @@
 """Limits: sessions at a time, sessions of one host, networks that may connect."""
 
 import socket
+import socketserver
 import threading
 
 import pytest
@@ -81,6 +82,14 @@ def test_the_slot_of_a_host_comes_back_if_a_thread_of_a_subclass_closes_the_sock
         closed.clear()
         client.close()
         assert closed.wait(DEADLINE)
+
+
+@pytest.mark.skipif(not hasattr(socketserver, "ForkingMixIn"), reason="no fork here")
+def test_a_limit_for_each_host_is_refused_where_forked_children_serve():
+    """Row 59: it had no effect."""
+    cls = type("Forking", (socketserver.ForkingMixIn, echo.Server), {})
+    with pytest.raises(ValueError, match="max_connections_per_host counts threads"):
+        cls(("127.0.0.1", 0), echo.EchoRequestHandler, max_connections_per_host=1)
 
 
 @pytest.mark.parametrize("step", ["process_request", "process_request_thread"])

@@ -1,6 +1,8 @@
 """``connections`` and ``stats()``: correct at any moment; and a session leaves nothing behind."""
 
+import contextlib
 import gc
+import os
 import socket
 import sys
 import threading
@@ -151,6 +153,30 @@ def test_the_objects_of_a_session_are_freed_without_the_collector(serve, dial, d
         eventually(lambda: not any(remain() for remain in remains))
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("other", ["file", "socket", "connection", None])
+def test_a_descriptor_that_is_used_again_is_not_taken_for_that_of_a_closed_session(other):
+    """Row 15. The look at it leaves no descriptor open."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(2)]
+        sock, second = (stack.enter_context(listener.accept()[0]) for _ in range(2))
+        others = {"file": stack.enter_context(open(os.devnull)), "socket": listener, "connection": second}
+        session = Session(sock, clients[0].getsockname())
+        sock.close()
+        if other is not None:
+            os.dup2(others[other].fileno(), session.descriptor)
+            stack.callback(os.close, session.descriptor)
+        free = lowest_free_descriptor()
+        assert session.was_closed() and not session.is_taken_over()
+        assert lowest_free_descriptor() == free
+
+
+def lowest_free_descriptor():
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
 
 
 def test_the_number_of_sessions_is_published_whenever_it_has_changed():
