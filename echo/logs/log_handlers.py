@@ -155,7 +155,7 @@ class LogQueue(CountingHandler):
         self._ended = False
         self._ending = threading.Event()
         self._taken = threading.Condition()  # the thread has taken a batch; reentrant: a signal handler may log
-        self._late = False  # the thread has taken none for PATIENCE
+        self._no_room: Optional[str] = None  # why records are dropped until the thread takes the next batch
         self._thread: Optional[threading.Thread]
         self._thread = threading.Thread(target=self._write_all, name="echo-log", daemon=True)
         forking.in_child(self._let_go)
@@ -238,16 +238,23 @@ class LogQueue(CountingHandler):
         """Whether the next record must be dropped; if so, count it. Wait if only the writing thread is late."""
         if self._records.qsize() < self._capacity:
             return False
+        why = self._no_room or self._wait_for_room()
+        if why is not None:
+            self._drop(why)
+        return why is not None
+
+    def _wait_for_room(self) -> Optional[str]:
+        """Return why there is none."""
         with self._taken:
             deadline = time.monotonic() + self.patience
-            while self._records.qsize() >= self._capacity:
-                if self._late or self._output.is_full():
-                    self._drop(LATE if self._late else NOT_READ)
-                    return True
-                if self._taken.wait(LOOK):
+            while self._no_room is None and self._records.qsize() >= self._capacity:
+                if self._output.is_full():
+                    self._no_room = NOT_READ
+                elif self._taken.wait(LOOK):
                     deadline = time.monotonic() + self.patience
-                self._late = time.monotonic() >= deadline
-        return False
+                elif time.monotonic() >= deadline:
+                    self._no_room = LATE
+            return self._no_room
 
     def _let_go(self) -> None:
         """In a forked child: what waits is its parent's, and so is the thread."""
@@ -282,7 +289,7 @@ class LogQueue(CountingHandler):
                 elif item:  # else it only holds a place
                     batch.append(item)
         with self._taken:
-            self._late = False
+            self._no_room = None
             self._taken.notify_all()
 
     def _lines(self, batch: List[Union[bytes, _Line]]) -> List[bytes]:
