@@ -95,10 +95,14 @@ class Registry:
 
     def take_over(self, request: Any, client_address: Any) -> Optional[Session]:
         """Return the session whose descriptor ``request``, a wrapper of its socket, has taken over before the session's
-        thread has begun; it is the session's own from now on. None if there is no such session."""
+        thread has begun; it is the session's own from now on. None if there is no such session; ``TypeError`` if the
+        socket was one for TLS."""
         session = self.find(request)
         if session is None or session.ours or not session.is_from(client_address):  # the descriptor may be used again
             return None
+        if session.opening is not None:
+            request.close()
+            raise TypeError("with ssl_context, the server encrypts; no wrapper can take over the socket")
         with self._lock:
             if self._live.pop(id(session.request), None) is None:
                 return None

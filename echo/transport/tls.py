@@ -290,7 +290,12 @@ class TLSSocket(GuardedSocket):
             sent += len(data)
         return sent
 
-    detach = socket.socket.detach
+    def detach(self) -> int:
+        # On a living connection, a wrapper that takes the descriptor over would send in clear. This does not raise: the
+        # wrapper has the descriptor already (ssl.SSLSocket), and would close it a second time.
+        with contextlib.suppress(OSError):
+            super(GuardedSocket, self).shutdown(socket.SHUT_RDWR)
+        return super(GuardedSocket, self).detach()
 
     def _refused(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError("a TLS socket has recv(), recv_into(), send(), sendall() and sendfile()")

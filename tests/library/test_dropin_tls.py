@@ -492,6 +492,35 @@ def test_whatever_a_subclass_replaces_a_client_that_its_header_does_not_let_in_g
         assert server.stats().ended == {}
 
 
+class TakesOver(socket.socket):
+    def __init__(self, sock):
+        super().__init__(fileno=sock.detach())
+
+
+class WrappingWithoutEncryption(echo.Server):
+    def process_request(self, request, client_address):
+        super().process_request(TakesOver(request), client_address)
+
+
+class WrappingWithoutAHandler(echo.Server):
+    def process_request(self, request, client_address):
+        with TakesOver(request) as wrapped, contextlib.suppress(OSError):
+            wrapped.sendall(SECRET)
+
+
+@pytest.mark.parametrize("cls", [WrappingWithoutEncryption, WrappingWithoutAHandler])
+@pytest.mark.parametrize("header", [b"", HEADER])
+def test_a_wrapper_that_takes_the_socket_over_before_the_handshake_sends_nothing_in_clear(cls, header, context, dial):
+    """Row 13: the handshake was bound to the socket that has no descriptor any more."""
+    with cls(("127.0.0.1", 0), Answers, ssl_context=context, proxy_protocol=bool(header)).start() as server:
+        client = dial(server)
+        with contextlib.suppress(ConnectionError):
+            client.sendall(header + b"hello\n")
+            assert SECRET not in read_all(client)
+        client.close()
+        eventually(lambda: server.connections == [])
+
+
 def test_a_handler_behind_a_proxy_gets_the_clients_address_whatever_a_subclass_replaces(dial):
     class Tells(socketserver.BaseRequestHandler):
         def handle(self):
