@@ -100,7 +100,8 @@ class Threads:
         tasks, _ = waiting
         self._idle.append(waiting)
         try:
-            return tasks.get(timeout=0 if self._closed else self.idle_timeout)
+            # Not with a timeout of 0: CPython 3.8 would wait for ever if a microsecond passes inside of get().
+            return tasks.get(not self._closed, self.idle_timeout)
         except (queue.Empty, MemoryError):
             try:
                 self._idle.remove(waiting)

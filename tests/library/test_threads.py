@@ -348,6 +348,20 @@ def test_stop_lets_the_threads_that_wait_end_at_once(serve):
         client.close()
 
 
+def test_after_a_stop_or_in_a_child_a_thread_does_not_even_begin_to_wait():
+    """``SimpleQueue.get(timeout=0)`` of CPython 3.8 waits for ever if a microsecond passes inside of it."""
+
+    class Tasks:
+        def get(self, block=True, timeout=None):
+            assert not block
+            raise queue.Empty
+
+    for end in (Threads.close, Threads.let_go):
+        pool = Threads()
+        end(pool)
+        assert pool._next((Tasks(), threading.current_thread())) is None
+
+
 def test_a_thread_whose_session_outlives_the_stop_does_not_wait_afterwards(serve, dial):
     entered, release = threading.Event(), threading.Event()
 
