@@ -36,6 +36,7 @@ import time
 import traceback
 from typing import Any, Callable, Counter, List, Optional, Tuple, Union
 
+from ..beginning import Thread
 from ..descriptors import Owned
 from ..server import forking
 from ..text import LONGEST, plural, printable
@@ -157,7 +158,7 @@ class LogQueue(CountingHandler):
         self._taken = threading.Condition()  # the thread has taken a batch; reentrant: a signal handler may log
         self._no_room: Optional[str] = None  # why records are dropped until the thread takes the next batch
         self._thread: Optional[threading.Thread]
-        self._thread = threading.Thread(target=self._write_all, name="echo-log", daemon=True)
+        self._thread = Thread(target=self._write_all, name="echo-log", daemon=True)
         forking.in_child(self._let_go)
         self._thread.start()
 

@@ -134,6 +134,17 @@ def loaded_by(statements):
     return set(done.stdout.decode().split())
 
 
+def test_each_thread_begins_in_time_or_not_at_all():
+    """Row 65: ``threading.Thread.start()`` waits for ever for a thread that has no memory for its first line."""
+    users = {
+        name
+        for name, tree in sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.dump(node.func) == ast.dump(ast.parse("threading.Thread").body[0].value)
+    }
+    assert not users, "these use threading.Thread, and not echo.beginning.Thread"
+
+
 def test_a_program_loads_only_what_its_server_needs():
     program = "import echo\necho.Server(('127.0.0.1', 0), echo.EchoRequestHandler).start().stop()"
     needless = {"argparse", "multiprocessing", "echo.cli", "echo.measure"}

@@ -19,10 +19,10 @@ import signal
 import socket
 import ssl
 import sys
-import threading
 from typing import Any, Callable, Deque, Dict, Iterator, List, NoReturn, Optional
 
 from ... import protocol
+from ...beginning import Thread
 from ...client.dialing import look_up
 from ...files import RepeatedFiles
 from ...framing import FRAMINGS
@@ -268,7 +268,7 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
             waiting.append(call)
         bell.put(None)
 
-    threading.Thread(target=run, name="echo-signals", daemon=True).start()
+    Thread(target=run, name="echo-signals", daemon=True).start()
     return later
 
 

@@ -19,11 +19,11 @@ import mmap
 import os
 import signal
 import socket
-import threading
 import time
 import traceback
 from typing import Any, Callable, Deque, NoReturn, Optional, Tuple
 
+from ...beginning import Thread
 from ...descriptors import Owned
 from ...server import forking
 from ...server.reporting import log_event
@@ -216,7 +216,7 @@ class Workers:
         try:
             self._process.become_worker(self._is_second)
             self.balance.become(worker.number)
-            threading.Thread(target=self._end_with_parent, name="echo-parent", daemon=True).start()
+            Thread(target=self._end_with_parent, name="echo-parent", daemon=True).start()
             code = self._work(worker.number, self._process.unblock)
         except Exception as exc:
             code = SHORTAGE if log_failure(exc) else 1
