@@ -919,6 +919,23 @@ def test_a_message_that_comes_at_a_line_of_several_rows_replaces_all_of_them(con
     assert session.messages == [line]
 
 
+def test_a_message_that_comes_at_decomposed_hangul_removes_only_its_row(conversation):
+    """Row 54: vowels and final consonants take no columns of their own."""
+    line = ("\u1112\u1161\u11ab" * 8).encode()
+    with conversation(WITHOUT_READLINE, "xterm") as session:
+        session.user.resize(24, 20)
+        session.user.settle()
+        session.user.type(line)
+        session.user.until(re.escape(line))
+        session.say(b"news")
+        assert session.user.until(rb"(.*)news\r\n> ").group(1) == b"\r" + ESC + b"[J"
+        session.user.type(b"\r")
+        session.user.until(rb"\n[^\n]*> ")
+        session.user.resize(24, 80)
+        session.user.settle()
+    assert session.messages == [line]
+
+
 def test_without_readline_a_line_can_be_edited(conversation):
     with conversation(WITHOUT_READLINE, "xterm") as session:
         for keys, line in [

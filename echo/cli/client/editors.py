@@ -370,6 +370,8 @@ def _width(character: str) -> int:
     """Columns that a terminal gives to it."""
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
+    if "\u1160" <= character <= "\u11ff" or "\ud7b0" <= character <= "\ud7ff":
+        return 0  # a vowel or final consonant of Hangul, which joins the letter before it
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
