@@ -4,10 +4,16 @@
 the thread, and ``start()`` waits for ever (seen on 3.11 to 3.13, where the first line of a thread needs 16 KB from the
 system). After that an accept loop would neither serve nor stop. CPython reports the end of such a thread
 nowhere, so ``start()`` gives it up after a time. If the thread was only late, it does nothing.
+
+Before 3.10 a thread also needs something for its end: see ``prepare_ends``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import socket
+import sys
 import threading
 from typing import Any, Dict, Optional
 
@@ -15,12 +21,29 @@ PATIENCE = 5.0
 """Maximum time in seconds for the first lines of a thread. Ten thousand busy threads may take some of them."""
 
 
+@functools.lru_cache(maxsize=None)
+def prepare_ends() -> None:
+    """Load now what CPython before 3.10 loads on Linux when the first thread of the process ends (bpo-44434). Without a
+    free descriptor at that time the process is aborted. Raises ``OSError`` if none is free now."""
+    if sys.version_info < (3, 10) and sys.platform == "linux":
+        socket.socket(socket.AF_UNIX).close()  # what follows reports a lack of descriptors in many ways
+        with contextlib.suppress(ImportError, OSError):
+            import ctypes
+
+            ctypes.CDLL("libgcc_s.so.1")
+
+
 class Thread(threading.Thread):
-    """``start()`` raises ``RuntimeError``, as for want of threads, if the first lines do not run in time."""
+    """``start()`` raises ``RuntimeError``, as for want of threads, if the first lines do not run in time, or if the end
+    could abort the process."""
 
     _started: Any
 
     def start(self) -> None:
+        try:
+            prepare_ends()
+        except OSError as exc:
+            raise RuntimeError(f"can't start new thread: {exc.strerror}") from None
         self._started = _FirstLines(self)
         super().start()
         if self._started.given_up:

@@ -15,15 +15,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
-import functools
 import itertools
 import queue
-import sys
 import threading
 import time
 from typing import Any, Callable, Deque, List, Optional, Tuple, TypeVar
 
-from ..beginning import Thread
+from ..beginning import Thread, prepare_ends
 from .signal_safe import MOMENT
 
 IDLE_TIMEOUT = 5.0
@@ -42,7 +40,8 @@ class Threads:
     """
 
     def __init__(self, idle_timeout: float = IDLE_TIMEOUT) -> None:
-        _prepare_ends()
+        with contextlib.suppress(OSError):  # it is tried again for the first thread
+            prepare_ends()
         self.idle_timeout = idle_timeout
         self._idle: Deque[_Waiting] = collections.deque()
         self._closed = False
@@ -108,17 +107,6 @@ class Threads:
             except ValueError:
                 return _patiently(tasks.get)  # run() or close() has just taken it, and puts something in
             return None
-
-
-@functools.lru_cache(maxsize=None)
-def _prepare_ends() -> None:
-    """Load now what CPython before 3.10 loads on Linux when the first thread of the process ends (bpo-44434). Without a
-    free descriptor at that time the process is aborted."""
-    if sys.version_info < (3, 10) and sys.platform == "linux":
-        with contextlib.suppress(ImportError, OSError):
-            import ctypes
-
-            ctypes.CDLL("libgcc_s.so.1")
 
 
 _numbers = itertools.count(1)

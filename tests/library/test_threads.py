@@ -470,6 +470,47 @@ def test_a_thread_that_does_not_reach_its_first_line_is_given_up(monkeypatch, ca
     assert capsys.readouterr().err == ""
 
 
+ENDS_WITHOUT_A_DESCRIPTOR = """\
+import os, resource, sys
+from echo.beginning import Thread
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+def fill():
+    taken = []
+    while True:
+        try:
+            taken.append(os.dup(1))
+        except OSError:
+            return taken
+def end_one():
+    thread = Thread(target=int)
+    thread.start()
+    while sys.platform == "linux" and os.stat("/proc/self/task").st_nlink > 3:
+        os.sched_yield()  # join() returns before its end
+taken = fill()
+try:
+    end_one()  # CPython before 3.10 would abort the process
+except RuntimeError as exc:
+    print(exc)
+for descriptor in taken:
+    os.close(descriptor)
+end_one()
+fill()
+end_one()
+print("alive")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the number of descriptors has no limit here")
+def test_the_end_of_a_thread_needs_no_descriptor():
+    """Row 79."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WITHOUT_A_DESCRIPTOR], cwd=ROOT, timeout=DEADLINE, stdout=subprocess.PIPE, text=True
+    )
+    *missing, last = done.stdout.splitlines()
+    assert (last, done.returncode) == ("alive", 0)
+    assert missing in ([], ["can't start new thread: Too many open files"])
+
+
 def test_another_failure_to_start_is_raised_as_it_is_and_rolled_back(monkeypatch):
     rolled_back = []
 
