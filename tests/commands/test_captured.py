@@ -159,6 +159,17 @@ def test_functions_that_a_program_has_put_in_place_stay():
         threading.excepthook = before[0]
 
 
+@pytest.mark.parametrize("name", ["echo.server", "echo.session"])
+def test_a_handlers_module_that_configures_logging_does_not_silence_the_server(name, capfd, monkeypatch):
+    """``logging.config.dictConfig`` disables the loggers that its argument does not name, those of the tests, too."""
+    logger = logging.getLogger(name)
+    monkeypatch.setattr(logger, "disabled", True)
+    with Log(argparse.Namespace(workers=1, log_format="text", log_threads=False, color="never")) as log:
+        log.to(log.queue())
+        logger.error("hello")
+    assert capfd.readouterr().err[24:] == "ERROR   hello\n"
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_traceback_that_ends_the_server_is_records(capfd, form):
     with Log(argparse.Namespace(workers=1, log_format=form, log_threads=False, color="never")) as log:

@@ -81,3 +81,6 @@ class Log:
         if before is not None:
             root.removeHandler(before)
         root.addHandler(handler)
+        # By default logging.config disables all loggers that exist when a handler's module calls it.
+        for name in ("echo.server", "echo.session"):
+            logging.getLogger(name).disabled = False
