@@ -1,12 +1,14 @@
 """Files that decide who gets in: networks, certificates, keys. Each is read whole and once, and has a maximum size.
 
-``ValueError`` names a file that cannot be used. Its message is one line.
+``ValueError`` names a file that cannot be used. Its message is one line. Its cause is the ``OSError``, if there is one:
+a lack of descriptors passes, and the file may be in order.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import select
 import stat
@@ -41,7 +43,7 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
         # Waiting would block in open() for a FIFO's writer.
         descriptor = os.open(os.path.join(folder, path), os.O_RDONLY | _DO_NOT_WAIT)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-        raise ValueError(f"cannot read {path}: {_reason(exc)}") from None
+        raise ValueError(f"cannot read {path}: {_reason(exc)}") from exc
     try:
         before = os.fstat(descriptor)
         is_pipe, is_regular = stat.S_ISFIFO(before.st_mode), stat.S_ISREG(before.st_mode)
@@ -50,7 +52,7 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
         data = _read(path, descriptor, time.monotonic() + pipe_timeout if is_pipe else 0.0)
         after = os.fstat(descriptor)
     except OSError as exc:
-        raise ValueError(f"cannot read {path}: {_reason(exc)}") from None
+        raise ValueError(f"cannot read {path}: {_reason(exc)}") from exc
     finally:
         os.close(descriptor)
     if is_pipe and not data:
@@ -167,6 +169,9 @@ def _file_in_memory() -> Optional[int]:
     try:
         if sys.platform == "linux" and os.path.isdir("/proc/self/fd"):
             return os.memfd_create("echo")
-    except (AttributeError, OSError):
+    except AttributeError:
         pass
+    except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            raise
     return None

@@ -110,7 +110,7 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: Optional[str], r
     except ssl.SSLError as exc:
         raise ValueError(_explain(exc, chain, own)) from None
     except OSError as exc:  # no descriptor for a copy, for example
-        raise ValueError(f"cannot read {chain.path} or {own.path}: {exc.strerror}") from None
+        raise ValueError(f"cannot read {chain.path} or {own.path}: {exc.strerror}") from exc
 
 
 def _explain(exc: ssl.SSLError, chain: _PEM, own: _PEM) -> str:
@@ -141,7 +141,7 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
     except ssl.SSLError as exc:
         raise ValueError(f"cannot use the certificates in {authorities.path}: {_reason(exc)}") from None
     except OSError as exc:
-        raise ValueError(f"cannot read {authorities.path}: {exc.strerror}") from None
+        raise ValueError(f"cannot read {authorities.path}: {exc.strerror}") from exc
     lists = len(_REVOCATION_LIST.findall(without_marks(authorities.content)))
     if lists != context.cert_store_stats()["crl"]:
         raise ValueError(f"{authorities.path} holds {lists} revocation lists (CRLs), and not all of them are usable")

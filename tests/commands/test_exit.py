@@ -212,6 +212,27 @@ def test_a_resource_that_is_missing_at_the_start_is_named_in_one_line(run, tmp_p
     assert len(last) == 1 and "the server cannot run: " in last[0] and f"({limit})" in last[0]
 
 
+@pytest.mark.parametrize("option, form", [("--allow", "@{}"), ("--tls-cert", "{}")])
+def test_a_file_that_cannot_be_read_for_want_of_descriptors_is_no_usage_error(
+    monkeypatch, capsys, tmp_path, option, form
+):
+    """Row 65. A service manager starts the server again, unless the code is 2."""
+    path = str(tmp_path / "file")
+    opened = os.open
+
+    def open_others(name, *arguments, **options):
+        if name == path:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_others)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["0", option, form.format(path)])
+    assert ended.value.code == 1
+    why = f"cannot read {path}: {os.strerror(errno.EMFILE)}; close other programs, or raise the limit"
+    assert capsys.readouterr().err.startswith(f"echo.server: {why}")
+
+
 # Threads, pools and exit functions that the handler's module leaves behind.
 
 

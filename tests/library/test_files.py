@@ -188,3 +188,15 @@ def test_a_copy_is_a_temporary_file_where_the_system_allows_none_in_memory(monke
 
     monkeypatch.setattr(os, "memfd_create", refused, raising=False)
     test_a_copy_can_be_read_under_its_name_and_is_gone_afterwards()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no files in memory")
+def test_a_lack_of_descriptors_for_a_copy_is_not_reported_as_a_lack_of_folders(monkeypatch):
+    """Row 65."""
+
+    def lacking(name, flags=0):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", lacking)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)), named_copy(b"secret"):
+        pass

@@ -28,7 +28,7 @@ from ...files import RepeatedFiles
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
 from ...mixins import LoggingMixin
-from ...running import log_listening, serve, why_not_listening
+from ...running import SHORTAGES, log_listening, serve, why_not_listening
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
 from ...text import escape
@@ -92,6 +92,9 @@ def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
     try:
         server = _server(options, files, process)
     except ValueError as exc:
+        cause = exc.__cause__
+        if isinstance(cause, OSError) and cause.errno in SHORTAGES:  # a service manager may start it again
+            arguments.fail(PROG, f"{exc}; {SHORTAGES[cause.errno]}", 1)
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
         arguments.fail(PROG, why_not_listening(exc, files.address()), 1)
