@@ -22,6 +22,7 @@ import subprocess
 import sys
 import textwrap
 from typing import Dict, NamedTuple
+from unittest import mock
 
 import echo
 
@@ -157,6 +158,8 @@ class Reader:
             self._stack.callback(_put_back, log, list(log.handlers), log.level)
         self._stack.callback(self._forget_modules, set(sys.modules), sys.dont_write_bytecode)
         sys.dont_write_bytecode = True
+        # What a program of the page starts finds this project, installed or not.
+        self._stack.enter_context(mock.patch.dict(os.environ, PYTHONPATH=ROOT))
         for name in ("README.md", "examples"):
             os.symlink(os.path.join(ROOT, name), os.path.join(self.folder, name))
         # This socket reserves the port; servers may bind it, too, since it does not listen.
