@@ -11,7 +11,7 @@ import queue
 import socket
 import ssl
 import time
-from typing import Any, Deque, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Deque, Iterable, Iterator, Optional, Tuple, Union
 
 from ..beginning import Thread
 from ..connection import Connection
@@ -73,7 +73,7 @@ class Client:
         sock.settimeout(None)  # the connection sets timeouts of its own
         keep_urgent_data(sock)
         self.framing = LineFraming() if framing is None else framing
-        self.connection = Connection(
+        self.connection = _Connection(
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
         )
         self._timeout = timeout
@@ -109,24 +109,34 @@ class Client:
 
         Raises ``ConnectionClosed`` at the end of the session, ``IncompleteMessage`` if it ended inside a message, and
         ``MessageTooLong`` if a message is longer than the framing allows. Raises ``ReceiveTimeout`` or
-        ``MessageTimeout`` after ``timeout`` seconds; no byte is lost then, and ``recv`` can be called again.
+        ``MessageTimeout`` after ``timeout`` seconds; no byte is lost then, and ``recv`` can be called again. So it can
+        if a signal handler's exception, like ``KeyboardInterrupt``, has ended the wait; if it has ended the work on
+        bytes that had come, each later ``recv`` raises ``ConnectionClosed``.
         """
         if not self._messages:
             if self._closed:
                 raise ConnectionClosed("this client is closed")
             if self._end is not None:
                 raise self._end
-            self._messages.extend(self._receive())
+            self._receive()
         return self._messages.popleft()
 
-    def _receive(self) -> List[bytes]:
-        """Return the messages of one read, at least one. Raises the errors of ``recv``."""
-        messages = self.connection.receive()
-        if not messages:
-            rest = self.connection.finish_input()
-            ended = IncompleteMessage(rest) if rest else ConnectionClosed("the server has ended the session")
-            raise self.connection.failed(ended)
-        return messages
+    def _receive(self) -> None:
+        """Add the messages of one read, at least one, to those for ``recv``. Raises the errors of ``recv``."""
+        unhandled = self.connection.unhandled
+        if unhandled:
+            raise self.connection.failed(ConnectionClosed("an earlier read was interrupted, and its bytes are lost"))
+        try:
+            messages = self.connection.receive()
+            if not messages:
+                rest = self.connection.finish_input()
+                ended = IncompleteMessage(rest) if rest else ConnectionClosed("the server has ended the session")
+                raise self.connection.failed(ended)
+            self._messages.extend(messages)
+        except EchoError:
+            unhandled.clear()
+            raise
+        unhandled.clear()
 
     def echo(self, message: bytes) -> bytes:
         """Send a message, wait for its echo, and return it. Raises ``EchoMismatch`` if the reply is different.
@@ -173,7 +183,7 @@ class Client:
             while len(reply) < len(message) and message.startswith(reply):
                 try:
                     reply += self.recv()
-                except EchoError:
+                except BaseException:  # of a signal handler, too
                     if reply:
                         self._messages.appendleft(reply)  # for the next recv()
                     raise
@@ -197,7 +207,7 @@ class Client:
         if not has_input(self.connection.socket, seconds):
             return False
         try:
-            self._messages.extend(self._receive())
+            self._receive()
         except (ReceiveTimeout, MessageTimeout):
             return False  # recv() goes on with the message
         except EchoError as exc:
@@ -224,6 +234,26 @@ class Client:
 
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
+
+
+class _Connection(Connection):
+    """One whose ``receive`` may be interrupted: a signal handler may raise anything, after the bytes have left the
+    socket and before they are messages. The next message would begin in the middle of one.
+
+    ``unhandled``: bytes that were read; whoever has handled them clears it. It is empty if a read was interrupted while
+    it waited: then nothing is lost.
+    """
+
+    def __init__(self, sock: socket.socket, framing: Framing, **timeouts: Optional[float]) -> None:
+        super().__init__(sock, framing, **timeouts)
+        self.unhandled: Deque[bytes] = collections.deque(maxlen=1)
+        self._recv = self._keep
+
+    def _keep(self, size: int) -> bytes:
+        unhandled = self.unhandled
+        unhandled.clear()  # those before are in the decoder
+        unhandled.extend(map(self.socket.recv, (size,)))  # in C: no signal handler runs between the read and this
+        return unhandled[0]
 
 
 class _Sender:

@@ -257,6 +257,43 @@ def test_a_wait_for_a_message_ends_in_time_and_loses_no_byte(serve, connect):
     assert patiently(client.recv) == b"whole"
 
 
+class _Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+def test_a_read_that_is_interrupted_while_it_waits_loses_no_byte(serve, connect):
+    client = connect(serve())
+
+    class Waiting:
+        def recv(self, size):
+            client.connection.socket = sock
+            raise _Interrupted
+
+    sock, client.connection.socket = client.connection.socket, Waiting()
+    with pytest.raises(_Interrupted):
+        client.recv()
+    assert client.echo(b"whole") == b"whole"
+
+
+@pytest.mark.parametrize("data", [b"first\n", b"first\nsec"])
+def test_a_read_that_is_interrupted_after_its_bytes_came_is_an_error_and_no_wrong_message(data, serve, connect):
+    """The rest of a message was returned as a message."""
+    client = connect(serve(plain(lambda sock: (sock.sendall(data), read_exactly(sock, 1), sock.sendall(b"ond\n")))))
+    feed = client.connection._decoder.feed
+
+    def interrupted(data):
+        client.connection._decoder.feed = feed
+        raise _Interrupted
+
+    client.connection._decoder.feed = interrupted
+    with pytest.raises(_Interrupted):
+        client.recv()
+    client.send(b"")
+    for _ in range(2):
+        with pytest.raises(echo.ConnectionClosed, match="an earlier read was interrupted, and its bytes are lost"):
+            client.recv()
+
+
 def test_a_timeout_is_the_built_in_one_too(serve, connect):
     client = connect(serve(), timeout=0.05)
     with pytest.raises(TimeoutError):
