@@ -27,6 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple, Type
 
 from . import protocol
+from .server import forking
 from .server.options import no_option
 from .server.reporting import log, log_event
 from .server.server import Server
@@ -68,20 +69,31 @@ class StopSignals:
         self._on_stop: Optional[Callable[[int, bool], None]] = None
         self._early_stop: Optional[int] = None
         self._found: Dict[int, Any] = {}
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
+        forking.in_child(self._forked)
+        if self.in_main_thread:
             _blocked_at_forks.update(self.numbers)
             for number in self.numbers:
                 found = signal.getsignal(number)
                 if self._takes(number, found):
+                    try:
+                        signal.signal(number, self._handle)
+                    except ValueError:  # the main thread of a subinterpreter, which no signal reaches
+                        self.in_main_thread = False
+                        break
                     self._found[number] = found
-                    signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for number, found in self._found.items():
-            signal.signal(number, signal.SIG_DFL if found is None else found)
+        found, self._found = self._found, {}  # a child that is forked later has the program's own handlers
+        for number, handler in found.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _forked(self) -> None:
+        if not _returns_to_run():
+            self.let_go()
 
     def let_go(self) -> None:
         """In a forked child that is not the server: the default actions."""
@@ -108,10 +120,12 @@ class StopSignals:
         begins = self._first is None
         if self._first is None:
             self._first = now  # at once: the next signal may come inside this function
-        elif not self._is_second():
-            return
         elif self._second is None:
+            if not self._is_second():
+                return
             self._second = now
+        elif not self._is_in_vain():
+            return  # at once: handlers of a flood of signals run inside each other, to the end of the stack
         if self._is_in_vain():
             self.__exit__()
             signal.raise_signal(number)
@@ -252,7 +266,7 @@ def run(
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1
         try:
-            return serve(server, signals, lambda: _announce(server, signals.not_taken()))
+            return serve(server, signals, lambda: _announce(server, signals))
         except OSError as exc:
             if exc.errno not in SHORTAGES:
                 raise
@@ -273,11 +287,12 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _announce(server: Server, not_taken: List[str]) -> None:
+def _announce(server: Server, signals: StopSignals) -> None:
     log_listening(server)
+    not_taken = signals.not_taken()
     if not_taken:
         why = "the program handles, blocks or ignores it"
-        if threading.current_thread() is not threading.main_thread():
+        if not signals.in_main_thread:
             why = "this is not the main thread"
         text = "%s does not stop this server, since %s; call its stop()"
         log_event(logging.INFO, "signals", text, " or ".join(not_taken), why)
@@ -319,6 +334,17 @@ def _advice(exc: OSError, address: Any) -> str:
     if exc.errno == errno.EINVAL and ":" in host and "%" not in host:
         return f"a link-local address needs its interface, like {host}%eth0"
     return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+
+
+def _returns_to_run() -> bool:
+    """Whether this child was forked in ``run`` before the server serves, and may go on as a server beside its parent. A
+    child of ``multiprocessing`` does not, wherever it was started."""
+    frame = sys._getframe().f_back
+    while frame is not None and frame.f_globals.get("__name__") != "multiprocessing.popen_fork":
+        if frame.f_code is run.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 # A child of a session has the default actions again. A signal that comes at once, as ``multiprocessing`` sends it,

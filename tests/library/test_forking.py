@@ -232,6 +232,48 @@ def test_a_child_that_serves_beside_its_parent_under_run_is_stopped_by_a_signal_
     assert output_of(script) == ["0 0"]
 
 
+def test_a_process_that_the_server_class_starts_under_run_ends_when_it_is_terminated():
+    """Row 80: before the server serves."""
+    script = """
+    import multiprocessing, signal
+
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+            process.start()
+            process.terminate()
+            process.join()
+            print(process.exitcode)
+            signal.raise_signal(signal.SIGTERM)
+
+    print(echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server))
+    """
+    assert output_of(script) == ["-15", "0"]
+
+
+def test_a_child_that_is_forked_after_run_has_the_programs_own_signal_handlers():
+    script = """
+    import signal
+
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            servers.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    servers = []
+    echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    child = os.fork()
+    if not child:
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(0)
+    print(code_of(child) >> 8)
+    """
+    assert output_of(script) == ["7"]
+
+
 def test_children_forked_before_serving_share_the_listening_socket():
     script = """
     server = echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler)

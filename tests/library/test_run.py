@@ -251,6 +251,29 @@ def test_a_second_signal_may_come_while_a_record_is_logged(lines, monkeypatch):
 
 
 @posix
+def test_of_a_flood_of_signals_the_first_and_the_second_one_count(lines, monkeypatch):
+    monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)
+    monkeypatch.setattr(echo.running, "PATIENCE", 3600.0)
+
+    def act(server):
+        for _ in range(10):
+            signal.raise_signal(signal.SIGTERM)
+
+    assert serve(act) == 0
+    assert lines().count("SIGTERM: stopping now") <= 1  # a thread logs it
+
+
+@posix
+def test_the_main_thread_of_a_subinterpreter_is_as_another_thread(lines, monkeypatch):
+    def refuse(number, handler):
+        raise ValueError("signal only works in main thread of the main interpreter")
+
+    monkeypatch.setattr(signal, "signal", refuse)
+    assert serve() == 0
+    assert "SIGINT or SIGTERM does not stop this server, since this is not the main thread; call its stop()" in lines()
+
+
+@posix
 def test_a_signal_that_comes_twice_at_once_is_one(lines, dial, monkeypatch):
     monkeypatch.setattr("echo.running.SAME_SIGNAL", 3600.0)
 
