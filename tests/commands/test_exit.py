@@ -354,14 +354,16 @@ def test_a_process_that_a_handler_starts_ends_when_it_is_terminated(leaves, dial
     assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize("what, code", [("", 0), ("thread", 1)], ids=["in time", "cut"])
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_daemonic_process_of_a_handler_ends_with_the_server(leaves, dial, count):
-    server = leaves("", "--workers", count)
+def test_a_daemonic_process_of_a_handler_ends_with_the_server(leaves, dial, count, what, code):
+    """Row 64."""
+    server = leaves(what, "--workers", count, "--shutdown-timeout", "0" if code else "10m")
     client = dial(server.address)
     client.sendall(b"child\n")
     child = int(client.makefile("rb").readline())
     assert is_alive(child)
-    assert server.terminate() == 0
+    assert server.terminate() == code
     eventually(lambda: not is_alive(child))
 
 

@@ -47,7 +47,6 @@ from typing import Any, Callable, List, NoReturn, Optional
 from ...beginning import Thread
 from ...descriptors import Owned
 from ...running import STOPPING, StopSignals
-from ...server import forking
 from ...server.reporting import log_event
 from ..streams import open_missing
 
@@ -91,7 +90,6 @@ class Process(StopSignals):
         self._last_grace = LAST_GRACE
         open_missing()  # first: programs that a handler starts would not have a descriptor that is opened below
         self._nowhere = Owned(os.open(os.devnull, os.O_WRONLY))  # opened now, since later no descriptor may be free
-        forking.in_child(self.let_go)
 
     # Signals.
 
@@ -185,6 +183,9 @@ class Process(StopSignals):
 
     # Forks.
 
+    def _forked(self) -> None:
+        self.let_go()
+
     def let_go(self) -> None:
         """In a forked child: it has its own signals, and no deadline."""
         super().let_go()
@@ -256,12 +257,23 @@ class Process(StopSignals):
             names = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread in (main, me))]
             what = ", ".join(f"thread {name}" for name in names) or "exit functions"
             log_event(logging.WARNING, "cut", "%s cut: not done in time", what)
+            end_daemonic_children()
             self.close_log()  # if nobody reads it, the last deadline remains
         os._exit(1 if self._code is None else self._code)
 
 
 def _ignore(number: int, frame: Optional[FrameType]) -> None:
     """Not ``SIG_IGN``, which programs that a handler starts would inherit."""
+
+
+def end_daemonic_children() -> None:
+    """Kill the children of ``multiprocessing`` that end with this process: its exit function, which does that, has been
+    cut. That of a pool waits for ever if a signal has killed a child that held the lock of the pool's queue."""
+    process = sys.modules.get("multiprocessing.process")
+    for child in list(process._children) if process is not None else ():
+        if child.daemon:
+            with contextlib.suppress(Exception):  # it has ended
+                child.kill()
 
 
 def stopped_by() -> str:
