@@ -354,16 +354,29 @@ def test_a_process_that_a_handler_starts_ends_when_it_is_terminated(leaves, dial
     assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("what, code", [("", 0), ("thread", 1)], ids=["in time", "cut"])
-@pytest.mark.parametrize("count", COUNTS)
-def test_a_daemonic_process_of_a_handler_ends_with_the_server(leaves, dial, count, what, code):
-    """Row 64."""
-    server = leaves(what, "--workers", count, "--shutdown-timeout", "0" if code else "10m")
+def started_child(server, dial):
+    """The process that the handler has started for a client."""
     client = dial(server.address)
     client.sendall(b"child\n")
     child = int(client.makefile("rb").readline())
     assert is_alive(child)
-    assert server.terminate() == code
+    return child
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_daemonic_process_of_a_handler_ends_with_the_server(leaves, dial, count):
+    server = leaves("", "--workers", count)
+    child = started_child(server, dial)
+    assert server.terminate() == 0
+    eventually(lambda: not is_alive(child))
+
+
+def test_a_daemonic_process_of_a_handler_ends_with_a_server_that_is_cut(leaves, dial):
+    """Row 64. The exit function that ends it is cut. Those of a worker that its parent has to kill stay: nobody else
+    knows them."""
+    server = leaves("thread", "--shutdown-timeout", "0")
+    child = started_child(server, dial)
+    assert server.terminate() == 1
     eventually(lambda: not is_alive(child))
 
 
