@@ -8,6 +8,7 @@ import collections
 import contextlib
 import errno
 import hashlib
+import multiprocessing.resource_tracker
 import os
 import random
 import re
@@ -1095,6 +1096,7 @@ def test_each_reason_why_a_path_has_no_server_has_its_own_words(tmp_path, monkey
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX") or sys.platform == "darwin", reason="needs a folder to be deleted")
 def test_a_current_folder_that_was_deleted_is_named_as_the_reason(serve, tmp_path, monkeypatch, capsys):
     """Row 57."""
+    multiprocessing.resource_tracker.ensure_running()  # in a folder that stays: it is the one of later tests, too
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deleted").mkdir()
     os.chdir("deleted")
