@@ -112,8 +112,8 @@ class Registry:
         return session
 
     def from_host(self, host: Optional[str], limit: Optional[int] = None) -> int:
-        """How many sessions this host has; 0 for None. At ``limit``, those end first that code of a subclass has
-        closed."""
+        """How many sessions this host has; 0 for None. If they are ``limit`` or more, sessions that code of a
+        subclass has closed are ended first."""
         if host is None:
             return 0
         count = self._hosts.get(host, 0)

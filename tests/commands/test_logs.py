@@ -151,17 +151,22 @@ def test_threads_that_log_faster_than_a_file_is_written_wait_and_lose_nothing(tm
     assert sorted(line[32:] for line in lines) == ["a line"] * 1000 + ["a record"] * 1000
 
 
+class Stalled(LogQueue):
+    """A queue whose thread, once it has a batch, sets ``stalls`` and waits for ``may_write``."""
+
+    patience = 0.0
+
+    def __init__(self, *arguments, **options):
+        self.stalls, self.may_write = threading.Event(), threading.Event()
+        super().__init__(*arguments, **options)
+
+    def _write(self, lines):
+        self.stalls.set()
+        assert self.may_write.wait(DEADLINE)
+        super()._write(lines)
+
+
 def test_a_file_that_takes_nothing_holds_up_one_record_for_the_time_of_one_wait(tmp_path, logger, monkeypatch):
-    stalls, may_write = threading.Event(), threading.Event()
-
-    class Stalled(LogQueue):
-        patience = 0.0
-
-        def _write(self, lines):
-            stalls.set()
-            assert may_write.wait(DEADLINE)
-            super()._write(lines)
-
     path = tmp_path / "log"
     with path.open("wb") as file:
         with Stalled(file.fileno(), logging.Formatter("%(message)s"), capacity=1) as queue:
@@ -169,10 +174,10 @@ def test_a_file_that_takes_nothing_holds_up_one_record_for_the_time_of_one_wait(
             waits, wait = [], queue._taken.wait
             monkeypatch.setattr(queue._taken, "wait", lambda timeout: waits.append(timeout) or wait(timeout))
             logger.info("written")
-            assert stalls.wait(DEADLINE)
+            assert queue.stalls.wait(DEADLINE)
             for _ in range(10):
                 logger.info("waits, or is dropped")
-            may_write.set()
+            queue.may_write.set()
     lines = path.read_text().splitlines()
     assert len(waits) == 1
     assert lines == ["written", "9 log records dropped: the log was not written in time", "waits, or is dropped"]
@@ -396,21 +401,11 @@ def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
     """A record of 60 KB takes the places of 60 short ones."""
     reader, writer = pipe
     capacity = 1000
-    stalls, may_write = threading.Event(), threading.Event()
-
-    class Stalled(LogQueue):
-        patience = 0.0
-
-        def _write(self, lines):
-            stalls.set()
-            assert may_write.wait(DEADLINE)
-            super()._write(lines)
-
     os.close(reader)  # so that in the end no line is left to read
     with Stalled(writer, {"text": TextFormatter, "json": JsonFormatter}[form](), capacity) as queue:
         logger.addHandler(queue)
         logger.info("the first, which the thread takes")
-        assert stalls.wait(DEADLINE)
+        assert queue.stalls.wait(DEADLINE)
         for _ in range(100):
             try:
                 raise ValueError("x" * 60_000)
@@ -423,21 +418,13 @@ def test_long_records_that_nobody_reads_cost_bounded_memory(pipe, logger, form):
         assert 10 < len(sizes) < 20
         assert sum(sizes) <= capacity * 1024 + 80_000
         assert queue._lost[logs.LATE] > 80
-        may_write.set()
+        queue.may_write.set()
 
 
 def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, logger):
     """While a long record is being formatted, the queue does not count it."""
-    stalls, may_write, formatting = threading.Event(), threading.Event(), threading.Barrier(6)
+    formatting = threading.Barrier(6)
     may_end = [threading.Event() for _ in range(5)]
-
-    class Stalled(LogQueue):
-        patience = 0.0
-
-        def _write(self, lines):
-            stalls.set()
-            assert may_write.wait(DEADLINE)
-            super()._write(lines)
 
     class Slow(logging.Formatter):
         def format(self, record):
@@ -451,7 +438,7 @@ def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, l
     with Stalled(pipe[1], Slow(), 100) as queue:
         logger.addHandler(queue)
         logger.info("the first, which the thread takes")
-        assert stalls.wait(DEADLINE)
+        assert queue.stalls.wait(DEADLINE)
         threads = [threading.Thread(target=logger.info, args=("%d", number)) for number in range(5)]
         for each in threads:
             each.start()
@@ -462,7 +449,7 @@ def test_records_that_are_formatted_at_the_same_time_cost_bounded_memory(pipe, l
         waiting = [queue._records.get_nowait() for _ in range(queue._records.qsize())]
         assert len([item for item in waiting if item]) == 1
         assert queue._lost[logs.LATE] == 4
-        may_write.set()
+        queue.may_write.set()
 
 
 @pytest.mark.parametrize("kind", [LogQueue, DirectLog])

@@ -258,7 +258,7 @@ def test_a_wait_for_a_message_ends_in_time_and_loses_no_byte(serve, connect):
 
 
 class _Interrupted(Exception):
-    """What a signal handler raises."""
+    """The exception of a signal handler."""
 
 
 def test_a_read_that_is_interrupted_while_it_waits_loses_no_byte(serve, connect):

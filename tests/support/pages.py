@@ -158,7 +158,7 @@ class Reader:
             self._stack.callback(_put_back, log, list(log.handlers), log.level)
         self._stack.callback(self._forget_modules, set(sys.modules), sys.dont_write_bytecode)
         sys.dont_write_bytecode = True
-        # What a program of the page starts finds this project, installed or not.
+        # Programs that the page's programs start find this project, installed or not.
         self._stack.enter_context(mock.patch.dict(os.environ, PYTHONPATH=ROOT))
         for name in ("README.md", "examples"):
             os.symlink(os.path.join(ROOT, name), os.path.join(self.folder, name))

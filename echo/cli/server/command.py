@@ -276,8 +276,8 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
 
 
 def _reload_or_retry(server: Server, files: Files) -> bool:
-    """Read the files again; return True if that has to be tried again. Clients that take all descriptors must not keep
-    a list from being read that denies them; and the other workers may have read it."""
+    """Read the files again; return True if that has to be tried again. Clients that take all descriptors must not
+    prevent the list that denies them from being read, and other workers may have read it already."""
     return not _reload(server, files, retries=True) and files.lacks
 
 
