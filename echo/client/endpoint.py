@@ -11,6 +11,7 @@ import ssl
 import time
 from typing import Any, NamedTuple, Optional, Tuple
 
+from ..files import read_file
 from ..sockets import check_path, prepare
 from ..text import format_address
 from ..transport.certificates import client_context
@@ -21,7 +22,7 @@ from .dialing import connect_to_first, connect_to_host, connect_to_path, look_up
 class Security(NamedTuple):
     """The TLS settings of a client: the name that the server's certificate must have, and PEM files.
 
-    ``certificates.client_context`` explains the files.
+    ``certificates.client_context`` explains the files. ``contents``: theirs, once ``read`` has read them.
     """
 
     server_hostname: str
@@ -29,6 +30,13 @@ class Security(NamedTuple):
     certificate: Optional[str] = None
     key: Optional[str] = None
     verify: bool = True
+    contents: Tuple[Tuple[str, bytes], ...] = ()
+
+    def read(self) -> Security:
+        """Return these settings with the contents of the files: a process to which they are sent could not read a pipe
+        again. Raises ``ValueError``, which names the file, if a file cannot be read."""
+        paths = [path for path in (self.authorities, self.certificate, self.key) if path is not None]
+        return self._replace(contents=tuple({path: read_file(path) for path in paths}.items()))
 
     def context(self) -> ssl.SSLContext:
         """Return the context, which is made once in a process: reading the system's CAs takes 40 to 190 ms.
@@ -40,7 +48,8 @@ class Security(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def _context(security: Security) -> ssl.SSLContext:
-    return client_context(security.authorities, security.certificate, security.key, verify=security.verify)
+    read = dict(security.contents).__getitem__ if security.contents else read_file
+    return client_context(security.authorities, security.certificate, security.key, verify=security.verify, read=read)
 
 
 class Endpoint(NamedTuple):

@@ -58,12 +58,14 @@ def client_context(
     key: Optional[str] = None,
     *,
     verify: bool = True,
+    read: Callable[[str], bytes] = read_file,
 ) -> ssl.SSLContext:
     """The context of a client, from PEM files. The minimum is TLS 1.2.
 
     The server's certificate and host name are verified with the CAs, and the revocation lists if there are any, in
     ``authorities`` (default: the system's CAs), unless ``verify`` is false. ``certificate`` and ``key`` are the
-    client's own, for a server that asks for them. ``ValueError`` names a file that cannot be used.
+    client's own, for a server that asks for them. ``read`` returns a file's content. ``ValueError`` names a file that
+    cannot be used.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
@@ -72,9 +74,9 @@ def client_context(
     elif authorities is None:
         context.load_default_certs()
     else:
-        _load_authorities(context, _PEM(authorities, read_file(authorities)))
+        _load_authorities(context, _PEM(authorities, read(authorities)))
     if certificate is not None:
-        _load_chain(context, certificate, key, read_file)
+        _load_chain(context, certificate, key, read)
     return context
 
 

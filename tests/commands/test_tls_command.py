@@ -3,6 +3,7 @@
 Most clients run in this process, and most servers are objects. A test starts a process only to test one.
 """
 
+import errno
 import json
 import logging
 import os
@@ -266,9 +267,12 @@ def test_a_ping_over_tls_gets_all_back(secure, arguments):
     ],
     ids=" ".join,
 )
-def test_a_bench_over_tls_gets_all_back(secure, run, arguments, options):
-    process = run("echo.client", *arguments(secure(echo.EchoRequestHandler), *PATIENT, "--bench", "-J", *options))
-    code, out = process.finish()
+def test_a_bench_over_tls_gets_all_back_although_its_ca_is_in_a_pipe(secure, run, arguments, certificates, options):
+    """Row 61: each of its processes read the file anew, and found nothing in a pipe."""
+    server = secure(echo.EchoRequestHandler)
+    process = run("echo.client", *arguments(server, *PATIENT, "--bench", "-J", *options, cacert="/dev/stdin"))
+    with open(certificates.authority.certificate, "rb") as authority:
+        code, out = process.finish(authority.read())
     summary = json.loads(out.splitlines()[-1])
     assert code == 0
     assert process.log == "" or summary["client_is_bottleneck"]  # on a busy machine, which has a warning
@@ -571,6 +575,21 @@ def test_invalid_tls_options_of_the_client_are_a_usage_error(capsys, paths, opti
     code, line = error_line(capsys, client_main, *filled(options, paths).split(), "-m", "hello")
     assert code == 2
     assert filled(words, paths) in line
+
+
+def test_a_certificate_that_cannot_be_read_for_want_of_descriptors_is_no_usage_error(capsys, monkeypatch, certificates):
+    """Row 65."""
+    path, opened = certificates.authority.certificate, os.open
+
+    def open_others(name, *arguments, **options):
+        if name == path:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_others)
+    code, line = error_line(capsys, client_main, "--tls", "--cacert", path, "-m", "hello")
+    assert code == 1
+    assert f"cannot read {path}: {os.strerror(errno.EMFILE)}; raise the limit" in line
 
 
 # SIGHUP.

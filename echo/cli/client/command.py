@@ -314,9 +314,11 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     if options.unix is not None and not (options.sni or options.insecure):
         arguments.fail(PROG, "--tls over --unix needs --sni, the name that the server's certificate must have", 2)
     try:
+        security = security.read()
         security.context()
     except ValueError as exc:
-        arguments.fail(PROG, str(exc), 2)
+        lack = _SHORTAGES.get(exc.__cause__.errno or 0) if isinstance(exc.__cause__, OSError) else None
+        arguments.fail(PROG, f"{exc}; {lack}" if lack else str(exc), 1 if lack else 2)
     return Endpoint(address, security, **way)
 
 
