@@ -31,8 +31,12 @@ Inode = Tuple[int, int]
 
 
 def absolute(path: Any) -> Any:
-    """Return the path, independent of the current folder: that may be another one when the server closes."""
-    return os.path.abspath(path) if is_file(path) else path
+    """Return the path, independent of the current folder, and of links to folders: both may be others when the server
+    closes. Not with ``abspath``, which shortens ``link/../s`` to ``s``: that may be the path of another server."""
+    if not is_file(path):
+        return path
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 @contextlib.contextmanager

@@ -120,6 +120,31 @@ def test_a_relative_path_is_removed_wherever_the_process_has_gone(tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", ["link/../echo.sock", b"link/../echo.sock"])
+def test_a_path_over_a_link_to_a_folder_is_the_systems_and_no_other_servers(path, tmp_path, monkeypatch):
+    """The name alone would lead to the other server: it is in the folder in which the link is."""
+    (tmp_path / "real" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/folder")
+    monkeypatch.chdir(tmp_path)
+    with echo.Server("echo.sock", echo.EchoRequestHandler).start(), dial_unix("echo.sock") as other:
+        with echo.Server(path, echo.EchoRequestHandler).start(), dial_unix("real/echo.sock") as sock:
+            assert echoes(sock) and echoes(other)
+        assert os.listdir("real") == ["folder"]
+        with dial_unix("echo.sock") as sock:
+            assert echoes(sock)
+
+
+def test_a_path_is_removed_although_the_link_to_its_folder_leads_elsewhere_now(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "current").symlink_to("one")
+    monkeypatch.chdir(tmp_path)
+    with echo.Server("current/echo.sock", echo.EchoRequestHandler):
+        (tmp_path / "current").unlink()
+        (tmp_path / "current").symlink_to("two")
+    assert not os.listdir("one")
+
+
 def test_the_path_of_a_server_that_came_after_is_left_alone(unix_path):
     """Row 1."""
     first = echo.Server(unix_path, echo.EchoRequestHandler)
