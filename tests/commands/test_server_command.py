@@ -425,6 +425,19 @@ def folder(tmp_path):
     (tmp_path / "lacking.py").write_text("import something_that_is_not_there\n")
     (tmp_path / "quitting.py").write_text("import sys\nsys.exit('no')\n")
     (tmp_path / "raising.py").write_text("raise GeneratorExit('no')\n")
+    (tmp_path / "lazy.py").write_text("def __getattr__(name):\n    import something_that_is_not_there\n")
+    (tmp_path / "named.py").write_text(
+        "import echo\n"
+        "class Named(echo.EchoRequestHandler):\n"
+        "    names = set()\n"
+        "    def __init_subclass__(cls, **options):\n"
+        "        super().__init_subclass__(**options)\n"
+        "        if cls.__name__ in Named.names:\n"
+        "            raise KeyError(cls.__name__)\n"
+        "        Named.names.add(cls.__name__)\n"
+        "class Once(Named):\n"
+        "    pass\n"
+    )
     return str(tmp_path)
 
 
@@ -451,6 +464,42 @@ def test_the_command_line_overrides_the_handlers_own_attributes(server_command, 
         with pytest.raises(echo.ConnectionClosed):
             client.recv()
     server.read_log_until("disconnected: slow")
+
+
+class FieldFraming(echo.Framing):
+    """Messages end with ``mark``. ``size`` is the limit that its decoder has; default: ``max_message``."""
+
+    def __init__(self, mark, size=None):
+        super().__init__()
+        self.mark, self.size = mark, size
+
+    def encode(self, message):
+        return message + self.mark
+
+    def decoder(self):
+        return echo.Decoder(self.size or self.max_message)
+
+
+def test_a_limit_on_the_command_line_leaves_a_framing_of_the_handlers_own_as_it_is(monkeypatch):
+    class Fields(echo.EchoRequestHandler):
+        framing = FieldFraming(b"|")
+
+    monkeypatch.setattr(command, "load_handler", lambda name: Fields)
+    options = ["--handler", "fields:Fields", "--max-message", "1k"]
+    framing = command._handler(parser().parse_args(options)).framing
+    assert (type(framing), framing.mark, framing.decoder().limit) == (FieldFraming, b"|", 1024)
+    assert Fields.framing.max_message == 65536
+    framing = command._handler(parser().parse_args([*options, "--framing", "line"])).framing
+    assert (type(framing), framing.max_message) == (echo.LineFraming, 1024)
+
+
+def test_a_limit_that_the_handlers_framing_would_ignore_is_a_usage_error(monkeypatch):
+    class Fields(echo.EchoRequestHandler):
+        framing = FieldFraming(b"|", 100)
+
+    monkeypatch.setattr(command, "load_handler", lambda name: Fields)
+    with pytest.raises(ValueError, match="fields:Fields has its own framing; --max-message cannot change its limit"):
+        command._handler(parser().parse_args(["--handler", "fields:Fields", "--max-message", "1k"]))
 
 
 def test_mixins_are_put_on_in_their_order(server_command, folder):
@@ -522,6 +571,9 @@ def test_a_stock_handler_serves_under_the_servers_limits(server_command, folder,
         (["--handler", "mine:function"], "mine:function is not a request handler"),
         (["--handler", "broken:X"], "importing broken failed: ZeroDivisionError"),
         (["--handler", "lacking:X"], "importing lacking failed: No module named 'something_that_is_not_there'"),
+        (["--handler", "lazy:X"], "importing lazy failed: No module named 'something_that_is_not_there'"),
+        (["--handler", "named:Once"], "cannot combine these classes: KeyError: 'Once'"),
+        (["--handler", "mine:Absent.Upper"], "the module mine has no class 'Absent.Upper'; it has Upper, Logged"),
         (["--handler", "quitting:X"], "importing quitting failed: SystemExit: no"),
         (["--handler", "raising:X"], "importing raising failed: GeneratorExit: no"),
         (["--mixin", "mine:Stock"], "mine:Stock is not a mixin"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import errno
 import functools
 import logging
@@ -386,13 +387,14 @@ def _handler(options: argparse.Namespace) -> type:
                 f"{options.handler} is not a MessageRequestHandler; framing, message limits and mixins need one"
             )
         return handler
-    if "framing" in given or "max_message" in given:
-        cls = FRAMINGS[given["framing"]] if "framing" in given else type(handler.framing)
-        try:
-            given["framing"] = cls(given.pop("max_message", handler.framing.max_message))
-            given["framing"].max_sent = handler.framing.max_sent
-        except TypeError:
-            raise ValueError(f"{options.handler} has its own framing; --max-message cannot change its limit") from None
+    if "framing" in given:
+        limit = given.pop("max_message", handler.framing.max_message)
+        given["framing"] = FRAMINGS[given["framing"]](limit, handler.framing.max_sent)
+    elif "max_message" in given:
+        given["framing"] = copy.copy(handler.framing)  # not a new one: its class may have arguments of its own
+        given["framing"].max_message = limit = given.pop("max_message")
+        if getattr(given["framing"].decoder(), "limit", None) != limit:
+            raise ValueError(f"{options.handler} has its own framing; --max-message cannot change its limit")
     if options.no_log_messages:
         given["message_level"] = None
     return combine(handler, [*_logging_mixins(options), *mixins], **given)

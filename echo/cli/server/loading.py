@@ -74,8 +74,9 @@ def combine(handler: type, mixins: List[type], **attributes: Any) -> type:
     bases: Tuple[type, ...] = (*(mixin for mixin in wanted if mixin is not handler), handler)
     try:
         return type(handler.__name__, bases, attributes)
-    except TypeError as exc:
-        raise ValueError(f"cannot combine these classes: {_one_line(exc)}") from None
+    except Exception as exc:  # of a check of ours, or of the classes' own
+        kind = "" if isinstance(exc, TypeError) else f"{type(exc).__name__}: "
+        raise ValueError(f"cannot combine these classes: {kind}{_one_line(exc)}") from None
 
 
 def _one_line(exc: BaseException) -> str:
@@ -96,7 +97,12 @@ def _load(spec: str) -> Any:
             sys.path.insert(0, os.getcwd())
     try:
         with _nothing_serves():
-            thing = importlib.import_module(module_name)
+            imported: Any = importlib.import_module(module_name)
+            thing = holder = imported
+            for part in class_name.split("."):
+                holder, thing = thing, getattr(thing, part, None)  # a module may import a class when it is asked for it
+                if thing is None:
+                    break
     except _Serves:
         raise ValueError(f"{module_name} serves when it is imported; {_GUARD}") from None
     except ModuleNotFoundError as exc:
@@ -110,12 +116,9 @@ def _load(spec: str) -> Any:
     except BaseException as exc:
         why = f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}"
         raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from None
-    imported = thing
-    for part in class_name.split("."):
-        if not hasattr(thing, part):
-            advice = _other_file(imported, module_name) or _handlers(thing, module_name) or "check its name"
-            raise ValueError(f"the module {module_name} has no class {class_name!r}; {advice}")
-        thing = getattr(thing, part)
+    if thing is None:
+        advice = _other_file(imported, module_name) or _handlers(holder, module_name) or "check its name"
+        raise ValueError(f"the module {module_name} has no class {class_name!r}; {advice}")
     return thing
 
 
