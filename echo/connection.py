@@ -334,6 +334,12 @@ class Connection:
 
     # Ends.
 
+    def let_go(self) -> None:
+        """In a forked child: what is queued is its parent's to send, and so is what another thread is sending."""
+        self._queue.clear()
+        self._queued_bytes = self._queued_messages = 0
+        self._output = threading.Lock()
+
     def end_output(self) -> None:
         """Half-close: the peer sees the end of our messages, and can go on sending. Raises the errors of ``flush``."""
         self.flush()

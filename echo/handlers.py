@@ -146,6 +146,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     _begun = False  # connection_made was called
     _closing = False  # close() or abort() was called
     _draining = False  # drain() was called
+    _forked = False  # this is a child that a hook has forked
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -282,14 +283,16 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             level = logging.WARNING if broken else logging.DEBUG
             word, why = printable(reason), printable(str(exc))  # a framing of your own may quote the client in them
             fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": word}
-            log.log(level, "%s %s: %s", self.peer, word, why, extra=fields)
+            if not self._forked:
+                log.log(level, "%s %s: %s", self.peer, word, why, extra=fields)
             exc.with_traceback(None)  # the decoder keeps the error, whose traceback would keep this session
         finally:
             self.reason = reason
             try:
                 self._unless_lost(self.connection.flush)  # what was sent before a hook raised
             finally:
-                self._unless_lost(self.dispatch_lost, reason)
+                if not self._forked:
+                    self._unless_lost(self.dispatch_lost, reason)
 
     def _unless_lost(self, method: Callable[..., None], *args: Any) -> None:
         """Call a method, although the client may be gone: the session has its reason already."""
@@ -337,6 +340,11 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                 self.request.close()  # without the FIN that would come before the reset
             elif not self.connection.peer_ended:
                 linger(self.request, send_timeout=self.send_timeout)
+
+    def _echo_let_go(self) -> None:
+        """In a child that a hook has forked: the session goes on in its parent. Here it ends when the hook returns."""
+        self._closing = self._forked = True
+        self.connection.let_go()
 
     def drain(self) -> None:
         """The server stops: answer what has arrived, then end. ``echo.Server`` calls this, from its own thread."""

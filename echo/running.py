@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Set, Tuple, Type
 
 from . import protocol
 from .server import forking
@@ -69,37 +69,42 @@ class StopSignals:
         self._on_stop: Optional[Callable[[int, bool], None]] = None
         self._early_stop: Optional[int] = None
         self._found: Dict[int, Any] = {}
+        self._let_go: Set[int] = set()
         self.in_main_thread = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> StopSignals:
-        forking.in_child(self._forked)
+        forking.in_child(self.let_go)
         if self.in_main_thread:
             _blocked_at_forks.update(self.numbers)
-            for number in self.numbers:
-                found = signal.getsignal(number)
-                if self._takes(number, found):
-                    try:
-                        signal.signal(number, self._handle)
-                    except ValueError:  # the main thread of a subinterpreter, which no signal reaches
-                        self.in_main_thread = False
-                        break
-                    self._found[number] = found
+            self._take(self.numbers)
         return self
+
+    def _take(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            found = signal.getsignal(number)
+            if number not in self._found and self._takes(number, found):
+                try:
+                    signal.signal(number, self._handle)
+                except ValueError:  # the main thread of a subinterpreter, which no signal reaches
+                    self.in_main_thread = False
+                    break
+                self._found[number] = found
 
     def __exit__(self, *exc_info: object) -> None:
         found, self._found = self._found, {}  # a child that is forked later has the program's own handlers
         for number, handler in found.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _forked(self) -> None:
-        if not _returns_to_run():
-            self.let_go()
-
     def let_go(self) -> None:
-        """In a forked child that is not the server: the default actions."""
+        """In a forked child: the default actions, as long as it is not a server, too (``take_again``)."""
         for number in self._found:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._let_go.update(self._found)
         self._found = {}
+
+    def take_again(self) -> None:
+        """In a forked child that serves beside its parent: its signals are handled, too."""
+        self._take(self._let_go)
 
     def _takes(self, number: int, found: Any) -> bool:
         """Whether to handle a signal that has this handler. A program that blocks it may have a thread with
@@ -198,7 +203,7 @@ def serve(
         log_event(logging.INFO, "signal", "%s: %s", name, what, signal=name)
 
     with server:  # an exception in a signal handler of the program drains, too
-        server._echo_when_let_go = signals.let_go
+        server._echo_when_serving = signals.take_again
         signals.pass_stops(stop)
         ready()
         server.serve_forever()
@@ -336,18 +341,7 @@ def _advice(exc: OSError, address: Any) -> str:
     return "give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
 
 
-def _returns_to_run() -> bool:
-    """Whether this child was forked in ``run`` before the server serves, and may go on as a server beside its parent. A
-    child of ``multiprocessing`` does not, wherever it was started."""
-    frame = sys._getframe().f_back
-    while frame is not None and frame.f_globals.get("__name__") != "multiprocessing.popen_fork":
-        if frame.f_code is run.__code__:
-            return True
-        frame = frame.f_back
-    return False
-
-
-# A child of a session has the default actions again. A signal that comes at once, as ``multiprocessing`` sends it,
+# A child has the default actions again. A signal that comes at once, as ``multiprocessing`` sends it,
 # waits until then; otherwise Python would drop it.
 _blocked_at_forks: Set[int] = set()
 _mask = threading.local()

@@ -15,7 +15,7 @@ import time
 from typing import Any, Optional
 
 from ..sockets import is_readable
-from . import threads
+from . import forking, threads
 from .admission import Refused, log_refused
 from .back_off import BackOff
 from .listening import ListeningServer, is_listening
@@ -68,7 +68,7 @@ class AcceptingServer(SessionServer):
     def _echo_call_service_actions(self) -> None:
         """Call the subclass's method; an exception in it does not end the loop."""
         try:
-            self.service_actions()
+            forking.call(self.service_actions)
         except Exception as exc:
             log_event(logging.ERROR, "error", "exception in service_actions(); serving on", exc_info=exc)
 
@@ -94,10 +94,11 @@ class AcceptingServer(SessionServer):
         if not self._echo_has_room(serving) or self._echo_failures.resting():
             return False
         # Trying is quicker than asking first, but a get_request() of a subclass may wait for a client.
-        if type(self).get_request is not ListeningServer.get_request and not is_readable(self.socket, 0):
+        replaced = type(self).get_request is not ListeningServer.get_request
+        if replaced and not is_readable(self.socket, 0):
             return False
         try:
-            request, client_address = self.get_request()
+            request, client_address = forking.call(self.get_request) if replaced else self.get_request()
         except BlockingIOError:
             return False
         except Exception as exc:

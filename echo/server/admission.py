@@ -32,6 +32,7 @@ import threading
 from typing import Any, Dict, Iterable, Optional
 
 from ..text import format_address, plural
+from . import forking
 from .access import AccessList
 from .registry import Registry
 from .reporting import log_event
@@ -107,7 +108,7 @@ class Admission:
         if not options.proxy_protocol:
             others = self._registry.from_host(session.host, options.max_connections_per_host)
             self._check_host(server, session.host, others)
-            if not server.verify_request(session.request, session.client_address):
+            if not forking.call(server.verify_request, session.request, session.client_address):
                 raise Refused("denied", "verify_request")
         elif not self._proxies.permits(host_of(session.client_address)):
             raise Refused("proxy", "not in proxy_allow_from")
@@ -127,7 +128,7 @@ class Admission:
             # session.host: a forked child counts no hosts.
             host = host_of(session.client_address) or own
             self._check_host(server, host, others)
-            if not server.verify_request(session.request, session.client_address):
+            if not forking.call(server.verify_request, session.request, session.client_address):
                 raise Refused("denied", "verify_request")
         if server._echo_options.ssl_context is not None:
             from ..transport.handshake import shake_hands

@@ -4,14 +4,19 @@ A child of ``fork()`` has copies of its parent's objects and descriptors, and no
 or uses ``multiprocessing``, must not thereby copy the server: the child would wait for threads that it does not have,
 end its parent's sessions, or keep the port. So each object that belongs to one process registers a method here, which
 releases it in a child.
+
+A child must not come back into the server's code, either: it would serve its parent's clients beside its parent. So
+that code calls handlers and methods of subclasses with ``call``, where such a child ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 import weakref
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, NoReturn, Optional, Tuple
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -20,6 +25,9 @@ connection."""
 forks = 0
 """How often this process has forked, and its parents before it was forked. Another process may have any socket that was
 made when this number was smaller."""
+
+_generation = 0
+"""How many of its ancestors have forked this process by way of Python."""
 
 _methods: Tuple[Any, ...] = ()  # never changed in place: a child may not wait for a lock that another thread held
 _lock = threading.RLock()
@@ -32,6 +40,42 @@ def in_child(method: Callable[[], None]) -> None:
         _methods = (*(other for other in _methods if other() is not None), weakref.WeakMethod(method))
 
 
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call code of a subclass or a handler. A child that it has forked, and that returns from it or raises an
+    exception, ends here."""
+    generation = _generation
+    try:
+        result = function(*args)
+    except BaseException as exc:
+        if generation != _generation:
+            _end(exc)
+        raise
+    if generation != _generation:
+        del result  # a handler may have files to flush
+        _end(None)
+    return result
+
+
+def _end(exc: Optional[BaseException]) -> NoReturn:
+    """End this process as Python ends a program, except that the exit functions are its parent's. (``ForkingMixIn``,
+    too, does not call them.)"""
+    code = 0
+    try:
+        if isinstance(exc, SystemExit):
+            code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+            if exc.code is not None and not isinstance(exc.code, int):
+                print(exc.code, file=sys.stderr)
+        elif exc is not None:
+            code = 1
+            sys.excepthook(type(exc), exc, exc.__traceback__)
+        getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code & 0xFF)
+
+
 def _note() -> None:
     global forks, has_forked
     has_forked = True
@@ -39,9 +83,10 @@ def _note() -> None:
 
 
 def _let_go() -> None:
-    global _lock, has_forked
+    global _generation, _lock, has_forked
     _lock = threading.RLock()
     has_forked = False
+    _generation += 1
     for reference in _methods:
         method = reference()
         if method is not None:

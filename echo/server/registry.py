@@ -222,12 +222,13 @@ class Registry:
             return bool(left)
 
     def let_go(self) -> None:
-        """In a forked child: the sessions are its parent's, except the one whose thread has forked, which the child may
-        talk to. The others' sockets are closed here, so that their clients see the end when the parent closes them."""
+        """In a forked child: the sessions are its parent's. The child may talk to the client whose session's thread
+        has forked. The others' sockets are closed here, so that their clients see the end when the parent closes them.
+        """
         me = threading.get_ident()
         for session in self._live.values():
-            session._lock = threading.Lock()
             session.host = None
+            session.let_go(is_own=session.thread_id == me)
             if session.thread_id not in (None, me):
                 try:  # not with close(), which waits for the end of makefile()'s files
                     os.close(socket.socket.detach(session.stream))

@@ -62,8 +62,8 @@ class Server(AcceptingServer):
 
     _echo_cut_grace = CUT_GRACE
 
-    _echo_when_let_go: Optional[Callable[[], None]] = None
-    """Called in a forked child, in which this server is closed."""
+    _echo_when_serving: Optional[Callable[[], None]] = None
+    """Called when a run has begun, in the thread that serves."""
 
     def _echo_prepare(self) -> None:
         super()._echo_prepare()
@@ -209,15 +209,17 @@ class Server(AcceptingServer):
         """Accept clients in the calling thread until a stop or, if ``once``, until a client or ``seconds`` are over."""
         try:
             self._echo_begin_serving(serving)
+            if self._echo_when_serving is not None:
+                self._echo_when_serving()
             serving.enter()
             if self._echo_balance is not None:
                 self._echo_registry.publish = self._echo_balance.set
             if once:
-                self._echo_accept_clients(serving, seconds, once)
+                forking.call(self._echo_accept_clients, serving, seconds, once)
             else:
                 self._echo_past = Past.LOOP
                 with self._echo_kept_to_processors():
-                    self._echo_accept_clients(serving, seconds, once)
+                    forking.call(self._echo_accept_clients, serving, seconds, once)
         finally:
             self._echo_end_serving(serving)
 
@@ -413,6 +415,4 @@ class Server(AcceptingServer):
         self._echo_stop = stop = Stop(self._echo_registry, threading.get_ident(), self._echo_cut_grace)
         stop.cut = 0
         stop.ended.set()
-        if self._echo_when_let_go is not None:
-            self._echo_when_let_go()
         self.socket.close()  # so that the port is free when the parent closes it, however long the child lives

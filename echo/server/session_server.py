@@ -200,8 +200,7 @@ class SessionServer(ListeningServer):
                 expect_shut_down(request)
         else:  # accepted by a program's own loop
             self._echo_admission.check_unknown(self, request, client_address)
-        handler_class: Any = self.RequestHandlerClass
-        handler_class(request, client_address, self)
+        forking.call(self.RequestHandlerClass, request, client_address, self)
 
     def attach(self, handler: Any) -> Optional[int]:
         """Let a handler take part in its session.

@@ -223,6 +223,15 @@ class Session:
         if self.opening is not None:
             self.opening = self.request.guard = None
 
+    def let_go(self, *, is_own: bool) -> None:
+        """In a forked child: the session is its parent's. ``is_own``: this thread serves it, and would end it here."""
+        self._lock = threading.Lock()
+        if is_own:
+            self.state, self.over = "closed", True
+            let_go = getattr(self.handler, "_echo_let_go", None)
+            if let_go is not None:
+                let_go()
+
     def is_only_lingering(self) -> bool:
         """Whether the close only waits for the client's own end: the client was refused, or the handler is done and its
         input was not cut off."""

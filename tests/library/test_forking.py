@@ -141,26 +141,113 @@ def test_a_child_that_is_forked_during_a_stop_does_not_wait_for_it():
     assert output_of(script) == ["True b'7\\n'"]
 
 
-def test_a_child_that_a_handler_forks_and_lets_go_on_ends_with_its_session():
-    """It has none of the threads that wait for another session, and no thread that could pass one on."""
-    script = """
+ENDINGS = """
+    import logging
+
+    logging.basicConfig(stream=sys.stdout, level="DEBUG", format="%(levelname)s %(message)s")
+    sys.excepthook = lambda cls, exc, traceback: print("excepthook", exc)
+    own = os.getpid()
+
+    def end(how):
+        if how == "raise":
+            raise EOFError("in the child")
+        if how == "exit":
+            sys.exit(7)
+
+"""
+
+
+def test_a_child_that_comes_back_from_its_hook_ends_there_and_its_parents_session_goes_on():
+    """Rows 39 and 81. It took its parent's messages, sent its parent's replies, and ended its parent's connection."""
+    script = f"""{ENDINGS}
     class Forks(echo.MessageRequestHandler):
         def message_received(self, message):
+            self.send(b"before")
             child = os.fork()
             if not child:
-                raise EOFError  # as an error of the code that is to run in the child
-            codes.append(code_of(child))
-            ended.set()
+                self.send(b"child")
+                print("child", message.decode())
+                return end(message.decode())
+            self.send(b"%d" % (code_of(child) >> 8))
 
-    codes, ended = [], threading.Event()
-    server = echo.Server(("127.0.0.1", 0), Forks)
-    server._echo_session_threads.idle_timeout = 3600.0
-    server.start()
-    dial(server).sendall(b"fork\\n")
-    ended.wait()
-    print(codes, server.stop())
+        def connection_lost(self, reason):
+            print("lost", reason, os.getpid() == own)
+
+    with echo.Server(("127.0.0.1", 0), Forks).start() as server:
+        client = dial(server)
+        client.sendall(b"return\\nraise\\nexit\\n")
+        client.shutdown(socket.SHUT_WR)
+        print(client.makefile("rb").read().split())
+        eventually(lambda: not server.connections)
+        print(server.stats()[3:6], flush=True)
     """
-    assert output_of(script) == ["[0] True"]
+    assert output_of(script) == [
+        "child return",
+        "child raise",
+        "excepthook in the child",
+        "child exit",
+        "lost eof True",
+        str([*[b"child"] * 3, b"before", b"0", b"before", b"1", b"before", b"7"]),
+        "({'eof': 1}, 3, 6)",
+        "INFO stopped: 0 sessions drained, 0 cut",
+    ]
+
+
+@pytest.mark.parametrize("where", ["thread", "loop"])
+def test_a_child_that_comes_back_from_a_stock_handler_ends_there(where):
+    """``loop``: the server's class serves its clients in the accepting thread."""
+    script = f"""{ENDINGS}
+    class Forks(socketserver.StreamRequestHandler):
+        def handle(self):
+            for line in self.rfile:
+                child = os.fork()
+                if not child:
+                    print("child", line.decode().strip())
+                    return end(line.decode().strip())
+                self.wfile.write(b"%d\\n" % (code_of(child) >> 8))
+
+    class Server(echo.Server):
+        if "{where}" == "loop":
+            process_request = socketserver.BaseServer.process_request
+
+    with Server(("127.0.0.1", 0), Forks).start() as server:
+        client = dial(server)
+        client.sendall(b"return\\nraise\\nexit\\n")
+        client.shutdown(socket.SHUT_WR)
+        print(client.makefile("rb").read(), flush=True)
+        eventually(lambda: not server.connections)
+    """
+    assert output_of(script) == [
+        "child return",
+        "child raise",
+        "excepthook in the child",
+        "child exit",
+        r"b'0\n1\n7\n'",
+        "INFO stopped: 0 sessions drained, 0 cut",
+    ]
+
+
+@pytest.mark.parametrize("method", ["get_request", "verify_request", "process_request", "service_actions"])
+def test_a_child_that_comes_back_from_a_method_of_the_servers_class_ends_and_serves_nobody(method):
+    script = f"""{ENDINGS}
+    class Server(echo.Server):
+        def {method}(self, *args):
+            result = super().{method}(*args)
+            if not children:
+                children.append(os.fork())
+                if not children[0]:
+                    end("exit")
+            return result
+
+    children = []
+    server = Server(("127.0.0.1", 0), echo.EchoRequestHandler).start()
+    client = dial(server)
+    print(echoes(client), flush=True)
+    eventually(lambda: children)
+    print(code_of(children[0]) >> 8, echoes(client), flush=True)
+    server.stop()
+    """
+    assert output_of(script)[:2] == ["True", "7 True"]
 
 
 def test_a_process_that_a_handler_starts_under_run_ends_when_it_is_terminated():
@@ -211,17 +298,17 @@ def test_the_end_of_a_child_that_serves_does_not_make_its_parents_socket_block()
 
 
 def test_a_child_that_serves_beside_its_parent_under_run_is_stopped_by_a_signal_as_well():
-    """A signal that comes right after the fork is not lost."""
     script = """
     import signal
 
     class Server(echo.Server):
         def serve_forever(self, poll_interval=0.5):
             self.child = os.fork()
-            for pid in [self.child, os.getpid()] if self.child else []:
-                os.kill(pid, signal.SIGTERM)
             servers.append(self)
-            super().serve_forever(poll_interval)
+            super().serve_forever(0)
+
+        def service_actions(self):
+            signal.raise_signal(signal.SIGTERM)
 
     servers = []
     code = echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server)
@@ -250,6 +337,30 @@ def test_a_process_that_the_server_class_starts_under_run_ends_when_it_is_termin
     print(echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server))
     """
     assert output_of(script) == ["-15", "0"]
+
+
+@pytest.mark.parametrize("method", ["server_activate", "serve_forever", "service_actions"])
+def test_a_child_that_a_method_of_the_servers_class_forks_under_run_ends_when_it_is_terminated(method):
+    script = f"""
+    import signal
+
+    class Server(echo.Server):
+        def serve_forever(self):
+            super().serve_forever(0)
+
+        def {method}(self, *args):
+            child = os.fork()
+            if not child:
+                time.sleep(60)
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            print(code_of(child))
+            signal.raise_signal(signal.SIGTERM)
+            super().{method}(*args)
+
+    print(echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server))
+    """
+    assert output_of(script) == ["15", "0"]
 
 
 def test_a_child_that_is_forked_after_run_has_the_programs_own_signal_handlers():

@@ -95,7 +95,6 @@ class Process(StopSignals):
 
     def __enter__(self) -> Process:
         super().__enter__()
-        self._pid = os.getpid()
         self.unblock()
         return self
 
@@ -141,8 +140,7 @@ class Process(StopSignals):
         has caught its exception, that is raised again. If the module has set a handler of its own for a signal to stop,
         or blocked one, that ends here. So does the default action of SIGPIPE: any client could end the process.
         """
-        if os.getpid() != self._pid:  # the module has forked, and this is the child that goes on, as a daemon
-            super().__enter__()
+        self.take_again()  # the module may have forked, and this is the child that goes on, as a daemon
         for number in STOPPING:
             if number in self._found:
                 signal.signal(number, self._handle)
@@ -182,9 +180,6 @@ class Process(StopSignals):
                 faulthandler.dump_traceback_later(max(left, 0.001), file=self._nowhere.number, exit=True)
 
     # Forks.
-
-    def _forked(self) -> None:
-        self.let_go()
 
     def let_go(self) -> None:
         """In a forked child: it has its own signals, and no deadline."""
