@@ -32,6 +32,8 @@ if sys.platform != "win32":  # Windows has neither of them, and cannot say how m
 INET = (socket.AF_INET, socket.AF_INET6)
 """The address families of TCP."""
 
+_HAVE_URGENT_DATA = (*INET, socket.AF_UNIX) if sys.platform == "linux" else INET  # Unix sockets since Linux 5.15
+
 MAX_PATH = 107 if sys.platform == "linux" else 103
 """Maximum length of a Unix socket's path, in bytes."""
 
@@ -122,9 +124,9 @@ def keep_alive(sock: socket.socket) -> None:
 
 
 def keep_urgent_data(sock: socket.socket) -> None:
-    """Make TCP's urgent data a byte of the stream like any other: a plain read would leave it out. Sockets accepted
-    from ``sock`` inherit this."""
-    if sock.family in INET:
+    """Make urgent data a byte of the stream like any other: a plain read would leave it out. Sockets accepted from
+    ``sock`` inherit this, except Unix sockets."""
+    if sock.family in _HAVE_URGENT_DATA:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 

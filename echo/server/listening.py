@@ -12,7 +12,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
-from ..sockets import INET, check_path, prepare
+from ..sockets import INET, check_path, keep_urgent_data, prepare
 from . import forking, unix_paths
 from .admission import guarded_socket
 from .options import Options, options_of
@@ -156,6 +156,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):
             client_address = unix_paths.peer_name(request)
+            keep_urgent_data(request)
         options = self._echo_options
         if options.ssl_context is not None or options.proxy_protocol:
             request = guarded_socket(self, request)

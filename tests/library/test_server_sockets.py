@@ -8,6 +8,7 @@ import errno
 import queue
 import socket
 import socketserver
+import sys
 import threading
 
 import pytest
@@ -132,6 +133,30 @@ def test_urgent_data_is_a_byte_of_the_stream_like_any_other(serve, dial):
 
     with echo.connect(serve(Urgent).server_address, timeout=DEADLINE) as client:
         assert client.recv() == b"urgent"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Unix sockets have no urgent data here")
+@pytest.mark.parametrize("server_class", [echo.Server, getattr(socketserver, "ThreadingUnixStreamServer", None)])
+def test_urgent_data_is_kept_on_a_unix_socket(server_class, tmp_path):
+    """Row 73, in both directions."""
+    path = str(tmp_path / "echo.sock")
+    with server_class(path, echo.EchoRequestHandler) as server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(b"be")
+        try:
+            client.send(b"f", socket.MSG_OOB)
+        except OSError:
+            pytest.skip("this kernel has no urgent data on Unix sockets")
+        client.sendall(b"ore\nexit\n")
+        server.handle_request()
+        assert read_all(client) == b"before\n"
+
+    ours, theirs = socket.socketpair()
+    with echo.Client(ours, timeout=DEADLINE) as client, theirs:
+        theirs.sendall(b"be")
+        theirs.send(b"f", socket.MSG_OOB)
+        theirs.sendall(b"ore\n")
+        assert client.recv() == b"before"
 
 
 @contextlib.contextmanager
