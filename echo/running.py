@@ -283,11 +283,12 @@ def _log_to_stderr() -> None:
     """Log to standard error, without waiting for a reader who stalls: that would hold up all sessions, and the stop."""
     from .logs.formatters import TextFormatter
     from .logs.log_handlers import DirectLog
+    from .logs.output import new_lock
 
     handler: logging.Handler = logging.StreamHandler()
     if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
         with contextlib.suppress(OSError, ValueError):  # it is closed, or has no descriptor
-            handler = DirectLog(sys.stderr.fileno(), TextFormatter())
+            handler = DirectLog(sys.stderr.fileno(), TextFormatter(), new_lock())  # a handler may fork
     handler.setFormatter(TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 

@@ -34,7 +34,7 @@ import queue
 import threading
 import time
 import traceback
-from typing import Any, Callable, Counter, List, Optional, Tuple, Union
+from typing import Any, Callable, Counter, Deque, List, Optional, Tuple, Union
 
 from ..beginning import Thread
 from ..descriptors import Owned
@@ -109,6 +109,17 @@ class CountingHandler(LineHandler):
         self._counting = threading.RLock()  # reentrant: a signal handler may log while its thread counts
         self._lost: Counter[str] = collections.Counter()  # records, by what they were lost to
         self._reported: Counter[str] = collections.Counter()
+        self._writing = False
+        self._batches: Deque[List[bytes]] = collections.deque()
+        forking.in_child(self._let_go)
+
+    def _let_go(self) -> None:
+        """In a forked child: what waits, or is lost, is its parent's."""
+        self._counting = threading.RLock()
+        self._reported = self._lost.copy()
+        self._writing = False
+        self._batches.clear()
+        self._output.let_go()
 
     def settle(self) -> None:
         """Write the records that wait. From now on write each at once, or drop it."""
@@ -123,6 +134,17 @@ class CountingHandler(LineHandler):
             self._lost[why] += count
 
     def _write(self, lines: List[bytes]) -> None:
+        """Write the lines; under a lock. A signal handler or a finalizer that logs may interrupt this in the middle of
+        a line: its own lines come after that one."""
+        self._batches.append(lines)
+        while self._batches and not self._writing:
+            self._writing = True
+            try:
+                self._write_now(self._batches.popleft())
+            finally:
+                self._writing = False
+
+    def _write_now(self, lines: List[bytes]) -> None:
         unreported = list((self._lost.copy() - self._reported).items())
         notes = [self.encode(_note(count, why)) for why, count in unreported]
         lost = self._output.write(lines + notes)
@@ -159,7 +181,6 @@ class LogQueue(CountingHandler):
         self._no_room: Optional[str] = None  # why records are dropped until the thread takes the next batch
         self._thread: Optional[threading.Thread]
         self._thread = Thread(target=self._write_all, name="echo-log", daemon=True)
-        forking.in_child(self._let_go)
         self._thread.start()
 
     def settle(self) -> None:
@@ -258,10 +279,7 @@ class LogQueue(CountingHandler):
             return self._no_room
 
     def _let_go(self) -> None:
-        """In a forked child: what waits is its parent's, and so is the thread."""
-        self._counting = threading.RLock()
-        self._reported = self._lost.copy()
-        self._output.let_go()
+        super()._let_go()
         self._unqueue()
 
     def _write_all(self) -> None:

@@ -14,6 +14,7 @@ import time
 from typing import Any, Iterator, List, Optional
 
 from ..descriptors import Owned, duplicate
+from ..server import forking
 
 fcntl: Any
 try:
@@ -58,10 +59,10 @@ class Output:
         # Another process may fill the pipe between a look and the write. A descriptor that is opened anew can be
         # non-blocking without changing that of the others. A socket cannot be opened so, and a regular file never
         # blocks, and must not be opened again, since all its writers share one position.
-        if self._own.is_file():
+        if self._own.is_file() or not self._own.is_ours():  # its number may be a file of other code
             return
         with contextlib.suppress(OSError):
-            again = os.open(f"/dev/fd/{self._own.number}", os.O_WRONLY | os.O_NONBLOCK)
+            again = os.open(f"/dev/fd/{self._own.number}", os.O_WRONLY | os.O_NONBLOCK | _NO_TERMINAL)
             self._own.close()
             self._own = Owned(again)
 
@@ -97,11 +98,10 @@ class Output:
         """Write the lines, each as a whole; return how many were lost."""
         written = 0
         try:
-            lock = self._lock if self._lock is not None and self._lock.is_ours() else None  # other code may close it
             for number, piece in enumerate([lines] if self._own.is_file() else _pieces(lines)):
                 if number and self._in_haste:
                     raise BlockingIOError
-                with self._locked(lock):
+                with self._locked(self._lock_for(piece)):
                     lost = self._write(piece)
                 written += len(piece) - lost
                 if lost:
@@ -141,6 +141,9 @@ class Output:
         except OSError as exc:
             self._error = exc
             lost = self._lost(lines, data, done)
+        except BaseException:  # of a signal handler of the program
+            self._lost(lines, data, done)
+            raise
         else:
             lost, self._rest = 0, b""
         self._mark(bool(self._rest))
@@ -195,6 +198,13 @@ class Output:
             if os.fstat(self._own.number).st_size == end:
                 os.ftruncate(self._own.number, end - size)
                 os.lseek(self._own.number, end - size, os.SEEK_SET)
+
+    def _lock_for(self, lines: List[bytes]) -> Optional[Owned]:
+        """The lock, unless other code has closed it. For short lines of a process that has forked no other it is not
+        needed: it takes 5 us, and all else for a line 19."""
+        if self._lock is None or not (forking.forks or self._rest or sum(map(len, lines)) > _PIPE_BUF):
+            return None
+        return self._lock if self._lock.is_ours() else None
 
     @contextlib.contextmanager
     def _locked(self, lock: Optional[Owned]) -> Iterator[None]:
@@ -256,6 +266,8 @@ def _can_write(descriptor: int, timeout: Optional[float]) -> bool:
     except (OSError, ValueError):
         return False
 
+
+_NO_TERMINAL = getattr(os, "O_NOCTTY", 0)  # a daemon that writes to a terminal must not be ended with it
 
 _PIPE_BUF: int = getattr(select, "PIPE_BUF", 4096)  # Windows has none
 

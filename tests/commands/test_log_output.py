@@ -290,6 +290,19 @@ def test_the_log_does_not_go_to_whoever_gets_its_descriptor(pipe, closed):
 
 
 @posix
+def test_a_file_that_got_the_descriptor_of_the_log_is_not_opened_anew(pipe, tmp_path):
+    """Row 87: at the end of the program, and in a forked child."""
+    output = Output(pipe[1])
+    (tmp_path / "mine").write_bytes(b"mine")
+    with open(tmp_path / "mine", "rb") as file:
+        os.dup2(file.fileno(), output._own.number)
+        output.wait_no_more()
+        assert output.write([b"secret\n"]) == 1
+        os.close(output._own.number)
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
+@posix
 def test_a_line_that_waits_for_its_reader_does_not_go_on_to_whoever_gets_its_descriptor(pipe, monkeypatch):
     reader, writer = pipe
     client, accepted = socket.socketpair()

@@ -22,9 +22,12 @@ from echo.cli.server.color_formatter import ColorFormatter
 from echo.cli.server.command_log import Log
 from echo.cli.server.queue_logging import QueueLoggingMixin, only_queue
 from echo.logs import log_handlers as logs
+from echo.logs import output as logs_output
 from echo.logs.formatters import JsonFormatter, TextFormatter
 from echo.logs.log_handlers import DirectLog
+from echo.logs.output import new_lock
 from echo.mixins.records import emit
+from echo.server import forking
 from echo.text import LONGEST, format_address
 from support import DEADLINE, eventually, read_all
 from support.log_lines import records_of
@@ -888,6 +891,71 @@ def test_a_direct_log_does_not_wait_when_another_process_fills_the_pipe_after_it
         os.read(reader, 1_000_000)
         thread.join(DEADLINE)
     assert not stuck
+
+
+@posix_pipes
+def test_a_line_that_a_parent_has_begun_is_ended_by_its_first_child_and_not_finished(pipe, logger, monkeypatch):
+    """Row 67."""
+    reader, writer = pipe
+    lock = new_lock()
+    monkeypatch.setattr(forking, "forks", 0)
+    with ended(DirectLog(writer, logging.Formatter("%(message)s"), lock)) as direct:
+        logger.addHandler(direct)
+        direct._output.patience = 0
+        logger.info("x" * (1 << 20))  # on its way
+        assert set(os.read(reader, 1 << 20)) == set(b"x")
+        child = os.fork()
+        if not child:
+            logger.info("child")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        logger.info("parent")
+        assert os.read(reader, 1 << 20) == b"\nchild\nparent\n"
+    lock.close()
+
+
+class Interrupts:
+    """Calls ``act`` once in the middle of a write to a pipe: a line that is longer than the pipe is written in part."""
+
+    def __init__(self, monkeypatch, act):
+        self._write = os.write
+        self._act = act
+        monkeypatch.setattr(os, "write", self)
+
+    def __call__(self, descriptor, data):
+        written = self._write(descriptor, data)
+        act, self._act = self._act, lambda: None
+        act()
+        return written
+
+
+@posix_pipes
+def test_what_a_signal_handler_or_a_finalizer_logs_does_not_come_into_the_line_that_it_interrupts(pipe, monkeypatch):
+    reader, writer = pipe
+    with ended(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
+        # Not through a logger: since 3.13.4 that drops what is logged inside its own call.
+        records = [logging.makeLogRecord({"msg": text}) for text in ("x" * 10_000, "next", "interrupting", "again")]
+        Interrupts(monkeypatch, lambda: [direct.handle(record) for record in records[2:]])
+        direct.handle(records[0])
+        direct.handle(records[1])
+    assert os.read(reader, 1 << 20) == b"x" * 10_000 + b"\ninterrupting\nagain\nnext\n"
+
+
+@posix_pipes
+def test_a_line_in_which_a_signal_handler_raises_is_finished_before_the_next(pipe, logger, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    reader, writer = pipe
+    with ended(DirectLog(writer, logging.Formatter("%(message)s"))) as direct:
+        logger.addHandler(direct)
+        with monkeypatch.context() as patched:
+            patched.setattr(logs_output, "_can_write", lambda *_: interrupt())  # after the first part
+            patched.setattr(direct._output, "has_room", lambda: True)
+            with pytest.raises(KeyboardInterrupt):
+                logger.info("x" * 10_000)
+        logger.info("next")
+    assert os.read(reader, 1 << 20) == b"x" * 10_000 + b"\nnext\n"
 
 
 @pytest.mark.parametrize("closed", ["reader", "writer"])

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import ssl
@@ -505,6 +506,43 @@ def test_a_stream_of_the_programs_own_gets_the_log_and_no_line_is_forged(monkeyp
     lines = stderr.text.splitlines()
     assert [line for line in lines if "listening on" in line] == lines[:1]
     assert lines[1][24:] == r"WARNING got \x1b[2J\n2026-11-27 forged"
+
+
+@posix
+def test_long_lines_of_processes_that_the_program_forks_are_not_mixed(monkeypatch):
+    """Rows 63 and 67: a client's text in the middle of one would begin a line."""
+    root = logging.getLogger()
+    reader, writer = os.pipe()
+    monkeypatch.setattr(root, "handlers", [])
+    received = b""
+
+    def log(letter):
+        (direct,) = root.handlers
+        direct._output.patience = DEADLINE
+        for _ in range(10):
+            logging.getLogger("of the program").warning(letter * 30_000)
+        os._exit(0)
+
+    def act(server):
+        nonlocal received
+        children = [os.fork() or log(letter) for letter in "abc"]
+        while children or select.select([reader], [], [], 0)[0]:
+            if select.select([reader], [], [], 0.01)[0]:
+                received += os.read(reader, 4096)
+            elif os.waitpid(children[0], os.WNOHANG)[0]:
+                del children[0]
+        server.shutdown()
+
+    level = root.level
+    try:
+        with open(writer, "w") as stderr:
+            monkeypatch.setattr(sys, "stderr", stderr)
+            assert serve(act) == 0
+    finally:
+        root.setLevel(level)
+        os.close(reader)
+    lines = [line.partition(b"WARNING ")[2] for line in received.splitlines() if b"aaaa" in line or b"bbbb" in line]
+    assert lines and set(lines) <= {b"a" * 30_000, b"b" * 30_000}
 
 
 def test_it_runs_any_handler_with_the_options_of_the_server(lines):
