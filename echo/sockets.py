@@ -78,7 +78,7 @@ def check_path(address: Any) -> None:
         raise TypeError(f"the address is {address}; expected (host, port), like ('127.0.0.1', {address})")
     if not isinstance(address, (str, bytes)):
         return
-    text = os.fsdecode(address)
+    text = os.fsdecode(address).strip()  # a line of a file, maybe
     if "/" in text or text[:1] == "\0":
         return
     host, _, port = text.rpartition(":")
@@ -99,7 +99,7 @@ def trouble_with_path(path: str) -> str:
     shows there. It gives the reason behind an error like ENOENT, which a server that does not run has, too."""
     if path.startswith("\0"):
         return f"give a name of {MAX_PATH} bytes at most" if len(os.fsencode(path)) > MAX_PATH + 1 else ""
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(path) or "."
     try:
         if not os.path.isabs(path):
             os.getcwd()
@@ -107,8 +107,13 @@ def trouble_with_path(path: str) -> str:
         return "the current folder was deleted; change to another one, or give the whole path"
     if len(os.fsencode(path)) > MAX_PATH:
         return f"give a path of {MAX_PATH} bytes at most, for example one from the current folder"
-    if not os.path.isdir(folder or "."):
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            return f"{folder} is not a folder; give another path"
+    except FileNotFoundError:
         return f"the folder {folder} does not exist; make it, or give another path"
+    except OSError:  # the user may not look for it, for example: then it may well exist
+        return ""
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode) and not os.path.islink(path):
         return "that file is not a socket; give another path"
     return ""

@@ -21,7 +21,7 @@ from .streams import CannotWrite, best_effort, open_missing, whole
 
 _ADDRESS = re.compile(
     r"(?P<ipv6>[^\s\[\]]*:[^\s\[\]]*:[^\s\[\]]*)"
-    r"|(?:\[(?P<bracketed>[^\s\[\]]*:[^\s\[\]]*)\]|(?P<name>[^\s\[\]:]+))(?::(?P<port>.*))?"
+    r"|(?:\[(?P<bracketed>[^\s\[\]]*:[^\s\[\]]*)\]|(?P<name>[^\s\[\]:*]+))(?::(?P<port>.*))?"
 )
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}

@@ -52,7 +52,7 @@ def connect(
 
     Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``, ``ssl.SSLError``) if it
     cannot connect, ``UnicodeError`` if the host is not a valid name, and ``ValueError`` if ``ssl_context`` verifies a
-    name and none is known, or if ``address`` is a string like ``"127.0.0.1:65432"``.
+    name and none is known, if the port is over 65535, or if ``address`` is a string like ``"127.0.0.1:65432"``.
     """
     if server_hostname is None and isinstance(address, tuple):
         server_hostname = address[0]

@@ -130,4 +130,6 @@ def open_socket(
 def _host_and_port(address: Any) -> Tuple[str, int]:
     """Return ``(host, port)``, with the zone that the address of an IPv6 server has as its fourth part."""
     host, port, *more = address
+    if str(port).isdigit() and int(port) > 65535:  # the look-up takes the lowest 16 bits: another server's port
+        raise ValueError(f"invalid port {port}: expected 0 to 65535")
     return (f"{host}%{more[1]}" if more and more[1] else host), port

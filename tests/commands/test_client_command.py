@@ -1075,6 +1075,11 @@ def test_an_address_that_makes_no_sense_is_a_usage_error(arguments, words):
         ("missing", "nothing listens on missing; start a server there: python3 -m echo.server --unix missing"),
         ("dead", "nothing listens on dead; start a server there: python3 -m echo.server --unix dead"),
         ("no/folder", "cannot connect to no/folder: the folder no does not exist; make it, or give another path"),
+        ("file/s", "cannot connect to file/s: Not a directory; file is not a folder; give another path"),
+        (
+            "loop/s",  # as where the user may not look for the folder: nobody knows whether it exists
+            f"cannot connect to loop/s: {os.strerror(errno.ELOOP)}; check the path, and who may use it",
+        ),
         ("file", "cannot connect to file: that file is not a socket; give another path"),
         (
             "x" * 200,
@@ -1087,6 +1092,7 @@ def test_each_reason_why_a_path_has_no_server_has_its_own_words(tmp_path, monkey
     """Row 57."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind("dead")
     done = call_client("--unix", path, "-m", "hello")

@@ -278,6 +278,8 @@ def test_a_usage_error_ends_the_process_with_one_line_and_code_2(run):
         (["-b", "\udcff"], "invalid host name '\\udcff': check it"),
         (["0:7000"], "invalid address '0:7000': write all four numbers"),
         (["127.0.0.010:7000"], "invalid address '127.0.0.010:7000': write all four numbers, and no leading zeros"),
+        (["-b", "a..b"], "invalid host name 'a..b': check it"),
+        ([f"{'a' * 64}:7000"], f"invalid host name '{'a' * 64}:7000': check it"),
         (["\xe4..b:7000"], "invalid host name '\xe4..b:7000': check it"),
         ([":7000"], "invalid address ':7000'"),
         (["7000", "-b", "127.0.0.1:8000"], "two ports are given, 8000 and 7000"),

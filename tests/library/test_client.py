@@ -364,6 +364,13 @@ def test_connecting_where_nothing_listens_raises_the_built_in_error():
             echo.connect(bound.getsockname())
 
 
+@pytest.mark.parametrize("more", [65536, "65536"])
+def test_a_port_over_65535_is_refused_and_is_not_another_servers(serve, more):
+    host, port = serve().server_address
+    with pytest.raises(ValueError, match=r"invalid port \d{5,6}: expected 0 to 65535"):
+        echo.connect((host, type(more)(port + int(more))))
+
+
 @pytest.mark.parametrize("timeout", [3e6, 1e10, float("inf")])
 def test_any_timeout_is_long_enough_for_a_client(serve, timeout):
     with echo.connect(serve().server_address, timeout=timeout) as client:

@@ -212,7 +212,7 @@ def make(path, made, **options):
         raise
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:0", b"localhost:80", "[::1]:80", "127.0.0.1", "::1", "[::1]", "8000"])
+@pytest.mark.parametrize("address", ["127.0.0.1:0", b"localhost:80", "[::1]:80", "127.0.0.1", "::1", "[::1]", "8000\n"])
 def test_a_string_that_is_a_tcp_address_is_refused_with_a_hint(address, tmp_path, monkeypatch):
     """Row 75: it would become the file name of a Unix socket."""
     monkeypatch.chdir(tmp_path)

@@ -47,7 +47,7 @@ def _checked(address: arguments.Address, text: str) -> arguments.Address:
     name = address.host or ""
     try:
         # As the look-up does, which reads other scripts' digits and full stops as ASCII's.
-        ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
+        ascii_name = name.encode("idna").decode("ascii")
     except UnicodeError:
         raise argparse.ArgumentTypeError(f"invalid host name {text!r}: check it") from None
     try:
