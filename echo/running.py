@@ -57,6 +57,10 @@ SHORTAGES = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOMEM: _MEMORY, 
 """Advice for the user, by the error that names what the system lacks."""
 
 
+class Stopped(BaseException):
+    """A signal to stop has come before there was a server."""
+
+
 class StopSignals:
     """The signals that stop a program. They are handled while this context lasts, if the main thread enters it."""
 
@@ -68,6 +72,7 @@ class StopSignals:
         self._is_second: Callable[[], bool] = self.is_later
         self._on_stop: Optional[Callable[[int, bool], None]] = None
         self._early_stop: Optional[int] = None
+        self._interrupts = False
         self._found: Dict[int, Any] = {}
         self._let_go: Set[int] = set()
         self.in_main_thread = threading.current_thread() is threading.main_thread()
@@ -140,7 +145,7 @@ class StopSignals:
             self._on_stop(number, begins)
         else:
             self._early_stop = number
-            self._asked_early()
+            self._interrupt()
 
     def _is_in_vain(self) -> bool:
         """Whether a signal that comes now can do nothing here: it is the second one and no server has been made yet, or
@@ -157,8 +162,20 @@ class StopSignals:
     def _asked(self, begins: bool) -> None:
         """A stop has been asked for; ``begins`` is false for a second signal."""
 
-    def _asked_early(self) -> None:
-        """The same, when nobody has called ``pass_stops`` yet."""
+    def may_interrupt(self) -> None:
+        """From now on a signal to stop raises ``Stopped`` in the main thread, once: nothing has been opened yet that an
+        exception would leave behind, and what comes now may take for ever."""
+        self._interrupts = True
+        self._interrupt()
+
+    def must_not_interrupt(self) -> None:
+        """From now on a signal is acted on when there is something to stop."""
+        self._interrupts = False
+
+    def _interrupt(self) -> None:
+        if self._interrupts and self.is_stopping():
+            self._interrupts = False
+            raise Stopped
 
     def is_stopping(self) -> bool:
         """Whether a signal to stop has come."""
@@ -247,7 +264,8 @@ def run(
     SIGINT (Ctrl-C) or SIGTERM stops accepting, and lets the sessions answer what has arrived, within
     ``shutdown_timeout``. A second signal cuts what is left. After that the handlers of both signals are as before. So
     they are for a signal that finds the main thread blocked by the program's own code: for the second one before the
-    server is made, and for one that comes two seconds after the second.
+    server is made, and for one that comes two seconds after the second. While the name of the host is looked up, the
+    first signal ends that.
     If the program handles or blocks one of them itself, that stays: a handler may raise an exception, which passes
     through here when the sessions have ended, or stop the server. If another thread than the main thread calls this,
     signals do not stop the server, since Python allows signal handlers in the main thread only. Then it serves
@@ -264,7 +282,12 @@ def run(
         _log_to_stderr()
     with StopSignals() as signals:
         try:
-            server = server_class(address, RequestHandlerClass, **options)
+            signals.may_interrupt()
+            found = looked_up(address, getattr(server_class, "address_family", 0))
+            signals.must_not_interrupt()
+            server = server_class(found, RequestHandlerClass, **options)
+        except Stopped:
+            return 0
         except OSError as exc:
             if exc.filename is not None:  # a file that server_class opens
                 raise
@@ -277,6 +300,34 @@ def run(
                 raise
             log_event(logging.ERROR, "error", "the server cannot run: %s; %s", exc.strerror, SHORTAGES[exc.errno])
             return 1
+
+
+def looked_up(address: Any, family: int = 0) -> Any:
+    """Return the address with the IP address of its host: one of IPv4, if the host has any. ``family``: that of the
+    address; default: 0, any. A signal ends the look-up; it would have to wait for the one of ``bind()``, which may take
+    a minute."""
+    if not _has_name(address):
+        return address
+    from .client.dialing import look_up  # here: few servers need it
+
+    host, port = address
+    try:
+        found = look_up(host, 0, None, family)
+    except UnicodeError:
+        return address  # bind() says what is wrong
+    ip, _, *more = min(found, key=lambda entry: int(entry[0] != socket.AF_INET))[4]
+    return (ip, port, *more)
+
+
+def _has_name(address: Any) -> bool:
+    """Whether an address has a host name, and is neither an IP address, a path nor anything else."""
+    if not (isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str)):
+        return False
+    try:
+        socket.inet_aton(address[0])
+    except (OSError, UnicodeError):
+        return address[0] != "" and ":" not in address[0]
+    return False
 
 
 def _log_to_stderr() -> None:

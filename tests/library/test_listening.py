@@ -19,6 +19,7 @@ import echo
 from echo.cli.client import command as client_program
 from echo.cli.server import command as server_program
 from echo.cli.server import options, workers
+from echo.running import looked_up
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.usage_errors import error_line
 
@@ -209,9 +210,9 @@ def test_a_host_name_stands_for_an_address_of_ipv4_if_it_has_one(monkeypatch, fo
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    assert server_program._looked_up(("host.example", 7000)) == address
-    for other in (("::1", 7000), "path"):
-        assert server_program._looked_up(other) == other
+    assert looked_up(("host.example", 7000)) == address
+    for other in (("::1", 7000), ("127.0.0.1", 7000), ("", 7000), (b"host.example", 7000), "path"):
+        assert looked_up(other) == other
 
 
 @on_posix

@@ -185,6 +185,44 @@ def test_a_signal_that_comes_before_the_server_is_made_ends_it_as_soon_as_it_ser
 
 
 @posix
+def test_a_signal_ends_a_start_that_waits_for_name_servers(monkeypatch, lines):
+    """``bind()`` would wait for a minute, and no signal handler runs meanwhile."""
+
+    def look_up(host, port, family, kind, flags=0):
+        if not flags:
+            os.kill(os.getpid(), signal.SIGTERM)
+            answered.wait(DEADLINE)
+        raise socket.gaierror(socket.EAI_NONAME, "not an address")
+
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    try:
+        assert echo.run(echo.EchoRequestHandler, ("host.example", 0)) == 0
+    finally:
+        answered.set()
+    assert not lines()
+
+
+def test_a_host_name_stands_for_an_address_of_the_servers_family(monkeypatch):
+    def look_up(host, port, family, kind, flags=0):
+        if flags:
+            raise socket.gaierror(socket.EAI_NONAME, "not an address")
+        asked.append((host, family))
+        return [(family, kind, 6, "", ("127.0.0.1", port))]
+
+    class Brief(echo.Server):
+        def __init__(self, address, *args, **options):
+            super().__init__(address, *args, **options)
+            asked.append(address)
+            self.shutdown()
+
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert echo.run(echo.EchoRequestHandler, ("host.example", 0), server_class=Brief) == 0
+    assert asked == [("host.example", socket.AF_INET), ("127.0.0.1", 0)]
+
+
+@posix
 def test_a_second_signal_before_the_server_is_made_has_its_usual_effect(monkeypatch):
     """A server class may wait for a port, or for a database, without end."""
     monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)

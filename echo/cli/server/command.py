@@ -17,19 +17,17 @@ import os
 import queue
 import random
 import signal
-import socket
 import ssl
 import sys
 from typing import Any, Callable, Deque, Dict, Iterator, List, NoReturn, Optional
 
 from ... import protocol
 from ...beginning import Thread
-from ...client.dialing import look_up
 from ...files import RepeatedFiles
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
 from ...mixins import LoggingMixin
-from ...running import SHORTAGES, log_listening, serve, why_not_listening
+from ...running import SHORTAGES, Stopped, log_listening, looked_up, serve, why_not_listening
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
 from ...text import escape
@@ -43,7 +41,7 @@ from .failures import log_failure, shortage
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
-from .process import Process, Stopped, stopped_by
+from .process import Process, stopped_by
 from .queue_logging import QueueLoggingMixin
 from .workers import Workers
 
@@ -356,7 +354,7 @@ def _server(options: argparse.Namespace, files: Files, process: Process) -> Serv
         raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
     passed = systemd.listening_socket()
     try:
-        address = _looked_up(files.address()) if passed is None else None
+        address = looked_up(files.address()) if passed is None else None
         process.must_not_interrupt()  # from here on an exception would leave a Unix socket's path behind
         if passed is not None:
             return Server.from_socket(passed, handler, **server_options)
@@ -365,16 +363,6 @@ def _server(options: argparse.Namespace, files: Files, process: Process) -> Serv
             passed.close()
         raise
     return Server(address, handler, **server_options)
-
-
-def _looked_up(address: Any) -> Any:
-    """Return the address with the IP address of its host: one of IPv4, if the host has any. A signal ends the look-up;
-    it would have to wait for the one of ``bind()``, which may take a minute."""
-    if isinstance(address, str) or ":" in address[0]:  # a path, or an IPv6 address with its zone
-        return address
-    host, port = address
-    found = look_up(host, port, None)
-    return min(found, key=lambda entry: int(entry[0] != socket.AF_INET))[4]
 
 
 def _handler(options: argparse.Namespace) -> type:

@@ -16,8 +16,8 @@ from typing import Any, Iterator, List, Tuple
 
 from ... import running
 from ...handlers import MessageRequestHandler
+from ...running import Stopped
 from ...server.server import Server
-from .process import Stopped
 
 _GUARD = "put the lines that run it under if __name__ == '__main__'"
 

@@ -65,10 +65,6 @@ PARENT_GRACE = 2.0
 HANDLED = (*STOPPING, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)))
 
 
-class Stopped(BaseException):
-    """A signal to stop has come before there was a server."""
-
-
 class Process(StopSignals):
     """This process. ``timeout`` is what a stop has in seconds; None: no limit, until a second signal comes.
 
@@ -82,7 +78,6 @@ class Process(StopSignals):
         self.timeout: Optional[float] = None
         self.deadline: Optional[float] = None  # of time.monotonic()
         self._on_signal: Optional[Callable[[int], None]] = None
-        self._interrupts = False
         self._early: List[int] = []
         self.close_log: Callable[[], None] = lambda: None
         """Writes the log's last records."""
@@ -122,24 +117,13 @@ class Process(StopSignals):
     def _asked(self, begins: bool) -> None:
         self._bound(self.timeout if begins else 0.0)
 
-    def _asked_early(self) -> None:
-        self._interrupt()
-
     def _is_in_vain(self) -> bool:
         return False  # the last deadline ends the process
 
-    def may_interrupt(self) -> None:
-        """From now on a signal to stop raises ``Stopped`` in the main thread, once: nothing has been opened yet that an
-        exception would leave behind, and the import of a handler's module may take for ever."""
-        self._interrupts = True
-        if self.is_stopping():
-            self._interrupt()
-
     def must_not_interrupt(self) -> None:
-        """From now on a signal is acted on when there is something to stop. If one has come, and the handler's module
-        has caught its exception, that is raised again. If the module has set a handler of its own for a signal to stop,
-        or blocked one, that ends here. So does the default action of SIGPIPE: any client could end the process.
-        """
+        """If a signal has come, and the handler's module has caught its exception, raise that again. If the module has
+        set a handler of its own for a signal to stop, or blocked one, that ends here. So does the default action of
+        SIGPIPE: any client could end the process."""
         self.take_again()  # the module may have forked, and this is the child that goes on, as a daemon
         for number in STOPPING:
             if number in self._found:
@@ -147,14 +131,8 @@ class Process(StopSignals):
         if hasattr(signal, "SIGPIPE") and signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self.unblock()
-        self._interrupts = self._interrupts or self.is_stopping()
-        self._interrupt()
-        self._interrupts = False
-
-    def _interrupt(self) -> None:
-        if self._interrupts and self.is_stopping():
-            self._interrupts = False
-            raise Stopped
+        self.may_interrupt()
+        super().must_not_interrupt()
 
     def pass_signals(self, on_signal: Callable[[int], None]) -> None:
         """From now on call ``on_signal(number)`` for signals that are not to stop; first for those that have come
