@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
+import time
 import weakref
-from typing import Any, Callable, NoReturn, Optional, Tuple
+from typing import Any, Callable, NoReturn, Optional, Set, Tuple
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -74,6 +76,28 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
             with contextlib.suppress(Exception):
                 stream.flush()
         os._exit(code & 0xFF)
+
+
+def reap(children: Set[int]) -> None:
+    """Remove the processes that have ended."""
+    for child in list(children):
+        with contextlib.suppress(ChildProcessError):  # other code has waited for it
+            if os.waitpid(child, os.WNOHANG)[0] == 0:
+                continue
+        children.discard(child)
+
+
+def end_children(children: Set[int], is_over: Callable[[], bool]) -> Set[int]:
+    """Wait until these processes have ended. Once ``is_over()``, kill those that live; return them."""
+    pause = 0.001
+    reap(children)
+    while children and not is_over():
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+        reap(children)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    return children
 
 
 def _note() -> None:

@@ -72,6 +72,9 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def _echo_prepare(self) -> None:
         self._echo_inherited: Optional[socket.socket] = None  # the listening socket, if it was made elsewhere
         self._echo_forks = forking.forks
+        self._echo_waits_for_children = isinstance(self, _FORKING) and self.block_on_close
+        if self._echo_waits_for_children:
+            self.block_on_close = False  # the mixin would wait without a limit, even in a signal handler
         self._echo_path: Any = None
         self._echo_inode: Optional[unix_paths.Inode] = None
 

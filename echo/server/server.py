@@ -369,7 +369,8 @@ class Server(AcceptingServer):
             if timeout != 0 and loop_ended:
                 self._echo_accept_waiting(stop)
             super().server_close()
-            stop.finish(log_end=self._echo_past >= Past.SERVED, loop_ended=loop_ended)
+            children = getattr(self, "active_children", None) if self._echo_waits_for_children else None
+            stop.finish(children or set(), log_end=self._echo_past >= Past.SERVED, loop_ended=loop_ended)
             self._echo_session_threads.close()
         except BaseException:  # Ctrl-C: no later stop would do the rest
             self._echo_release_path()

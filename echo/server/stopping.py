@@ -61,10 +61,11 @@ import enum
 import logging
 import threading
 import time
-from typing import List, Optional
+from typing import List, Optional, Set
 
 from ..beginning import Thread
 from ..text import format_address, plural
+from . import forking
 from .registry import Registry
 from .reporting import log_event
 from .sessions import Session
@@ -159,15 +160,19 @@ class Stop:
                 return True
         return False
 
-    def finish(self, *, log_end: bool, loop_ended: bool = True) -> None:
-        """Drain all sessions, and cut those that are not done by the deadline. Nobody is accepted any more."""
+    def finish(self, children: Set[int], *, log_end: bool, loop_ended: bool = True) -> None:
+        """Drain all sessions, and cut those that are not done by the deadline. Nobody is accepted any more.
+        ``children``: processes with a session each, which end by themselves or are killed."""
         sessions = self._new_sessions()
+        forking.reap(children)
+        self._sessions += len(children)
         if self._sessions:
             left = "without limit" if self._timeout is None else f"for {self._timeout:g} s at most"
             count = plural(self._sessions, "session")
             log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=self._sessions)
         self._drain_each(sessions)
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
+        killed = forking.end_children(children, self.is_over)
         left_over = self._registry.sessions()
         cut = [session for session in left_over if not session.is_only_lingering()]
         for session in left_over:
@@ -175,18 +180,20 @@ class Stop:
         for session in cut:
             peer = format_address(session.client_address)
             log_event(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
-        self.cut = len(cut)
+        for child in killed:
+            log_event(logging.WARNING, "cut", "the session of process %d cut: not done in time", child)
+        self.cut = sessions_cut = len(cut) + len(killed)
         if not loop_ended:
             self.cut += 1
             log_event(logging.WARNING, "cut", "the accept loop cut: a method of the server's class blocks it")
         grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
         if log_end:
-            drained = self._sessions - len(cut)
-            text = f"stopped: {plural(drained, 'session')} drained, {len(cut)} cut" + (
+            drained = self._sessions - sessions_cut
+            text = f"stopped: {plural(drained, 'session')} drained, {sessions_cut} cut" + (
                 "; the accept loop cut" if not loop_ended else ""
             )
-            log_event(logging.INFO, "stopped", text, drained=drained, cut=len(cut))
+            log_event(logging.INFO, "stopped", text, drained=drained, cut=sessions_cut)
 
     def cut_all(self) -> None:
         """Cut all sessions without waiting: the thread that runs the stop has been interrupted."""

@@ -419,6 +419,38 @@ def test_the_forking_mixin_of_socketserver_serves_in_children():
     assert output_of(script) == ["True True", "True"]
 
 
+@pytest.mark.parametrize("where", ["another thread", "a signal handler in the loop"])
+def test_the_children_of_the_forking_mixin_have_the_same_deadline(where):
+    """Row 2: the mixin waits for them without a limit, and an idle client stays."""
+    script = f"""
+    import logging, signal
+
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        shutdown_timeout = 0.01
+
+    logging.basicConfig(stream=sys.stdout, level="INFO", format="%(message)s")
+    server = Forking(("127.0.0.1", 0), echo.EchoRequestHandler)
+    client = []
+
+    def talk():
+        client.append(dial(server))
+        check(echoes(client[0]))
+        if "{where}" == "another thread":
+            server.stop()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    threading.Thread(target=talk).start()
+    server.serve_forever()
+    print(server.stop(), client[0].recv(1), flush=True)
+    """
+    output = output_of(script)
+    assert output[0] == "draining 1 session, for 0.01 s at most"
+    assert output[1].endswith(" cut: not done in time")
+    assert output[2:] == ["stopped: 0 sessions drained, 1 cut", "False b''"]
+
+
 @pytest.mark.parametrize("networks", ["deny=['192.0.2.9', '192.0.2.10']", "allow=['192.0.2.1']"])
 def test_the_header_of_a_proxy_decides_who_gets_into_a_forked_child(networks):
     """Row 89: the proxy's own address decided, which let in clients that were denied, and refused those allowed."""
