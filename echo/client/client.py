@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import queue
 import socket
 import ssl
@@ -84,6 +85,7 @@ class Client:
         self._messages: Deque[bytes] = collections.deque()
         self._end: Optional[EchoError] = None  # an error that was met while sending, for recv() to raise
         self._closed = False
+        self._process = os.getpid()
         self._sender: Optional[_Sender] = None
 
     def send(self, message: bytes) -> None:
@@ -219,14 +221,16 @@ class Client:
     def close(self) -> None:
         """End the session: half-close, read and drop what the server still sends, then close. Never raises.
 
-        Waits for a message that another thread is sending, as long as the server goes on reading it.
+        Waits for a message that another thread is sending, as long as the server goes on reading it. In a child that
+        was forked since the client was made, it only closes: the session is the parent's.
         """
         if not self._closed:
             self._closed = True
-            if self._sender is not None:
-                self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
-            self.connection.finish_output()
-            linger(self.connection.socket)
+            if self._process == os.getpid():
+                if self._sender is not None:
+                    self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
+                self.connection.finish_output()
+                linger(self.connection.socket)
             self.connection.socket.close()
 
     def __enter__(self) -> Client:

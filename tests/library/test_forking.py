@@ -419,6 +419,19 @@ def test_the_forking_mixin_of_socketserver_serves_in_children():
     assert output_of(script) == ["True True", "True"]
 
 
+def test_a_forked_child_that_closes_a_client_leaves_the_connection_to_its_parent():
+    script = """
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler).start() as server:
+        with echo.connect(server.server_address) as client:
+            child = os.fork()
+            if not child:
+                client.close()
+                os._exit(0)
+            print(code_of(child), client.echo(b"hello"))
+    """
+    assert output_of(script) == ["0 b'hello'"]
+
+
 @pytest.mark.parametrize("where", ["another thread", "a signal handler in the loop"])
 def test_the_children_of_the_forking_mixin_have_the_same_deadline(where):
     """Row 2: the mixin waits for them without a limit, and an idle client stays."""
