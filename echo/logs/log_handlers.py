@@ -231,6 +231,12 @@ class LogQueue(CountingHandler):
             self._drop(f"{type(exc).__name__} while it was formatted")
         return True
 
+    def setFormatter(self, fmt: Optional[logging.Formatter]) -> None:  # noqa: N802 (logging's name)
+        """Do nothing, once it has one: a program may set another for all handlers there are. What a client sent would
+        not be escaped, and its lines would not be JSON."""
+        if self.formatter is None:
+            super().setFormatter(fmt)
+
     @property
     def takes_lines(self) -> bool:
         """Whether ``put_line`` is enough: the formatter needs no record."""

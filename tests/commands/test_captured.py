@@ -159,15 +159,36 @@ def test_functions_that_a_program_has_put_in_place_stay():
         threading.excepthook = before[0]
 
 
+@pytest.mark.parametrize("when", ["before", "at the import", "in a session"])
 @pytest.mark.parametrize("name", ["echo.server", "echo.session"])
-def test_a_handlers_module_that_configures_logging_does_not_silence_the_server(name, capfd, monkeypatch):
+def test_a_handlers_module_that_configures_logging_does_not_silence_the_server(name, when, capfd):
     """``logging.config.dictConfig`` disables the loggers that its argument does not name, those of the tests, too."""
     logger = logging.getLogger(name)
-    monkeypatch.setattr(logger, "disabled", True)
+    cls = type(logger)
+    logger.disabled = when == "before"
     with Log(argparse.Namespace(workers=1, log_format="text", log_threads=False, color="never")) as log:
+        logger.disabled = when == "at the import"
         log.to(log.queue())
+        logger.disabled = when == "in a session"
         logger.error("hello")
+        logger.setLevel("WARNING")
+        logger.info("not this")
+        logger.setLevel(logging.NOTSET)
     assert capfd.readouterr().err[24:] == "ERROR   hello\n"
+    assert type(logger) is cls and not logger.disabled
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_formatter_that_a_handler_sets_for_all_handlers_forges_nothing(capfd, form):
+    with Log(argparse.Namespace(workers=1, log_format=form, log_threads=False, color="never")) as log:
+        queue = log.queue()
+        log.to(queue)
+        queue.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("test").error(FORGED)
+        if form == "text":
+            queue.put_line(logging.INFO, "line")
+    records = records_of(capfd.readouterr().err.encode(), form)
+    assert len(records) == (2 if form == "text" else 1)
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -698,9 +698,9 @@ def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_othe
         logger.propagate = True
         assert only_queue(logger) is queue
         for formatter in (ColorFormatter(), TextFormatter(with_thread=True)):  # these formats need more than a line has
-            queue.setFormatter(formatter)
+            queue.formatter = formatter
             assert only_queue(logger) is None
-        queue.setFormatter(JsonFormatter())
+        queue.formatter = JsonFormatter()
         assert only_queue(logger) is None
         logger.parent.removeHandler(queue)
         logger.addHandler(Listener())

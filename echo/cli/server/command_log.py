@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import Type, Union
+from typing import Iterator, Type, Union
 
 from ...descriptors import duplicate
 from ...logs.formatters import JsonFormatter, TextFormatter
@@ -40,6 +40,8 @@ class Log:
             if self._lock is not None:
                 stack.callback(self._lock.close)
             self._stderr = stack.enter_context(captured_stderr())
+            for name in ("echo.server", "echo.session"):
+                stack.enter_context(_enabled(logging.getLogger(name)))
             self._stack = stack.pop_all()
         return self
 
@@ -81,6 +83,20 @@ class Log:
         if before is not None:
             root.removeHandler(before)
         root.addHandler(handler)
-        # By default logging.config disables all loggers that exist when a handler's module calls it.
-        for name in ("echo.server", "echo.session"):
-            logging.getLogger(name).disabled = False
+
+
+@contextlib.contextmanager
+def _enabled(logger: logging.Logger) -> Iterator[None]:
+    """Keep a logger enabled: by default ``logging.config`` disables all loggers that exist when a handler calls it."""
+
+    def set_attribute(self: logging.Logger, name: str, value: object) -> None:
+        if name != "disabled":
+            object.__setattr__(self, name, value)
+
+    cls = type(logger)
+    logger.disabled = False
+    logger.__class__ = type(cls.__name__, (cls,), {"__setattr__": set_attribute})
+    try:
+        yield
+    finally:
+        logger.__class__ = cls
