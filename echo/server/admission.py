@@ -56,8 +56,9 @@ class Opening:
     """The steps of one session that wait for its client. The first caller does them, once."""
 
     def __init__(self, admission: Admission, server: Any, session: Session) -> None:
-        self._steps = functools.partial(admission.check_in_thread, server, session)
         self.session = session
+        self.request = session.request  # the guarded socket; the session may get an object that wraps it
+        self._steps = functools.partial(admission.check_in_thread, server, session, self.request)
         self._lock = threading.RLock()
         self._runs = False
         self._refused: Optional[Refused] = None
@@ -78,7 +79,8 @@ class Opening:
                 self._refused = Refused(refused.reason, refused.why, refused.left)  # no traceback keeps the session
                 self.session.refused = refused.reason
                 raise
-            self.session.opened()
+            self.session.opening = None
+            self.request.release()  # anybody may use it
 
 
 class Admission:
@@ -115,12 +117,12 @@ class Admission:
         if session.opening is not None:
             session.request.guard = session.opening
 
-    def check_in_thread(self, server: Any, session: Session) -> None:
+    def check_in_thread(self, server: Any, session: Session, request: Any) -> None:
         """The steps that wait for the client, in the session's own thread."""
         if server._echo_options.proxy_protocol:
             from ..transport.proxy_header import receive_header
 
-            header = receive_header(session.request, server._echo_options.handshake_timeout)
+            header = receive_header(request, server._echo_options.handshake_timeout)
             own = host_of(session.client_address)
             limit = server._echo_options.max_connections_per_host
             others = self._registry.identify(session, _named(header.source), limit)
@@ -134,7 +136,7 @@ class Admission:
             from ..transport.handshake import shake_hands
 
             options = server._echo_options
-            shake_hands(session.request, options.ssl_context, options.handshake_timeout)
+            shake_hands(request, options.ssl_context, options.handshake_timeout)
 
     def check_unknown(self, server: Any, request: Any, client_address: Any) -> None:
         """The step for a client that a program has accepted itself, in a loop of its own. ``TypeError`` if nobody would

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, Callable, Counter, Dict, List, Optional
 
-from .sessions import Session, host_of
+from .sessions import Session, descriptor_of, host_of
 from .signal_safe import STEP, is_held
 from .statistics import Statistics, Traffic
 
@@ -68,11 +68,11 @@ class Registry:
             session = getattr(getattr(stream, "guard", None), "session", None)
         if session is not None:
             return session
-        try:
-            descriptor = stream.fileno()
-        except Exception:  # not a socket
-            return None
-        # The newest: a handler may have closed its socket itself, and the system has used the number again.
+        return self._newest(descriptor_of(stream))
+
+    def _newest(self, descriptor: int) -> Optional[Session]:
+        """The newest session with this descriptor: a handler may have closed the socket of an older one itself, and the
+        system has used the number again."""
         for session in reversed(self.sessions()):
             if session.descriptor == descriptor != -1:
                 return session
@@ -100,7 +100,7 @@ class Registry:
         session = self.find(request)
         if session is None or session.ours or not session.is_from(client_address):  # the descriptor may be used again
             return None
-        if session.opening is not None:
+        if session.opening is not None and descriptor_of(session.request) == -1:
             request.close()
             raise TypeError("with ssl_context, the server encrypts; no wrapper can take over the socket")
         with self._lock:
@@ -216,7 +216,7 @@ class Registry:
         with self._lock:
             left = [session for session in self._live.values() if session.was_closed()]
             if not stopping:
-                left = [session for session in left if not session.is_taken_over()]
+                left = [each for each in left if self._newest(each.descriptor) is not each or not each.is_taken_over()]
             for session in left:
                 self.end(session)
             return bool(left)

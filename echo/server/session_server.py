@@ -244,17 +244,20 @@ class SessionServer(ListeningServer):
 
     def _echo_end_session(self, session: Session) -> None:
         """Close the socket, and count the end; what a subclass has done already is left out."""
-        if session.state != "closed":
-            try:
+        try:
+            if session.state != "closed":
                 self.shutdown_request(session.request)
-            except Exception as exc:
-                log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
-                with contextlib.suppress(Exception):
-                    self.close_request(session.request)  # no memory for a gentle end, for example
-        if session.state != "closed":  # a subclass closes in its own way
-            session.closed()
-        if not session.over:  # it did not call close_request()
-            self._echo_registry.end(session)
+        except BaseException as exc:  # a subclass may even call sys.exit()
+            log_event(logging.ERROR, "error", "exception in shutdown_request()", exc_info=exc)
+            with contextlib.suppress(Exception):
+                self.close_request(session.request)  # no memory for a gentle end, for example
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            if session.state != "closed":  # a subclass closes in its own way
+                session.closed()
+            if not session.over:  # it did not call close_request()
+                self._echo_registry.end(session)
 
     def shutdown_request(self, request: Any) -> None:
         """Close an accepted socket; after a session gently, so that no reply is lost."""

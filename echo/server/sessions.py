@@ -37,14 +37,16 @@ import errno
 import logging
 import os
 import socket
+import stat
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from ..sockets import SEND_TIMEOUT, is_dead, shut_down
 from ..text import format_address, unmapped
 from .reporting import log_event
 from .statistics import ConnectionInfo
+from .unix_paths import peer_name
 
 
 class StandIn:
@@ -111,8 +113,8 @@ class Session:
     def __init__(self, request: Any, client_address: Any, *, proxied: bool = False) -> None:
         self.request = self.stream = request
         try:
-            self.descriptor = request.fileno()
-        except Exception:  # not a socket
+            self.descriptor = request.fileno()  # not descriptor_of(): a call for each connection
+        except Exception:
             self.descriptor = -1
         self.client_address = client_address
         # Behind a proxy the client is not known until Registry.identify.
@@ -127,7 +129,7 @@ class Session:
         self.begun = False  # a thread has it, or will have it at once
         self.ours = False  # that thread runs the server's own process_request_thread(), which ends the session
         self.over = False  # the registry has counted its end, and has removed it
-        self.opening: Optional[Callable[[], None]] = None  # the steps of admission that its first use has to do
+        self.opening: Any = None  # an Opening: the steps of admission that its first use has to do
         self.refused: Optional[str] = None  # why admission ended it
         # The socket must not be closed while another thread acts on it: the system could give its descriptor to another
         # connection (gh-116912). abort() holds this lock meanwhile. drain() may block, so closing() waits for _drained.
@@ -138,11 +140,6 @@ class Session:
     def attached(self) -> bool:
         """Whether the handler reports its end itself."""
         return not isinstance(self.handler, StandIn)
-
-    def opened(self) -> None:
-        """Admission is done: anybody may use the socket."""
-        self.opening = None
-        self.request.release()
 
     def wrapped(self, stream: Any) -> None:
         """The handler uses ``stream``, which has taken the connection over (TLS, for example)."""
@@ -220,8 +217,9 @@ class Session:
 
     def seal(self) -> None:
         """Let nobody use the socket, if its client has not been let in."""
-        if self.opening is not None:
-            self.opening = self.request.guard = None
+        opening, self.opening = self.opening, None
+        if opening is not None:
+            opening.request.guard = None
 
     def let_go(self, *, is_own: bool) -> None:
         """In a forked child: the session is its parent's. ``is_own``: this thread serves it, and would end it here."""
@@ -238,23 +236,28 @@ class Session:
         return self.refused is not None or (self.state == "closing" and not self.handler.connection.input_ended)
 
     def was_closed(self) -> bool:
-        """Whether other code than the server's own has closed the socket, or has taken its descriptor over."""
-        return not self.ours and isinstance(self.stream, socket.socket) and self.stream.fileno() == -1
+        """Whether other code than the server's own has closed the socket, or has taken its descriptor over. ``stream``
+        may also be an object that passes its calls on to the socket."""
+        had_one = not self.ours and self.descriptor != -1
+        return had_one and descriptor_of(self.stream) == descriptor_of(self.request) == -1
 
     def is_taken_over(self) -> bool:
         """If it ``was_closed``: whether the descriptor is still this connection's. A wrapper has it then, and may be in
-        its handshake (``ssl.SSLSocket``)."""
+        its handshake (``ssl.SSLSocket``). Of Unix sockets, all connections of one process look the same."""
         try:
+            # A file's by now? To close a duplicate of it would end all locks that the process has on it (fcntl).
+            if not stat.S_ISSOCK(os.fstat(self.descriptor).st_mode):
+                return False
             copy = os.dup(self.descriptor)
         except OSError as exc:
             return exc.errno != errno.EBADF  # no descriptor is free: nobody knows
         try:
             sock = socket.socket(fileno=copy)
-        except OSError:  # it is a file's by now
+        except OSError:  # a socket of another kind
             os.close(copy)
             return False
         with sock, contextlib.suppress(OSError):
-            return self.is_from(sock.getpeername())
+            return self.is_from(sock.getpeername()) or self.is_from(peer_name(sock))
         return False
 
     def is_from(self, address: Any) -> bool:
@@ -276,6 +279,15 @@ class Session:
             traffic.bytes_out,
             self.via,
         )
+
+
+def descriptor_of(stream: Any) -> int:
+    """The number of a stream's descriptor; -1 if it is closed, or is not a socket."""
+    try:
+        number: int = stream.fileno()
+    except Exception:
+        return -1
+    return number
 
 
 def is_loss(exc: Optional[BaseException], request: Any) -> bool:

@@ -427,7 +427,29 @@ class AnAcceptAndNothingElse(WithoutAHandler):
     get_request = AnAcceptOfItsOwn.get_request
 
 
+class Object:
+    """An object around a socket, which passes all calls on."""
+
+    def __init__(self, sock):
+        self.sock = sock
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+
+class AnObjectInTheServingThread(echo.Server):
+    def process_request(self, request, client_address):
+        super().process_request(Object(request), client_address)
+
+
+class AnObjectInTheSessionsThread(echo.Server):
+    def process_request_thread(self, request, client_address):
+        super().process_request_thread(Object(request), client_address)
+
+
 REPLACED = [
+    AnObjectInTheServingThread,
+    AnObjectInTheSessionsThread,
     InTheServingThread,
     InAThreadOfItsOwn,
     ACopyOfTheStandardBody,
@@ -453,6 +475,7 @@ def test_whatever_a_subclass_replaces_a_client_without_tls_gets_nothing_in_clear
 
 @replaced
 def test_whatever_a_subclass_replaces_a_client_with_tls_is_served(cls, context, dial_tls):
+    """An object around the socket was refused, as if it had taken the descriptor over."""
     with cls(("127.0.0.1", 0), Answers, ssl_context=context).start() as server:
         client = dial_tls(server)
         client.sendall(b"hello\n")
@@ -526,7 +549,8 @@ def test_a_handler_behind_a_proxy_gets_the_clients_address_whatever_a_subclass_r
         def handle(self):
             self.request.sendall(repr(self.client_address).encode())
 
-    for cls in (echo.Server, InTheServingThread, InAThreadOfItsOwn, ACopyOfTheStandardBody, ByName):
+    objects = AnObjectInTheServingThread, AnObjectInTheSessionsThread
+    for cls in (echo.Server, InTheServingThread, InAThreadOfItsOwn, ACopyOfTheStandardBody, ByName, *objects):
         with cls(("127.0.0.1", 0), Tells, proxy_protocol=True).start() as server:
             client = dial(server)
             client.sendall(HEADER)
@@ -574,17 +598,10 @@ def test_two_threads_that_use_a_socket_first_shake_hands_once(context, dial_tls)
 
 
 def test_a_request_that_cannot_be_guarded_is_refused_with_the_reason(context, dial, caplog):
-    class Wrapper:
-        def __init__(self, sock):
-            self.sock = sock
-
-        def __getattr__(self, name):
-            return getattr(self.sock, name)
-
     class Wraps(InAThreadOfItsOwn):
         def get_request(self):
             sock, client_address = self.socket.accept()
-            return Wrapper(sock), client_address
+            return Object(sock), client_address
 
     with Wraps(("127.0.0.1", 0), Answers, ssl_context=context).start() as server:
         assert read_all(dial(server)) == b""

@@ -2,6 +2,7 @@
 
 import socket
 import socketserver
+import sys
 import threading
 
 import pytest
@@ -48,6 +49,21 @@ def test_a_slot_comes_back_whatever_happens_in_its_session(serve, dial):
         thread.join(DEADLINE)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_slot_comes_back_although_a_subclass_exits_at_the_end_of_its_session(serve, dial):
+    """Row 15."""
+
+    class Exits(echo.Server):
+        def shutdown_request(self, request):
+            sys.exit()
+
+    server = serve(cls=Exits, max_connections=1)
+    for _ in range(2):
+        client = dial(server)
+        client.sendall(b"exit\n")
+        assert read_all(client) == b""
+
+
 def test_one_host_gets_its_share_and_is_refused_beyond_it(serve, dial):
     """Row 15."""
     server = serve(max_connections_per_host=2)
@@ -79,6 +95,37 @@ def test_the_slot_of_a_host_comes_back_if_a_thread_of_a_subclass_closes_the_sock
         client = dial(server)
         assert read_exactly(client, 6) == b"hello\n"
         assert read_all(dial(server)) == b""
+        closed.clear()
+        client.close()
+        assert closed.wait(DEADLINE)
+
+
+def test_the_slot_of_a_host_comes_back_if_a_thread_of_a_subclass_closes_an_object_around_the_socket(serve, dial):
+    """Row 15: it never did, and a stop waited for the session."""
+
+    class Object:
+        def __init__(self, sock):
+            self.recv, self.sendall, self.fileno, self.close = sock.recv, sock.sendall, sock.fileno, sock.close
+
+    class Greets(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"hello\n")
+            self.request.recv(100)
+
+    class OwnThreads(echo.Server):
+        def process_request(self, request, client_address):
+            threading.Thread(target=self.work, args=(Object(request), client_address)).start()
+
+        def work(self, wrapped, client_address):
+            self.finish_request(wrapped, client_address)
+            wrapped.close()
+            closed.set()
+
+    closed = threading.Event()
+    server = serve(Greets, cls=OwnThreads, max_connections_per_host=1)
+    for _ in range(2):
+        client = dial(server)
+        assert read_exactly(client, 6) == b"hello\n"
         closed.clear()
         client.close()
         assert closed.wait(DEADLINE)

@@ -15,6 +15,7 @@ import pytest
 import echo
 from echo.server.registry import MOST_REASONS, Registry
 from echo.server.sessions import Session
+from echo.server.unix_paths import peer_name
 from support import DEADLINE, eventually, read_all
 from support.servers import echoes
 
@@ -171,6 +172,38 @@ def test_a_descriptor_that_is_used_again_is_not_taken_for_that_of_a_closed_sessi
         free = lowest_free_descriptor()
         assert session.was_closed() and not session.is_taken_over()
         assert lowest_free_descriptor() == free
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+def test_a_session_on_a_unix_socket_whose_descriptor_a_wrapper_has_taken_over_is_not_over():
+    """Row 15. All connections of one process have the same address there: the newest one has the descriptor."""
+    ours, theirs = socket.socketpair()
+    registry, session = Registry(), Session(ours, peer_name(ours))
+    registry.add(session)
+    with theirs, socket.socket(fileno=ours.detach()) as wrapper:
+        assert session.was_closed() and not registry.reap()
+        newer = Session(wrapper, peer_name(wrapper))
+        registry.add(newer)
+        assert registry.reap()
+        assert registry.sessions() == [newer]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="the system does not list its locks")
+def test_a_look_at_a_descriptor_that_is_a_files_by_now_leaves_its_locks(tmp_path):
+    """The close of any duplicate would end them, and a database would be open to two writers."""
+    fcntl = pytest.importorskip("fcntl")
+    ours, theirs = socket.socketpair()
+    with theirs, open(tmp_path / "database", "wb") as file:
+        session = Session(ours, "unix")
+        ours.close()
+        os.dup2(file.fileno(), session.descriptor)
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        try:
+            assert session.was_closed() and not session.is_taken_over()
+            with open("/proc/locks") as locks:
+                assert f":{os.fstat(file.fileno()).st_ino} " in locks.read()
+        finally:
+            os.close(session.descriptor)
 
 
 def lowest_free_descriptor():
