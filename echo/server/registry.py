@@ -60,15 +60,19 @@ class Registry:
         except KeyError:
             return None
 
-    def find(self, stream: Any) -> Optional[Session]:
+    def find(self, stream: Any, client_address: Any = None) -> Optional[Session]:
         """The session of an accepted socket, or of what has taken its descriptor over: the ``ssl.SSLSocket`` that a
-        subclass has made of it, for example."""
+        subclass has made of it, for example. With ``client_address``, not one that has only had the same descriptor as
+        another client, which a program has accepted itself."""
         session = self.get(stream)
         if session is None:  # in a forked child, which has no sessions here, that of a client not let in yet
             session = getattr(getattr(stream, "guard", None), "session", None)
         if session is not None:
             return session
-        return self._newest(descriptor_of(stream))
+        newest = self._newest(descriptor_of(stream))
+        if newest is None or client_address is None or newest.is_from(client_address) or newest.is_taken_over():
+            return newest
+        return None
 
     def _newest(self, descriptor: int) -> Optional[Session]:
         """The newest session with this descriptor: a handler may have closed the socket of an older one itself, and the
@@ -97,8 +101,8 @@ class Registry:
         """Return the session whose descriptor ``request``, a wrapper of its socket, has taken over before the session's
         thread has begun; it is the session's own from now on. None if there is no such session; ``TypeError`` if the
         socket was one for TLS."""
-        session = self.find(request)
-        if session is None or session.ours or not session.is_from(client_address):  # the descriptor may be used again
+        session = self.find(request, client_address)
+        if session is None or session.ours:
             return None
         if session.opening is not None and descriptor_of(session.request) == -1:
             request.close()

@@ -186,7 +186,7 @@ class SessionServer(ListeningServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Make the handler, which serves the session. ``request`` may be a wrapper of what was accepted (TLS)."""
-        session = self._echo_registry.find(request)
+        session = self._echo_registry.find(request, client_address)
         if session is not None:
             if session.opening is not None:
                 session.opening()

@@ -240,6 +240,31 @@ def test_networks_hold_for_clients_that_a_program_accepts_in_a_loop_of_its_own(d
         assert server.stats().refused == ({} if step == "finish_request" else {"denied": 1})
 
 
+@pytest.mark.parametrize("step", ["process_request", "process_request_thread", "finish_request"])
+def test_networks_hold_for_a_client_that_gets_the_descriptor_of_one_that_was_let_in(dial, step):
+    """Row 61: ``finish_request`` took it for that client, whose socket a thread of the subclass had closed."""
+
+    class OwnThreads(echo.Server):
+        def process_request(self, request, client_address):
+            if client_address == first.getsockname():
+                request.sendall(b"%d\n" % request.fileno())
+                request.close()
+            else:
+                super().process_request(request, client_address)
+
+    with OwnThreads(ADDRESS, socketserver.StreamRequestHandler) as server, socket.create_server(ADDRESS) as listener:
+        first, second = dial(server), socket.create_connection(listener.getsockname(), timeout=DEADLINE)
+        server.handle_request()
+        descriptor = int(read_all(first))
+        server.set_access([], ["127.0.0.1"])
+        accepted = listener.accept()[0].detach()
+        if accepted != descriptor:
+            os.dup2(accepted, descriptor)
+            os.close(accepted)
+        with second, socket.socket(fileno=descriptor) as request, pytest.raises(ConnectionError, match="denied"):
+            getattr(server, step)(request, second.getsockname())
+
+
 @pytest.mark.parametrize(
     "options", [{"proxy_protocol": True}, {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}]
 )
