@@ -27,31 +27,36 @@ class SessionLoggingMixin(MessageRequestHandler):
     """
 
     log = logging.getLogger("echo.session")
+    """The logger, or a ``LoggerAdapter``. It is looked up when a session begins."""
+
+    _echo_log: Any = None  # the command sets it: a handler of its own may use the name log for something else
 
     session_level = logging.INFO
     """The level of the records of a session's start and end."""
 
     def setup(self) -> None:
-        self._began = time.monotonic()
+        self.__began = time.monotonic()
         super().setup()
-        self._session_level = logging.DEBUG if self.unnamed else self.session_level
+        if self._echo_log is None:
+            self._echo_log = self.log
+        self.__level = logging.DEBUG if self.unnamed else self.session_level
 
     def dispatch_made(self) -> None:
-        level = self._session_level
-        if self.log.isEnabledFor(level):
-            self._log_begin(level)
+        level = self.__level
+        if self._echo_log.isEnabledFor(level):
+            self.__log_begin(level)
         super().dispatch_made()
 
     def dispatch_lost(self, reason: str) -> None:
         try:
             super().dispatch_lost(reason)
         finally:
-            level = self.session_level if self.connection.bytes_in else self._session_level
-            if self.log.isEnabledFor(level):
+            level = self.session_level if self.connection.bytes_in else self.__level
+            if self._echo_log.isEnabledFor(level):
                 self._unless_lost(self.connection.flush)  # what connection_lost has sent, so that it counts
-                self._log_end(level, reason)
+                self.__log_end(level, reason)
 
-    def _log_begin(self, level: int) -> None:
+    def __log_begin(self, level: int) -> None:
         fields: Dict[str, Any] = {}
         details = []
         if self.via is not None and not self.unnamed:
@@ -61,11 +66,11 @@ class SessionLoggingMixin(MessageRequestHandler):
             fields.update(tls=self.request.version(), subject=self.request.subject)
             details += [f" {printable(text, 200)}" for text in (fields["tls"], fields["subject"]) if text]
         fields.update(event="connected", peer=self.peer, session=self.session)
-        self._emit_record(level, f"{self.peer} connected{','.join(details)}", fields)
+        self._echo_emit(level, f"{self.peer} connected{','.join(details)}", fields)
 
-    def _log_end(self, level: int, reason: str) -> None:
+    def __log_end(self, level: int, reason: str) -> None:
         connection = self.connection
-        duration = time.monotonic() - self._began
+        duration = time.monotonic() - self.__began
         reason = printable(reason)  # that of an exception class of the handler's own
         # The one message that has no reply, unless the handler has changed what an exit is.
         ends = reason == "exit" and connection.messages_in == connection.messages_out + 1
@@ -85,11 +90,11 @@ class SessionLoggingMixin(MessageRequestHandler):
             "peer": self.peer,
             "session": self.session,
         }
-        self._emit_record(level, line, fields)
+        self._echo_emit(level, line, fields)
 
-    def _emit_record(self, level: int, line: str, fields: Dict[str, Any]) -> None:
+    def _echo_emit(self, level: int, line: str, fields: Dict[str, Any]) -> None:
         """Log ``line`` with ``fields`` as the record's attributes. ``log`` is enabled for this level."""
-        emit(self.log, level, line, fields)
+        emit(self._echo_log, level, line, fields)
 
 
 class LoggingMixin(SessionLoggingMixin):
@@ -127,25 +132,25 @@ class LoggingMixin(SessionLoggingMixin):
 
     def dispatch_message(self, message: bytes) -> None:
         level = self.message_level
-        if level is not None and self.log.isEnabledFor(level):
-            self._log_message(level, "received", message)
+        if level is not None and self._echo_log.isEnabledFor(level):
+            self.__log_message(level, "received", message)
         super().dispatch_message(message)
 
     def send(self, message: bytes) -> None:
         super().send(message)
         level = self.message_level
-        if level is not None and self.log.isEnabledFor(level):
-            self._log_message(level, "sent", message)
+        if level is not None and self._echo_log.isEnabledFor(level):
+            self.__log_message(level, "sent", message)
 
     def dispatch_eof(self, rest: bytes) -> None:
         level = self.message_level
-        if rest and level is not None and self.log.isEnabledFor(level):
-            self._log_message(level, "received", rest, " without an end")
+        if rest and level is not None and self._echo_log.isEnabledFor(level):
+            self.__log_message(level, "received", rest, " without an end")
         super().dispatch_eof(rest)
 
-    def _log_message(self, level: int, event: str, message: bytes, how: str = "") -> None:
+    def __log_message(self, level: int, event: str, message: bytes, how: str = "") -> None:
         size = len(message)
         text = escape(message, self.shown_bytes)
         line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"
         fields = {"event": event, "peer": self.peer, "session": self.session, "size": size, "text": text}
-        self._emit_record(level, line, fields)
+        self._echo_emit(level, line, fields)

@@ -20,14 +20,14 @@ if hasattr(os, "register_at_fork"):  # a forked worker has a process number of i
 _STARTED = time.time() - _TEMPLATE["relativeCreated"] / 1000
 
 
-def emit(logger: logging.Logger, level: int, message: str, fields: Dict[str, Any]) -> None:
+def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
     """Log ``message``, which is not a format, with ``fields`` as the record's attributes.
 
-    The caller has checked that ``logger`` is enabled for ``level``. If a filter or a handler raises, the session goes
-    on. The fault is printed as ``logging`` prints the faults of its own handlers.
+    ``logger`` may be a ``LoggerAdapter``. The caller has checked that it is enabled for ``level``. If a filter or a
+    handler raises, the session goes on. The fault is printed as ``logging`` prints the faults of its own handlers.
     """
     try:
-        if logging.getLogRecordFactory() is not logging.LogRecord:
+        if logging.getLogRecordFactory() is not logging.LogRecord or not isinstance(logger, logging.Logger):
             logger.log(level, message, extra=fields)
             return
         now = time.time()

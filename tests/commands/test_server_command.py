@@ -1,6 +1,7 @@
 """``python -m echo.server``: its log, its end and its exit code."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -528,6 +529,33 @@ def test_a_session_that_logs_nothing_has_no_logging_step(arguments, sessions, me
     assert issubclass(handler, echo.LoggingMixin) is messages
     if "--no-log-messages" in arguments:
         assert handler.message_level is None
+
+
+def test_names_of_a_handler_that_does_not_know_of_the_logging_mixins_are_its_own(monkeypatch, serve, dial, caplog):
+    caplog.set_level(logging.INFO)
+
+    class Own(echo.EchoRequestHandler):
+        def log(self, text):
+            self.texts.append(text)
+
+        _log_message = log
+
+        def connection_made(self):
+            self._began = self.texts = []
+
+        def message_received(self, message):
+            self.log("a")
+            self._log_message("b")
+            self.log = self.send
+            self.log(b"%d" % len(self._began))
+
+    monkeypatch.setattr(command, "load_handler", lambda name: Own)
+    with dial(serve(command._handler(parser().parse_args(["--handler", "own:Own"])))) as client:
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"2\n"
+    events = [record.event for record in caplog.records if record.name == "echo.session"]
+    assert events == ["connected", "received", "sent", "disconnected"]
 
 
 def test_a_mixin_that_another_one_derives_from_is_put_on_once():

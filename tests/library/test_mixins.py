@@ -11,6 +11,7 @@ import time
 import pytest
 
 import echo
+from echo.cli.server.queue_logging import QueueLoggingMixin
 from echo.mixins.throttling import TokenBucket
 from support import DEADLINE, Recorder, eventually, read_all, read_exactly
 
@@ -177,6 +178,24 @@ def test_a_filter_or_handler_that_raises_costs_its_records_and_no_session(serve,
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"hello\n"
     assert "RuntimeError: a broken handler" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mixins", [(), (QueueLoggingMixin,)], ids=["library", "command"])
+def test_a_logger_adapter_logs_each_record(serve, dial, caplog, mixins):
+    caplog.set_level(logging.INFO)
+
+    class Named(logging.LoggerAdapter):
+        def process(self, msg, kwargs):
+            return f"[ours] {msg}", kwargs
+
+    log = Named(logging.getLogger("named"), {})
+    with dial(serve(type("Handler", (*mixins, Logged), {"log": log}))) as client:
+        client.sendall(b"100%\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"100%\n"
+    records = [record for record in caplog.records if record.name == "named"]
+    assert [record.event for record in records] == ["connected", "received", "sent", "disconnected"]
+    assert records[1].getMessage().startswith("[ours] 127.0.0.1:") and records[1].getMessage().endswith(": 100%")
 
 
 def test_the_leftmost_mixin_is_the_outermost(serve, dial):

@@ -42,7 +42,7 @@ from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
 from .process import Process, stopped_by
-from .queue_logging import QueueLoggingMixin
+from .queue_logging import QueueLoggingMixin, names_kept
 from .workers import Workers
 
 MANY_SESSIONS = 1024
@@ -385,6 +385,7 @@ def _handler(options: argparse.Namespace) -> type:
             raise ValueError(f"{options.handler} has its own framing; --max-message cannot change its limit")
     if options.no_log_messages:
         given["message_level"] = None
+    given.update(names_kept([*mixins, handler]))
     return combine(handler, [*_logging_mixins(options), *mixins], **given)
 
 

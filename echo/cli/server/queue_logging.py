@@ -7,6 +7,7 @@ a session, it gets lines.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any, Dict, List, Optional
 
@@ -24,21 +25,32 @@ class QueueLoggingMixin(SessionLoggingMixin):
     __queue: Optional[LogQueue] = None
 
     def setup(self) -> None:
-        self.__queue = only_queue(self.log)
         super().setup()
+        self.__queue = only_queue(self._echo_log)
 
-    def _emit_record(self, level: int, line: str, fields: Dict[str, Any]) -> None:
+    def _echo_emit(self, level: int, line: str, fields: Dict[str, Any]) -> None:
         if self.__queue is not None:
             self.__queue.put_line(level, line)
         else:
-            super()._emit_record(level, line, fields)
+            super()._echo_emit(level, line, fields)
 
 
-def only_queue(logger: logging.Logger) -> Optional[LogQueue]:
+def names_kept(classes: List[type]) -> Dict[str, Any]:
+    """Return the attributes that the combination of the logging mixins and these classes needs, so that the name
+    ``log`` is theirs: a method of a handler that does not know of the mixins, for example."""
+    if any(issubclass(cls, SessionLoggingMixin) for cls in classes):
+        return {}
+    found = [inspect.getattr_static(cls, "log") for cls in classes if hasattr(cls, "log")]
+    return dict({"log": found[0]} if found else {}, _echo_log=SessionLoggingMixin.log)
+
+
+def only_queue(logger: Any) -> Optional[LogQueue]:
     """Return the queue if it is the only one to see what this logger logs, and needs no records; else None.
 
     Others that see records are a second handler, a filter, and a record factory of the program's own.
     """
+    if not isinstance(logger, logging.Logger):
+        return None
     if logger.filters or logging.getLogRecordFactory() is not logging.LogRecord:
         return None
     handlers: List[logging.Handler] = []
