@@ -139,6 +139,8 @@ class StopSignals:
         if self._is_in_vain():
             self.__exit__()
             signal.raise_signal(number)
+            if signal.getsignal(number) == signal.SIG_DFL:  # process 1, of a container: the system ignores the signal
+                os._exit(128 + number)
             return
         self._asked(begins)
         if self._on_stop is not None:

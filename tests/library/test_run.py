@@ -237,6 +237,32 @@ def test_a_second_signal_before_the_server_is_made_has_its_usual_effect(monkeypa
 
 
 @posix
+def test_process_1_of_a_container_ends_at_a_second_signal_although_it_has_no_default_actions(monkeypatch):
+    class Ended(BaseException):
+        pass
+
+    def as_for_process_1(number):
+        if signal.getsignal(number) != signal.SIG_DFL:
+            raise_signal(number)
+
+    def end(code):
+        raise Ended(code)
+
+    raise_signal = signal.raise_signal
+    monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)
+    monkeypatch.setattr(signal, "raise_signal", as_for_process_1)
+    monkeypatch.setattr(os, "_exit", end)
+
+    class Waits(echo.Server):
+        def server_bind(self):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Ended, match="143"):
+        echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Waits)
+
+
+@posix
 def test_a_signal_long_after_a_second_one_that_did_not_help_has_its_usual_effect(monkeypatch):
     """A method of the server class may block the main thread."""
     monkeypatch.setattr(echo.running, "SAME_SIGNAL", 0)
