@@ -100,8 +100,10 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         """Serve on a listening socket made elsewhere: by systemd, a parent process, the server before this one.
 
         It is this server's from now on, and is closed with it. Its address, and a Unix socket's path, are left to the
-        program that bound it. Its mode becomes non-blocking and stays so, since other processes may share that. Raises
-        ``ValueError`` for a socket that does not listen, and the rest as ``Server`` does.
+        program that bound it. An ``echo.Server`` that has bound a path removes it at its end: to hand a Unix socket
+        from server to server, bind it elsewhere, and let each of them use this method. Its mode becomes non-blocking
+        and stays so, since other processes may share that. Raises ``ValueError`` for a socket that does not listen, and
+        the rest as ``Server`` does.
         """
         check_listening(sock)
         server = cls(sock.getsockname(), RequestHandlerClass, False, **options)

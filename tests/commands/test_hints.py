@@ -41,6 +41,15 @@ def answers(sock):
     read_all(sock)
 
 
+def answers_at_length(sock):
+    sock.recv(100)
+    sock.sendall(b"x" * 200 + b"\n")
+    read_all(sock)
+
+
+TOO_LONG = "a message is longer than the limit of 100 bytes; raise --max-message, or give the server's --framing\n"
+
+
 @pytest.fixture
 def ask(serve):
     """``ask(talk, *options)``: run the client command with a server that calls ``talk``; return the code and stderr."""
@@ -63,6 +72,8 @@ def ask(serve):
         (read_all, ["-w", "250ms"], 1, SILENT),
         (answers, [], 3, "; if this service is not an echo, add --no-verify\n"),
         (answers, ["--no-verify"], 0, ""),
+        (answers_at_length, ["--max-message", "100"], 1, TOO_LONG),
+        (answers_at_length, ["--max-message", "100", "--framing", "length"], 1, TOO_LONG),
     ],
 )
 def test_an_answer_that_is_no_echo_ends_with_a_hint(ask, talk, options, code, hint):

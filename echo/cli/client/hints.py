@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import argparse
 
-from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage, ReceiveTimeout
+from ...exceptions import (
+    ConnectionClosed,
+    EchoError,
+    EchoMismatch,
+    IncompleteMessage,
+    MessageTooLong,
+    ReceiveTimeout,
+)
 
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 """How an alert and a handshake begin in TLS: with their type, and the version."""
@@ -35,6 +42,8 @@ def _hint(exc: EchoError, came: int, options: argparse.Namespace) -> str:
         if options.framing == "line" and received.startswith(line + b"\r"):
             return "the server's lines end with CR LF; add --framing crlf"
         return f"if this service is not an echo, {'add' if options.text else 'use -m with'} --no-verify"
+    if isinstance(exc, MessageTooLong) and options.text:  # of a reply, or text was taken for the length of one
+        return "raise --max-message, or give the server's --framing"
     if isinstance(exc, ReceiveTimeout):
         return unanswered(options, "be full", "have another --framing") if not came else _OTHER_FRAMING
     if isinstance(exc, ConnectionClosed) and not came and not options.tls:  # TLS gives the reason
