@@ -22,6 +22,7 @@ import _thread
 import atexit
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Callable, ContextManager, Optional, TypeVar
 
 from ..beginning import Thread
@@ -373,8 +374,11 @@ class Server(AcceptingServer):
             stop.finish(children or set(), log_end=self._echo_past >= Past.SERVED, loop_ended=loop_ended)
             self._echo_session_threads.close()
         except BaseException:  # Ctrl-C: no later stop would do the rest
+            serving = self._echo_end_loop()
             self._echo_release_path()
             super().server_close()
+            if serving is not None:  # until its end, it may begin sessions
+                serving.ended.wait(time.monotonic() + MOMENT)
             stop.cut_all()
             raise
         finally:

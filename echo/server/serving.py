@@ -100,7 +100,10 @@ class Serving:
         self.thread_id = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
             with contextlib.suppress(ValueError):  # a subinterpreter, which no signal reaches
-                self._previous_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+                # In two steps: KeyboardInterrupt may come between them, and a number that stays set when the bell is
+                # closed would send each signal to the client that gets this number next.
+                self._previous_wakeup = signal.set_wakeup_fd(-1)
+                signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
 
     def stop(self) -> None:
         """End the run, from any thread or a signal handler."""

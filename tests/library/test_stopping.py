@@ -411,6 +411,37 @@ def test_a_stop_that_ctrl_c_interrupts_leaves_no_port_and_no_session(serve, dial
     assert server.stop() is False
 
 
+def test_a_stop_that_ctrl_c_interrupts_at_its_first_line_ends_the_loop(serve):
+    server = serve()
+
+    def interrupted():
+        del server._echo_end_loop
+        raise KeyboardInterrupt
+
+    server._echo_end_loop = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        server.stop()
+    eventually(lambda: server._echo_serving is None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_ctrl_c_at_the_start_of_a_run_leaves_no_descriptor_to_which_signals_would_be_written(monkeypatch):
+    """The number of a closed socket may be that of a client's, later."""
+    set_wakeup_fd = signal.set_wakeup_fd
+
+    def interrupted(number, **options):
+        found = set_wakeup_fd(number, **options)
+        if number != -1:
+            raise KeyboardInterrupt
+        return found
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        monkeypatch.setattr(signal, "set_wakeup_fd", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            server.serve_forever()
+    assert set_wakeup_fd(-1) == -1
+
+
 class Stuck(echo.MessageRequestHandler):
     """Sends a line, and stays in its hook until its client is gone."""
 
