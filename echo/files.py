@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import time
-from typing import Dict, Iterator, List, Optional, Set
+from typing import Any, Dict, Iterator, List, Optional, Set
 
 MAX_SIZE = 32 * 1024 * 1024
 """Maximum size of a file, in bytes."""
@@ -156,12 +156,18 @@ def named_copy(data: bytes) -> Iterator[str]:
     in_memory = _file_in_memory()
     if in_memory is not None:
         with open(in_memory, "wb", buffering=0) as copy:
-            copy.write(data)
+            _write_all(copy, data)
             yield f"/proc/self/fd/{copy.fileno()}"
     else:
         with tempfile.NamedTemporaryFile(buffering=0) as file:  # no other user may open it
-            file.write(data)
+            _write_all(file, data)
             yield file.name
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    """A file system or limit that has room for a part takes only that, and OpenSSL would use it as the whole."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def _file_in_memory() -> Optional[int]:

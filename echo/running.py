@@ -53,7 +53,14 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 _FILES = "close other programs, or raise the limit of open files (ulimit -n)"
 _MEMORY = "the system has no memory left for it; close other programs"
-SHORTAGES = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.ENOMEM: _MEMORY, errno.ENOBUFS: _MEMORY}
+SHORTAGES = {
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENOMEM: _MEMORY,
+    errno.ENOBUFS: _MEMORY,
+    errno.ENOSPC: "free some space on the disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), which holds for files in memory, too",
+}
 """Advice for the user, by the error that names what the system lacks."""
 
 

@@ -213,8 +213,16 @@ def test_a_resource_that_is_missing_at_the_start_is_named_in_one_line(run, tmp_p
 
 
 @pytest.mark.parametrize("option, form", [("--allow", "@{}"), ("--tls-cert", "{}")])
-def test_a_file_that_cannot_be_read_for_want_of_descriptors_is_no_usage_error(
-    monkeypatch, capsys, tmp_path, option, form
+@pytest.mark.parametrize(
+    "lack, advice",
+    [
+        (errno.EMFILE, "close other programs, or raise the limit"),
+        (errno.EFBIG, "raise the limit of file sizes (ulimit -f)"),
+        (errno.ENOSPC, "free some space on the disk"),
+    ],
+)
+def test_a_file_that_cannot_be_read_for_want_of_something_is_no_usage_error(
+    monkeypatch, capsys, tmp_path, option, form, lack, advice
 ):
     """Row 65. A service manager starts the server again, unless the code is 2."""
     path = str(tmp_path / "file")
@@ -222,14 +230,14 @@ def test_a_file_that_cannot_be_read_for_want_of_descriptors_is_no_usage_error(
 
     def open_others(name, *arguments, **options):
         if name == path:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise OSError(lack, os.strerror(lack))
         return opened(name, *arguments, **options)
 
     monkeypatch.setattr(os, "open", open_others)
     with pytest.raises(SystemExit) as ended:
         command.main(["0", option, form.format(path)])
     assert ended.value.code == 1
-    why = f"cannot read {path}: {os.strerror(errno.EMFILE)}; close other programs, or raise the limit"
+    why = f"cannot read {path}: {os.strerror(lack)}; {advice}"
     assert capsys.readouterr().err.startswith(f"echo.server: {why}")
 
 

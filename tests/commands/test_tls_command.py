@@ -577,19 +577,31 @@ def test_invalid_tls_options_of_the_client_are_a_usage_error(capsys, paths, opti
     assert filled(words, paths) in line
 
 
-def test_a_certificate_that_cannot_be_read_for_want_of_descriptors_is_no_usage_error(capsys, monkeypatch, certificates):
+@pytest.mark.parametrize(
+    "lack, words",
+    [
+        (OSError(errno.EMFILE, "no descriptor"), "cannot read {}: no descriptor; raise the limit"),
+        (OSError(errno.EFBIG, "no room"), "cannot read {}: no room; raise the limit of file sizes (ulimit -f)"),
+        (OSError(errno.ENOSPC, "no room"), "cannot read {}: no room; free some space on the disk"),
+        (MemoryError(), "not enough memory"),
+    ],
+    ids=["descriptors", "limit", "disk", "memory"],
+)
+def test_a_certificate_that_cannot_be_read_for_want_of_something_is_no_usage_error(
+    capsys, monkeypatch, certificates, lack, words
+):
     """Row 65."""
     path, opened = certificates.authority.certificate, os.open
 
     def open_others(name, *arguments, **options):
         if name == path:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise lack
         return opened(name, *arguments, **options)
 
     monkeypatch.setattr(os, "open", open_others)
     code, line = error_line(capsys, client_main, "--tls", "--cacert", path, "-m", "hello")
     assert code == 1
-    assert f"cannot read {path}: {os.strerror(errno.EMFILE)}; raise the limit" in line
+    assert words.format(path) in line
 
 
 # SIGHUP.

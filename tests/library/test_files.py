@@ -200,3 +200,20 @@ def test_a_lack_of_descriptors_for_a_copy_is_not_reported_as_a_lack_of_folders(m
     monkeypatch.setattr(os, "memfd_create", lacking)
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)), named_copy(b"secret"):
         pass
+
+
+@pytest.mark.parametrize("in_memory", [True, False], ids=["in-memory", "temporary"])
+def test_a_copy_for_which_there_is_no_room_is_an_error_and_is_not_cut(monkeypatch, in_memory):
+    """Row 41. As on a full disk; OpenSSL would use the first of several certificates, and not see that others lack."""
+    resource = pytest.importorskip("resource", reason="no limits here")
+    if not in_memory:
+        monkeypatch.setattr(files, "_file_in_memory", lambda: None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)), named_copy(b"x" * 1001):
+            pass
+        with named_copy(b"x" * 1000) as path:
+            assert os.path.getsize(path) == 1000
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -82,12 +82,8 @@ def _main(argv: Optional[List[str]]) -> int:
         arguments.fail(PROG, "--unix excludes host and port; give one of them", 2)
     options.host, options.port = host or protocol.DEFAULT_HOST, port or protocol.DEFAULT_PORT
     _check(options)
-    framing = FRAMINGS[options.framing](options.max_message)
-    framing.max_sent = framing.max_message if framing.keeps_boundaries else None
-    options.endpoint = _endpoint(options)
-    messages = [_message(framing, text) for text in options.text]
     try:
-        return _run(options, framing, messages)
+        return _run(options)
     except EchoError as exc:
         arguments.fail(PROG, str(exc), 1)
     except MemoryError:
@@ -96,7 +92,11 @@ def _main(argv: Optional[List[str]]) -> int:
         arguments.fail(PROG, f"{exc.strerror or exc}; {_SHORTAGES.get(exc.errno or 0, 'try again')}", 1)
 
 
-def _run(options: argparse.Namespace, framing: Framing, messages: List[bytes]) -> int:
+def _run(options: argparse.Namespace) -> int:
+    framing = FRAMINGS[options.framing](options.max_message)
+    framing.max_sent = framing.max_message if framing.keeps_boundaries else None
+    options.endpoint = _endpoint(options)
+    messages = [_message(framing, text) for text in options.text]
     measures = options.ping or options.bench or options.merge
     if None in ([sys.stdout] if messages or measures else [sys.stdin, sys.stdout]):
         arguments.fail(PROG, "standard input or output is closed; there is nothing to do", 1)
@@ -349,6 +349,8 @@ _SHORTAGES = {  # what this machine may lack
     errno.EAGAIN: "raise the limit of processes and threads (ulimit -u), or ask for fewer connections",
     errno.ENOMEM: "close other programs, or ask for fewer connections",
     errno.ENOBUFS: "close other programs, or ask for fewer connections",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), which holds for files in memory, too",
 }
 _ADVICE = {  # by words of our own errors
     "local ports": "wait a minute, ask for fewer connections, or widen net.ipv4.ip_local_port_range",
