@@ -10,7 +10,9 @@ from __future__ import annotations
 import codecs
 import os
 import socket
+import sys
 import traceback
+from types import FrameType
 from typing import Any, Iterator, List, Mapping, Optional
 
 LONGEST = 65536
@@ -66,7 +68,8 @@ def _escape_character(character: str) -> str:
 
 
 def format_exception(exc: BaseException) -> List[str]:
-    """Return an exception as the lines of its traceback, with its causes, all printable. Never raises.
+    """Return an exception as the lines of its traceback, with its causes, all printable. Never raises, except
+    for ``raise_if_deep``.
 
     The exception's own text may hold what a peer sent, so its line feeds are escaped, too: it stays one line.
     """
@@ -77,8 +80,22 @@ def format_exception(exc: BaseException) -> List[str]:
         lines = "".join(tree.format()).rstrip("\n").split("\n")
         return shorten([printable(line) for line in lines])
     except Exception as failure:  # RecursionError in a chain of a thousand causes (until 3.10), MemoryError, ...
+        raise_if_deep(failure)
         why = f"its traceback could not be formatted: {type(failure).__name__}"
         return [printable(f"{type(exc).__name__} ({why})", LONGEST)]
+
+
+def raise_if_deep(exc: Exception) -> None:
+    """Raise a ``RecursionError`` again near the end of the stack. Until Python 3.9, code that catches it there and goes
+    on may end the process ("Cannot recover from stack overflow"): so one message would end a server whose handler calls
+    itself and logs (bpo-36272)."""
+    if isinstance(exc, RecursionError) and sys.version_info < (3, 10):
+        depth = 0
+        frame: Optional[FrameType] = sys._getframe()
+        while frame is not None:
+            frame, depth = frame.f_back, depth + 1
+        if depth > sys.getrecursionlimit() / 3:  # else it was a part of the record that called itself
+            raise exc
 
 
 def _parts(tree: Any) -> Iterator[Any]:

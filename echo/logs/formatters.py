@@ -19,7 +19,7 @@ import time
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 from ..server import forking
-from ..text import LONGEST, escape, format_exception, printable, shorten
+from ..text import LONGEST, escape, format_exception, printable, raise_if_deep, shorten
 
 MARK = "  | "
 """The beginning of each line of a traceback."""
@@ -177,6 +177,7 @@ class _Plain:
         try:
             return self._unusual(value)
         except Exception as exc:
+            raise_if_deep(exc)
             return f"({kind.__name__}: {type(exc).__name__})"
 
     def _unusual(self, value: Any) -> Any:

@@ -39,7 +39,7 @@ from typing import Any, Callable, Counter, Deque, List, Optional, Tuple, Union
 from ..beginning import Thread
 from ..descriptors import Owned
 from ..server import forking
-from ..text import LONGEST, plural, printable
+from ..text import LONGEST, plural, printable, raise_if_deep
 from .formatters import TextFormatter
 from .output import NOT_READ, Output
 
@@ -90,13 +90,15 @@ class LineHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as exc:
+            raise_if_deep(exc)
             line = self._format_fault(_fault(record, exc))
         return line.encode("utf-8", "backslashreplace") + b"\n"
 
     def _format_fault(self, fault: logging.LogRecord) -> str:
         try:
             return self.format(fault)
-        except Exception:  # the fault is the formatter's own
+        except Exception as exc:  # the fault is the formatter's own
+            raise_if_deep(exc)
             return printable(fault.getMessage())
 
 
@@ -228,6 +230,7 @@ class LogQueue(CountingHandler):
                 if not self._is_full():  # again: many threads may have formatted at the same time
                     self._put(line)
         except Exception as exc:  # no memory, or the end of the stack, for the fault's own line too
+            raise_if_deep(exc)
             self._drop(f"{type(exc).__name__} while it was formatted")
         return True
 
@@ -362,6 +365,7 @@ class DirectLog(CountingHandler):
         try:
             self._write([self.encode(record)])
         except Exception as exc:  # no memory, or the end of the stack
+            raise_if_deep(exc)
             self._drop(f"{type(exc).__name__} while it was written")
 
 

@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any, Dict
 
+from ..text import raise_if_deep
+
 _TEMPLATE: Dict[str, Any] = dict(vars(logging.LogRecord("", 0, "", 0, "", None, None)))
 if hasattr(os, "register_at_fork"):  # a forked worker has a process number of its own
     os.register_at_fork(after_in_child=lambda: _TEMPLATE.update(process=os.getpid()))
@@ -44,5 +46,6 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
         record = logging.LogRecord.__new__(logging.LogRecord)
         record.__dict__ = attributes
         logger.handle(record)
-    except Exception:
+    except Exception as exc:
+        raise_if_deep(exc)
         logging.Handler().handleError(logging.LogRecord(logger.name, level, "", 0, message, None, None))

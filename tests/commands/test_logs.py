@@ -11,6 +11,7 @@ import random
 import re
 import select
 import socket
+import subprocess
 import sys
 import threading
 import weakref
@@ -29,7 +30,7 @@ from echo.logs.output import new_lock
 from echo.mixins.records import emit
 from echo.server import forking
 from echo.text import LONGEST, format_address
-from support import DEADLINE, eventually, read_all
+from support import DEADLINE, ROOT, eventually, read_all
 from support.log_lines import records_of
 
 posix_pipes = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
@@ -345,6 +346,71 @@ def test_a_faulty_log_call_costs_its_record_alone(pipe, logger, form):
     shown = r"ValueError: not\nprintable"
     assert (shown if form == "text" else json.dumps(shown)[1:-1]) in lines
     assert "fine" in lines.splitlines()[-1]
+
+
+class Endless:
+    def __str__(self):
+        return str(self)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_part_of_a_record_that_calls_itself_costs_its_record_alone(pipe, logger, form):
+    reader, writer = pipe
+    with LogQueue(writer, {"text": TextFormatter, "json": JsonFormatter}[form]()) as queue:
+        logger.addHandler(queue)
+        logger.info("%s", Endless())
+        logger.info("hello", extra={"endless": Endless()})
+    os.close(writer)
+    failed, hello = read_to_end(reader).splitlines()
+    assert "could not be formatted" in failed and "RecursionError" in failed and "hello" in hello
+
+
+DEEP = """
+import logging, os, sys
+from echo.logs.formatters import JsonFormatter, TextFormatter
+from echo.logs.log_handlers import DirectLog, LogQueue
+from echo.mixins.records import emit
+
+class Odd:
+    def __str__(self):
+        raise ValueError
+
+def log_exception():
+    try:
+        raise ValueError
+    except ValueError:
+        logger.exception("hello")
+
+def deeper(call):
+    call()
+    deeper(call)
+
+sys.setrecursionlimit(200)
+logger = logging.getLogger("echo.session")
+logger.setLevel("INFO")
+for handler in (LogQueue, DirectLog):
+    for formatter in (TextFormatter, JsonFormatter):
+        logger.handlers = [handler(os.open(os.devnull, os.O_WRONLY), formatter())]
+        for call in (
+            lambda: logger.info("hello"),
+            lambda: logger.info("hello", extra={"odd": [Odd()]}),
+            lambda: logger.info("%s", Odd()),
+            lambda: emit(logger, logging.INFO, "hello", {}),
+            log_exception,
+        ):
+            try:
+                deeper(call)
+            except RecursionError:
+                pass
+        logger.handlers[0].end()
+print("alive")
+"""
+
+
+def test_log_calls_up_to_the_end_of_the_stack_do_not_end_the_process():
+    """Until Python 3.9 a ``RecursionError`` must not be caught there."""
+    done = subprocess.run([sys.executable, "-c", DEEP], cwd=ROOT, stdout=subprocess.PIPE, timeout=DEADLINE)
+    assert (done.returncode, done.stdout.strip()) == (0, b"alive")
 
 
 def test_a_record_that_logs_itself_ends(pipe, logger):
