@@ -121,7 +121,9 @@ class Client:
             if self._end is not None:
                 raise self._end
             self._receive()
-        return self._messages.popleft()
+        message = self._messages[0]
+        del self._messages[0]  # not popleft(): signal handlers run after a call, and one may raise
+        return message
 
     def _receive(self) -> None:
         """Add the messages of one read, at least one, to those for ``recv``. Raises the errors of ``recv``."""

@@ -19,12 +19,13 @@ The rules:
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import socket
 import ssl
 import threading
 import time
-from typing import Any, List, Optional
+from typing import Any, Deque, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
 from .guarded import GuardedSocket
@@ -54,13 +55,14 @@ class TLSSocket(GuardedSocket):
         self._outgoing = ssl.MemoryBIO()
         self._lock = threading.Lock()  # protects these three
         self._output = threading.Lock()  # keeps the encrypted bytes in order; taken before _lock, never inside it
+        self._taken: Deque[bytes] = collections.deque()  # one read from the system, until it is decrypted
         self._unsent = memoryview(b"")  # encrypted, taken from _outgoing, and not sent yet
         self._begun = b""  # the caller's bytes in _unsent, if its send timed out and has to be tried again
         self._plain = b""  # decrypted, and not read yet
         self.untouched = True
         """Whether nothing has been received for the handshake."""
         self._ended = False  # close_notify has been received
-        self._failure = ""  # the error that ended the input, after the bytes in _plain
+        self._failure = ""  # the error that ended the input, after the bytes in _plain; empty: none
 
     def handshake(
         self,
@@ -156,17 +158,20 @@ class TLSSocket(GuardedSocket):
                 raise BlockingIOError("a record was not complete in time")
             # Read no more than fits into ``size``, if that is large. Otherwise bytes would be left in here, and a
             # caller that waits with select() for more would not see them.
-            data = super(GuardedSocket, self).recv(max(size - _RECORD, 4096))
-            if not data:
+            taken = self._taken
+            if not taken:  # in C: no signal handler's exception comes between the read and its storing
+                taken.extend(map(super(GuardedSocket, self).recv, (max(size - _RECORD, 4096),)))
+            if not taken[0]:
+                taken.clear()
                 return b""  # not kept in _ended: after shutdown(SHUT_RD), bytes in the system can still be read
-            self._decrypt(data)
+            self._decrypt(taken[0])
             if deadline is None and not self._plain:
                 # The system's timeout is for each read, and a record that arrives byte by byte would renew it.
                 seconds = receive_timeout(self)
                 deadline = None if seconds is None else time.monotonic() + seconds
-        plain = self._plain
-        self._plain = plain[size:]
-        return plain[:size]
+        plain = self._plain[:size]
+        self._plain = self._plain[size:]  # last: what a signal handler's exception keeps from returning is still there
+        return plain
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer).cast("B")
@@ -177,6 +182,8 @@ class TLSSocket(GuardedSocket):
     def _decrypt(self, data: bytes) -> None:
         assert self._tls is not None
         parts: List[bytes] = []
+        failure = ""
+        self._failure = "a read was interrupted, and its bytes are lost"  # unless this gets to its end
         with self._lock:
             # All records under one lock: if another thread ended the output while some are left in _incoming,
             # OpenSSL would treat them as an error, and read no more.
@@ -193,9 +200,11 @@ class TLSSocket(GuardedSocket):
             except ssl.SSLZeroReturnError:
                 self._ended = True
             except ssl.SSLError as exc:
-                self._failure = explain(exc)
+                failure = explain(exc)
             owes = self._outgoing.pending > 0
         self._plain = b"".join(parts)
+        self._taken.clear()
+        self._failure = failure
         # Reading may give something to send: an alert, or the answer to a key update. A thread that sends right now
         # sends that as well. Do not wait for it: its peer may be waiting until we read.
         if owes and self._output.acquire(blocking=False):

@@ -586,6 +586,48 @@ def test_a_send_that_would_block_can_be_tried_again_with_the_same_bytes(roles, s
     assert reading.result() == data
 
 
+class _Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+def test_a_read_that_is_interrupted_before_its_bytes_are_decrypted_goes_on_with_them(pair):
+    """While a thread waits for the lock of the interpreter, a signal has plenty of time to come."""
+    server, client = pair
+
+    def interrupted(data):
+        del client._decrypt
+        raise _Interrupted
+
+    client._decrypt = interrupted
+    server.sendall(b"who")
+    with pytest.raises(_Interrupted):
+        client.recv(100)
+    server.sendall(b"le")
+    assert read_exactly(client, 5) == b"whole"
+
+
+def test_a_read_that_is_interrupted_after_its_bytes_came_is_an_error_and_no_gap(pair):
+    """Python runs signal handlers right after OpenSSL has decrypted, before it returns the bytes."""
+    server, client = pair
+
+    class Interrupted:
+        def read(self, size):
+            client._tls = tls
+            tls.read(size)
+            raise _Interrupted
+
+    tls, client._tls = client._tls, Interrupted()
+    server.sendall(b"lost")
+    with pytest.raises(_Interrupted):
+        client.recv(100)
+    server.sendall(b"and found")
+    for _ in range(2):
+        with pytest.raises(ConnectionAbortedError, match="a read was interrupted, and its bytes are lost"):
+            client.recv(100)
+    client.sendall(b"the other direction works")
+    assert server.recv(100) == b"the other direction works"
+
+
 def test_a_send_that_timed_out_can_be_tried_again_with_the_same_bytes(pair):
     server, client = pair
     set_send_timeout(server, 0.05)
