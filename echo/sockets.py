@@ -73,9 +73,11 @@ connection itself is lost.)"""
 
 def check_path(address: Any) -> None:
     """``ValueError`` for a string that is a host with its port, or one of them alone: it would be the name of a Unix
-    socket's file. ``TypeError`` for a port as a number."""
+    socket's file. ``TypeError`` for a port as a number, and for a path that is an object."""
     if isinstance(address, int):
         raise TypeError(f"the address is {address}; expected (host, port), like ('127.0.0.1', {address})")
+    if isinstance(address, os.PathLike):
+        raise TypeError(f"the address is {address!r}; expected a string, like {os.fspath(address)!r}")
     if not isinstance(address, (str, bytes)):
         return
     text = os.fsdecode(address).strip()  # a line of a file, maybe

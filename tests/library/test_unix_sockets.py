@@ -222,6 +222,15 @@ def test_a_string_that_is_a_tcp_address_is_refused_with_a_hint(address, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_that_is_an_object_is_refused_with_a_hint(tmp_path):
+    path = tmp_path / "echo.sock"
+    for use in (lambda: echo.Server(path, echo.EchoRequestHandler), lambda: echo.connect(path)):
+        with pytest.raises(
+            TypeError, match=r"the address is PosixPath\('.*'\); expected a string, like '.*echo\.sock'"
+        ):
+            use()
+
+
 @pytest.mark.parametrize("name", ["./127.0.0.1:0", "echo.sock", "a:b"])
 def test_other_names_are_those_of_unix_sockets(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
