@@ -7,8 +7,10 @@ and on any ``socketserver`` server; only ``echo.Server`` can drain it.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import socketserver
+import weakref
 from operator import methodcaller
 from threading import get_ident
 from typing import Any, Callable, ClassVar, List, Optional
@@ -265,6 +267,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         attach = getattr(self.server, "_echo_attach", None)
         self.session = None if attach is None else attach(self)
         if self.session is None:
+            _untracked[self._thread] = self
             keep_urgent_data(self.request)
             if self.disable_nagle_algorithm and self.request.family in INET:
                 self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -335,7 +338,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def finish(self) -> None:
         self._thread = 0  # the system may reuse this thread's identity, for a thread that does not own the connection
         self.connection.finish_output()
-        if self.session is None:  # stock servers shut down and close at once
+        if self.session is None and not self._forked:  # stock servers shut down and close at once
             if self.connection.aborted:
                 self.request.close()  # without the FIN that would come before the reset
             elif not self.connection.peer_ended:
@@ -350,6 +353,20 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         """The server stops: answer what has arrived, then end. ``echo.Server`` calls this, from its own thread."""
         self._draining = True
         self.connection.end_input()
+
+
+_untracked: weakref.WeakValueDictionary[int, MessageRequestHandler] = weakref.WeakValueDictionary()
+"""By thread: the handlers of sessions that their server does not track, so that it cannot tell them of a fork."""
+
+
+def _let_go() -> None:
+    handler = _untracked.get(get_ident())
+    if handler is not None:
+        handler._echo_let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class EchoRequestHandler(MessageRequestHandler):

@@ -103,6 +103,7 @@ class StopSignals:
                 self._found[number] = found
 
     def __exit__(self, *exc_info: object) -> None:
+        _blocked_at_forks.difference_update(self.numbers)
         found, self._found = self._found, {}  # a child that is forked later has the program's own handlers
         for number, handler in found.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -416,5 +417,12 @@ def _unblock() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.value)
 
 
+def _unblock_in_child() -> None:
+    # Python would drop a KeyboardInterrupt that is raised here.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and signal.SIGINT in signal.sigpending():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _unblock()
+
+
 if hasattr(os, "register_at_fork"):  # after that of forking, which brings back the default actions
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_unblock)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_unblock_in_child)

@@ -193,6 +193,27 @@ def test_a_child_that_comes_back_from_its_hook_ends_there_and_its_parents_sessio
     ]
 
 
+def test_a_child_that_a_hook_forks_in_a_child_of_the_forking_mixin_ends_where_it_comes_back():
+    script = f"""{ENDINGS}
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        pass
+
+    class Forks(echo.MessageRequestHandler):
+        def message_received(self, message):
+            child = os.fork()
+            if not child:
+                return end(message.decode())
+            self.send(b"%d" % (code_of(child) >> 8))
+
+    with Forking(("127.0.0.1", 0), Forks).start() as server:
+        client = dial(server)
+        client.sendall(b"return\\nraise\\nexit\\n")
+        client.shutdown(socket.SHUT_WR)
+        print(client.makefile("rb").read(), flush=True)
+    """
+    assert output_of(script)[:2] == ["excepthook in the child", r"b'0\n1\n7\n'"]
+
+
 @pytest.mark.parametrize("where", ["thread", "loop"])
 def test_a_child_that_comes_back_from_a_stock_handler_ends_there(where):
     """``loop``: the server's class serves its clients in the accepting thread."""
@@ -361,6 +382,32 @@ def test_a_child_that_a_method_of_the_servers_class_forks_under_run_ends_when_it
     print(echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server))
     """
     assert output_of(script) == ["15", "0"]
+
+
+def test_ctrl_c_that_comes_at_a_fork_under_run_ends_the_child():
+    """Python drops an exception that is raised while it calls the functions of ``os.register_at_fork``."""
+    script = """
+    from echo.server import forking
+
+    class Signals:
+        def now(self):
+            os.kill(os.getpid(), 2)
+
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            forking.in_child(signals.now)
+            child = os.fork()
+            if not child:
+                time.sleep(60)
+                os._exit(0)
+            print(code_of(child))
+            os.kill(os.getpid(), 2)
+
+    signals = Signals()
+    print(echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Server))
+    """
+    assert output_of(script) == ["2", "0"]
 
 
 def test_a_child_that_is_forked_after_run_has_the_programs_own_signal_handlers():
