@@ -395,8 +395,10 @@ def _advice(exc: OSError, address: Any) -> str:
         return "all local ports are in use; wait a minute, close other programs, or choose a port"
     if exc.errno == errno.EADDRINUSE:
         return "another program uses this port; stop it, or choose another port (0 takes any free one)"
-    if exc.errno == errno.EACCES:
-        return "ports below 1024 need privileges; choose a higher one"
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        if 0 < address[1] < 1024:
+            return "ports below 1024 need privileges; choose a higher one"
+        return "a security policy of this system forbids it; choose another port or address"
     host = str(address[0])
     if exc.errno == errno.EINVAL and ":" in host and "%" not in host:
         return f"a link-local address needs its interface, like {host}%eth0"

@@ -184,6 +184,14 @@ def test_a_signal_that_comes_before_the_server_is_made_ends_it_as_soon_as_it_ser
     assert "SIGTERM: stopping" in lines()
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("port, advice", [(80, "ports below 1024 need privileges"), (8080, "a security policy")])
+def test_a_port_that_the_system_refuses_is_refused_for_its_own_reason(code, port, advice):
+    """Row 57."""
+    line = echo.running.why_not_listening(OSError(code, os.strerror(code)), ("127.0.0.1", port))
+    assert line.startswith(f"cannot listen on 127.0.0.1:{port}: {os.strerror(code)}; {advice}")
+
+
 @posix
 def test_a_signal_ends_a_start_that_waits_for_name_servers(monkeypatch, lines):
     """``bind()`` would wait for a minute, and no signal handler runs meanwhile."""
