@@ -193,7 +193,7 @@ def test_a_port_that_the_system_refuses_is_refused_for_its_own_reason(code, port
 
 
 @posix
-def test_a_signal_ends_a_start_that_waits_for_name_servers(monkeypatch, lines):
+def test_a_signal_ends_a_run_that_waits_for_name_servers(monkeypatch, lines):
     """``bind()`` would wait for a minute, and no signal handler runs meanwhile."""
 
     def look_up(host, port, family, kind, flags=0):
