@@ -178,6 +178,19 @@ def test_a_handlers_module_that_configures_logging_does_not_silence_the_server(n
     assert type(logger) is cls and not logger.disabled
 
 
+def test_a_record_is_logged_once_although_the_handlers_module_calls_basic_config(capfd, monkeypatch):
+    root = logging.getLogger()
+    own = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(root, "handlers", [own])
+    with Log(argparse.Namespace(workers=1, log_format="text", log_threads=False, color="never")) as log:
+        root.addHandler(logging.StreamHandler())  # as basicConfig() does where there is none
+        log.to(log.queue())
+        assert len(root.handlers) == 2
+        logging.getLogger("test").error("hello")
+    assert capfd.readouterr().err[24:] == "ERROR   hello\n"
+    assert own.stream.getvalue() == "hello\n"
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_formatter_that_a_handler_sets_for_all_handlers_forges_nothing(capfd, form):
     with Log(argparse.Namespace(workers=1, log_format=form, log_threads=False, color="never")) as log:

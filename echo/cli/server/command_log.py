@@ -77,11 +77,13 @@ class Log:
         return found
 
     def to(self, handler: CountingHandler) -> None:
-        """From now on let records go to this handler alone."""
+        """From now on let records go to this handler alone. One of ``logging.basicConfig()`` in a handler's module
+        would log each of them a second time, as text on standard error."""
         before, self._stderr.log = self._stderr.log, handler
         root = logging.getLogger()
-        if before is not None:
-            root.removeHandler(before)
+        for other in list(root.handlers):
+            if other is before or getattr(other, "stream", None) is self._stderr:
+                root.removeHandler(other)
         root.addHandler(handler)
 
 
