@@ -30,6 +30,7 @@ from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..sockets import has_input, has_room, keep_urgent_data, linger, set_send_timeout, undelivered
 from .endpoint import open_socket
 
+_FITS = 64 * 1024  # bytes that any server can send while its client does not read
 _GLANCE = 0.001  # seconds to wait for what is true already
 _STEP = 0.05  # seconds between two looks at whether the sending thread is stuck or was only slow
 
@@ -147,6 +148,9 @@ class Client:
 
         If the framing keeps no boundaries, replies are joined until they are as long as the message.
         """
+        if not self.framing.keeps_boundaries and len(self._encode(message)) > _FITS:
+            (reply,) = self.echo_many([message])  # the server may stop reading until the first replies are read
+            return reply
         self.send(message)
         return self._await_echo(message)
 
@@ -184,13 +188,17 @@ class Client:
         """``more``: other replies follow, and may arrive in the same read."""
         reply = self.recv() if message or self.framing.keeps_boundaries else b""
         if not self.framing.keeps_boundaries:
-            while len(reply) < len(message) and message.startswith(reply):
+            parts = [reply]
+            size = len(reply)
+            while size < len(message) and message.startswith(parts[-1], size - len(parts[-1])):
                 try:
-                    reply += self.recv()
+                    parts.append(self.recv())
                 except BaseException:  # of a signal handler, too
-                    if reply:
-                        self._messages.appendleft(reply)  # for the next recv()
+                    if size:
+                        self._messages.appendleft(b"".join(parts))  # for the next recv()
                     raise
+                size += len(parts[-1])
+            reply = b"".join(parts)
             if more and len(reply) > len(message):
                 self._messages.appendleft(reply[len(message) :])
                 reply = reply[: len(message)]

@@ -12,6 +12,7 @@ from echo.client import dialing
 from echo.measure.report import Report
 from echo.sockets import receive_timeout, unread
 from support import DEADLINE, Recorder, eventually, plain, read_exactly
+from support.background import Background
 from support.clients import FRAMINGS, connections, echo_of, patiently
 from support.measuring import events
 
@@ -170,6 +171,23 @@ def test_a_raw_reply_of_many_reads_is_put_together(serve, connect):
     message = bytes(range(256)) * 4096
     client = connect(serve(echo_of(echo.RawFraming())), framing=echo.RawFraming())
     assert client.echo(message) == message
+
+
+def test_a_raw_message_that_is_longer_than_all_buffers_comes_back():
+    """A server without boundaries replies before it has all of it, and waits until these replies are read."""
+    ours, theirs = socket.socketpair()
+    message = bytes(range(256)) * 16_384
+
+    def talk():
+        with theirs:
+            for data in iter(lambda: theirs.recv(65536), b""):
+                theirs.sendall(data)
+
+    serving = Background(talk)
+    with echo.Client(ours, echo.RawFraming(), timeout=DEADLINE) as client:
+        assert client.echo(message) == message
+        assert client.echo(b"and a short one") == b"and a short one"
+    serving.result()
 
 
 def test_a_raw_reply_that_differs_is_not_waited_for_to_its_end(serve, connect):

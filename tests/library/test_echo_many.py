@@ -433,6 +433,7 @@ def test_a_lack_of_threads_leaves_the_client_as_it_was(serve, connect, monkeypat
         raise RuntimeError("can't start new thread")
 
     with connect(serve()) as client:
+        assert client.echo(b"here") == b"here"  # its session has a thread
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
             with pytest.raises(RuntimeError):
