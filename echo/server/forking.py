@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, Callable, NoReturn, Optional, Set, Tuple
+from typing import Any, Callable, List, NoReturn, Optional, Set, Tuple
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -87,17 +87,24 @@ def reap(children: Set[int]) -> None:
         children.discard(child)
 
 
-def end_children(children: Set[int], is_over: Callable[[], bool]) -> Set[int]:
-    """Wait until these processes have ended. Once ``is_over()``, kill those that live; return them."""
+def wait_for(children: Set[int], is_over: Callable[[], bool]) -> None:
+    """Wait until these processes have ended, or until ``is_over()``."""
     pause = 0.001
     reap(children)
     while children and not is_over():
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
         reap(children)
+
+
+def kill(children: Set[int]) -> List[int]:
+    """Kill these processes; return those that lived."""
+    killed = []
     for child in children:
-        os.kill(child, signal.SIGKILL)
-    return children
+        with contextlib.suppress(ProcessLookupError):  # other code has just waited for it
+            os.kill(child, signal.SIGKILL)
+            killed.append(child)
+    return killed
 
 
 def _note() -> None:

@@ -172,7 +172,8 @@ class Stop:
             log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=self._sessions)
         self._drain_each(sessions)
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
-        killed = forking.end_children(children, self.is_over)
+        forking.wait_for(children, self.is_over)
+        killed = forking.kill(children)
         left_over = self._registry.sessions()
         cut = [session for session in left_over if not session.is_only_lingering()]
         for session in left_over:
@@ -188,6 +189,7 @@ class Stop:
             log_event(logging.WARNING, "cut", "the accept loop cut: a method of the server's class blocks it")
         grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
+        forking.wait_for(children, lambda: time.monotonic() >= grace)  # the end of those that were killed
         if log_end:
             drained = self._sessions - sessions_cut
             text = f"stopped: {plural(drained, 'session')} drained, {sessions_cut} cut" + (
