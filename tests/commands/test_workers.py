@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 
 import pytest
@@ -470,6 +471,23 @@ def test_workers_are_not_asked_to_read_files_that_their_parent_could_not_read(st
     server.read_log_until("(?s)(statistics.*){2}")  # which the workers log after a reload
     assert server.terminate() == 0
     assert server.log.count("SIGHUP: ") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no process can set the limits of another one here")
+def test_a_reload_for_which_the_parent_has_no_descriptor_is_tried_again(changed, folder):
+    """Row 61: it was given up, and a client that had to be denied got in."""
+    import resource  # which Windows does not have
+
+    (folder / "deny").write_text("")
+    server = changed("workers.RETRY = 0.01\n", "--workers", "2", "--deny", "@deny")
+    started(server, 2)
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("SIGHUP: cannot read deny: Too many open files; all stays as it was; trying again")
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+    server.read_log_until("(?s)(read again.*){3}")
+    assert server.terminate() == 0
 
 
 def test_sigusr1_is_passed_on_to_every_worker(start, dial):

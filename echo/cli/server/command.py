@@ -43,7 +43,7 @@ from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
 from .process import Process, stopped_by
 from .queue_logging import QueueLoggingMixin, names_kept
-from .workers import Workers
+from .workers import RETRY, Workers
 
 MANY_SESSIONS = 1024
 LOOKS_PER_SECOND = 20_000
@@ -155,8 +155,8 @@ def _run_alone(server: Server, process: Process, log: Log, files: Files) -> int:
 def _run_workers(server: Server, count: int, process: Process, log: Log, files: Files) -> int:
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
-    def reload() -> bool:
-        return _reload(server, files)
+    def reload() -> Optional[bool]:
+        return _reload(server, files) or (None if files.lacks else False)
 
     def work(number: int, ready: Callable[[], None]) -> int:
         options = server._echo_options
@@ -277,12 +277,11 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
 def _reload_or_retry(server: Server, files: Files) -> bool:
     """Read the files again; return True if that has to be tried again. Clients that take all descriptors must not
     prevent the list that denies them from being read, and other workers may have read it already."""
-    return not _reload(server, files, retries=True) and files.lacks
+    return not _reload(server, files) and files.lacks
 
 
-def _reload(server: Server, files: Files, *, retries: bool = False) -> bool:
-    """Read the files again, and return True; if one is broken, all stays as it is. ``retries``: whether the caller will
-    try again if ``files.lacks``."""
+def _reload(server: Server, files: Files) -> bool:
+    """Read the files again, and return True; if one is broken, all stays as it is. If ``files.lacks``, try again."""
     systemd.notify(systemd.reloading(), wait=systemd.PATIENCE)
     done = False
     try:
@@ -293,7 +292,7 @@ def _reload(server: Server, files: Files, *, retries: bool = False) -> bool:
         before = files.lacks
         files.lacks = any(shortage(each) for each in (exc, exc.__context__) if each is not None)
         if not (before and files.lacks):  # each shortage once
-            text = "SIGHUP: %s; all stays as it was" + ("; trying again" if retries and files.lacks else "")
+            text = "SIGHUP: %s; all stays as it was" + ("; trying again" if files.lacks else "")
             log_event(logging.WARNING, "reload-failed", text, exc, why=str(exc))
     else:
         files.lacks = False
@@ -303,10 +302,6 @@ def _reload(server: Server, files: Files, *, retries: bool = False) -> bool:
         done = True
     systemd.notify(systemd.READY, wait=systemd.PATIENCE)
     return done
-
-
-RETRY = 1.0
-"""Seconds after which a reload is tried again for which the system lacked something."""
 
 
 class Files:

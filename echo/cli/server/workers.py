@@ -52,6 +52,9 @@ FROM_OUTSIDE = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
 KILL_GRACE = 0.9
 """Seconds after the deadline at which workers that still live are killed."""
 
+RETRY = 1.0
+"""Seconds after which a reload is tried again for which the system lacked something."""
+
 LONGEST_WAIT = 3600.0
 """Seconds; the system's calls take no number above some weeks."""
 
@@ -89,8 +92,8 @@ class Workers:
 
     The other functions are called in the parent: ``stop`` on SIGINT or SIGTERM; ``reload`` on SIGHUP, which is then
     passed on to the workers if ``reload`` returns true: all of them read the files again, or none (one that is started
-    later inherits what the parent has read). Where ``hung_up()`` is true,
-    SIGHUP stops it too.
+    later inherits what the parent has read). If it returns None, it is called again after ``RETRY``. Where
+    ``hung_up()`` is true, SIGHUP stops it too.
     """
 
     min_pause = MIN_PAUSE
@@ -105,7 +108,7 @@ class Workers:
         work: Callable[[int, Callable[[], None]], int],
         process: Process,
         stop: Callable[[], None],
-        reload: Callable[[], bool] = lambda: True,
+        reload: Callable[[], Optional[bool]] = lambda: True,
         hung_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._work = work
@@ -113,6 +116,7 @@ class Workers:
         process.become_parent()
         self._stop = stop
         self._reload = reload
+        self._reload_at: Optional[float] = None
         self._hung_up = hung_up
         self._workers = [_Worker(number) for number in range(count)]
         self._stopped = False
@@ -144,6 +148,8 @@ class Workers:
                     act(number)
                 self._kill_late()
                 self._start_due()
+                if self._reload_at is not None and self._reload_at <= time.monotonic():
+                    self._reload_all()
                 if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
                     return 1 if self._failed else 0
                 if not self._notes:
@@ -168,12 +174,20 @@ class Workers:
             self._signal(number)
         elif self._hung_up():
             self._process.stop(number)
-        elif not self._stopped and self._reload():
-            self._signal(number)
+        elif not self._stopped:
+            self._reload_all()
+
+    def _reload_all(self) -> None:
+        done = self._reload()
+        self._reload_at = time.monotonic() + RETRY if done is None else None
+        if done:
+            self._signal(signal.SIGHUP)
 
     def _wait(self) -> None:
         """Wait for a signal, or until something is due."""
         times = [worker.due_at for worker in self._workers if worker.due_at is not None]
+        if self._reload_at is not None:
+            times.append(self._reload_at)
         if self._process.deadline is not None and not self._killed:
             times.append(self._process.deadline + KILL_GRACE)
         left = min(times) - time.monotonic() if times else LONGEST_WAIT
@@ -297,6 +311,7 @@ class Workers:
         name = signal.Signals(number).name
         if not self._stopped:
             self._stopped = True
+            self._reload_at = None
             for worker in self._workers:
                 worker.due_at = None
             self._stop()
