@@ -39,6 +39,7 @@ class Registry:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
         self._live: Dict[int, Session] = {}  # by id(): what get_request() returns need not be hashable
+        self._from_parent: List[Session] = []  # in a forked child: those whose client it may have to let in
         self._hosts: Dict[str, int] = {}
         self._when_room: Optional[Callable[[], None]] = None
         self._numbers = 0
@@ -77,7 +78,7 @@ class Registry:
     def _newest(self, descriptor: int) -> Optional[Session]:
         """The newest session with this descriptor: a handler may have closed the socket of an older one itself, and the
         system has used the number again."""
-        for session in reversed(self.sessions()):
+        for session in reversed(self._from_parent + self.sessions()):
             if session.descriptor == descriptor != -1:
                 return session
         return None
@@ -230,6 +231,9 @@ class Registry:
         has forked. The others' sockets are closed here, so that their clients see the end when the parent closes them.
         """
         me = threading.get_ident()
+        self._from_parent = [
+            each for each in self._live.values() if each.thread_id is None and each.opening is not None
+        ]
         for session in self._live.values():
             session.host = None
             session.let_go(is_own=session.thread_id == me)

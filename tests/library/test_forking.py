@@ -539,6 +539,34 @@ def test_the_header_of_a_proxy_decides_who_gets_into_a_forked_child(networks):
     assert sorted(output[1:3]) == ["192.0.2.9:1000 refused: denied (not from this address)", "b''"]
 
 
+def test_a_forked_child_that_wraps_its_socket_behind_a_proxy_knows_its_client():
+    """Row 89: its handler got the proxy's address."""
+    script = """
+    class Object:
+        def __init__(self, sock):
+            self.sendall, self.fileno = sock.sendall, sock.fileno
+
+    class TakesOver(socket.socket):
+        def __init__(self, sock):
+            super().__init__(fileno=sock.detach())
+
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        def finish_request(self, request, client_address):
+            super().finish_request(wrapper(request), client_address)
+
+    class Address(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(repr(self.client_address).encode())
+
+    for wrapper in (Object, TakesOver):
+        with Forking(("127.0.0.1", 0), Address, proxy_protocol=True).start() as server:
+            client = dial(server)
+            client.sendall(b"PROXY TCP4 192.0.2.1 198.51.100.1 1000 80\\r\\n")
+            print(client.recv(100), flush=True)
+    """
+    assert output_of(script) == ["b\"('192.0.2.1', 1000)\""] * 2
+
+
 def test_a_session_ends_although_a_child_that_its_handler_has_forked_has_a_copy_of_its_socket():
     script = """
     class Forking(echo.MessageRequestHandler):
