@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Type
 
 from . import protocol
 from .server import forking
@@ -288,9 +288,7 @@ def run(
     """
     if "timeout" in options and server_class.__init__ is Server.__init__:  # it is for handle_request()
         raise TypeError(no_option("run", "timeout", "timeout"))
-    if not log.hasHandlers():
-        _log_to_stderr()
-    with StopSignals() as signals:
+    with _log_to_stderr(), StopSignals() as signals:
         try:
             signals.may_interrupt()
             found = looked_up(address, getattr(server_class, "address_family", 0))
@@ -340,11 +338,17 @@ def _has_name(address: Any) -> bool:
     return False
 
 
-def _log_to_stderr() -> None:
-    """Log to standard error, without waiting for a reader who stalls: that would hold up all sessions, and the stop."""
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Unless the program has configured its log, log to standard error, without waiting for a reader who stalls: that
+    would hold up all sessions, and the stop. What Python prints there goes to the log, too, while this lasts."""
+    if log.hasHandlers():
+        yield
+        return
     from .logs.formatters import TextFormatter
     from .logs.log_handlers import DirectLog
     from .logs.output import new_lock
+    from .logs.printed import logged
 
     handler: logging.Handler = logging.StreamHandler()
     if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
@@ -352,6 +356,8 @@ def _log_to_stderr() -> None:
             handler = DirectLog(sys.stderr.fileno(), TextFormatter(), new_lock())  # a handler may fork
     handler.setFormatter(TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    with logged(also_replaced=False):
+        yield
 
 
 def _announce(server: Server, signals: StopSignals) -> None:

@@ -1,7 +1,9 @@
 """``echo.run``: a server from its start to its exit code, with signals and a log."""
 
+import _thread
 import contextlib
 import errno
+import gc
 import logging
 import os
 import select
@@ -11,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 
@@ -578,6 +581,47 @@ def test_a_stream_of_the_programs_own_gets_the_log_and_no_line_is_forged(monkeyp
     lines = stderr.text.splitlines()
     assert [line for line in lines if "listening on" in line] == lines[:1]
     assert lines[1][24:] == r"WARNING got \x1b[2J\n2026-11-27 forged"
+
+
+class Dies:
+    def __del__(self):
+        raise ValueError("\x1b[2J\n2026-11-27 forged")
+
+
+def test_what_python_prints_of_threads_finalizers_and_warnings_is_logged_and_no_line_is_forged(monkeypatch, capsys):
+    """Row 63: the session of a client may end with an exception that ends its thread, such as CancelledError."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    places = (threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")
+    pythons = _thread._excepthook, sys.__unraisablehook__, warnings._showwarning_orig
+    for (place, name), python in zip(places, pythons):  # pytest has its own there
+        monkeypatch.setattr(place, name, python)
+
+    def act(server):
+        def fail():
+            raise KeyboardInterrupt("\x1b[2J\n2026-11-27 forged")
+
+        thread = threading.Thread(target=fail, name="of a client\n")
+        thread.start()
+        thread.join()
+        Dies()
+        gc.collect()
+        warnings.showwarning(UserWarning("\x1b[2J\n2026-11-27 forged"), UserWarning, "own.py", 7)
+        server.shutdown()
+
+    level = root.level
+    try:
+        assert serve(act) == 0
+    finally:
+        root.setLevel(level)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("  | ")]
+    assert [line[24:] for line in lines[1:4]] == [
+        r"ERROR   exception in thread of a client\n",
+        lines[2][24:],
+        r"WARNING own.py:7: UserWarning: \x1b[2J\n2026-11-27 forged",
+    ]
+    assert "Dies.__del__" in lines[2] and len(lines) == 5
+    assert all(getattr(place, name) is python for (place, name), python in zip(places, pythons))
 
 
 @posix

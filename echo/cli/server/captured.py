@@ -12,12 +12,11 @@ import io
 import logging
 import sys
 import threading
-import warnings
 from threading import current_thread
 from typing import Any, Dict, Iterable, Iterator
 
+from ...logs.printed import logged, put_back
 from ...server import forking
-from ...server.reporting import log_event
 from ...text import LONGEST
 from ..streams import best_effort
 
@@ -114,47 +113,8 @@ def captured_stderr() -> Iterator[Stderr]:
     """Replace ``sys.stderr``, and the functions that print exceptions of threads, unraisable ones and warnings."""
     stream = Stderr(sys.stderr)
     with contextlib.ExitStack() as stack:
-        for place, name, value in (
-            (sys, "stderr", stream),
-            (sys, "__stderr__", stream),
-            (sys, "unraisablehook", _unraisable),
-            (threading, "excepthook", _thread_failed),
-            (warnings, "showwarning", _show_warning(warnings.showwarning)),
-        ):
-            stack.callback(_put_back, place, name, value, getattr(place, name))
-            setattr(place, name, value)
+        for name in ("stderr", "__stderr__"):
+            stack.callback(put_back, sys, name, stream, getattr(sys, name))
+            setattr(sys, name, stream)
+        stack.enter_context(logged())
         yield stream
-
-
-def _put_back(place: Any, name: str, ours: Any, value: Any) -> None:
-    if getattr(place, name) is ours:  # else the program has put its own there
-        setattr(place, name, value)
-
-
-def _thread_failed(args: Any) -> None:
-    if args.exc_type is not SystemExit:
-        name = "(unknown)" if args.thread is None else args.thread.name
-        log_event(logging.ERROR, "error", "exception in thread %s", name, exc_info=_exception(args))
-
-
-def _unraisable(args: Any) -> None:
-    try:
-        where = repr(args.object)
-    except Exception:
-        where = type(args.object).__name__
-    what = args.err_msg or "exception ignored in"
-    log_event(logging.ERROR, "error", "%s: %s", what, where, exc_info=_exception(args))
-
-
-def _exception(args: Any) -> BaseException:
-    return args.exc_value if args.exc_value is not None else args.exc_type()  # type: ignore[no-any-return]
-
-
-def _show_warning(original: Any) -> Any:
-    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-        if file is not None:
-            original(message, category, filename, lineno, file, line)
-        else:
-            log_event(logging.WARNING, "warning", "%s:%d: %s: %s", filename, lineno, category.__name__, message)
-
-    return show
