@@ -21,6 +21,7 @@ from echo.cli.server.captured import captured_stderr
 from echo.cli.server.command_log import Log
 from echo.logs.formatters import JsonFormatter, TextFormatter
 from echo.logs.log_handlers import LineHandler, LogQueue
+from echo.server.reporting import log_event
 from support import DEADLINE, TESTS, eventually, read_all
 from support.evil_handler import ACTIONS
 from support.log_lines import records_of
@@ -189,6 +190,18 @@ def test_a_record_is_logged_once_although_the_handlers_module_calls_basic_config
         logging.getLogger("test").error("hello")
     assert capfd.readouterr().err[24:] == "ERROR   hello\n"
     assert own.stream.getvalue() == "hello\n"
+
+
+def test_a_handler_of_the_handlers_module_that_raises_costs_the_log_nothing(capfd, monkeypatch):
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise OSError("its sink is gone")
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [Broken()])
+    with Log(argparse.Namespace(workers=1, log_format="text", log_threads=False, color="never")) as log:
+        log.to(log.queue())
+        log_event(logging.ERROR, "error", "hello")
+    assert capfd.readouterr().err[24:] == "ERROR   hello\n"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -85,6 +85,7 @@ class Log:
             if other is before or getattr(other, "stream", None) is self._stderr:
                 root.removeHandler(other)
         root.addHandler(handler)
+        root.handlers.insert(0, root.handlers.pop())  # it gets a record for which one of the program's own raises
 
 
 @contextlib.contextmanager
