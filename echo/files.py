@@ -39,6 +39,8 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
     It waits for a pipe (the shell's ``<(...)``), at most ``pipe_timeout`` seconds, and for ``QUIET`` seconds if a file
     was written just now. A pipe without any content is an error: the program that was to write it has failed.
     """
+    if not path:  # of the shell's "$FILE", maybe
+        raise ValueError("the name of a file is empty")
     try:
         # Waiting would block in open() for a FIFO's writer.
         descriptor = os.open(os.path.join(folder, path), os.O_RDONLY | _DO_NOT_WAIT)

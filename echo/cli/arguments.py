@@ -45,6 +45,7 @@ class Row:
     * ``many``: it may be repeated; one named like ``--compare FILE...`` takes several values, too. ``mode``: it
       excludes the other modes of its group.
     * ``left_out``: unless given, the parsed options do not have it.
+    * ``guards``: it decides who gets in, so that its variable must not be empty, which counts as not set elsewhere.
     * ``prints``: the option ends the command, which prints the text that this returns for the parser and the value.
     """
 
@@ -61,6 +62,7 @@ class Row:
         many: bool = False,
         mode: bool = False,
         left_out: bool = False,
+        guards: bool = False,
         prints: Optional[Callable[[Any, str], str]] = None,
     ) -> None:
         self.names = names
@@ -81,7 +83,7 @@ class Row:
         self.variable = f"ECHO_{self.dest.upper()}"
         self.meaning = f"{meaning}; may be repeated" if many else meaning
         self.read, self.more = read, more
-        self.needs, self.mode, self.left_out, self.prints = needs, mode, left_out, prints
+        self.needs, self.mode, self.left_out, self.guards, self.prints = needs, mode, left_out, guards, prints
         self.many, self.several = many or several, several
         self.default = False if self.is_switch else [] if self.many and default is None else default
         if not shown and default is not None and default is not False:
@@ -157,7 +159,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def read_environment(self, environment: Mapping[str, str]) -> None:
         """Take defaults from variables: ``ECHO_MAX_CONNECTIONS`` for ``--max-connections``. An empty variable counts as
-        not set. A switch is 1 or 0. Values of an option that may be repeated are separated by spaces."""
+        not set, except where that would let everybody in. A switch is 1 or 0. Values of an option that may be repeated
+        are separated by spaces."""
         for row, action in self._rows.values():
             text = environment.get(row.variable, "").strip()
             if text:
@@ -165,6 +168,8 @@ class ArgumentParser(argparse.ArgumentParser):
                     action.default = row.from_variable(text)
                 except (argparse.ArgumentTypeError, ValueError) as exc:
                     self.error(f"{row.variable}: {exc}")
+            elif row.guards and row.variable in environment:
+                self.error(f"{row.variable} is empty; give a value, or unset it to let everybody in")
 
     def parse_complete(self, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         """Parse, and reject an option without one that it needs."""

@@ -115,10 +115,25 @@ def test_each_option_has_its_variable_which_the_command_line_overrides(name):
     assert read({f"ECHO_{name}": text}, *flag(name, *given)) == {**unset, dest: other}
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLES))
-@pytest.mark.parametrize("text", ["", " ", "\t\n"], ids=repr)
+GUARDS = {"ALLOW", "DENY", "PROXY_ALLOW_FROM", "TLS_CLIENT_CA"}
+
+EMPTY = pytest.mark.parametrize("text", ["", " ", "\t\n"], ids=repr)
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLES) - GUARDS))
+@EMPTY
 def test_an_empty_variable_counts_as_not_set(name, text):
     assert read({f"ECHO_{name}": text}) == read({})
+
+
+@pytest.mark.parametrize("name", sorted(GUARDS))
+@EMPTY
+def test_an_empty_variable_that_decides_who_gets_in_is_a_usage_error(name, text, capsys):
+    with pytest.raises(SystemExit) as caught:
+        read({f"ECHO_{name}": text})
+    assert caught.value.code == 2
+    advice = "give a value, or unset it to let everybody in"
+    assert capsys.readouterr().err == f"echo.server: ECHO_{name} is empty; {advice}; see --help\n"
 
 
 @pytest.mark.parametrize("name", ["PROXY_PROTOCOL", "NO_LOG_MESSAGES", "QUIET"])

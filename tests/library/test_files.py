@@ -42,9 +42,9 @@ def write(path, data):
         file.write(data)
 
 
-def error_of(read, *arguments):
+def error_of(read, *arguments, **options):
     with pytest.raises(ValueError) as caught:
-        read(*arguments)
+        read(*arguments, **options)
     return str(caught.value)
 
 
@@ -134,6 +134,10 @@ def once(first, others):
 @pytest.mark.parametrize("path", ["no-such-file", "/", "a\0b"], ids=["missing", "a folder", "NUL"])
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(path):
     assert error_of(read_file, path).startswith(f"cannot read {path}: ")
+
+
+def test_an_empty_name_of_a_file_is_an_error_and_is_not_the_current_folder(tmp_path):
+    assert error_of(read_file, "", folder=str(tmp_path)) == "the name of a file is empty"
 
 
 def test_a_regular_file_is_read_anew_each_time_and_the_content_of_a_pipe_is_kept(tmp_path, pipe):
