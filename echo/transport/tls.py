@@ -19,13 +19,12 @@ The rules:
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import socket
 import ssl
 import threading
 import time
-from typing import Any, Deque, List, Optional
+from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
 from .guarded import GuardedSocket
@@ -55,7 +54,7 @@ class TLSSocket(GuardedSocket):
         self._outgoing = ssl.MemoryBIO()
         self._lock = threading.Lock()  # protects these three
         self._output = threading.Lock()  # keeps the encrypted bytes in order; taken before _lock, never inside it
-        self._taken: Deque[bytes] = collections.deque()  # one read from the system, until it is decrypted
+        self._taken: List[bytes] = []  # one read from the system, until it is decrypted
         self._unsent = memoryview(b"")  # encrypted, taken from _outgoing, and not sent yet
         self._begun = b""  # the caller's bytes in _unsent, if its send timed out and has to be tried again
         self._plain = b""  # decrypted, and not read yet
