@@ -118,8 +118,9 @@ while True:
     if not os.WIFSTOPPED(status):
         break
     os.tcsetpgrp(0, os.getpid())
-    print("stopped", "well" if termios.tcgetattr(0) == settings else "badly")
+    found = termios.tcgetattr(0)
     termios.tcsetattr(0, termios.TCSANOW, settings)
+    print("stopped", "well" if found == settings else "badly")
     if input() == "kill":
         os.kill(pid, signal.SIGTERM)
     else:
@@ -135,6 +136,13 @@ STRICT_SHELL = SHELL.replace(
     "pid = ", "settings[3] |= termios.TOSTOP\ntermios.tcsetattr(0, termios.TCSANOW, settings)\npid = "
 )
 """The same after ``stty tostop``: a job in the background that prints is stopped."""
+
+BACKGROUND_SHELL = SHELL.replace(
+    "pid = ",
+    "raw = termios.tcgetattr(0)\nraw[3] &= ~(termios.ICANON | termios.ECHO)\n"
+    "termios.tcsetattr(0, termios.TCSANOW, raw)\npid = ",
+).replace("    os.tcsetpgrp(0, os.getpid())\n    signal.signal", "    signal.signal")
+"""The same, but the job begins in the background, while the shell edits a line."""
 
 NO_READLINE = (
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
@@ -936,6 +944,17 @@ def test_a_message_that_comes_at_decomposed_hangul_removes_only_its_row(conversa
     assert session.messages == [line]
 
 
+def test_without_readline_a_message_replaces_all_rows_of_a_line_whose_letters_the_output_escapes(serve, terminal):
+    """Row 54: six columns for each of these letters, and not two."""
+    server = serve(Feed)
+    user = terminal(server, starter=WITHOUT_READLINE, TERM="xterm", PYTHONIOENCODING="ascii")
+    user.until(rb"> ")
+    user.type("猫".encode() * 20)
+    user.until(rb"(\\u732b){20}")
+    session_of(server).connection.send(b"news")
+    assert user.until(rb"(.*)news\r\n> (\\u732b){20}").group(1) == ESC + b"[1A\r" + ESC + b"[J"
+
+
 def test_without_readline_a_line_can_be_edited(conversation):
     with conversation(WITHOUT_READLINE, "xterm") as session:
         for keys, line in [
@@ -1059,6 +1078,28 @@ def test_ctrl_z_gives_the_terminal_back_until_the_client_goes_on(serve, terminal
     user.until(rb"\nhello\r\n[^\n]*> ")
     user.type(CTRL_D)
     assert user.leave() == 0
+
+
+@both
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings can be read from the other side on Linux")
+@pytest.mark.parametrize("shell", [SHELL, BACKGROUND_SHELL], ids=["stopped", "background"])
+def test_the_settings_that_the_terminal_has_when_the_client_gets_it_are_there_afterwards(
+    serve, terminal, starter, shell
+):
+    """After an stty while the client was stopped, and for a client that began beside a shell at its prompt."""
+    user = terminal(serve(), starter=shell if starter == OWN_TERMINAL else shell.replace(*NO_READLINE), TERM="xterm")
+    if shell == SHELL:
+        user.until(rb"> ")
+        user.type(CTRL_Z)
+    user.until(rb"stopped \w+\r\n")
+    changed = list(user.settings)
+    changed[3] &= ~termios.ECHOE
+    termios.tcsetattr(user.master, termios.TCSANOW, changed)
+    user.type(b"\r")
+    user.until(rb"> ")
+    user.type(CTRL_D)
+    assert user.leave() == 0
+    assert termios.tcgetattr(user.master) == changed
 
 
 @both

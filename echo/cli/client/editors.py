@@ -77,6 +77,13 @@ class _TerminalEditor(Editor):
         self._dumb = is_dumb()
 
     def take_terminal(self) -> None:
+        try:
+            found = termios.tcgetattr(self._descriptor)
+        except termios.error:
+            pass  # the terminal is gone
+        else:
+            if found[3] & termios.ICANON:  # else they are this editor's, or of a shell at its prompt
+                self._original = found  # the user may have changed them while the process was stopped
         self._set(echo=False)
 
     def release_terminal(self) -> None:
@@ -179,7 +186,7 @@ class ReadlineEditor(_TerminalEditor):
         self._redraw()
 
     def take_terminal(self) -> None:
-        self._set(echo=False)
+        super().take_terminal()
         if self._reads:
             if self._library is not None:
                 self._library.prepare()
@@ -265,8 +272,8 @@ class PlainEditor(_TerminalEditor):
     def read(self) -> bytes:
         self._line, self._shown, self._is_literal = bytearray(), "", False
         try:
+            self._is_lost = False  # first: the process may be stopped right after the prompt
             _write(PROMPT)
-            self._is_lost = False
             while not self._edit():
                 self._typed = self._wait()
         finally:
@@ -314,7 +321,7 @@ class PlainEditor(_TerminalEditor):
                 self._apply_key(key)
             return False
         finally:
-            self._show(escape(whole_letters(bytes(self._line)), exact=False).expandtabs())
+            self._show(_as_written(escape(whole_letters(bytes(self._line)), exact=False).expandtabs()))
 
     def _apply_key(self, key: bytes) -> None:
         if self._is_literal or key == b"\0":  # which stands for a key that is switched off
@@ -373,6 +380,12 @@ def _width(character: str) -> int:
     if "\u1160" <= character <= "\u11ff" or "\ud7b0" <= character <= "\ud7ff":
         return 0  # a vowel or final consonant of Hangul, which joins the letter before it
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _as_written(text: str) -> str:
+    """The text that standard output shows: letters that its encoding does not have are escaped."""
+    encoding = sys.stdout.encoding
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _write(text: str) -> None:
