@@ -58,7 +58,8 @@ class Server(AcceptingServer):
     It differs from the standard library's server in these points: only one thread serves at a time (``RuntimeError``);
     an exception in ``service_actions()`` does not end the loop; ``server_close()`` ends the sessions, within
     ``shutdown_timeout``, which takes the place of ``block_on_close``
-    (``socketserver.TCPServer.server_close(server)`` closes the listening socket only).
+    (``socketserver.TCPServer.server_close(server)`` closes the listening socket only). The children of ``ForkingMixIn``
+    have the same time, and are killed then; if the class sets ``block_on_close`` to false, they are left alone.
     """
 
     _echo_cut_grace = CUT_GRACE
