@@ -20,6 +20,8 @@ from .statistics import Statistics, Traffic
 MOST_REASONS = 100
 """Reasons of sessions' ends that are counted one by one. A handler may make a reason of its client's data."""
 
+_ANY: Any = object()
+
 
 class Registry:
     """All sessions of a server, and the sums over those that have ended.
@@ -61,7 +63,7 @@ class Registry:
         except KeyError:
             return None
 
-    def find(self, stream: Any, client_address: Any = None) -> Optional[Session]:
+    def find(self, stream: Any, client_address: Any = _ANY) -> Optional[Session]:
         """The session of an accepted socket, or of what has taken its descriptor over: the ``ssl.SSLSocket`` that a
         subclass has made of it, for example. With ``client_address``, not one that has only had the same descriptor as
         another client, which a program has accepted itself."""
@@ -71,7 +73,7 @@ class Registry:
         if session is not None:
             return session
         newest = self._newest(descriptor_of(stream))
-        if newest is None or client_address is None or newest.is_from(client_address) or newest.is_taken_over():
+        if newest is None or client_address is _ANY or newest.is_from(client_address) or newest.is_taken_over():
             return newest
         return None
 
@@ -221,7 +223,9 @@ class Registry:
         with self._lock:
             left = [session for session in self._live.values() if session.was_closed()]
             if not stopping:
-                left = [each for each in left if self._newest(each.descriptor) is not each or not each.is_taken_over()]
+                left = [
+                    each for each in left if self._newest(each.descriptor) is not each or each.is_taken_over() is False
+                ]
             for session in left:
                 self.end(session)
             return bool(left)

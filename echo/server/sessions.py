@@ -241,16 +241,17 @@ class Session:
         had_one = not self.ours and self.descriptor != -1
         return had_one and descriptor_of(self.stream) == descriptor_of(self.request) == -1
 
-    def is_taken_over(self) -> bool:
-        """If it ``was_closed``: whether the descriptor is still this connection's. A wrapper has it then, and may be in
-        its handshake (``ssl.SSLSocket``). Of Unix sockets, all connections of one process look the same."""
+    def is_taken_over(self) -> Optional[bool]:
+        """If it ``was_closed``: whether the descriptor is still this connection's; None if nobody knows. A wrapper has
+        it then, and may be in its handshake (``ssl.SSLSocket``). All connections of one process to a Unix socket look
+        the same."""
         try:
             # A file's by now? To close a duplicate of it would end all locks that the process has on it (fcntl).
             if not stat.S_ISSOCK(os.fstat(self.descriptor).st_mode):
                 return False
             copy = os.dup(self.descriptor)
         except OSError as exc:
-            return exc.errno != errno.EBADF  # no descriptor is free: nobody knows
+            return False if exc.errno == errno.EBADF else None  # no descriptor is free
         try:
             sock = socket.socket(fileno=copy)
         except OSError:  # a socket of another kind

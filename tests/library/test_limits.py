@@ -55,13 +55,17 @@ def test_a_slot_comes_back_although_a_subclass_exits_at_the_end_of_its_session(s
 
     class Exits(echo.Server):
         def shutdown_request(self, request):
+            threads.append(threading.current_thread())
             sys.exit()
 
+    threads = []
     server = serve(cls=Exits, max_connections=1)
     for _ in range(2):
         client = dial(server)
         client.sendall(b"exit\n")
         assert read_all(client) == b""
+    for thread in threads:  # the next test would get what pytest reports of their ends
+        thread.join(DEADLINE)
 
 
 def test_one_host_gets_its_share_and_is_refused_beyond_it(serve, dial):

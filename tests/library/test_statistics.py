@@ -1,6 +1,7 @@
 """``connections`` and ``stats()``: correct at any moment; and a session leaves nothing behind."""
 
 import contextlib
+import errno
 import gc
 import os
 import socket
@@ -186,6 +187,22 @@ def test_a_session_on_a_unix_socket_whose_descriptor_a_wrapper_has_taken_over_is
         registry.add(newer)
         assert registry.reap()
         assert registry.sessions() == [newer]
+
+
+def test_without_a_free_descriptor_a_session_is_not_over_and_no_other_client_is_taken_for_its_own(monkeypatch):
+    """Rows 15 and 61: a client that gets the descriptor could not be told from the session's."""
+
+    def lacking(descriptor):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    ours, theirs = socket.socketpair()
+    registry, session = Registry(), Session(ours, ("192.0.2.1", 1))
+    registry.add(session)
+    monkeypatch.setattr(os, "dup", lacking)
+    with theirs, socket.socket(fileno=ours.detach()) as request:
+        assert not registry.reap()
+        assert registry.find(request, ("192.0.2.2", 2)) is None
+        assert registry.find(request, ("192.0.2.1", 1)) is session
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="the system does not list its locks")
