@@ -45,12 +45,22 @@ import struct
 import threading
 import time
 import weakref
-from typing import Callable, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, List, Optional, Tuple, Type, TypeVar
 
 from .exceptions import ConnectionClosed, EchoError, SendTimeout
 from .framing import Framing
 from .message_clock import MessageClock
-from .sockets import TIMED_OUT, buffered, is_dead, set_send_timeout, shut_down, stock_tls, unread, wait_for_room
+from .sockets import (
+    TIMED_OUT,
+    TimedTLS,
+    buffered,
+    is_dead,
+    set_send_timeout,
+    shut_down,
+    stock_tls,
+    unread,
+    wait_for_room,
+)
 
 MIN_READ = 4 * 1024
 MAX_READ = 64 * 1024
@@ -114,7 +124,9 @@ class Connection:
         self._encode = framing.encode
         self._encode_many = framing.encode_many
         self._decoder = framing.decoder()
-        self._recv: Callable[[int], bytes] = sock.recv
+        stock = None if type(sock) is socket.socket else stock_tls(sock)
+        self._timed: Any = sock if stock is None else TimedTLS(sock, stock)
+        self._recv: Callable[[int], bytes] = self._timed.recv
         self._read_size = MIN_READ
         self._shrink_below = 0  # bytes; a read of fewer is nearly empty
         self._queue: List[bytes] = []  # encoded
@@ -299,7 +311,7 @@ class Connection:
             self.messages_out += messages
             self.bytes_out += len(data)
             try:
-                self.socket.sendall(data)
+                self._timed.sendall(data)
             except BaseException as exc:  # a signal handler may raise anything, in the middle of a message
                 self.messages_out -= messages
                 self.bytes_out -= len(data)

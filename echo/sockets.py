@@ -23,7 +23,7 @@ import stat
 import struct
 import sys
 import time
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 if sys.platform != "win32":  # Windows has neither of them, and cannot say how much waits in a socket's queues
     import fcntl
@@ -176,11 +176,13 @@ def wait_for_room(sock: socket.socket, seconds: Optional[float]) -> None:
 def receive_timeout(sock: socket.socket) -> Optional[float]:
     """Return the timeout of a read in seconds, from ``settimeout`` or ``set_receive_timeout``; None: no limit."""
     seconds = sock.gettimeout()
-    if seconds is not None:
-        return seconds
+    return _kernel_timeout(sock, socket.SO_RCVTIMEO) if seconds is None else seconds
+
+
+def _kernel_timeout(sock: socket.socket, option: int) -> Optional[float]:
     if os.name != "posix":
-        return int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO)) / 1000 or None
-    whole, micro = _TIMEVAL.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.size))
+        return int(sock.getsockopt(socket.SOL_SOCKET, option)) / 1000 or None
+    whole, micro = _TIMEVAL.unpack(sock.getsockopt(socket.SOL_SOCKET, option, _TIMEVAL.size))
     return whole + micro / 1_000_000 or None
 
 
@@ -239,6 +241,38 @@ def stock_tls(sock: Any) -> Optional[ssl.SSLSocket]:
     """Return the ``ssl.SSLSocket`` that this is, or that a wrapper passes its calls on to; None if there is none."""
     owner = getattr(getattr(sock, "pending", None), "__self__", None)
     return owner if isinstance(owner, ssl.SSLSocket) else None
+
+
+class TimedTLS:
+    """The input and output of a socket that is, or wraps, an ``ssl.SSLSocket``, with the kernel's timeouts.
+
+    The ``ssl`` module begins its wait again when one of them has passed, so that a silent peer would keep its thread
+    for ever. It respects ``settimeout``, which each call here sets. That is always a number: another thread's call must
+    not find the descriptor blocking in the middle of its wait.
+    """
+
+    __slots__ = ("_sock", "_stock")
+
+    def __init__(self, sock: Any, stock: ssl.SSLSocket) -> None:
+        self._sock, self._stock = sock, stock
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._call(socket.SO_RCVTIMEO, self._sock.recv, size)
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        self._call(socket.SO_SNDTIMEO, self._sock.sendall, data)
+
+    def _call(self, option: int, method: Callable[[Any], Any], argument: Any) -> Any:
+        seconds = min(_kernel_timeout(self._stock, option) or LONGEST_WAIT, LONGEST_WAIT)
+        if self._stock.gettimeout() != seconds:
+            self._stock.settimeout(seconds)
+        try:
+            return method(argument)
+        except socket.timeout as exc:
+            if exc.errno is None:  # it is not ETIMEDOUT of the connection itself
+                raise BlockingIOError("timed out") from None
+            raise
 
 
 def has_input(sock: socket.socket, seconds: float) -> bool:

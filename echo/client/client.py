@@ -64,8 +64,7 @@ def connect(
 class Client:
     """Messages over a connected socket. Use it as ``with echo.connect(...) as client``.
 
-    The client owns the socket and closes it. On an ``ssl.SSLSocket`` a timeout has no effect, since the ``ssl`` module
-    goes on waiting; use ``connect`` with an ``ssl_context``. ``framing`` and ``timeout`` are as for ``connect``.
+    The client owns the socket and closes it. ``framing`` and ``timeout`` are as for ``connect``.
     ``connection`` is the ``Connection`` over the socket, which counts messages and bytes. Any thread may call ``send``.
     Call the other methods from one thread at a time.
     """
@@ -267,7 +266,7 @@ class _Connection(Connection):
     def _keep(self, size: int) -> bytes:
         unhandled = self.unhandled
         unhandled.clear()  # those before are in the decoder
-        unhandled.extend(map(self.socket.recv, (size,)))  # in C: no signal handler runs between the read and this
+        unhandled.extend(map(self._timed.recv, (size,)))  # in C: no signal handler runs between the read and this
         return unhandled[0]
 
 

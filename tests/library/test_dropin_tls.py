@@ -5,6 +5,7 @@ In all combinations, no data that should be encrypted is sent in clear, and no h
 
 import contextlib
 import os
+import signal
 import socket
 import socketserver
 import ssl
@@ -258,22 +259,87 @@ def test_messages_that_tls_has_decrypted_already_are_answered_before_a_stop(cls,
         assert not stop.is_alive()
 
 
-def test_the_half_close_of_our_connection_keeps_stock_tls_encrypted(context, certificates):
+@pytest.fixture
+def stock_pair(context, certificates):
+    """Two ends of one connection that the ssl module encrypts."""
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        trusting = ssl.create_default_context(cafile=certificates.authority.certificate)
-        made = []
-        thread = threading.Thread(
-            target=lambda: made.append(trusting.wrap_socket(theirs, server_hostname="localhost")), daemon=True
-        )
-        thread.start()
-        wrapped = context.wrap_socket(ours, server_side=True)
-        thread.join(DEADLINE)
-        with wrapped, made[0] as client:
-            connection = echo.Connection(wrapped, echo.LineFraming())
-            connection.end_output()
-            client.sendall(b"still read\n")
-            assert connection.receive() == [b"still read"]
+    trusting = ssl.create_default_context(cafile=certificates.authority.certificate)
+    made = []
+    thread = threading.Thread(
+        target=lambda: made.append(trusting.wrap_socket(theirs, server_hostname="localhost")), daemon=True
+    )
+    thread.start()
+    wrapped = context.wrap_socket(ours, server_side=True)
+    thread.join(DEADLINE)
+    with wrapped, made[0] as client:
+        yield wrapped, client
+
+
+def test_the_half_close_of_our_connection_keeps_stock_tls_encrypted(stock_pair):
+    ours, theirs = stock_pair
+    connection = echo.Connection(ours, echo.LineFraming())
+    connection.end_output()
+    theirs.sendall(b"still read\n")
+    assert connection.receive() == [b"still read"]
+
+
+@pytest.mark.parametrize("wrapper", [lambda sock: sock, Passing], ids=["bare", "wrapped again"])
+def test_our_timeouts_hold_over_stock_tls(wrapper, stock_pair):
+    """The ssl module begins its wait again when the kernel's timeout has passed: a silent client stayed for ever."""
+    ours, theirs = stock_pair
+    timeouts = {"idle_timeout": 0.01, "message_timeout": 0.02, "send_timeout": 0.03}
+    connection = echo.Connection(wrapper(ours), echo.LineFraming(), **timeouts)
+    with pytest.raises(echo.ReceiveTimeout):
+        connection.receive()
+    theirs.sendall(b"one\nthe beginning")
+    assert connection.receive() == [b"one"]
+    with pytest.raises(echo.MessageTimeout):
+        connection.receive()
+    theirs.sendall(b" and the end\n")
+    assert connection.receive() == [b"the beginning and the end"]
+    with pytest.raises(echo.SendTimeout):
+        while True:
+            connection.send(b"x" * 65536)
+
+
+def test_a_part_of_a_record_of_stock_tls_does_not_stop_the_clock(stock_pair):
+    ours, theirs = stock_pair
+    connection = echo.Connection(ours, echo.LineFraming(), idle_timeout=0.01)
+    wire = on_the_wire(theirs)
+    with wire:
+        wire.sendall(b"\x17\x03\x03\x01\x00and no more")  # data, and its length: 256 bytes
+        with pytest.raises(echo.ReceiveTimeout):
+            connection.receive()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
+def test_signals_are_no_timeout_over_stock_tls(stock_pair):
+    ours, theirs = stock_pair
+    ticks = []
+
+    def tick(*_):
+        ticks.append(None)
+        if len(ticks) == 20:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            theirs.sendall(b"hello\n")
+
+    connection = echo.Connection(ours, echo.LineFraming(), idle_timeout=DEADLINE)
+    before = signal.signal(signal.SIGALRM, tick)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        assert connection.receive() == [b"hello"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_timeout_of_a_client_holds_over_a_socket_of_stock_tls(stock_pair):
+    ours, theirs = stock_pair
+    client = echo.Client(ours, timeout=0.01)
+    with pytest.raises(echo.ReceiveTimeout):
+        client.recv()
+    theirs.sendall(b"late\n")
+    assert client.recv() == b"late"
 
 
 class WrappingProcessRequest(BusyServer):
