@@ -144,7 +144,7 @@ def test_output_of_a_handler_during_a_stop_is_encrypted(cls, context, dial_tls):
 
 
 class Passing:
-    """A wrapper of a program's own, for ``stream()``."""
+    """An object of a program's own around a socket, which passes all calls on."""
 
     def __init__(self, sock):
         self._sock = sock
@@ -493,24 +493,14 @@ class AnAcceptAndNothingElse(WithoutAHandler):
     get_request = AnAcceptOfItsOwn.get_request
 
 
-class Object:
-    """An object around a socket, which passes all calls on."""
-
-    def __init__(self, sock):
-        self.sock = sock
-
-    def __getattr__(self, name):
-        return getattr(self.sock, name)
-
-
 class AnObjectInTheServingThread(echo.Server):
     def process_request(self, request, client_address):
-        super().process_request(Object(request), client_address)
+        super().process_request(Passing(request), client_address)
 
 
 class AnObjectInTheSessionsThread(echo.Server):
     def process_request_thread(self, request, client_address):
-        super().process_request_thread(Object(request), client_address)
+        super().process_request_thread(Passing(request), client_address)
 
 
 REPLACED = [
@@ -667,7 +657,7 @@ def test_a_request_that_cannot_be_guarded_is_refused_with_the_reason(context, di
     class Wraps(InAThreadOfItsOwn):
         def get_request(self):
             sock, client_address = self.socket.accept()
-            return Object(sock), client_address
+            return Passing(sock), client_address
 
     with Wraps(("127.0.0.1", 0), Answers, ssl_context=context).start() as server:
         assert read_all(dial(server)) == b""

@@ -195,25 +195,6 @@ def test_a_port_that_the_system_refuses_is_refused_for_its_own_reason(code, port
     assert line.startswith(f"cannot listen on 127.0.0.1:{port}: {os.strerror(code)}; {advice}")
 
 
-@posix
-def test_a_signal_ends_a_run_that_waits_for_name_servers(monkeypatch, lines):
-    """``bind()`` would wait for a minute, and no signal handler runs meanwhile."""
-
-    def look_up(host, port, family, kind, flags=0):
-        if not flags:
-            os.kill(os.getpid(), signal.SIGTERM)
-            answered.wait(DEADLINE)
-        raise socket.gaierror(socket.EAI_NONAME, "not an address")
-
-    answered = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    try:
-        assert echo.run(echo.EchoRequestHandler, ("host.example", 0)) == 0
-    finally:
-        answered.set()
-    assert not lines()
-
-
 def test_a_host_name_stands_for_an_address_of_the_servers_family(monkeypatch):
     def look_up(host, port, family, kind, flags=0):
         if flags:
