@@ -145,10 +145,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     reason = "error"
     """Why the session ended; valid from ``connection_lost`` on."""
 
-    _begun = False  # connection_made was called
-    _closing = False  # close() or abort() was called
-    _draining = False  # drain() was called
-    _forked = False  # this is a child that a hook has forked
+    __begun = False  # connection_made was called
+    __closing = False  # close() or abort() was called
+    __draining = False  # drain() was called
+    __forked = False  # this is a child that a hook has forked
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -172,7 +172,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         step, which gets each message alone.
         """
         for message in messages:
-            if self._closing:
+            if self.__closing:
                 break
             self.message_received(message)
 
@@ -191,7 +191,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def dispatch_made(self) -> None:
         """Begin the session."""
-        self._begun = True
+        self.__begun = True
         self.connection_made()
 
     def dispatch_message(self, message: bytes) -> None:
@@ -207,7 +207,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
         If an outer mixin has not let the session begin, an inner one gets this call alone: make its state in ``setup``.
         """
-        if self._begun:
+        if self.__begun:
             self.connection_lost(reason)
 
     # Actions.
@@ -221,7 +221,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         framing's ``max_sent`` (default: no limit), ``TypeError`` if it is not bytes, ``SendTimeout`` or
         ``ConnectionClosed`` if the client cannot be reached.
         """
-        if get_ident() == self._thread:
+        if get_ident() == self.__thread:
             self.connection.write(message)
         else:
             self.connection.send(message)
@@ -237,19 +237,19 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def close(self) -> None:
         """End the session, from any thread. Messages sent before are delivered; input that arrives later is ignored."""
-        self._closing = True
-        if get_ident() != self._thread:
+        self.__closing = True
+        if get_ident() != self.__thread:
             self.connection.end_input()
 
     def abort(self) -> None:
         """End the session now, from any thread, with a reset. Data in transit is lost, and ``reason`` is ``reset``."""
-        self._closing = True
+        self.__closing = True
         self.connection.abort()
 
     # The session itself: socketserver's three methods.
 
     def setup(self) -> None:
-        self._thread = get_ident()
+        self.__thread = get_ident()
         self.peer = format_address(self.client_address)
         idle_timeout = self.timeout
         if self.request.gettimeout() is not None:  # socket.setdefaulttimeout(); a connection has timeouts of its own
@@ -267,7 +267,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         attach = getattr(self.server, "_echo_attach", None)
         self.session = None if attach is None else attach(self)
         if self.session is None:
-            _untracked[self._thread] = self
+            _untracked[self.__thread] = self
             keep_urgent_data(self.request)
             if self.disable_nagle_algorithm and self.request.family in INET:
                 self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -276,28 +276,28 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         reason = "error"
         try:
             self.dispatch_made()
-            reason = self._converse()
+            reason = self.__converse()
         except EchoError as exc:
             if exc.connection is not self.connection:
                 raise  # of another connection, which a hook uses: an error of the hook like any other
             lost = isinstance(exc, ConnectionClosed)
-            reason = "drain" if lost and self._draining and not self.connection.aborted else exc.reason
+            reason = "drain" if lost and self.__draining and not self.connection.aborted else exc.reason
             broken = isinstance(exc, ProtocolError) and not isinstance(exc, IncompleteMessage)
             level = logging.WARNING if broken else logging.DEBUG
             word, why = printable(reason), printable(str(exc))  # a framing of your own may quote the client in them
             fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": word}
-            if not self._forked:
+            if not self.__forked:
                 log.log(level, "%s %s: %s", self.peer, word, why, extra=fields)
             exc.with_traceback(None)  # the decoder keeps the error, whose traceback would keep this session
         finally:
             self.reason = reason
             try:
-                self._unless_lost(self.connection.flush)  # what was sent before a hook raised
+                self._echo_unless_lost(self.connection.flush)  # what was sent before a hook raised
             finally:
-                if not self._forked:
-                    self._unless_lost(self.dispatch_lost, reason)
+                if not self.__forked:
+                    self._echo_unless_lost(self.dispatch_lost, reason)
 
-    def _unless_lost(self, method: Callable[..., None], *args: Any) -> None:
+    def _echo_unless_lost(self, method: Callable[..., None], *args: Any) -> None:
         """Call a method, although the client may be gone: the session has its reason already."""
         try:
             method(*args)
@@ -305,13 +305,13 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             if exc.connection is not self.connection:
                 raise
 
-    def _converse(self) -> str:
+    def __converse(self) -> str:
         receive = self.connection.receive
         # Without a step around it, the hook is called directly: one call less for each message. It is looked up each
         # time, since a handler may replace it on itself, for a protocol with states.
         step = self.dispatch_message
         direct = getattr(step, "__func__", None) is MessageRequestHandler.dispatch_message
-        while not self._closing:
+        while not self.__closing:
             messages = receive()
             if not messages:
                 break
@@ -322,23 +322,23 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                     self.messages_received(messages)
             else:
                 for message in messages:
-                    if self._closing:
+                    if self.__closing:
                         break
                     step(message)
-        if self._closing:
+        if self.__closing:
             reason = "reset" if self.connection.aborted else "exit"
-        elif self._draining:
+        elif self.__draining:
             reason = "drain"
         else:
             self.dispatch_eof(self.connection.finish_input())
-            reason = "exit" if self._closing else "eof"
+            reason = "exit" if self.__closing else "eof"
         self.connection.flush()  # here, so that a failure to deliver becomes the reason
         return reason
 
     def finish(self) -> None:
-        self._thread = 0  # the system may reuse this thread's identity, for a thread that does not own the connection
+        self.__thread = 0  # the system may reuse this thread's identity, for a thread that does not own the connection
         self.connection.finish_output()
-        if self.session is None and not self._forked:  # stock servers shut down and close at once
+        if self.session is None and not self.__forked:  # stock servers shut down and close at once
             if self.connection.aborted:
                 self.request.close()  # without the FIN that would come before the reset
             elif not self.connection.peer_ended:
@@ -346,12 +346,12 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def _echo_let_go(self) -> None:
         """In a child that a hook has forked: the session goes on in its parent. Here it ends when the hook returns."""
-        self._closing = self._forked = True
+        self.__closing = self.__forked = True
         self.connection.let_go()
 
     def drain(self) -> None:
         """The server stops: answer what has arrived, then end. ``echo.Server`` calls this, from its own thread."""
-        self._draining = True
+        self.__draining = True
         self.connection.end_input()
 
 

@@ -36,18 +36,18 @@ class FaultMixin(MessageRequestHandler):
     """The seed of the random numbers of all sessions."""
 
     def stream(self) -> Any:
-        self._wire = _FaultySocket(super().stream(), self)
-        return self._wire
+        self.__wire = _FaultySocket(super().stream(), self)
+        return self.__wire
 
     def setup(self) -> None:
         super().setup()
-        self._answered = 0
-        self._wire.seed(f"{self.seed}/{self.session}")
+        self.__answered = 0
+        self.__wire.seed(f"{self.seed}/{self.session}")
 
     def dispatch_message(self, message: bytes) -> None:
         super().dispatch_message(message)
-        self._answered += 1
-        if self._answered == self.reset_after:
+        self.__answered += 1
+        if self.__answered == self.reset_after:
             self.flush()
             self.abort()
 

@@ -53,7 +53,7 @@ class SessionLoggingMixin(MessageRequestHandler):
         finally:
             level = self.session_level if self.connection.bytes_in else self.__level
             if self._echo_log.isEnabledFor(level):
-                self._unless_lost(self.connection.flush)  # what connection_lost has sent, so that it counts
+                self._echo_unless_lost(self.connection.flush)  # what connection_lost has sent, so that it counts
                 self.__log_end(level, reason)
 
     def __log_begin(self, level: int) -> None:

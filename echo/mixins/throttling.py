@@ -52,32 +52,32 @@ class ThrottlingMixin(MessageRequestHandler):
 
     def setup(self) -> None:
         now = time.monotonic()
-        self._buckets = [
+        self.__buckets = [
             None if rate is None else TokenBucket(rate, rate * self.burst_seconds, now)
             for rate in (self.messages_per_second, self.bytes_per_second)
         ]
-        self._lifted = threading.Event()
+        self.__lifted = threading.Event()
         super().setup()
 
     def dispatch_message(self, message: bytes) -> None:
         now = time.monotonic()
         pause = 0.0
-        for bucket, cost in zip(self._buckets, (1, len(message))):
+        for bucket, cost in zip(self.__buckets, (1, len(message))):
             if bucket is not None:
                 pause = max(pause, bucket.take(cost, now))
-        if pause and not self._lifted.is_set():
+        if pause and not self.__lifted.is_set():
             self.flush()
-            self._lifted.wait(min(pause, threading.TIMEOUT_MAX))
+            self.__lifted.wait(min(pause, threading.TIMEOUT_MAX))
         super().dispatch_message(message)
 
     def close(self) -> None:
-        self._lifted.set()
+        self.__lifted.set()
         super().close()
 
     def abort(self) -> None:
-        self._lifted.set()
+        self.__lifted.set()
         super().abort()
 
     def drain(self) -> None:
-        self._lifted.set()
+        self.__lifted.set()
         super().drain()

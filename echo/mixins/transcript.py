@@ -36,14 +36,14 @@ class TranscriptMixin(MessageRequestHandler):
         moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S.%f")
         peer = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.peer)
         path = os.path.join(self.transcript_folder, f"{moment}-{peer}.txt")
-        self._transcript = open(path, "x", encoding="utf-8")
-        return _Recorder(stream, self._transcript)
+        self.__transcript = open(path, "x", encoding="utf-8")
+        return _Recorder(stream, self.__transcript)
 
     def finish(self) -> None:
         try:
             super().finish()
         finally:
-            self._transcript.close()
+            self.__transcript.close()
 
 
 class _Recorder(SocketWrapper):

@@ -229,6 +229,31 @@ def throttled(*rates):
     return Throttled
 
 
+OWN = (
+    "_thread _closing _closed _draining _begun _running _lock _queue _file _timer _state _task _reason _buckets _lifted"
+)
+
+
+def test_a_handler_may_have_private_attributes_of_its_own_by_any_name(serve, dial):
+    """``self._closing = threading.Event()`` ended its session at once."""
+
+    class Own(echo.LoggingMixin, echo.ThrottlingMixin, echo.EchoRequestHandler):
+        def connection_made(self):
+            for name in OWN.split():
+                setattr(self, name, name)
+
+        def connection_lost(self, reason):
+            kept.append([name for name in OWN.split() if getattr(self, name) == name])
+
+    kept = []
+    server = serve(Own)
+    client = dial(server)
+    client.sendall(b"one\ntwo\nexit\n")
+    assert read_all(client) == b"one\ntwo\n"
+    eventually(lambda: server.stats().ended == {"exit": 1})
+    assert kept == [OWN.split()]
+
+
 def test_a_bucket_gives_its_burst_at_once_and_then_its_rate():
     bucket = TokenBucket(rate=10, burst=5, now=0.0)
     assert [bucket.take(1, 0.0) for _ in range(5)] == [0.0] * 5
@@ -356,8 +381,8 @@ class OnAFullDisk(echo.TranscriptMixin):
 
     def stream(self):
         stream = super().stream()
-        self._transcript.close()
-        self._transcript = stream._file = FullDisk(self.refused)
+        stream._file.close()
+        stream._file = FullDisk(self.refused)
         return stream
 
 
