@@ -6,6 +6,7 @@ import collections
 import contextlib
 import queue
 import socket
+import threading
 from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
 
 from ..beginning import Thread
@@ -40,6 +41,8 @@ class Dialer:
         self._threads = 0
         self._under_way = 0
         self._closed = False
+        # The number of a closed socket may be another one's: a thread that was late wrote its byte there.
+        self._lock = threading.Lock()
 
     def fileno(self) -> int:
         return self._reader.fileno()
@@ -66,14 +69,15 @@ class Dialer:
 
     def close(self) -> None:
         """Forget the attempts that are under way."""
-        self._closed = True
         for _ in range(self._threads):
             self._jobs.put(None)
-        for each in self.ended():
-            if each.socket is not None:
-                each.socket.close()
-        self._reader.close()
-        self._writer.close()
+        with self._lock:
+            self._closed = True
+            for each in self.ended():
+                if each.socket is not None:
+                    each.socket.close()
+            self._reader.close()
+            self._writer.close()
 
     def _work(self) -> None:
         while True:
@@ -91,9 +95,11 @@ class Dialer:
             sock = self._connect()
         except Exception as exc:
             why = f"cannot connect: {explain(exc)}"
-        if sock is not None and self._closed:
-            sock.close()
-            return
-        self._ended.append(Dialed(place, began, self._clock.now() - began, sock, why))
-        with contextlib.suppress(OSError):  # it is full of such bytes, or closed
-            self._writer.send(b"\0")
+        took = self._clock.now() - began
+        with self._lock:
+            if not self._closed:
+                self._ended.append(Dialed(place, began, took, sock, why))
+                with contextlib.suppress(BlockingIOError):  # it is full of such bytes
+                    self._writer.send(b"\0")
+            elif sock is not None:
+                sock.close()

@@ -634,6 +634,32 @@ def test_connecting_takes_place_beside_the_connections_that_there_are():
         dialer.close()
 
 
+def test_a_dialer_does_not_close_what_a_thread_is_writing_to():
+    """The system could give the number to another socket, which would get the byte (gh-116912)."""
+    calls, writes, may_end = [], threading.Event(), threading.Event()
+
+    class Writer:
+        def send(self, data):
+            writes.set()
+            assert may_end.wait(DEADLINE)
+            calls.append("sent")
+
+        def close(self):
+            calls.append("closed")
+
+    dialer = Dialer(socket.socket, CLOCK)
+    dialer._writer.close()
+    dialer._writer = Writer()
+    dialer.dial(0)
+    assert writes.wait(DEADLINE)
+    closer = threading.Thread(target=dialer.close, daemon=True)
+    closer.start()
+    closer.join(0.05)
+    may_end.set()
+    closer.join(DEADLINE)
+    assert calls == ["sent", "closed"]
+
+
 # The time series.
 
 
