@@ -64,9 +64,9 @@ def connect(
 class Client:
     """Messages over a connected socket. Use it as ``with echo.connect(...) as client``.
 
-    The client owns the socket and closes it. ``framing`` and ``timeout`` are as for ``connect``.
-    ``connection`` is the ``Connection`` over the socket, which counts messages and bytes. Any thread may call ``send``.
-    Call the other methods from one thread at a time.
+    The client owns the socket and closes it. ``framing`` and ``timeout`` are as for ``connect``. ``connection`` is the
+    ``Connection`` over the socket, which counts messages and bytes. Any thread may call ``send``. Call the other
+    methods from one thread at a time.
     """
 
     def __init__(

@@ -190,7 +190,7 @@ def test_a_session_on_a_unix_socket_whose_descriptor_a_wrapper_has_taken_over_is
 
 
 def test_without_a_free_descriptor_a_session_is_not_over_and_no_other_client_is_taken_for_its_own(monkeypatch):
-    """Rows 15 and 61: a client that gets the descriptor could not be told from the session's."""
+    """Rows 15 and 61: nobody could see whether a client that gets the descriptor is the session's own."""
 
     def lacking(descriptor):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
