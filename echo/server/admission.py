@@ -68,19 +68,25 @@ class Opening:
         raises."""
         with self._lock:
             if self._refused is not None:
-                raise Refused(self._refused.reason, self._refused.why, self._refused.left)
+                raise _again(self._refused)
             if self._runs:  # verify_request, which is one of the steps, uses the socket
                 return
             self._runs = True
             try:
                 self._steps()
             except BaseException as exc:
-                refused = exc if isinstance(exc, Refused) else Refused("error", "its admission failed")
-                self._refused = Refused(refused.reason, refused.why, refused.left)  # no traceback keeps the session
-                self.session.refused = refused.reason
+                self._refused = _again(exc)
+                self.session.refused = self._refused.reason
                 raise
             self.session.opening = None
             self.request.release()  # anybody may use it
+
+
+def _again(exc: BaseException) -> Refused:
+    """What each later use raises. Not the exception itself: with its traceback it would keep the session, and whatever
+    else the first user of the socket has, until the garbage collector comes. A variable in one of the frames would."""
+    refused = exc if isinstance(exc, Refused) else Refused("error", "its admission failed")
+    return Refused(refused.reason, refused.why, refused.left)
 
 
 class Admission:

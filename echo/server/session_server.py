@@ -130,7 +130,7 @@ class SessionServer(ListeningServer):
         """Give the session a thread of its own."""
         session = self._echo_registry.get(request) or self._echo_adopt(request, client_address)
         session.begun = True
-        task = self.process_request_thread, (request, client_address)
+        task = self._echo_begin_thread, (session, request, client_address)
 
         def not_begun() -> None:
             session.begun = False
@@ -139,6 +139,17 @@ class SessionServer(ListeningServer):
             self._echo_session_threads.run(task, not_begun)
         else:  # at its exit the interpreter waits for threads that are not daemons; they must not wait for a session
             threads.start(*task, not_begun, daemon=self.daemon_threads)
+
+    def _echo_begin_thread(self, session: Session, request: Any, client_address: Any) -> None:
+        """The session's thread. An exception ends the session also where a subclass lets it pass: the socket that the
+        standard library drops then would stay open here, and keep its slot."""
+        try:
+            self.process_request_thread(request, client_address)
+        except BaseException as exc:
+            if not session.over:
+                session.failed(exc)
+                self._echo_end_session(session)
+            raise
 
     def _echo_adopt(self, request: Any, client_address: Any) -> Session:
         """Make a session for a request that this server has not accepted itself, unless it wraps the socket of one."""

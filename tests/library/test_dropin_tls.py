@@ -4,6 +4,7 @@ In all combinations, no data that should be encrypted is sent in clear, and no h
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -569,6 +570,29 @@ def test_whatever_a_subclass_replaces_a_client_that_its_header_does_not_let_in_g
         client.close()
         eventually(lambda: sum(server.stats().refused.values()) == 1)
         assert server.stats().ended == {}
+
+
+class AFileOfItsSocket(echo.Server):
+    def process_request(self, request, client_address):
+        threading.Thread(target=self.work, args=(request,)).start()
+
+    def work(self, request):
+        with contextlib.suppress(OSError), request:
+            file = request.makefile("rwb")
+            file.write(SECRET)
+            file.flush()
+
+
+def test_the_socket_of_a_refused_client_is_closed_although_a_file_of_it_was_open(dial):
+    """The exception kept itself, and so the file, until the garbage collector came: the client stayed."""
+    with AFileOfItsSocket(("127.0.0.1", 0), Answers, proxy_protocol=True, deny=["192.0.2.1"]).start() as server:
+        client = dial(server)
+        gc.disable()
+        try:
+            client.sendall(HEADER)
+            assert read_all(client) == b""
+        finally:
+            gc.enable()
 
 
 class TakesOver(socket.socket):

@@ -68,6 +68,24 @@ def test_a_slot_comes_back_although_a_subclass_exits_at_the_end_of_its_session(s
         thread.join(DEADLINE)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_slot_comes_back_although_a_subclass_raises_at_the_beginning_of_its_session(serve, dial):
+    """Row 15."""
+
+    class Raises(echo.Server):
+        def process_request_thread(self, request, client_address):
+            threads.append(threading.current_thread())
+            raise ValueError("not today")
+
+    threads = []
+    server = serve(cls=Raises, max_connections=1)
+    for _ in range(2):
+        assert read_all(dial(server)) == b""
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert server.stats().ended == {"error": 2}
+
+
 def test_one_host_gets_its_share_and_is_refused_beyond_it(serve, dial):
     """Row 15."""
     server = serve(max_connections_per_host=2)
