@@ -1,5 +1,5 @@
-"""The check of a handler class's own body, when the class is created: mistakes that would otherwise show in each
-session, or as silence. It knows classes and names, no session."""
+"""The check of a handler class's own body, and of a server's methods, when the class is created: mistakes that would
+otherwise show in each session, or as silence. It knows classes and names, no session."""
 
 from __future__ import annotations
 
@@ -15,15 +15,8 @@ _SECONDS = ("timeout", "message_timeout", "send_timeout")
 
 def check_body(cls: type, hooks: Tuple[str, ...]) -> None:
     """Raise ``TypeError`` or ``ValueError`` if the body of ``cls`` has a mistake that no program can mean."""
+    check_methods(cls, hooks)
     body = vars(cls)
-    for name in hooks:
-        flags = body[name].__code__.co_flags if isinstance(body.get(name), FunctionType) else 0
-        for flag, kind in _RUNS_LATER.items():
-            if flags & flag:
-                raise TypeError(
-                    f"{cls.__name__}.{name} is {kind}, and calling it would do nothing; write an ordinary method: it"
-                    " may block, since each client has a thread"
-                )
     framing = body.get("framing")
     if isinstance(framing, (type, str)):
         name = framing.__name__ if isinstance(framing, type) else "echo.LineFraming"
@@ -41,6 +34,20 @@ def check_body(cls: type, hooks: Tuple[str, ...]) -> None:
             f"{cls.__name__}.__init__() does not call super().__init__(), which serves the session; set what a session"
             " begins with in connection_made()"
         )
+
+
+def check_methods(cls: type, names: Tuple[str, ...]) -> None:
+    """``TypeError`` if one of these methods does not run when it is called: what it returns then is true, so that a
+    ``verify_request`` would let everybody in."""
+    for name in names:
+        method = getattr(cls, name, None)
+        flags = method.__code__.co_flags if isinstance(method, FunctionType) else 0
+        for flag, kind in _RUNS_LATER.items():
+            if flags & flag:
+                raise TypeError(
+                    f"{cls.__name__}.{name} is {kind}, and calling it would do nothing; write an ordinary method: a"
+                    " session may block, since each has a thread"
+                )
 
 
 def _forgets_super(method: Any) -> bool:

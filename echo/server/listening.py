@@ -12,6 +12,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
+from ..class_body import check_methods
 from ..sockets import INET, check_path, keep_urgent_data, prepare
 from . import forking, unix_paths
 from .admission import guarded_socket
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from .options import ServerOptions
 
 _ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets have the listening one's mode
+
+_CALLED = (
+    *("get_request", "verify_request", "process_request", "process_request_thread", "finish_request"),
+    *("shutdown_request", "close_request", "handle_error", "handle_timeout", "service_actions"),
+)
+"""The methods of ``socketserver`` that this server calls."""
 
 _FORKING: Any = getattr(socketserver, "ForkingMixIn", ())
 
@@ -49,6 +56,10 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     server_address: Any
     """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path."""
     # Any: socketserver's type knows no paths, and checkers would refuse a wider one where it goes to echo.connect().
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        check_methods(cls, _CALLED)
 
     def __init__(
         self,

@@ -196,6 +196,15 @@ def test_networks_are_allowed_and_denied_and_deny_wins(serve, dial, allow, deny,
         assert server.stats().refused == {"denied": 1}
 
 
+@pytest.mark.parametrize("body", ["async def verify_request(self, *args): 0", "def verify_request(self, *args): yield"])
+def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_error(body):
+    """Row 61: what such a ``verify_request`` returns is true, so it let everybody in."""
+    scope = {"echo": echo}
+    exec(f"class Mixin:\n    {body}", scope)
+    with pytest.raises(TypeError, match=r"S\.verify_request is (async|a generator), and calling it would do nothing"):
+        exec("class S(Mixin, echo.Server): pass", scope)
+
+
 def test_networks_are_replaced_by_a_call_and_not_within_their_list(serve, dial):
     """Row 61: a change within a list had no effect and no error."""
     server = serve(cls=type("Denying", (echo.Server,), {"deny": ["192.0.2.0/24"]}), allow=["127.0.0.1"])

@@ -93,6 +93,7 @@ def test_the_server_knows_no_handler_and_no_framing(graph):
     server = {name for name in graph if name.startswith("echo.server")}
     assert {other for name in server for other in graph[name]} - server == {
         "echo.beginning",
+        "echo.class_body",
         "echo.sockets",
         "echo.text",
     }
