@@ -129,7 +129,8 @@ def _read(text: Any) -> Optional[Network]:
         # As an IPv6 network, it would hold other addresses than those that it shows.
         raise ValueError(f"invalid network {_quoted(text)}: write it as IPv4, like 192.0.2.0/24")
     if not int(address) and found.prefixlen == found.max_prefixlen:  # as addresses to listen on, these mean all
-        raise ValueError(f"no client has the address {text}: write {address}/0 for all addresses")
+        raise ValueError(f"no client has the address {text}: write {address}/0 for all IPv{found.version} addresses")
     if not found.prefixlen and int(address):
-        raise ValueError(f"{text!r} would be all addresses: write {found} if you mean that, or another prefix length")
+        what = f"{text!r} would be all IPv{found.version} addresses"
+        raise ValueError(f"{what}: write {found} if you mean that, or another prefix length")
     return found
