@@ -31,6 +31,7 @@ import socket
 import threading
 from typing import Any, Dict, Iterable, Optional
 
+from ..sockets import stock_tls
 from ..text import format_address, plural
 from . import forking
 from .access import AccessList
@@ -148,7 +149,9 @@ class Admission:
         """The step for a client that a program has accepted itself, in a loop of its own. ``TypeError`` if nobody would
         read its header or shake hands: it would be served in clear."""
         options = server._echo_options
-        if type(request) is socket.socket and (options.proxy_protocol or options.ssl_context is not None):
+        in_clear = options.ssl_context is not None and stock_tls(request) is None
+        # One that is guarded lets nobody use it. Any other may wrap the socket, in an object or a class of the program.
+        if (options.proxy_protocol or in_clear) and not hasattr(request, "pass_guard"):
             raise TypeError("with ssl_context or proxy_protocol, only the server itself can accept clients")
         host = host_of(client_address)
         self._check_host(server, host, self._registry.from_host(host, options.max_connections_per_host))

@@ -17,7 +17,7 @@ import echo
 from echo.server.options import FIXED
 from echo.sockets import is_readable
 from support import DEADLINE, eventually, read_all, read_exactly
-from support.servers import ends_in_time
+from support.servers import Passing, ends_in_time
 
 BOTH = (socketserver.ThreadingTCPServer, echo.Server)
 on_both = pytest.mark.parametrize("base", BOTH, ids=["stock", "echo"])
@@ -269,15 +269,16 @@ def test_networks_hold_for_a_client_that_gets_the_descriptor_of_one_that_was_let
 @pytest.mark.parametrize(
     "options", [{"proxy_protocol": True}, {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}]
 )
+@pytest.mark.parametrize("wrapper", [lambda request: request, Passing])
 @pytest.mark.parametrize("step", ["process_request", "process_request_thread", "finish_request"])
-def test_no_client_that_a_program_accepts_itself_is_served_without_its_header_or_in_clear(dial, step, options):
-    """Row 61."""
+def test_no_client_that_a_program_accepts_itself_is_served_without_its_header_or_in_clear(dial, step, wrapper, options):
+    """Row 61. In an object around its socket, such a client was served."""
     with echo.Server(ADDRESS, Lines, **options) as server:
         dial(server)
         assert is_readable(server.socket, DEADLINE)
         request, address = server.socket.accept()
         with request, pytest.raises(TypeError, match="only the server itself can accept clients"):
-            getattr(server, step)(request, address)
+            getattr(server, step)(wrapper(request), address)
 
 
 @on_both

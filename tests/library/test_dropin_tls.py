@@ -17,7 +17,7 @@ import pytest
 import echo
 from echo.text import format_address
 from support import DEADLINE, eventually, read_all, read_exactly
-from support.servers import ends_in_time
+from support.servers import Passing, ends_in_time
 
 SECRET = b"THE SECRET\n"
 
@@ -142,16 +142,6 @@ def test_output_of_a_handler_during_a_stop_is_encrypted(cls, context, dial_tls):
     assert data, "the handler's reply is missing"
     assert SECRET not in data
     assert server.rest == b"two\n"
-
-
-class Passing:
-    """An object of a program's own around a socket, which passes all calls on."""
-
-    def __init__(self, sock):
-        self._sock = sock
-
-    def __getattr__(self, name):
-        return getattr(self._sock, name)
 
 
 class Waiting(echo.EchoRequestHandler):

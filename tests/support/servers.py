@@ -1,5 +1,5 @@
 """Helpers for the tests of ``echo.Server``: check an echo, make a call that must not hang, a server that cannot accept,
-a reserved port."""
+a reserved port, an object around a socket."""
 
 import contextlib
 import socket
@@ -59,3 +59,13 @@ def port_kept(server):
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             holder.bind(server.server_address)
         yield
+
+
+class Passing:
+    """An object of a program's own around a socket, which passes all calls on."""
+
+    def __init__(self, sock):
+        self._sock = sock
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
