@@ -145,6 +145,17 @@ def test_a_programs_own_handler_of_its_log_does_not_log_for_ever():
     assert stream.log.lines == ["stderr: hello", "hello"]
 
 
+def test_a_stream_that_a_handlers_module_makes_of_stderr_is_logged(capfd):
+    with captured_stderr() as stream:
+        stream.log = Lines()
+        assert (stream.name, stream.buffer.fileno()) == ("<stderr>", stream.fileno())
+        sys.stderr = io.TextIOWrapper(sys.stderr.detach(), encoding="utf-8", line_buffering=True)
+        print("hello", file=sys.stderr)
+        sys.stderr = stream
+        print("again", file=sys.stderr)
+    assert stream.log.lines == ["stderr: hello", "stderr: again"]
+
+
 def test_functions_that_a_program_has_put_in_place_stay():
     def hook(args):
         pass

@@ -28,6 +28,7 @@ class Stderr(io.TextIOBase):
     """Takes the place of ``sys.stderr``: each line becomes a record for ``log``, a handler. Without one, text goes to
     the original stream as it is."""
 
+    name = "<stderr>"
     encoding = "utf-8"
     errors = "backslashreplace"
 
@@ -84,6 +85,10 @@ class Stderr(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    def detach(self) -> Any:
+        """Return the stream of bytes, for a module that wraps it in a stream of its own. This one goes on."""
+        return self.buffer
+
     def reconfigure(self, **options: Any) -> None:
         """Do nothing: records need no encoding. The stream that this replaces has such a method."""
 
@@ -103,6 +108,9 @@ class _Bytes(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._stream.write(bytes(data).decode("utf-8", "backslashreplace"))
         return len(data)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
     def close(self) -> None:
         """Do nothing, as ``Stderr.close``."""
