@@ -3,7 +3,7 @@
 ``Logger.log()`` looks for the caller's file and line, and asks the system for what does not change. A record made from
 a template costs a third of that. A server that logs every message makes two records for each.
 
-Filters, handlers and a record factory of the program's own work as with any other record.
+Filters, handlers, a record factory and a logger class of the program's own work as with any other record.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _TEMPLATE: Dict[str, Any] = dict(vars(logging.LogRecord("", 0, "", 0, "", None, 
 if hasattr(os, "register_at_fork"):  # a forked worker has a process number of its own
     os.register_at_fork(after_in_child=lambda: _TEMPLATE.update(process=os.getpid()))
 _STARTED = time.time() - _TEMPLATE["relativeCreated"] / 1000
+_LOG, _MAKE_RECORD = logging.Logger._log, logging.Logger.makeRecord
 
 
 def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
@@ -29,7 +30,7 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
     handler raises, the session goes on. The fault is printed as ``logging`` prints the faults of its own handlers.
     """
     try:
-        if logging.getLogRecordFactory() is not logging.LogRecord or not isinstance(logger, logging.Logger):
+        if not makes_plain_records(logger):
             logger.log(level, message, extra=fields)
             return
         now = time.time()
@@ -49,3 +50,14 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
     except Exception as exc:
         raise_if_deep(exc)
         logging.Handler().handleError(logging.LogRecord(logger.name, level, "", 0, message, None, None))
+
+
+def makes_plain_records(logger: Any) -> bool:
+    """Whether ``logger`` is a ``Logger`` whose records are those of the ``logging`` module: neither its class nor a
+    record factory changes them."""
+    return (
+        isinstance(logger, logging.Logger)
+        and type(logger).makeRecord is _MAKE_RECORD
+        and type(logger)._log is _LOG
+        and logging.getLogRecordFactory() is logging.LogRecord
+    )

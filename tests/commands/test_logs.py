@@ -762,6 +762,10 @@ def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_othe
         logger.propagate = False
         assert only_queue(logger) is None
         logger.propagate = True
+        for name in ("_log", "makeRecord", "handle", "callHandlers"):
+            logger.__class__ = type("Own", (logging.Logger,), {name: lambda *_: None})
+            assert only_queue(logger) is None
+        logger.__class__ = logging.Logger
         assert only_queue(logger) is queue
         for formatter in (ColorFormatter(), TextFormatter(with_thread=True)):  # these formats need more than a line has
             queue.formatter = formatter

@@ -198,6 +198,32 @@ def test_a_logger_adapter_logs_each_record(serve, dial, caplog, mixins):
     assert records[1].getMessage().startswith("[ours] 127.0.0.1:") and records[1].getMessage().endswith(": 100%")
 
 
+@pytest.mark.parametrize("mixins", [(), (QueueLoggingMixin,)], ids=["library", "command"])
+@pytest.mark.parametrize("method", ["makeRecord", "_log"])
+def test_a_logger_class_of_the_programs_own_makes_each_record(serve, dial, mixins, method):
+    records = []
+
+    class Own(logging.Logger):
+        def makeRecord(self, *args):  # noqa: N802 (logging's name)
+            record = super().makeRecord(*args)
+            record.request = "ours"
+            return record
+
+        def _log(self, level, msg, args, extra=None, **more):
+            super()._log(level, msg, args, extra={**(extra or {}), "request": "ours"}, **more)
+
+        def handle(self, record):
+            records.append((record.event, record.request))
+
+    delattr(Own, "_log" if method == "makeRecord" else "makeRecord")
+    handler = type("Handler", (*mixins, Logged), {"log": Own("own", logging.INFO)})
+    with dial(serve(handler)) as client:
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"hello\n"
+    assert records == [(event, "ours") for event in ("connected", "received", "sent", "disconnected")]
+
+
 def test_the_leftmost_mixin_is_the_outermost(serve, dial):
     order = []
 

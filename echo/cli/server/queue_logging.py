@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional
 
 from ...logs.log_handlers import LogQueue
 from ...mixins.logging import SessionLoggingMixin
+from ...mixins.records import makes_plain_records
 
 
 class QueueLoggingMixin(SessionLoggingMixin):
@@ -47,11 +48,11 @@ def names_kept(classes: List[type]) -> Dict[str, Any]:
 def only_queue(logger: Any) -> Optional[LogQueue]:
     """Return the queue if it is the only one to see what this logger logs, and needs no records; else None.
 
-    Others that see records are a second handler, a filter, and a record factory of the program's own.
+    Others that see records are a second handler, a filter, and a record factory or a logger class of the program's own.
     """
-    if not isinstance(logger, logging.Logger):
+    if not makes_plain_records(logger) or logger.filters:
         return None
-    if logger.filters or logging.getLogRecordFactory() is not logging.LogRecord:
+    if any(getattr(type(logger), name) is not getattr(logging.Logger, name) for name in ("handle", "callHandlers")):
         return None
     handlers: List[logging.Handler] = []
     place: Optional[logging.Logger] = logger
