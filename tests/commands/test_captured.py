@@ -22,6 +22,7 @@ from echo.cli.server.command_log import Log
 from echo.logs.formatters import JsonFormatter, TextFormatter
 from echo.logs.log_handlers import LineHandler, LogQueue
 from echo.server.reporting import log_event
+from echo.server.threads import Threads
 from support import DEADLINE, TESTS, eventually, read_all
 from support.evil_handler import ACTIONS
 from support.log_lines import records_of
@@ -91,6 +92,24 @@ def test_a_line_that_a_thread_has_not_ended_is_a_record_of_its_own():
             print_in_thread(text)
         stream.flush_all()
     assert stream.log.lines == [f"stderr: {line}" for line in "abcd"]
+
+
+def test_a_line_that_a_session_has_not_ended_is_not_continued_by_the_next_one_in_its_thread():
+    threads, used = Threads(), set()
+
+    def session(text):
+        used.add(threading.get_ident())
+        for letter in text:
+            sys.stderr.write(letter)
+
+    with captured() as (_, stream):
+        stream.log = Lines()
+        for text in ("no end", "next\n"):
+            threads.run((session, (text,)), lambda: None)
+            eventually(lambda: threads._idle)
+        threads.close()
+    assert len(used) == 1
+    assert stream.log.lines == ["stderr: no end", "stderr: next"]
 
 
 def test_a_line_that_a_thread_prints_in_pieces_at_its_end_is_one_record():

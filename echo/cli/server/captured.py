@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 from threading import current_thread
-from typing import Any, Dict, Iterable, Iterator
+from typing import Any, Dict, Iterable, Iterator, Tuple
 
 from ...logs.printed import logged, put_back
 from ...server import forking
@@ -22,6 +22,9 @@ from ..streams import best_effort
 
 MOST_BEGUN = 100
 """Threads whose lines without an end are kept. That bounds the memory."""
+
+
+_Writer = Tuple[threading.Thread, str]
 
 
 class Stderr(io.TextIOBase):
@@ -36,16 +39,16 @@ class Stderr(io.TextIOBase):
         self.log: Any = None  # a logging handler
         self.buffer = _Bytes(self)
         self._original = best_effort(original)
-        self._begun: Dict[threading.Thread, str] = {}  # lines without an end; not by number, which is used again
+        self._begun: Dict[_Writer, str] = {}  # lines without an end
         forking.in_child(self._let_go)
 
     def write(self, text: str) -> int:
         if self.log is None:
             self._original.write(text)
         else:
-            me = current_thread()
-            ended = [thread for thread in list(self._begun) if not thread.is_alive()]
-            self._end([thread for thread in ended if thread is not me])  # the main thread writes after its end
+            me = _writer()
+            ended = [each for each in list(self._begun) if not (each[0].is_alive() and each[0].name == each[1])]
+            self._end([each for each in ended if each != me])  # the main thread writes after its end
             *lines, rest = (self._begun.pop(me, "") + text).split("\n")
             if len(rest) >= LONGEST or len(self._begun) >= MOST_BEGUN:
                 lines.append(rest)
@@ -55,12 +58,12 @@ class Stderr(io.TextIOBase):
                 self._log(line)
         return len(text)
 
-    def _end(self, threads: Iterable[threading.Thread]) -> None:
-        for thread in threads:
-            self._log(self._begun.pop(thread, ""))
+    def _end(self, writers: Iterable[_Writer]) -> None:
+        for each in writers:
+            self._log(self._begun.pop(each, ""))
 
     def flush(self) -> None:
-        self._end([current_thread()])
+        self._end([_writer()])
         if self.log is None:
             self._original.flush()
 
@@ -94,6 +97,13 @@ class Stderr(io.TextIOBase):
 
     def fileno(self) -> int:
         return self._original.fileno()
+
+
+def _writer() -> _Writer:
+    """The thread, not its number, which is used again; and its name, since a thread that serves one client after
+    another has a new name for each."""
+    thread = current_thread()
+    return thread, thread.name
 
 
 class _Bytes(io.RawIOBase):
