@@ -1022,7 +1022,7 @@ def test_what_is_typed_while_a_reply_is_awaited_is_shown_once_at_the_next_prompt
 
 
 @both
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGXCPU"])
 def test_a_signal_that_ends_the_client_at_its_prompt_leaves_terminal_and_history_in_order(
     serve, terminal, home, tmp_path, starter, name
 ):

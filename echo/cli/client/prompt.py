@@ -5,8 +5,8 @@ by sending it SIGURG, which is ignored by default. A signal that comes right bef
 after it. So a helper thread reads the number of each signal from a pipe, and sends SIGURG until the main thread has run
 its signal handlers.
 
-SIGINT ends the prompt or a wait. SIGTERM, SIGHUP and SIGQUIT end the process and SIGTSTP stops it, as they do by
-default, after the terminal has been restored. Of these, a signal that was ignored before stays ignored.
+SIGINT ends the prompt or a wait. SIGTERM and the others of ``_ENDING`` end the process and SIGTSTP stops it, as they do
+by default, after the terminal has been restored. Of these, a signal that was ignored before stays ignored.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _AGAIN = 0.5  # seconds after which _Left is raised again: Python drops an excep
 _MAX_PENDING = 64 * 1024  # characters
 
 _WAIT_STEP = 0.2  # maximum time of one wait in seconds: on Windows a signal takes effect only after it
+
+_ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGVTALRM", "SIGPROF")
+"""Signals that other programs, limits or timers send, and that end a process by default."""
 
 _HAS_SIGNALS = hasattr(signal, "pthread_kill") and hasattr(signal, "SIGURG")
 
@@ -61,14 +64,8 @@ class Prompt:
         self._helper: Optional[threading.Thread] = None
 
     def __enter__(self) -> Prompt:
-        handlers = {
-            "SIGINT": self._interrupt,
-            "SIGTERM": self._die,
-            "SIGHUP": self._die,
-            "SIGQUIT": self._die,
-            "SIGTSTP": self._stop,
-            "SIGCONT": self._continue,
-        }
+        handlers = dict.fromkeys(_ENDING, self._die)
+        handlers.update(SIGINT=self._interrupt, SIGTSTP=self._stop, SIGCONT=self._continue)
         if _HAS_SIGNALS:
             self._wake, self._wake_end = os.pipe()
             os.set_blocking(self._wake_end, False)
