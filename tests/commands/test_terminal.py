@@ -1102,6 +1102,18 @@ def test_the_settings_that_the_terminal_has_when_the_client_gets_it_are_there_af
     assert termios.tcgetattr(user.master) == changed
 
 
+def test_a_client_in_the_background_that_needs_the_terminals_input_waits_for_the_foreground(serve, terminal, tmp_path):
+    """``echo.client > FILE &``, and then ``fg``: the input failed, since the signal that stops the job was blocked."""
+    redirected = f"os.dup2(os.open({str(tmp_path / 'replies')!r}, os.O_WRONLY | os.O_CREAT), 1)\n    os.execv"
+    user = terminal(serve(), starter=BACKGROUND_SHELL.replace("os.execv", redirected))
+    user.until(rb"stopped \w+\r\n")
+    user.type(b"\r")
+    user.until(rb"\r\n")
+    user.type(b"hello\n" + CTRL_D)
+    assert user.leave() == 0
+    assert (tmp_path / "replies").read_bytes() == b"hello\n"
+
+
 @both
 @pytest.mark.parametrize("shell", [SHELL, STRICT_SHELL], ids=["", "tostop"])
 def test_a_client_that_was_stopped_by_ctrl_z_can_be_killed(serve, terminal, starter, shell):

@@ -16,7 +16,8 @@ def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
 
     All signals go to the main thread, which acts on them. When a stopped process goes on, the system gives a signal
     that has come meanwhile to any thread that may take it, and the main thread would only learn of it later: it would
-    set up the terminal first, which is the shell's, and be stopped again.
+    set up the terminal first, which is the shell's, and be stopped again. SIGTTIN is for the thread that causes it: it
+    stops a process in the background that reads from the terminal, and the read fails where it is blocked.
     """
     thread = Thread(target=run, name=name, daemon=True)
     mask = _block_signals(None)  # the new thread inherits it
@@ -30,7 +31,9 @@ def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
 
 
 def _block_signals(which: Optional[Set[Any]]) -> Set[Any]:
-    """Block these signals in this thread, and no others; None: all. Return those that were blocked before."""
+    """Block these signals in this thread, and no others; None: all but SIGTTIN. Return those that were blocked."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         return set()
-    return signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals() if which is None else which)
+    if which is None:
+        which = signal.valid_signals() - {signal.SIGTTIN}
+    return signal.pthread_sigmask(signal.SIG_SETMASK, which)
