@@ -293,7 +293,8 @@ def _reload(server: Server, files: Files) -> bool:
         files.lacks = any(shortage(each) for each in (exc, exc.__context__) if each is not None)
         if not (before and files.lacks):  # each shortage once
             text = "SIGHUP: %s; all stays as it was" + ("; trying again" if files.lacks else "")
-            log_event(logging.WARNING, "reload-failed", text, exc, why=str(exc))
+            why = str(exc) or shortage(exc) or type(exc).__name__  # a MemoryError has no text
+            log_event(logging.WARNING, "reload-failed", text, why, why=why)
     else:
         files.lacks = False
         kept = files.kept
