@@ -72,6 +72,16 @@ threading.Thread.start = start_others""",
 )
 """Like ``OWN_TERMINAL``, in a system that cannot start the thread with the name ``name``."""
 
+WITHOUT_MEMORY = WITHOUT_READLINE.replace(
+    'sys.modules["readline"] = None',
+    """\
+from echo import connection
+def receive(self):
+    raise MemoryError
+connection.Connection.receive = receive""",
+)
+"""Like ``OWN_TERMINAL``, in a system that has no memory for a message."""
+
 DROPS_AN_EXCEPTION = WITHOUT_READLINE.replace(
     'sys.modules["readline"] = None',
     """\
@@ -1181,6 +1191,13 @@ def test_without_a_thread_there_is_no_session(serve, terminal, name):
     assert user.leave() == 1
     assert re.fullmatch(rb"echo\.client: can't start new thread; raise the limit [^\n]*\r\n", user.screen)
     assert termios.tcgetattr(user.master) == user.settings or not sys.platform.startswith("linux")
+
+
+def test_without_memory_for_a_message_the_session_ends_with_one_line(serve, terminal):
+    """The thread that receives ended with a traceback, and the user waited for replies that it did not receive."""
+    user = terminal(serve(), "-q", starter=WITHOUT_MEMORY)
+    assert user.leave() == 1
+    assert re.fullmatch(rb"(> )?(\r\n)?echo\.client: not enough memory; close [^\n]*\r\n", user.screen)
 
 
 @pytest.mark.parametrize("number", [0, 1])

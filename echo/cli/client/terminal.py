@@ -14,7 +14,6 @@ from ...exceptions import EchoError, MessageTimeout, ReceiveTimeout
 from ...framing import LineFraming
 from ...protocol import is_exit
 from ...text import escape, plural
-from .. import streams
 from ..color import Paint, plain
 from .history import History
 from .letters import Letters
@@ -55,7 +54,7 @@ class Terminal:
                 pass
             if not left:
                 self._prompt.discard_typed()
-        if isinstance(self._error, streams.CannotWrite):
+        if self._error is not None and not isinstance(self._error, EchoError):
             raise self._error
         if not left:
             why = "the server has ended the session" if self._error is None else str(self._error)
@@ -127,7 +126,7 @@ class Terminal:
                     else:
                         self._show(message)
             self._show_rest(letters.finish() + self._connection.finish_input())
-        except (EchoError, streams.CannotWrite) as exc:
+        except Exception as exc:  # whatever it is, the user must not wait for replies that nobody receives
             self._error = exc
         self._ended = True
         self._prompt.close()
