@@ -1169,6 +1169,7 @@ def test_a_host_that_cannot_be_found_is_one_line(monkeypatch):
         (OSError(errno.EADDRNOTAVAIL, "all local ports for this server are in use"), ["net.ipv4.ip_local_port_range"]),
         (TimeoutError("the look-up of the name took more than 1 s"), ["check its name, and the name servers"]),
         (OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)), ["close other programs"]),
+        (OSError("a process of the load has died"), ["something on this machine has killed it"]),
         (OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)), ["check the address, the network, firewalls"]),
     ],
     ids=lambda value: type(value).__name__,
