@@ -260,6 +260,23 @@ def test_what_is_left_at_the_deadline_is_cut_and_the_code_is_1(leaves, what, nam
     assert re.search(rf"WARNING .*{name} cut: not done in time\n", server.log)
 
 
+WITHOUT_MEMORY = """\
+import threading
+from echo import beginning
+beginning.PATIENCE = 60.0
+leave = process.Process.exit
+def leave_without_memory(*arguments, **options):
+    threading.Thread._bootstrap = lambda thread: None  # no thread reaches its first line
+    leave(*arguments, **options)
+process.Process.exit = leave_without_memory"""
+
+
+def test_without_memory_for_a_thread_the_end_waits_for_none_and_the_code_is_0(run, tmp_path):
+    """Row 65: the end waited five seconds for the thread that ends it in time, and the last deadline came first."""
+    server = start_changed(run, tmp_path, WITHOUT_MEMORY, "--shutdown-timeout", "5")
+    assert server.terminate() == 0
+
+
 def test_a_second_signal_cuts_what_is_left(leaves):
     server = leaves("thread", "--shutdown-timeout", "10m", change=f"running.SAME_SIGNAL = 0; {SOON}")
     server.popen.send_signal(signal.SIGTERM)

@@ -31,6 +31,7 @@ threads, call the exit functions, flush. Then ``os._exit()``.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import faulthandler
@@ -44,7 +45,6 @@ import traceback
 from types import FrameType
 from typing import Any, Callable, List, NoReturn, Optional
 
-from ...beginning import Thread
 from ...descriptors import Owned
 from ...running import STOPPING, StopSignals
 from ...server.reporting import log_event
@@ -203,10 +203,8 @@ class Process(StopSignals):
             self._bound(0.0)
         elif self.deadline is None:
             self._bound(self.timeout)
-        try:
-            Thread(target=self._end_in_time, name="echo-exit", daemon=True).start()
-        except (RuntimeError, MemoryError):
-            pass  # the last deadline remains
+        with contextlib.suppress(RuntimeError, MemoryError):  # the last deadline remains
+            _thread.start_new_thread(self._end_in_time, ())  # a Thread without memory would be waited for
         atexit.unregister(logging.shutdown)  # last, and a log that nobody reads is not cut work
         for function in (getattr(threading, "_shutdown"), getattr(atexit, "_run_exitfuncs")):  # noqa: B009
             try:
