@@ -35,16 +35,16 @@ def prepare_ends() -> None:
 
 class Thread(threading.Thread):
     """``start()`` raises ``RuntimeError``, as for want of threads, if the first lines do not run in time, or if the end
-    could abort the process."""
+    could abort the process. ``patience``: that time in seconds (default: ``PATIENCE``)."""
 
     _started: Any
 
-    def start(self) -> None:
+    def start(self, patience: Optional[float] = None) -> None:
         try:
             prepare_ends()
         except OSError as exc:
             raise RuntimeError(f"can't start new thread: {exc.strerror}") from None
-        self._started = _FirstLines(self)
+        self._started = _FirstLines(self, PATIENCE if patience is None else patience)
         super().start()
         if self._started.given_up:
             raise RuntimeError("can't start new thread: no memory for its first line")
@@ -61,14 +61,15 @@ class Thread(threading.Thread):
 class _FirstLines(threading.Event):
     """``Thread.start()`` waits for this, and the new thread sets it. The first one of them decides."""
 
-    def __init__(self, thread: threading.Thread) -> None:
+    def __init__(self, thread: threading.Thread, patience: float) -> None:
         super().__init__()
+        self._patience = patience
         self.given_up = False
         self._thread: Optional[threading.Thread] = thread
         self._deciding = threading.Lock()
 
     def wait(self, timeout: Optional[float] = None) -> bool:
-        if not super().wait(PATIENCE if timeout is None else timeout):
+        if not super().wait(self._patience if timeout is None else timeout):
             with self._deciding:
                 self.given_up = not self.is_set()
                 if self.given_up:

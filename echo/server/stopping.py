@@ -77,6 +77,9 @@ CUT_GRACE = 0.5
 DRAIN_PATIENCE = 0.1
 """Seconds that one session's ``drain()`` may take before another thread goes on with the other sessions."""
 
+START_PATIENCE = 1.0
+"""Seconds that such a thread has to begin. Without memory it never does, and the thread of the stop drains instead."""
+
 LOOP_GRACE = 2.0
 """Seconds that the accept loop has at least to end, however busy the machine is."""
 
@@ -217,7 +220,7 @@ class Stop:
         while waiting:
             helper = Thread(target=drain_waiting, name="echo-drain", daemon=True)
             try:
-                helper.start()
+                helper.start(START_PATIENCE)
             except (RuntimeError, MemoryError):  # the system has no thread now
                 drain_waiting()
             before = None

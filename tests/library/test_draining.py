@@ -338,15 +338,20 @@ def test_the_socket_stays_open_while_a_drain_acts_on_it(dial):
     assert sockets[0].fileno() == -1
 
 
-def test_a_drain_needs_no_thread_of_its_own(serve, dial, monkeypatch):
-    server = serve()
+def no_thread(thread):
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("method, replacement", [("start", no_thread), ("_bootstrap", lambda thread: None)])
+def test_a_drain_needs_no_thread_of_its_own(serve, dial, monkeypatch, method, replacement):
+    """Row 65: a thread that has no memory for its first line (``_bootstrap``) was waited for until after the
+    deadline."""
+    monkeypatch.setattr("echo.beginning.PATIENCE", DEADLINE)
+    monkeypatch.setattr("echo.server.stopping.START_PATIENCE", 0.01)
+    server = serve(shutdown_timeout=DEADLINE / 2)
     client = dial(server)
     assert echoes(client)
-
-    def no_thread(thread):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    monkeypatch.setattr(threading.Thread, method, replacement)
     assert server.stop() is True
     assert read_all(client) == b""
 
