@@ -241,6 +241,26 @@ def test_a_file_that_cannot_be_read_for_want_of_something_is_no_usage_error(
     assert capsys.readouterr().err.startswith(f"echo.server: {why}")
 
 
+@pytest.mark.parametrize(
+    "error, advice",
+    [
+        ('OSError(24, "Too many open files")', "ulimit -n"),
+        ('RuntimeError("can\'t start new thread")', "ulimit -u"),
+        ("MemoryError", "close other programs"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_for_want_of_something_is_no_usage_error(
+    monkeypatch, capsys, tmp_path, error, advice
+):
+    """Row 65."""
+    (tmp_path / "lacking_module.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        command.main(["0", "--handler", "lacking_module:Handler"])
+    assert ended.value.code == 1
+    assert re.search(rf"^echo\.server: importing lacking_module failed: .*{advice}", capsys.readouterr().err)
+
+
 # Threads, pools and exit functions that the handler's module leaves behind.
 
 

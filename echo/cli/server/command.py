@@ -27,7 +27,7 @@ from ...files import RepeatedFiles
 from ...framing import FRAMINGS
 from ...handlers import EchoRequestHandler, MessageRequestHandler
 from ...mixins import LoggingMixin
-from ...running import SHORTAGES, Stopped, log_listening, looked_up, serve, why_not_listening
+from ...running import Stopped, log_listening, looked_up, serve, why_not_listening
 from ...server.reporting import log_always, log_event
 from ...server.server import Server
 from ...text import escape
@@ -37,7 +37,7 @@ from ...version import __version__
 from .. import arguments
 from . import systemd
 from .command_log import Log
-from .failures import log_failure, shortage
+from .failures import advice, log_failure, shortage
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
@@ -91,9 +91,9 @@ def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
     try:
         server = _server(options, files, process)
     except ValueError as exc:
-        cause = exc.__cause__
-        if isinstance(cause, OSError) and cause.errno in SHORTAGES:  # a service manager may start it again
-            arguments.fail(PROG, f"{exc}; {SHORTAGES[cause.errno]}", 1)
+        todo = advice(exc.__cause__)
+        if todo is not None:  # a service manager may start it again
+            arguments.fail(PROG, f"{exc}; {todo}", 1)
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
         arguments.fail(PROG, why_not_listening(exc, files.address()), 1)

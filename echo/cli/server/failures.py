@@ -15,15 +15,20 @@ SHORTAGE = 75
 _THREADS = "close other programs, or raise the limit of processes and threads (ulimit -u)"
 
 
+def advice(exc: Optional[BaseException]) -> Optional[str]:
+    """Return what to do if a shortage is the reason for an exception; else None."""
+    if isinstance(exc, MemoryError):
+        return SHORTAGES[errno.ENOMEM]
+    if isinstance(exc, RuntimeError) and "start new thread" in str(exc):
+        return _THREADS
+    return SHORTAGES.get(exc.errno or 0) if isinstance(exc, OSError) else None
+
+
 def shortage(exc: BaseException) -> Optional[str]:
     """Return a text with the shortage and advice if a shortage is the reason for an exception; else None."""
-    if isinstance(exc, MemoryError):
-        return f"out of memory; {SHORTAGES[errno.ENOMEM]}"
-    if isinstance(exc, RuntimeError) and "start new thread" in str(exc):
-        return f"{exc}; {_THREADS}"
-    if isinstance(exc, OSError) and exc.errno in SHORTAGES:
-        return f"{exc.strerror}; {SHORTAGES[exc.errno]}"
-    return None
+    todo = advice(exc)
+    what = "out of memory" if isinstance(exc, MemoryError) else getattr(exc, "strerror", None) or str(exc)
+    return None if todo is None else f"{what}; {todo}"
 
 
 def log_failure(exc: Exception) -> bool:

@@ -115,7 +115,7 @@ def _load(spec: str) -> Any:
         raise
     except BaseException as exc:
         why = f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}"
-        raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from None
+        raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from exc
     if thing is None:
         advice = _other_file(imported, module_name) or _handlers(holder, module_name) or "check its name"
         raise ValueError(f"the module {module_name} has no class {class_name!r}; {advice}")
