@@ -35,7 +35,7 @@ def prepare_ends() -> None:
 
 class Thread(threading.Thread):
     """``start()`` raises ``RuntimeError``, as for want of threads, if the first lines do not run in time, or if the end
-    could abort the process. ``patience``: that time in seconds (default: ``PATIENCE``)."""
+    could abort the process. ``patience``: that time in seconds (default and maximum: ``PATIENCE``)."""
 
     _started: Any
 
@@ -44,7 +44,7 @@ class Thread(threading.Thread):
             prepare_ends()
         except OSError as exc:
             raise RuntimeError(f"can't start new thread: {exc.strerror}") from None
-        self._started = _FirstLines(self, PATIENCE if patience is None else patience)
+        self._started = _FirstLines(self, PATIENCE if patience is None else min(patience, PATIENCE))
         super().start()
         if self._started.given_up:
             raise RuntimeError("can't start new thread: no memory for its first line")

@@ -63,7 +63,7 @@ def look_up(host: str, port: int, timeout: Optional[float], family: int = 0) -> 
 
     thread = Thread(target=ask, name="echo-look-up", daemon=True)
     try:
-        thread.start()
+        thread.start(None if timeout is None else timeout / 2)
     except RuntimeError:  # the system has no thread now
         ask()
     else:

@@ -206,12 +206,18 @@ def test_an_address_is_not_looked_up(serve, slow_resolver):
         assert client.echo(b"hi") == b"hi"
 
 
-def test_without_a_thread_the_name_is_looked_up_in_the_callers(monkeypatch):
-    def start(thread):
-        raise RuntimeError("can't start new thread")
+def no_thread(thread):
+    raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
-    assert dialing.look_up("localhost", 9, 1.0)
+
+@pytest.mark.parametrize("method, replacement", [("start", no_thread), ("_bootstrap", lambda thread: None)])
+def test_without_a_thread_the_name_is_looked_up_in_the_callers(monkeypatch, method, replacement):
+    """A thread without memory for its first line (``_bootstrap``) must not take longer than the deadline."""
+    monkeypatch.setattr("echo.beginning.PATIENCE", DEADLINE)
+    monkeypatch.setattr(threading.Thread, method, replacement)
+    began = time.monotonic()
+    assert dialing.look_up("localhost", 9, 0.1)
+    assert time.monotonic() - began < DEADLINE
 
 
 def test_errors_of_the_look_up_are_raised_as_they_are(monkeypatch):
