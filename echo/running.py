@@ -155,7 +155,7 @@ class StopSignals:
             self._on_stop(number, begins)
         else:
             self._early_stop = number
-            self._interrupt()
+        self._interrupt()
 
     def _is_in_vain(self) -> bool:
         """Whether a signal that comes now can do nothing here: it is the second one and no server has been made yet, or
@@ -181,6 +181,15 @@ class StopSignals:
     def must_not_interrupt(self) -> None:
         """From now on a signal is acted on when there is something to stop."""
         self._interrupts = False
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """In this context, too, a signal to stop raises ``Stopped``. It is acted on first."""
+        try:
+            self.may_interrupt()
+            yield
+        finally:
+            self._interrupts = False
 
     def _interrupt(self) -> None:
         if self._interrupts and self.is_stopping():

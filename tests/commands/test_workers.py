@@ -460,6 +460,26 @@ def test_signals_that_come_faster_than_files_are_read_do_not_keep_the_parent_fro
     assert server.terminate() == 0
 
 
+def test_a_stop_does_not_wait_until_the_parent_has_read_a_long_list(changed):
+    """Row 44: the workers learned of it only then, or when the parent's deadline had ended the parent with code 1."""
+    change = (
+        "import logging, threading\n"
+        "from echo.cli.server import command\n"
+        "first, read = [True], command.Files.server_options\n"
+        "def read_slowly(files):\n"
+        "    if not (first and first.pop()):\n"
+        "        logging.error('reading')\n"
+        "        threading.Event().wait()\n"
+        "    return read(files)\n"
+        "command.Files.server_options = read_slowly\n"
+    )
+    server = changed(change, "--workers", "2")
+    started(server, 2)
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("reading")
+    assert server.terminate() == 0
+
+
 def test_workers_are_not_asked_to_read_files_that_their_parent_could_not_read(start, folder, dial):
     """Row 61: a file that was mended in between was in force in the workers, and not in one that replaced them."""
     (folder / "deny").write_text("")

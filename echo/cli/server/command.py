@@ -19,7 +19,7 @@ import random
 import signal
 import ssl
 import sys
-from typing import Any, Callable, Deque, Dict, Iterator, List, NoReturn, Optional
+from typing import Any, Callable, ContextManager, Deque, Dict, Iterator, List, NoReturn, Optional
 
 from ... import protocol
 from ...beginning import Thread
@@ -156,7 +156,8 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
     first = random.randrange(1 << 16)  # another server's workers should not all begin with the same processor
 
     def reload() -> Optional[bool]:
-        return _reload(server, files) or (None if files.lacks else False)
+        reading = process.interruptible  # a stop does not wait for a long list
+        return _reload(server, files, reading=reading) or (None if files.lacks else False)
 
     def work(number: int, ready: Callable[[], None]) -> int:
         options = server._echo_options
@@ -280,12 +281,14 @@ def _reload_or_retry(server: Server, files: Files) -> bool:
     return not _reload(server, files) and files.lacks
 
 
-def _reload(server: Server, files: Files) -> bool:
-    """Read the files again, and return True; if one is broken, all stays as it is. If ``files.lacks``, try again."""
+def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[None]] = contextlib.nullcontext) -> bool:
+    """Read the files again, and return True; if one is broken, all stays as it is. If ``files.lacks``, try again.
+    ``reading`` returns the context in which the files are read."""
     systemd.notify(systemd.reloading(), wait=systemd.PATIENCE)
     done = False
     try:
-        again = files.server_options()
+        with reading():
+            again = files.server_options()
         server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
         server.ssl_context = again["ssl_context"]
     except Exception as exc:  # whatever it is, the next SIGHUP needs this thread

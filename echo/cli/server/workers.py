@@ -25,6 +25,7 @@ from typing import Any, Callable, Deque, NoReturn, Optional, Tuple
 
 from ...beginning import Thread
 from ...descriptors import Owned
+from ...running import Stopped
 from ...server import forking
 from ...server.reporting import log_event
 from ...text import plural
@@ -178,7 +179,9 @@ class Workers:
             self._reload_all()
 
     def _reload_all(self) -> None:
-        done = self._reload()
+        done: Optional[bool] = False
+        with contextlib.suppress(Stopped):
+            done = self._reload()
         self._reload_at = time.monotonic() + RETRY if done is None else None
         if done:
             self._signal(signal.SIGHUP)
