@@ -297,7 +297,7 @@ def run(
     """
     if "timeout" in options and server_class.__init__ is Server.__init__:  # it is for handle_request()
         raise TypeError(no_option("run", "timeout", "timeout"))
-    with _log_to_stderr(), StopSignals() as signals:
+    with StopSignals() as signals, _log_to_stderr():
         try:
             signals.may_interrupt()
             found = looked_up(address, getattr(server_class, "address_family", 0))

@@ -529,6 +529,13 @@ def test_a_log_that_is_not_configured_goes_to_standard_error(monkeypatch, capsys
     assert capsys.readouterr().err.count("listening on 127.0.0.1:") == 1
 
 
+@posix
+def test_a_signal_while_the_log_is_set_up_ends_it_with_code_0(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: signal.raise_signal(signal.SIGINT))
+    assert serve() == 0
+
+
 class Own:
     """A stream of the program's own, which copies what is printed; all else is the original's."""
 
