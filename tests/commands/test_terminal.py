@@ -99,6 +99,9 @@ prompt.Prompt._leave = leave_later""",
 )
 """Like ``OWN_TERMINAL``. Python drops the first exception of a signal handler, as inside a destructor."""
 
+AS_PROCESS_1 = WITHOUT_READLINE.replace('sys.modules["readline"] = None', "import signal; signal.raise_signal = abs")
+"""Like ``OWN_TERMINAL``, as process 1 of a container, which the system spares from signals without a handler."""
+
 WITHOUT_URGENT_SIGNALS = OWN_TERMINAL.replace(
     "os.execv",
     """\
@@ -1054,6 +1057,14 @@ def test_a_signal_that_ends_the_client_at_its_prompt_leaves_terminal_and_history
     if starter == OWN_TERMINAL and hasattr(readline, "append_history_file"):
         assert kept_in(tmp_path.joinpath(*DEFAULT_PLACE)) == [b"hello"]
         assert user.screen.count(ESC + b"[?2004h") == user.screen.count(ESC + b"[?2004l")
+
+
+def test_a_signal_ends_a_client_at_its_prompt_that_is_process_1_of_a_container(serve, terminal):
+    user = terminal(serve(), starter=AS_PROCESS_1)
+    user.until(rb"> ")
+    user.process.popen.send_signal(signal.SIGTERM)
+    assert user.leave() == 128 + signal.SIGTERM
+    assert termios.tcgetattr(user.master) == user.settings
 
 
 @both

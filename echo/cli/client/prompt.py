@@ -217,6 +217,7 @@ class Prompt:
         self._before_death()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
+        os._exit(128 + number)  # process 1, of a container: the system ignores the signal
 
     def _stop(self, number: int, frame: Optional[FrameType]) -> None:
         self._editor.release_terminal()
