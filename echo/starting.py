@@ -19,14 +19,15 @@ _COMMANDS = ("echo.__main__", "echo.client.__main__", "echo.server.__main__")
 
 
 def _starts_a_command() -> bool:
-    """Whether the import under way is that of a command, by ``python -m`` or by an installed script."""
-    frame = sys._getframe()
+    """Whether the import under way is that of a command, by ``python -m`` or by an installed script. A process that
+    ``multiprocessing`` starts imports the script, too, and is not the command."""
+    frame = None if "__mp_main__" in sys.modules else sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename == _IMPORT_SYSTEM and frame.f_locals.get("name") in _COMMANDS:
             return True  # the script imports the module
         if frame.f_globals.get("__name__") == "runpy" and f"{frame.f_locals.get('mod_name')}.__main__" in _COMMANDS:
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 

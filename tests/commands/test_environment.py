@@ -756,6 +756,23 @@ def test_ctrl_c_in_a_program_that_imports_the_library_is_pythons_own(tmp_path):
     assert interrupted(tmp_path, "none", "-c", again) == (0, "True\n")
 
 
+@on_posix
+def test_ctrl_c_in_a_process_that_an_installed_command_starts_is_pythons_own(tmp_path):
+    """Row 80: the process imports the script again; Ctrl-C ended it at once, whatever its code did at its end."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import multiprocessing, signal\n"
+        "from echo.server.__main__ import main\n"
+        "def show():\n"
+        "    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=show)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+    )
+    assert interrupted(tmp_path, "none", str(script)) == (0, "True\n")
+
+
 def test_a_program_may_import_a_command_in_any_thread_and_have_any_variables():
     program = """\
 import signal, threading
