@@ -283,13 +283,13 @@ def _reload_or_retry(server: Server, files: Files) -> bool:
 
 def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[None]] = contextlib.nullcontext) -> bool:
     """Read the files again, and return True; if one is broken, all stays as it is. If ``files.lacks``, try again.
-    ``reading`` returns the context in which the files are read."""
+    ``reading`` returns the context in which the files and their lists are read."""
     systemd.notify(systemd.reloading(), wait=systemd.PATIENCE)
     done = False
     try:
         with reading():
             again = files.server_options()
-        server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
+            server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
         server.ssl_context = again["ssl_context"]
     except Exception as exc:  # whatever it is, the next SIGHUP needs this thread
         before = files.lacks
