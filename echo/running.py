@@ -402,8 +402,10 @@ def _advice(exc: OSError, address: Any) -> str:
         return "this system does not support addresses of this kind; give another one, like 127.0.0.1"
     if isinstance(address, (str, bytes)):
         path = os.fsdecode(address)
-        other = "give another name" if path.startswith("\0") else "give another path, in a folder that you may write to"
-        return trouble_with_path(path) or other
+        other = "give another name" if path.startswith("\0") else "give another path"
+        if exc.errno == errno.EADDRINUSE:
+            return other
+        return trouble_with_path(path) or f"{other}, in a folder that you may write to"
     if isinstance(exc, socket.gaierror):
         return "check the name, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
     if exc.errno == errno.EADDRINUSE and address[1] == 0:

@@ -79,19 +79,20 @@ def claim_path(path: Any) -> None:
 
 
 def _remove_dead(path: Any) -> None:
+    name = os.fsdecode(path)
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is not a socket; it is left alone")
+        raise OSError(errno.EADDRINUSE, f"{name} is not a socket; it is left alone")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # a live server's backlog may be full
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)  # nobody listens any more
-            return
-        except OSError as exc:
-            if exc.errno not in (errno.EAGAIN, errno.EPROTOTYPE):  # the latter: another kind of socket
-                raise
-    raise OSError(errno.EADDRINUSE, f"another server listens on {os.fsdecode(path)}")
+        failure = probe.connect_ex(path)
+    if failure == errno.ECONNREFUSED:  # nobody listens any more
+        os.unlink(path)
+    elif failure == errno.EACCES:  # the folder may be writable all the same
+        raise OSError(errno.EADDRINUSE, f"{name} is a socket that you may not use; it is left alone")
+    elif failure in (0, errno.EAGAIN, errno.EPROTOTYPE):  # the last one: another kind of socket
+        raise OSError(errno.EADDRINUSE, f"another server listens on {name}")
+    else:
+        raise OSError(failure, os.strerror(failure))
 
 
 def set_mode(path: Any, mode: int) -> None:

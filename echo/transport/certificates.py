@@ -119,7 +119,8 @@ def _explain(exc: ssl.SSLError, chain: _PEM, own: _PEM) -> str:
     if not (chain.has(_CERTIFICATE) and own.has(_KEY)):
         if own is chain:
             return f"{chain.path} holds no certificate with its key, as PEM; name the key's file, too"
-        return f"{chain.path} and {own.path} hold no certificate with its key, as PEM"
+        lacks = f"{own.path} holds no private key" if chain.has(_CERTIFICATE) else f"{chain.path} holds no certificate"
+        return f"{lacks}, as PEM"
     if exc.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
         return f"the key in {own.path} is not that of the certificate in {chain.path}"
     return f"cannot use the certificate in {chain.path} with the key in {own.path}: {_reason(exc)}"

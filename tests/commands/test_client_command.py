@@ -1042,6 +1042,13 @@ def test_a_refused_connection_is_one_line(nobody):
     assert one_complaint(done, advice)
 
 
+def test_the_command_in_the_advice_starts_a_server_on_this_host():
+    """Row 57: with the port alone it would listen on 127.0.0.1."""
+    done = call_client("localhost:1", "-m", "hello")
+    assert done[:2] == (1, b"")
+    assert one_complaint(done, "start a server there: python3 -m echo.server localhost:1\n")
+
+
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "localhost:{}"])
 def test_a_host_may_have_its_port(serve, form):
     """Row 75."""

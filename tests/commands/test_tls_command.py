@@ -534,7 +534,7 @@ def filled(text, paths):
         ("--tls-client-ca CA", "--tls-client-ca needs --tls-cert"),
         ("--tls-cert MISSING", "cannot read MISSING: No such file or directory"),
         ("--tls-cert CERT", "CERT holds no certificate with its key, as PEM; name the key's file, too"),
-        ("--tls-cert NO-PEM --tls-key KEY", "NO-PEM and KEY hold no certificate with its key, as PEM"),
+        ("--tls-cert NO-PEM --tls-key KEY", "NO-PEM holds no certificate, as PEM"),
         ("--tls-cert CERT --tls-key OTHER", "the key in OTHER is not that of the certificate in CERT"),
         ("--tls-cert CERT --tls-key LOCKED", "the key in LOCKED needs a password; give one without"),
         ("--tls-cert CERT --tls-key KEY --tls-client-ca NO-PEM", "NO-PEM holds no certificate, as PEM"),
@@ -649,7 +649,7 @@ def test_a_broken_file_at_sighup_is_logged_and_the_old_certificate_stays(secure_
         file.write("half of what the program wan")
     server.popen.send_signal(signal.SIGHUP)
     match = server.read_log_until(r"WARNING SIGHUP: (.*)\n")
-    words = f"{paths.certificate} and {paths.key} hold no certificate with its key, as PEM; all stays as it was"
+    words = f"{paths.certificate} holds no certificate, as PEM; all stays as it was"
     assert match.group(1) == words
     with talk(server) as client:
         assert subject(client) == "CN=localhost"

@@ -467,7 +467,7 @@ def test_the_path_of_a_live_server_is_refused_and_that_server_goes_on(capsys, pa
     """Row 1."""
     with echo.Server(path, echo.EchoRequestHandler).start():
         before = os.stat(path)
-        cannot_listen(capsys, path, "another server listens on")
+        cannot_listen(capsys, path, f"another server listens on {path}; give another path")
         assert os.path.samestat(before, os.stat(path))
         with dial_unix(path) as sock:
             assert echoes(sock)
@@ -478,7 +478,7 @@ def test_a_file_that_is_not_a_socket_is_refused_and_left_alone(capsys, path):
     """Row 1."""
     with open(path, "w") as file:
         file.write("precious")
-    cannot_listen(capsys, path, "is not a socket; it is left alone")
+    cannot_listen(capsys, path, "is not a socket; it is left alone; give another path")
     with open(path) as file:
         assert file.read() == "precious"
 
@@ -640,6 +640,24 @@ def test_a_folder_without_write_permission_ends_the_command_with_one_line_and_co
         assert server.log.count("\n") == 1
         assert "Permission denied; give another path" in server.log and "folder that you may write to" in server.log
     finally:
+        os.rmdir(folder)
+
+
+@needs_unix
+def test_a_socket_that_the_user_may_not_use_is_not_a_lack_of_rights_in_its_folder(run):
+    """Row 57: root's dead socket in a folder that everybody may write to."""
+    folder = tempfile.mkdtemp(prefix="echo")  # not in tmp_path, which other users cannot enter
+    path = folder + "/s"
+    try:
+        os.chmod(folder, 0o777)
+        leave_dead_socket(path)
+        os.chmod(path, 0)
+        server = run("echo.server", "--unix", path, python_options=("-c", AS_NOBODY))
+        assert server.finish() == (1, b"")
+        words = f"cannot listen on {path}: {path} is a socket that you may not use; it is left alone; give another path"
+        assert server.log == f"echo.server: {words}\n"
+    finally:
+        os.unlink(path)
         os.rmdir(folder)
 
 

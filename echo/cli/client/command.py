@@ -395,6 +395,8 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         command = arguments.invocation(f"{PROG[: -len('client')]}server")
         if options.unix is not None:
             command += f" --unix {shlex.quote(options.unix)}"
+        elif options.host != protocol.DEFAULT_HOST:  # where a server with the port alone would listen
+            command += f" {shlex.quote(where)}"
         elif options.port != protocol.DEFAULT_PORT:
             command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
