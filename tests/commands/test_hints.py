@@ -22,6 +22,11 @@ CLOSES = "; the server may refuse this client, use TLS (--tls), or expect a PROX
 SILENT = "; the server may be full, have another --framing, use TLS (--tls), or expect a PROXY header (--send-proxy)\n"
 
 
+NO_HANDSHAKE = (
+    "the server may not use TLS (omit --tls), be full, refuse this client, or expect a PROXY header (--send-proxy)"
+)
+
+
 def alerts(sock):
     sock.recv(100)
     sock.sendall(ALERT)
@@ -134,7 +139,14 @@ def test_a_ping_without_any_reply_ends_with_a_hint(ask):
 
 def test_a_ping_with_tls_of_a_server_without_it_ends_with_a_hint(ask):
     code, log = ask(read_all, "--ping", "-c", "1", "-w", "50ms", "--tls", "--insecure")
-    assert (code, log) == (1, "echo.client: no reply came; the server may not use TLS; try without --tls\n")
+    assert (code, log) == (1, f"echo.client: no reply came; {NO_HANDSHAKE}\n")
+
+
+def test_a_server_that_ends_the_connection_before_a_tls_handshake_may_refuse_the_client(ask):
+    """Row 60: one with TLS that denies the client, or expects a PROXY header, was taken for one without TLS."""
+    code, log = ask(closes, "-m", "hello", "--tls", "--insecure")
+    assert code == 1
+    assert log.endswith(f": the peer left in mid-handshake; {NO_HANDSHAKE}\n")
 
 
 def test_a_ping_of_a_port_where_nothing_listens_gets_no_hint_about_tls():

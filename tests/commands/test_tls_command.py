@@ -21,12 +21,13 @@ from echo.cli.client.command import main as client_main
 from echo.cli.server import command, workers
 from echo.cli.server.command import main as server_main
 from echo.cli.server.options import parser
+from echo.client.endpoint import Endpoint
 from echo.logs.formatters import JsonFormatter
 from echo.transport.certificates import client_context, server_context
 from support import DEADLINE, eventually, plain, read_all, read_exactly, reset
 from support.background import Background
 from support.client import address_options, call_client
-from support.measuring import run_client
+from support.measuring import one_complaint, run_client
 from support.usage_errors import error_line
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -337,6 +338,37 @@ def test_a_client_reports_an_expired_certificate(secure, client, certificates, l
         " the server's owner has to renew it"
     )
     check_rejection(server, log, client(server, "-m", "hello"), words, "the peer says: certificate expired")
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (12, "CRL has expired; give a current revocation list (CRL) of its issuer in --cacert"),
+        (18, "self-signed certificate; give the CA that issued it as --cacert"),
+        (23, "certificate revoked; the server's owner has to renew it"),
+        (66, "EE certificate key too weak; the server's owner has to renew it"),
+    ],
+)
+def test_each_reason_why_a_certificate_is_rejected_has_its_own_advice(monkeypatch, number, words):
+    """Row 60: the CA that issued it was asked for, whatever the reason was."""
+
+    def reject(*args):
+        error = ssl.SSLCertVerificationError("rejected")
+        error.verify_code, error.verify_message = number, words.partition(";")[0]
+        raise error
+
+    monkeypatch.setattr(Endpoint, "open", reject)
+    outcome = call_client("localhost:7000", "--tls", "--insecure", "-m", "hello")
+    assert outcome[:2] == (1, b"")
+    assert one_complaint(outcome, f"its certificate is not accepted: {words}\n")
+
+
+@pytest.mark.parametrize("name", ["", "a..b", "x" * 64])
+def test_a_name_that_no_certificate_can_have_is_a_usage_error(name):
+    """Row 60: the host was called invalid."""
+    outcome = call_client("localhost:1", "--tls", "--insecure", "--sni", name, "-m", "hello")
+    assert outcome[:2] == (2, b"")
+    assert one_complaint(outcome, f"argument --sni: invalid name {name!r}: expected one like echo.example.com")
 
 
 def test_a_client_reports_a_wrong_host_name(secure, client, certificates, log):

@@ -288,6 +288,16 @@ def _percentiles(text: str) -> List[float]:
     return percents
 
 
+def _server_name(text: str) -> str:
+    try:
+        valid = bool(text.encode("idna"))
+    except UnicodeError:
+        valid = False
+    if not valid:
+        raise argparse.ArgumentTypeError(f"invalid name {text!r}: expected one like echo.example.com")
+    return text
+
+
 def _probe_size(text: str) -> int:
     size = arguments.size(text)
     if size < MIN_SIZE:
@@ -334,12 +344,11 @@ def _family(options: argparse.Namespace) -> int:
     return int(families[0]) if families else 0
 
 
-_UNKNOWN_CA = "give the CA that issued it as --cacert"
 _CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
+    **dict.fromkeys((2, 18, 19, 20, 21), "give the CA that issued it as --cacert"),
+    **dict.fromkeys((3, 11, 12), "give a current revocation list (CRL) of its issuer in --cacert"),
+    **dict.fromkeys((62, 64), "give the name in it as --sni"),
     9: "it is not valid yet; check this machine's clock",
-    10: "the server's owner has to renew it",
-    62: "give the name in it as --sni",
-    64: "give the name in it as --sni",
 }
 
 
@@ -356,7 +365,6 @@ _ADVICE = {  # by words of our own errors
     "local ports": "wait a minute, ask for fewer connections, or widen net.ipv4.ip_local_port_range",
     "look-up": "check its name, and the name servers",
     "source address": "give an address of this machine as --source",
-    "handshake": "the server may not use TLS; try without --tls",
     "process of the load": "something on this machine has killed it, perhaps for want of memory",
 }
 
@@ -368,6 +376,8 @@ def _advice(exc: OSError, options: argparse.Namespace) -> str:
             return advice
     if exc.errno in _SHORTAGES:
         return _SHORTAGES[exc.errno]
+    if "handshake" in text:
+        return hints.no_handshake(options)
     if options.unix is not None:
         return trouble_with_path(arguments.unix_address(options.unix)) or "check the path, and who may use it"
     if exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
@@ -388,7 +398,8 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     except UnicodeError:
         why = f"invalid host name {options.host!r}: check it"
     except ssl.SSLCertVerificationError as exc:
-        why = f"TLS with {where} failed: {explain(exc)}; {_CERTIFICATE_ADVICE.get(exc.verify_code, _UNKNOWN_CA)}"
+        advice = _CERTIFICATE_ADVICE.get(exc.verify_code, "the server's owner has to renew it")
+        why = f"TLS with {where} failed: {explain(exc)}; {advice}"
     except ssl.SSLError as exc:
         why = f"TLS with {where} failed: {explain(exc)}; check that the server uses TLS, and what it requires"
     except (ConnectionRefusedError, FileNotFoundError) as exc:
@@ -533,7 +544,13 @@ GROUPS = [
         ),
         Row("--cert FILE", "client certificate, for a server that requires one", needs=("tls",)),
         Row("--key FILE", "private key of the client certificate", shown="in the same file", needs=("cert",)),
-        Row("--sni NAME", "name that the server's certificate must have", shown="the host", needs=("tls",)),
+        Row(
+            "--sni NAME",
+            "name that the server's certificate must have",
+            _server_name,
+            shown="the host",
+            needs=("tls",),
+        ),
         Row("--insecure", "do not verify the server's certificate", needs=("tls",)),
     ),
     Group(

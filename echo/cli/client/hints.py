@@ -69,4 +69,9 @@ def unanswered_ping(options: argparse.Namespace, has_connected: bool) -> str:
     """The same for many messages that were lost; empty if the line of each says enough."""
     if has_connected:
         return unanswered(options, "be full", "refuse this client", "have another --framing")
-    return "the server may not use TLS; try without --tls" if options.tls else ""
+    return no_handshake(options) if options.tls else ""
+
+
+def no_handshake(options: argparse.Namespace) -> str:
+    """Return why a server may have taken no part in the TLS handshake."""
+    return unanswered(options, "not use TLS (omit --tls)", "be full", "refuse this client")
