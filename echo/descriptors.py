@@ -1,4 +1,5 @@
-"""Descriptors of our own that other code of the process may close, since each is just a number (``os.closerange``)."""
+"""Descriptors of our own that other code of the process may close, since each is just a number (``os.closerange``);
+and the standard ones, if the process began without them."""
 
 from __future__ import annotations
 
@@ -46,6 +47,19 @@ def duplicate(descriptor: int) -> Owned:
         if exc.errno != errno.EBADF:
             raise
         return Owned(-1)
+
+
+def open_missing() -> None:
+    """Open the null device in place of each standard descriptor that is closed.
+
+    Otherwise the next file or socket gets its number, and what a library or a child writes to standard error goes
+    there. ``sys.stdin`` and ``sys.stdout`` remain None.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
 
 
 def _identity(descriptor: int) -> Optional[Tuple[int, int, int]]:

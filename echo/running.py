@@ -27,6 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Type
 
 from . import protocol
+from .descriptors import open_missing
 from .server import forking
 from .server.options import no_option
 from .server.reporting import log, log_event
@@ -297,6 +298,7 @@ def run(
     """
     if "timeout" in options and server_class.__init__ is Server.__init__:  # it is for handle_request()
         raise TypeError(no_option("run", "timeout", "timeout"))
+    open_missing()
     with StopSignals() as signals, _log_to_stderr():
         try:
             signals.may_interrupt()

@@ -14,10 +14,11 @@ import socket
 import sys
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
+from ..descriptors import open_missing
 from ..framing import FRAMINGS, Framing
 from ..sockets import check_path
 from ..text import printable
-from .streams import CannotWrite, best_effort, open_missing, whole
+from .streams import CannotWrite, best_effort, whole
 
 _ADDRESS = re.compile(
     r"(?P<ipv6>[^\s\[\]]*:[^\s\[\]]*:[^\s\[\]]*)"

@@ -52,19 +52,6 @@ def best_effort(stream: Optional[TextIO]) -> TextIO:
     return io.TextIOWrapper(io.BufferedWriter(_Nowhere())) if stream is None else _text(stream, _BestEffort)
 
 
-def open_missing() -> None:
-    """Open the null device in place of each standard descriptor that is closed.
-
-    Otherwise the next file or socket gets its number, and what a library or a child writes to standard error goes
-    there. ``sys.stdin`` and ``sys.stdout`` remain None.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
-
-
 def read(descriptor: int, size: int) -> bytes:
     """As ``os.read``, but wait for input if the descriptor is non-blocking, and raise ``OSError`` for a line that a
     terminal may have cut."""

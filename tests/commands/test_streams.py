@@ -279,12 +279,18 @@ def test_standard_descriptors_that_were_closed_are_not_taken_by_sockets(serve, r
     assert client.finish() == (0, b"hi\n")
 
 
+RUN = "import echo, sys; sys.exit(echo.run(echo.EchoRequestHandler, sys.argv[-1]))"
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["alone", "workers"])
-def test_a_server_without_standard_descriptors_serves_and_ends_with_code_0(run, tmp_path, workers):
+@pytest.mark.parametrize(
+    "how, options",
+    [(["-m"], ["--unix"]), (["-m"], ["--workers", "2", "--unix"]), (["-c", RUN], [])],
+    ids=["alone", "workers", "run"],
+)
+def test_a_server_without_standard_descriptors_serves_and_ends_with_code_0(run, tmp_path, how, options):
     path = str(tmp_path / "socket")
-    program = ["sh", "-c", CLOSED, sys.executable, "-m"]
-    server = run("echo.server", "--unix", path, *workers, program=program)
+    server = run("echo.server", *options, path, program=["sh", "-c", CLOSED, sys.executable, *how])
     eventually(lambda: os.path.exists(path))
     with eventually(lambda: connected(path)) as client:
         assert client.echo(b"hi") == b"hi"

@@ -45,10 +45,9 @@ import traceback
 from types import FrameType
 from typing import Any, Callable, List, NoReturn, Optional
 
-from ...descriptors import Owned
+from ...descriptors import Owned, open_missing
 from ...running import STOPPING, StopSignals
 from ...server.reporting import log_event
-from ..streams import open_missing
 
 CUT_GRACE = 0.7
 """Seconds after the deadline at which threads and exit functions are cut."""
