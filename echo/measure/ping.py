@@ -81,7 +81,7 @@ class Ping:
         self._selector = clock.selector()
         self._next_at = 0
         self._spared_until = 0  # no probe is given up before
-        self._stopped = self._waiting = self._is_refused = False
+        self._stopped = self._waiting = self._is_explained = False
         self._sent = 0
         self._lost = 0
         self._verdicts = dict.fromkeys(Verdict, 0)
@@ -101,8 +101,8 @@ class Ping:
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether messages were lost, and nothing has come back, although something listens there."""
-        return bool(self._lost) and not any(self._verdicts.values()) and not self._is_refused
+        """Whether messages were lost, and nothing has come back, for a reason that no line gives."""
+        return bool(self._lost) and not any(self._verdicts.values()) and not self._is_explained
 
     def resolve(self) -> None:
         """Look up the host's name, for all connections. Raises ``socket.gaierror`` or ``UnicodeError`` if it has no
@@ -179,7 +179,7 @@ class Ping:
             self._sent += 1
         except OSError as exc:
             self._sent += 1
-            self._is_refused = isinstance(exc, (ConnectionRefusedError, FileNotFoundError))
+            self._is_explained = self._lane is None and exc.errno is not None  # of the system, or of TLS
             self._report_lost(seq, now, f"cannot connect: {explain(exc)}")
         self._next_at = max(self._next_at + pause, self._clock.now())
 

@@ -331,6 +331,13 @@ def test_without_cacert_a_client_trusts_the_cas_of_the_system(secure, client, lo
     check_rejection(server, log, outcome, f"TLS with localhost:PORT failed: {NO_ISSUER}; {FROM_NOBODY}", UNKNOWN_CA)
 
 
+def test_a_ping_that_rejects_the_certificate_gives_no_other_reason(secure, client, certificates):
+    """Row 60: its last line was that the server may not use TLS."""
+    outcome = client(secure(), "--ping", "-c", "1", cacert=certificates.other_authority.certificate)
+    assert (outcome.code, outcome.log) == (1, "")
+    assert f"seq=1 lost: cannot connect: {NO_ISSUER}\n" in outcome.out.decode()
+
+
 def test_a_client_reports_an_expired_certificate(secure, client, certificates, log):
     server = secure(pair=certificates.expired)
     words = (
