@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
+import os
 import random
 import signal
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -54,6 +55,10 @@ def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any, List[int]]]:
     of its connections."""
     count = max(1, min(plan.connections, processors() // 2))  # half of the processors: the server needs the others
     context = multiprocessing.get_context("spawn")  # the only method that all systems have
+    try:
+        os.stat(".")  # a new process enters this folder, and would end with a traceback
+    except PermissionError as exc:  # sudo -u somebody, in a folder of root's
+        raise PermissionError(exc.errno, "the current folder cannot be entered") from None
     if hasattr(signal, "pthread_sigmask"):
         multiprocessing.resource_tracker.ensure_running()  # now, since its start unblocks both signals
     # The children inherit the mask. Ctrl-C and timeout(1) signal all processes, but only this one must act on it.

@@ -1123,6 +1123,30 @@ def test_a_current_folder_that_was_deleted_is_named_as_the_reason(serve, tmp_pat
     assert done == (1, b"", f"echo.client: cannot start: {advice}\n")
 
 
+IN_A_LOCKED_FOLDER = """\
+import encodings.idna, os, sys
+from echo.cli.client.command import main
+from echo.measure import bench
+os.chmod(".", 0)
+if os.getuid() == 0:  # root may enter every folder
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(main(sys.argv[3:]))
+"""
+"""``python -c IN_A_LOCKED_FOLDER -m echo.client ...``. It imports what it needs before it gives up its rights."""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs users")
+def test_a_bench_in_a_folder_that_the_user_may_not_enter_ends_with_one_line(run, tmp_path):
+    """Row 57: its processes ended with a traceback, and the network was blamed."""
+    bench = run("echo.client", "127.0.0.1:1", "--bench", cwd=str(tmp_path), python_options=("-c", IN_A_LOCKED_FOLDER))
+    assert bench.finish() == (1, b"")
+    os.chmod(str(tmp_path), 0o700)
+    why = "cannot connect to 127.0.0.1:1: the current folder cannot be entered; change to another one"
+    assert bench.log == f"echo.client: {why}\n"
+
+
 SCRIPT = """\
 import sys
 from echo.cli.client.command import main

@@ -366,6 +366,7 @@ _ADVICE = {  # by words of our own errors
     "look-up": "check its name, and the name servers",
     "source address": "give an address of this machine as --source",
     "process of the load": "something on this machine has killed it, perhaps for want of memory",
+    "current folder": "change to another one",
 }
 
 
