@@ -651,8 +651,9 @@ def test_no_history_is_kept_if_the_users_home_is_unknown(home, tmp_path, monkeyp
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("unusable", ["", "relative", "./relative"])
+@pytest.mark.parametrize("unusable", ["", "relative", "./relative", "/nonexistent"])
 def test_no_history_is_kept_in_a_home_that_is_not_a_folder_of_its_own(home, monkeypatch, unusable):
+    """Row 52: root would make the home of a user who has none."""
     monkeypatch.setenv("HOME", unusable)
     assert history_file() is None
 

@@ -1,7 +1,7 @@
 """The history of typed lines, for the arrow keys. It is a file in the state directory of the XDG specification.
 
 ``$ECHO_HISTFILE`` names another file. If that is empty or not a regular file, such as ``/dev/null``, no history is
-kept; nor is it if the user's home is unknown. A problem with the file is not an error of the session.
+kept; nor is it if the user's home is unknown or missing. A problem with the file is not an error of the session.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def history_file() -> Optional[str]:
     if path is None:
         state = os.environ.get("XDG_STATE_HOME", "")
         if not os.path.isabs(state):  # the specification says to ignore a relative path
-            state = os.path.expanduser(os.path.join("~", ".local", "state"))
-            if not os.path.isabs(state) or os.environ.get("HOME") == "":
-                return None  # the home is unknown, and "~" is not a folder
+            home = os.path.expanduser("~")
+            if os.environ.get("HOME") == "" or not (os.path.isabs(home) and os.path.isdir(home)):
+                return None  # it is unknown or, as that of many services, missing
+            state = os.path.join(home, ".local", "state")
         path = os.path.join(state, "echo", "history")
     elif path.startswith("~"):  # a shell expands it, but not between quotes; an env file never does
         path = os.path.expanduser(path)
