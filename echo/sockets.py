@@ -73,7 +73,8 @@ connection itself is lost.)"""
 
 def check_path(address: Any) -> None:
     """``ValueError`` for a string that is a host with its port, or one of them alone: it would be the name of a Unix
-    socket's file. ``TypeError`` for a port as a number, and for a path that is an object."""
+    socket's file; and for an empty one, for which the system chooses an abstract address. ``TypeError`` for a port as a
+    number, and for a path that is an object."""
     if isinstance(address, int):
         raise TypeError(f"the address is {address}; expected (host, port), like ('127.0.0.1', {address})")
     if isinstance(address, os.PathLike):
@@ -81,14 +82,16 @@ def check_path(address: Any) -> None:
     if not isinstance(address, (str, bytes)):
         return
     text = os.fsdecode(address).strip()  # a line of a file, maybe
+    if not text:
+        raise ValueError("the address is empty; write (host, port), or the path of a Unix socket")
     if "/" in text or text[:1] == "\0":
         return
-    host, _, port = text.rpartition(":")
-    if not port.isdigit():
-        host, port = text, "PORT"
-        try:
-            ipaddress.ip_address(host.strip("[]"))
-        except ValueError:
+    host, port = text, "PORT"
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        host, _, port = text.rpartition(":")
+        if not port.isdigit():
             return
     host = host.strip("[]") or "127.0.0.1"
     raise ValueError(
