@@ -138,12 +138,13 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self.address_family == socket.AF_INET6:
             set_dual_stack(self.socket, self._echo_options.dual_stack)
-        if self.address_family != getattr(socket, "AF_UNIX", None):
+        is_unix = self.address_family == getattr(socket, "AF_UNIX", None)
+        if self._echo_options.unix_mode is not None and not (is_unix and unix_paths.is_file(self.server_address)):
+            raise ValueError("unix_mode needs a path; nothing else has permissions")
+        if not is_unix:
             self.server_address = with_zone(self.server_address)
             super().server_bind()
         else:
-            if self._echo_options.unix_mode is not None and not unix_paths.is_file(self.server_address):
-                raise ValueError("unix_mode needs a path; an abstract address has no permissions")
             self._echo_path = unix_paths.absolute(self.server_address)
             with unix_paths.start_alone(self._echo_path):
                 unix_paths.claim_path(self.server_address)

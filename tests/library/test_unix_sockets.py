@@ -185,9 +185,9 @@ def test_permissions_are_refused_where_there_is_no_path_of_its_own(unix_path):
     """Row 59: they would not be in force."""
     with pytest.raises(ValueError, match="unix_mode needs a path"):
         make(unix_path, "elsewhere", unix_mode=0o600)
-    if sys.platform.startswith("linux"):
+    for address in [("127.0.0.1", 0), ("::1", 0)] + ["\0echo-test"] * sys.platform.startswith("linux"):
         with pytest.raises(ValueError, match="unix_mode needs a path"):
-            echo.Server("\0echo-test", echo.EchoRequestHandler, unix_mode=0o600)
+            echo.Server(address, echo.EchoRequestHandler, unix_mode=0o600)
 
 
 def test_new_networks_are_refused_on_a_unix_socket(unix_path):
