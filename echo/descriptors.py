@@ -3,6 +3,7 @@ and the standard ones, if the process began without them."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -59,7 +60,8 @@ def open_missing() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+            with contextlib.suppress(FileNotFoundError):  # a bare chroot has none
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
 
 
 def _identity(descriptor: int) -> Optional[Tuple[int, int, int]]:

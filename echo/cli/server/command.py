@@ -54,7 +54,10 @@ processors, took 8 to 52 s, and two of them once more than 300 s; with this figu
 
 def run() -> NoReturn:
     """The whole process of the command, to its exit."""
-    process = Process().__enter__()
+    try:
+        process = Process().__enter__()
+    except OSError as exc:  # the null device is missing, as in a bare chroot, or no descriptor is free
+        arguments.fail(PROG, f"cannot open {exc.filename}: {exc.strerror}", 1)
     code = 0
     try:
         process.may_interrupt()
