@@ -99,6 +99,14 @@ def check_path(address: Any) -> None:
     )
 
 
+def with_zone(address: Any) -> Any:
+    """Return the address as ``bind`` needs it: of ``("fe80::1%eth0", port)`` it would drop the zone."""
+    if isinstance(address, tuple) and len(address) == 2 and "%" in str(address[0]):
+        found = socket.getaddrinfo(*address, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return found[0][4]
+    return address
+
+
 def trouble_with_path(path: str) -> str:
     """Return why no server can listen, and no client connect, at the path of a Unix socket; empty: for no reason that
     shows there. It gives the reason behind an error like ENOENT, which a server that does not run has, too."""

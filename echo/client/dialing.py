@@ -23,7 +23,7 @@ import time
 from typing import Any, List, Optional, Sequence, cast
 
 from ..beginning import Thread
-from ..sockets import LONGEST_WAIT
+from ..sockets import LONGEST_WAIT, with_zone
 
 ATTEMPT_DELAY = 0.25
 """Seconds after which the next address is tried, too, if no attempt has succeeded or failed; fewer if the time is
@@ -149,7 +149,7 @@ def _bind(sock: socket.socket, source: str) -> None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
     try:
-        sock.bind((source, 0))
+        sock.bind(with_zone((source, 0)))
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:  # no port is free
             raise OSError(errno.EADDRNOTAVAIL, _NO_PORTS) from None

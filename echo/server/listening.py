@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..class_body import check_methods
-from ..sockets import INET, check_path, keep_urgent_data, prepare
+from ..sockets import INET, check_path, keep_urgent_data, prepare, with_zone
 from . import forking, unix_paths
 from .admission import guarded_socket
 from .options import Options, options_of
@@ -267,11 +267,3 @@ def check_listening(sock: socket.socket) -> None:
         raise ValueError(f"this socket cannot be served: {exc.strerror}") from None
     if not listens:
         raise ValueError("this socket does not listen; bind it, and call listen(), first")
-
-
-def with_zone(address: Any) -> Any:
-    """Return the address as ``bind`` needs it: of ``("fe80::1%eth0", port)`` it would drop the zone."""
-    if isinstance(address, tuple) and len(address) == 2 and "%" in str(address[0]):
-        found = socket.getaddrinfo(*address, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return found[0][4]
-    return address

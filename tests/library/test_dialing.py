@@ -296,6 +296,15 @@ def test_a_family_and_a_source_address_are_kept_to(serve):
             assert echoes(sock)
 
 
+def test_the_zone_of_a_source_address_is_kept():
+    """Row 75: a link-local address alone is not one of this machine."""
+    bound = []
+    sock = types.SimpleNamespace(bind=bound.append, setsockopt=lambda *option: None)
+    dialing._bind(sock, "::1%1")
+    dialing._bind(sock, "127.0.0.1")
+    assert bound == [("::1", 0, 0, 1), ("127.0.0.1", 0)]
+
+
 def test_a_source_address_that_is_not_ours_is_an_error_that_names_it(serve):
     with pytest.raises(OSError, match=r"the source address 192\.0\.2\.1 cannot be used: "):
         dialing.connect_to_host(*serve().server_address, DEADLINE, source="192.0.2.1")
