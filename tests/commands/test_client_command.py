@@ -122,7 +122,9 @@ def test_exit_as_the_last_message_ends_the_session_without_an_error(serve):
 def test_messages_after_exit_are_reported_as_missing(serve):
     done = client(serve(), "-m", "one", "-m", "exit", "-m", "two", "-m", "three")
     assert done[:2] == (1, b"one\n")
-    assert one_complaint(done, "2 of 3 replies are missing")
+    assert one_complaint(done, "exit has ended the session; 2 of 3 replies are missing; send it last\n")
+    done = client(serve(), "-m", "exit", "-m", "one")  # no byte comes, and the server does not refuse the client
+    assert one_complaint(done, "exit has ended the session; 1 of 1 replies are missing; send it last\n")
 
 
 def test_messages_after_the_servers_end_are_reported_as_missing(serve):
