@@ -189,9 +189,11 @@ class ArgumentParser(argparse.ArgumentParser):
         given = args[0] if args else options.get("args")
         given = list(sys.argv[1:] if given is None else given)
         for word in given[: given.index("--") if "--" in given else len(given)]:
-            flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+            flag, value = word.partition("=")[::2] if word.startswith("--") else (word[:2], word[2:])
             if flag in self.mistaken:
                 self.error(f"unknown option {flag}: {self.mistaken[flag]}")
+            if value in ("--", "=--") and word.startswith("-"):  # before Python 3.13 argparse drops such a value
+                self.error(f"argument {flag}: expected one argument")
         return super().parse_known_args(*args, **options)
 
     def error(self, message: str) -> NoReturn:

@@ -119,6 +119,12 @@ def test_exit_as_the_last_message_ends_the_session_without_an_error(serve):
     assert handler.reasons == ["exit"]
 
 
+@pytest.mark.parametrize("text", ["a=--", "--a=--", "ab--", "-"])
+def test_a_message_may_have_dashes_and_an_equals_sign(serve, text):
+    arguments = ["-m", text] if not text.startswith("--") else [f"-m{text}"]
+    assert client(serve(), *arguments) == (0, f"{text}\n".encode(), "")
+
+
 def test_messages_after_exit_are_reported_as_missing(serve):
     done = client(serve(), "-m", "one", "-m", "exit", "-m", "two", "-m", "three")
     assert done[:2] == (1, b"one\n")
