@@ -231,8 +231,9 @@ class Client:
     def close(self) -> None:
         """End the session: half-close, read and drop what the server still sends, then close. Never raises.
 
-        Waits for a message that another thread is sending, as long as the server goes on reading it. In a child that
-        was forked since the client was made, it only closes: the session is the parent's.
+        Waits for messages that are on their way, and for one that another thread is sending, as long as the server
+        accepts something within ``timeout`` seconds. In a child that was forked since the client was made, it only
+        closes: the session is the parent's.
         """
         if not self._closed:
             self._closed = True
@@ -240,7 +241,7 @@ class Client:
                 if self._sender is not None:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
                 self.connection.finish_output()
-                linger(self.connection.socket)
+                linger(self.connection.socket, send_timeout=self._timeout)
             self.connection.socket.close()
 
     def __enter__(self) -> Client:

@@ -1,5 +1,7 @@
 """The client as a library: what it sends and receives, and which errors it raises."""
 
+import functools
+import queue
 import socket
 import threading
 import time
@@ -10,8 +12,8 @@ import echo
 from echo.cli.client.exchange import Exchange
 from echo.client import dialing
 from echo.measure.report import Report
-from echo.sockets import receive_timeout, unread
-from support import DEADLINE, Recorder, eventually, plain, read_exactly
+from echo.sockets import linger, receive_timeout, unread
+from support import DEADLINE, Recorder, eventually, plain, read_all, read_exactly
 from support.background import Background
 from support.clients import FRAMINGS, connections, echo_of, patiently
 from support.measuring import events
@@ -462,6 +464,31 @@ def test_closing_over_unread_replies_loses_nothing_that_was_sent(serve):
     assert handler.ended.wait(DEADLINE)
     assert handler.events == ["made"] + [b"z" * 500] * 100 + ["lost"]
     assert handler.reasons == ["eof"]
+
+
+def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monkeypatch):
+    """Row 83: a reply to a closed socket would be answered with a reset, and the messages on their way be lost."""
+
+    def late(sock):
+        assert silent.wait(DEADLINE)
+        sock.sendall(b"late\n")
+        try:
+            received.put(len(read_all(sock)))
+        except ConnectionResetError as exc:
+            received.put(exc)
+
+    silent, received = threading.Event(), queue.SimpleQueue()
+    monkeypatch.setattr("echo.client.client.linger", functools.partial(linger, silence=0.01, timeout=0))
+    server = serve(plain(late))
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # its sessions inherit that
+    client = echo.connect(server.server_address, timeout=DEADLINE)
+    client.connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    client.send(b"m" * 60000)
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    closing.join(0.2)  # many times the silence
+    silent.set()
+    assert received.get(timeout=DEADLINE) == 60001
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
