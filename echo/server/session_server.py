@@ -26,7 +26,7 @@ import sys
 import threading
 from typing import Any, Iterable, List, Mapping, Optional
 
-from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger, prepare
+from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, SEND_TIMEOUT, expect_shut_down, linger, prepare
 from ..text import format_address
 from . import forking, threads
 from .access import as_tuple
@@ -273,7 +273,8 @@ class SessionServer(ListeningServer):
     def shutdown_request(self, request: Any) -> None:
         """Close an accepted socket; after a session gently, so that no reply is lost."""
         session = self._echo_registry.get(request)
-        if session is None:
+        if session is None:  # in a forked child (ForkingMixIn), most likely: the session is its parent's
+            linger(request, send_timeout=SEND_TIMEOUT, shared=True)
             super().shutdown_request(request)
             return
         session.closing()

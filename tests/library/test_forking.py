@@ -12,7 +12,7 @@ from support import DEADLINE, ROOT
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 BEGINNING = """if True:
-    import echo, os, socket, socketserver, sys, threading, time, warnings
+    import echo, os, select, socket, socketserver, sys, threading, time, warnings
 
     warnings.simplefilter("ignore")  # of a fork with threads, which is what this is about
 
@@ -464,6 +464,32 @@ def test_the_forking_mixin_of_socketserver_serves_in_children():
         second.shutdown(socket.SHUT_WR)
     """
     assert output_of(script) == ["True True", "True"]
+
+
+def test_a_reply_of_a_stock_handler_in_a_child_reaches_a_client_that_has_sent_more():
+    """Row 83."""
+    script = """
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        pass
+
+    class Replies(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # the reply waits there
+            self.request.recv(4, socket.MSG_WAITALL)
+            self.request.sendall(bytes(100000))
+
+    with Forking(("127.0.0.1", 0), Replies).start() as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.server_address)
+        client.sendall(b"ask and more")
+        ended = select.poll()
+        ended.register(client, 0)
+        ended.poll(200)  # a reset would come as soon as the handler is done
+        received = client.makefile("rb").read()
+        client.shutdown(socket.SHUT_WR)
+        print(len(received))
+    """
+    assert output_of(script) == ["100000"]
 
 
 def test_a_forked_child_that_closes_a_client_leaves_the_connection_to_its_parent():
