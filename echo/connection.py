@@ -369,7 +369,7 @@ class Connection:
         self._end = INPUT_ENDED
         left = unread(self.socket)
         if left is not None:
-            self._recv = _BoundedRead(self.socket, left)
+            self._recv = _BoundedRead(self.socket, self._timed.recv, left)
         _shut(self.socket, socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -408,15 +408,16 @@ class _BoundedRead:
     socket had already taken from the system are not in the number; they come first.
     """
 
-    def __init__(self, sock: socket.socket, left: int) -> None:
+    def __init__(self, sock: socket.socket, recv: Callable[[int], bytes], left: int) -> None:
         self._sock = sock
+        self._recv = recv
         self._left = left
 
     def __call__(self, size: int) -> bytes:
         taken = buffered(self._sock)
         if taken:
-            return self._sock.recv(min(size, taken))
-        data = self._sock.recv(min(size, self._left)) if self._left else b""
+            return self._recv(min(size, taken))
+        data = self._recv(min(size, self._left)) if self._left else b""
         self._left = max(0, self._left - len(data) - buffered(self._sock))
         return data
 

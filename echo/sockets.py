@@ -22,6 +22,7 @@ import ssl
 import stat
 import struct
 import sys
+import threading
 import time
 from typing import Any, Callable, Optional, Union
 
@@ -48,6 +49,8 @@ LONGEST_WAIT = 24 * 86400.0
 several."""
 
 _CHUNK = 64 * 1024  # bytes read at a time where they are dropped
+
+_RECORD = 16 * 1024  # bytes that one record of TLS may carry
 
 _IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Python before 3.10 always sets it
 
@@ -255,35 +258,50 @@ def stock_tls(sock: Any) -> Optional[ssl.SSLSocket]:
 
 
 class TimedTLS:
-    """The input and output of a socket that is, or wraps, an ``ssl.SSLSocket``, with the kernel's timeouts.
+    """The input and output of a socket that is, or wraps, an ``ssl.SSLSocket``: for two threads, with the kernel's
+    timeouts.
 
-    The ``ssl`` module begins its wait again when one of them has passed, so that a silent peer would keep its thread
-    for ever. It respects ``settimeout``, which each call here sets. That is always a number: another thread's call must
-    not find the descriptor blocking in the middle of its wait.
+    OpenSSL permits no read during a write, and most versions of the ``ssl`` module do not prevent it. Then one thread
+    gets the other's result: the input seems to have ended, or bytes never arrive. So each call holds a lock, but no
+    call waits with it: the peer may not read before we do.
+
+    The ``ssl`` module also begins its wait again when a timeout of the kernel's has passed, so that a silent peer would
+    keep its thread for ever.
     """
 
-    __slots__ = ("_sock", "_stock")
+    __slots__ = ("_lock", "_sock", "_stock")
 
     def __init__(self, sock: Any, stock: ssl.SSLSocket) -> None:
         self._sock, self._stock = sock, stock
+        self._lock = threading.RLock()  # a signal handler may send
 
     def recv(self, size: int) -> bytes:
         data: bytes = self._call(socket.SO_RCVTIMEO, self._sock.recv, size)
         return data
 
     def sendall(self, data: bytes) -> None:
-        self._call(socket.SO_SNDTIMEO, self._sock.sendall, data)
+        # One record at a time: it is written as a whole, or is not counted and has to be written again.
+        for start in range(0, len(data), _RECORD):
+            self._call(socket.SO_SNDTIMEO, self._sock.sendall, data[start : start + _RECORD])
 
     def _call(self, option: int, method: Callable[[Any], Any], argument: Any) -> Any:
-        seconds = min(_kernel_timeout(self._stock, option) or LONGEST_WAIT, LONGEST_WAIT)
-        if self._stock.gettimeout() != seconds:
-            self._stock.settimeout(seconds)
-        try:
-            return method(argument)
-        except socket.timeout as exc:
-            if exc.errno is None:  # it is not ETIMEDOUT of the connection itself
-                raise BlockingIOError("timed out") from None
-            raise
+        deadline: Optional[float] = None
+        while True:
+            with self._lock:
+                before = self._stock.gettimeout()
+                self._stock.settimeout(0.0)
+                try:
+                    return method(argument)
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+                    to_write = isinstance(exc, ssl.SSLWantWriteError)
+                finally:
+                    self._stock.settimeout(before)
+            if deadline is None:
+                deadline = time.monotonic() + (_kernel_timeout(self._stock, option) or math.inf)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise BlockingIOError("timed out")
+            _is_ready(self._stock, min(left, LONGEST_WAIT), to_write=to_write)
 
 
 def has_input(sock: socket.socket, seconds: float) -> bool:

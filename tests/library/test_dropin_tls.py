@@ -17,6 +17,7 @@ import pytest
 import echo
 from echo.text import format_address
 from support import DEADLINE, eventually, read_all, read_exactly
+from support.background import Background
 from support.servers import Passing, ends_in_time
 
 SECRET = b"THE SECRET\n"
@@ -331,6 +332,38 @@ def test_the_timeout_of_a_client_holds_over_a_socket_of_stock_tls(stock_pair):
         client.recv()
     theirs.sendall(b"late\n")
     assert client.recv() == b"late"
+
+
+def test_a_thread_that_sends_is_never_in_the_ssl_module_together_with_one_that_receives(stock_pair):
+    """Without a lock of its own, that takes one thread's result for the other's, and bytes are lost."""
+    ours, theirs = stock_pair
+    inside, entered, together = threading.Lock(), threading.Event(), []
+
+    class Alone(Passing):
+        def recv(self, size):
+            return alone(self._sock.recv, size)
+
+        def sendall(self, data):
+            alone(self._sock.sendall, data)
+
+    def alone(method, argument):
+        first = inside.acquire(blocking=False)
+        together.extend([method] * (not first))
+        entered.set()
+        try:
+            return method(argument)
+        finally:
+            if first:
+                inside.release()
+
+    connection = echo.Connection(Alone(ours), echo.LineFraming(1 << 20))
+    received = Background(connection.receive)
+    assert entered.wait(DEADLINE)
+    echoed = Background(lambda: theirs.sendall(read_exactly(theirs, 1000001)))  # more than the buffers hold
+    connection.send(b"x" * 1000000)
+    echoed.result()
+    assert received.result() == [b"x" * 1000000]
+    assert not together
 
 
 class WrappingProcessRequest(BusyServer):
