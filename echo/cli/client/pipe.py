@@ -56,7 +56,8 @@ class Pipe:
         self._descriptor = descriptor
         self._write = write
         self._changed = threading.Condition()
-        self._expected: Deque[bytes] = collections.deque()  # sent, and not back yet
+        # Sent, and not back yet. Views, since the rest of a long message would be copied for each read.
+        self._expected: Deque[memoryview] = collections.deque()
         self._outstanding = 0  # bytes in _expected
         self._due_since = 0.0  # when they became more than none
         self.returned = 0
@@ -107,7 +108,7 @@ class Pipe:
             self._take(b"".join(messages))
         if not self._connection.framing.keeps_boundaries:
             rest = self._connection.finish_input()
-            if not (self._expected and self._expected[0].startswith(b"\n")):  # if so, it is half of a CR LF
+            if not (self._expected and bytes(self._expected[0][:1]) == b"\n"):  # if so, it is half of a CR LF
                 self._take(rest)
         with self._changed:
             if not self._outstanding:
@@ -155,13 +156,13 @@ class Pipe:
         while data:
             with self._changed:
                 if not self._expected and self._exit_word:
-                    self._expected.append(self._exit_word)
+                    self._expected.append(memoryview(self._exit_word))
                     self._outstanding += len(self._exit_word)
                     self._exit_word = b""
-                sent = self._expected.popleft() if self._expected else b""
+                sent = self._expected.popleft() if self._expected else memoryview(b"")
                 size = min(len(sent), len(data))
-                if not size or sent[:size] != data[:size]:
-                    raise EchoMismatch(sent, data, self.returned)
+                if not size or bytes(sent[:size]) != data[:size]:
+                    raise EchoMismatch(bytes(sent), data, self.returned)
                 if size < len(sent):
                     self._expected.appendleft(sent[size:])
                 self._outstanding -= size
@@ -223,7 +224,7 @@ class Pipe:
                     raise ConnectionClosed("nobody waits for the reply")
                 if not self._outstanding:
                     self._due_since = self.clock()
-                self._expected.append(data)
+                self._expected.append(memoryview(data))
                 self._outstanding += len(data)
             self._connection.send(data)
 
