@@ -52,12 +52,12 @@ from .framing import Framing
 from .message_clock import MessageClock
 from .sockets import (
     TIMED_OUT,
-    TimedTLS,
     buffered,
     is_dead,
     set_send_timeout,
     shut_down,
     stock_tls,
+    timed,
     unread,
     wait_for_room,
 )
@@ -124,8 +124,7 @@ class Connection:
         self._encode = framing.encode
         self._encode_many = framing.encode_many
         self._decoder = framing.decoder()
-        stock = None if type(sock) is socket.socket else stock_tls(sock)
-        self._timed: Any = sock if stock is None else TimedTLS(sock, stock)
+        self._timed: Any = timed(sock)
         self._recv: Callable[[int], bytes] = self._timed.recv
         self._read_size = MIN_READ
         self._shrink_below = 0  # bytes; a read of fewer is nearly empty

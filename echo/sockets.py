@@ -271,9 +271,14 @@ class TimedTLS:
 
     __slots__ = ("_lock", "_sock", "_stock")
 
+    is_timed = True  # also for a wrapper that passes its calls on to this
+
     def __init__(self, sock: Any, stock: ssl.SSLSocket) -> None:
         self._sock, self._stock = sock, stock
         self._lock = threading.RLock()  # a signal handler may send
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
 
     def recv(self, size: int) -> bytes:
         data: bytes = self._call(socket.SO_RCVTIMEO, self._sock.recv, size)
@@ -328,6 +333,14 @@ def shut_down(request: Any, how: int) -> None:
     else:
         with socket.socket(fileno=os.dup(request.fileno())) as plain:
             plain.shutdown(how)
+
+
+def timed(sock: Any) -> Any:
+    """Return ``sock``, or a ``TimedTLS`` over it if the ``ssl`` module encrypts it."""
+    if type(sock) is socket.socket or getattr(sock, "is_timed", False):
+        return sock
+    stock = stock_tls(sock)
+    return sock if stock is None else TimedTLS(sock, stock)
 
 
 def expect_shut_down(sock: Any) -> None:

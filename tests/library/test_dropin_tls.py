@@ -366,6 +366,30 @@ def test_a_thread_that_sends_is_never_in_the_ssl_module_together_with_one_that_r
     assert not together
 
 
+def test_a_mixin_around_stock_tls_sends_each_byte_once(context, dial_tls):
+    """A send that finds no room is tried again, below the mixin."""
+
+    class Pieces(echo.FaultMixin, echo.MessageRequestHandler):
+        chunk = 3000
+
+        def setup(self):
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            super().setup()
+
+        def connection_made(self):
+            self.send(b"x" * 1000000)
+            self.close()
+
+    class Wrapping(echo.Server):
+        def get_request(self):
+            request, address = super().get_request()
+            return context.wrap_socket(request, server_side=True), address
+
+    with Wrapping(("127.0.0.1", 0), Pieces).start() as server:
+        with dial_tls(server) as client:
+            assert len(read_all(client)) == 1000001
+
+
 class WrappingProcessRequest(BusyServer):
     def wrap(self, context):
         self.context = context
