@@ -78,7 +78,7 @@ class Client:
         self.connection = _Connection(
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
         )
-        self._timeout = timeout
+        self._timeout = self._delivery_timeout = timeout
         self._limit = self.framing.max_sent
         if self._limit is None and self.framing.keeps_boundaries:
             # The server's limit is most likely the same. It would end the session, and not say why.
@@ -232,8 +232,8 @@ class Client:
         """End the session: half-close, read and drop what the server still sends, then close. Never raises.
 
         Waits for messages that are on their way, and for one that another thread is sending, as long as the server
-        accepts something within ``timeout`` seconds. In a child that was forked since the client was made, it only
-        closes: the session is the parent's.
+        accepts something within ``timeout`` seconds. An exception that ends the ``with`` block does not wait for the
+        former. In a child that was forked since the client was made, it only closes: the session is the parent's.
         """
         if not self._closed:
             self._closed = True
@@ -241,13 +241,15 @@ class Client:
                 if self._sender is not None:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
                 self.connection.finish_output()
-                linger(self.connection.socket, send_timeout=self._timeout)
+                linger(self.connection.socket, send_timeout=self._delivery_timeout)
             self.connection.socket.close()
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
+        if any(exc_info):  # Ctrl-C or a timeout, for example: do not wait once more
+            self._delivery_timeout = 0.0
         self.close()
 
 

@@ -466,6 +466,17 @@ def test_closing_over_unread_replies_loses_nothing_that_was_sent(serve):
     assert handler.reasons == ["eof"]
 
 
+def test_an_exception_does_not_wait_for_a_server_that_does_not_read(tmp_path, monkeypatch):
+    """On a Unix socket, what it has not read is on its way. Ctrl-C would wait without end."""
+    monkeypatch.setattr("echo.client.client.linger", functools.partial(linger, silence=0.01))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with pytest.raises(KeyboardInterrupt), echo.connect(str(tmp_path / "s"), timeout=None) as client:
+            client.send(b"never read")
+            raise KeyboardInterrupt
+
+
 def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monkeypatch):
     """Row 83: a reply to a closed socket would be answered with a reset, and the messages on their way be lost."""
 
