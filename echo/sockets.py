@@ -50,8 +50,6 @@ several."""
 
 _CHUNK = 64 * 1024  # bytes read at a time where they are dropped
 
-_RECORD = 16 * 1024  # bytes that one record of TLS may carry
-
 _IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Python before 3.10 always sets it
 
 _DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # for one call: setblocking() would change another thread's reads
@@ -285,9 +283,11 @@ class TimedTLS:
         return data
 
     def sendall(self, data: bytes) -> None:
-        # One record at a time: it is written as a whole, or is not counted and has to be written again.
-        for start in range(0, len(data), _RECORD):
-            self._call(socket.SO_SNDTIMEO, self._sock.sendall, data[start : start + _RECORD])
+        # Not with the socket's sendall(): nobody would know how much it has sent when it finds no room. A peer may ask
+        # for short records (RFC 6066, max_fragment_length), so that no size is sure to be sent as a whole.
+        left = memoryview(data)
+        while left:
+            left = left[self._call(socket.SO_SNDTIMEO, self._sock.send, left) :]
 
     def _call(self, option: int, method: Callable[[Any], Any], argument: Any) -> Any:
         deadline: Optional[float] = None

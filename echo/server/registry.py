@@ -36,6 +36,8 @@ class Registry:
     """
 
     def __init__(self, closes_unseen: bool = False) -> None:
+        self.was_let_go = False
+        """Whether this is a forked child, whose sessions are its parent's."""
         self._closes_unseen = closes_unseen
         self.publish: Optional[Callable[[int], None]] = None
         self._lock = threading.RLock()
@@ -235,6 +237,7 @@ class Registry:
         has forked. The others' sockets are closed here, so that their clients see the end when the parent closes them.
         """
         me = threading.get_ident()
+        self.was_let_go = True
         self._from_parent = [
             each for each in self._live.values() if each.thread_id is None and each.opening is not None
         ]

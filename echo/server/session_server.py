@@ -273,8 +273,9 @@ class SessionServer(ListeningServer):
     def shutdown_request(self, request: Any) -> None:
         """Close an accepted socket; after a session gently, so that no reply is lost."""
         session = self._echo_registry.get(request)
-        if session is None:  # in a forked child (ForkingMixIn), most likely: the session is its parent's
-            linger(request, send_timeout=SEND_TIMEOUT, shared=True)
+        if session is None:
+            if self._echo_registry.was_let_go:  # a child of ForkingMixIn, for example
+                linger(request, send_timeout=SEND_TIMEOUT, shared=True)
             super().shutdown_request(request)
             return
         session.closing()

@@ -343,8 +343,8 @@ def test_a_thread_that_sends_is_never_in_the_ssl_module_together_with_one_that_r
         def recv(self, size):
             return alone(self._sock.recv, size)
 
-        def sendall(self, data):
-            alone(self._sock.sendall, data)
+        def send(self, data):
+            return alone(self._sock.send, data)
 
     def alone(method, argument):
         first = inside.acquire(blocking=False)
@@ -364,6 +364,25 @@ def test_a_thread_that_sends_is_never_in_the_ssl_module_together_with_one_that_r
     echoed.result()
     assert received.result() == [b"x" * 1000000]
     assert not together
+
+
+def test_a_message_arrives_once_although_its_records_find_no_room_one_by_one(stock_pair, monkeypatch):
+    """A peer may ask for records as short as these."""
+
+    def send(sock, data):
+        attempts.append(len(data))
+        if len(attempts) % 2:
+            raise ssl.SSLWantWriteError
+        return stock_send(sock, data[:500])
+
+    ours, theirs = stock_pair
+    attempts, stock_send = [], ssl.SSLSocket.send
+    connection = echo.Connection(ours, echo.LineFraming())
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl.SSLSocket, "send", send)
+        connection.send(b"0123456789" * 500)
+    connection.end_output()
+    assert read_all(theirs) == b"0123456789" * 500 + b"\n"
 
 
 def test_a_mixin_around_stock_tls_sends_each_byte_once(context, dial_tls):

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import echo
+from echo.server import session_server
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.servers import echoes
 
@@ -194,6 +195,14 @@ def test_networks_are_allowed_and_denied_and_deny_wins(serve, dial, allow, deny,
     else:
         assert read_all(client) == b""
         assert server.stats().refused == {"denied": 1}
+
+
+def test_a_client_that_is_refused_at_the_door_and_stays_holds_up_no_other(serve, dial, monkeypatch):
+    lingered = []
+    monkeypatch.setattr(session_server, "linger", lambda *args, **options: lingered.append(args))
+    server = serve(deny=["127.0.0.1"])
+    assert read_all(dial(server)) == b""
+    assert not lingered  # in the thread that accepts
 
 
 @pytest.mark.parametrize("body", ["async def verify_request(self, *args): 0", "def verify_request(self, *args): yield"])
