@@ -74,8 +74,9 @@ class StandIn:
         return self.ended_as or ("drain" if self.input_ended else "exit")
 
     def drain(self) -> None:
-        shut_down(self.request, socket.SHUT_RD)
-        self.input_ended = True
+        with contextlib.suppress(OSError):  # the peer or the handler was faster
+            shut_down(self.request, socket.SHUT_RD)
+            self.input_ended = True
 
 
 class Session:
@@ -182,12 +183,11 @@ class Session:
     def _end_input(self, handler: Any) -> None:
         try:
             handler.drain()
-        except OSError:
-            pass
         except BaseException as exc:  # a handler's own drain(), which may even call sys.exit(); the deadline ends it
-            log_event(
-                logging.ERROR, "error", "%s: exception in drain()", format_address(self.client_address), exc_info=exc
-            )
+            if isinstance(exc, OSError) and is_lost(self.stream):
+                return
+            peer = format_address(self.client_address)
+            log_event(logging.ERROR, "error", "%s: exception in drain()", peer, exc_info=exc)
 
     def abort(self) -> None:
         """End the session now. A thread that reads or sends on the socket wakes up."""
@@ -294,8 +294,11 @@ def descriptor_of(stream: Any) -> int:
 def is_loss(exc: Optional[BaseException], request: Any) -> bool:
     """Whether an exception says that this connection is lost. A ``ConnectionError`` may come from any other one: from a
     database, or a pipe to another process."""
-    if not isinstance(exc, ConnectionError):
-        return False
+    return isinstance(exc, ConnectionError) and is_lost(request)
+
+
+def is_lost(request: Any) -> bool:
+    """Whether this connection is lost."""
     try:
         return is_dead(request) or bool(getattr(request, "input_failed", False))
     except Exception:  # closed, or not a socket

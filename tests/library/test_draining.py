@@ -289,7 +289,7 @@ def test_a_drain_that_blocks_holds_up_neither_the_deadline_nor_the_other_session
     assert server.stats().ended["drain"] >= 1
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError, BrokenPipeError])
 def test_whatever_a_drain_raises_the_other_sessions_are_drained(serve, dial, caplog, error):
     """Row 84."""
 
