@@ -45,7 +45,7 @@ import struct
 import threading
 import time
 import weakref
-from typing import Any, Callable, List, Optional, Tuple, Type, TypeVar
+from typing import Callable, List, Optional, Tuple, Type, TypeVar
 
 from .exceptions import ConnectionClosed, EchoError, SendTimeout
 from .framing import Framing
@@ -55,9 +55,9 @@ from .sockets import (
     buffered,
     is_dead,
     set_send_timeout,
+    share_tls,
     shut_down,
     stock_tls,
-    timed,
     unread,
     wait_for_room,
 )
@@ -124,8 +124,8 @@ class Connection:
         self._encode = framing.encode
         self._encode_many = framing.encode_many
         self._decoder = framing.decoder()
-        self._timed: Any = timed(sock)
-        self._recv: Callable[[int], bytes] = self._timed.recv
+        share_tls(sock)
+        self._recv: Callable[[int], bytes] = sock.recv
         self._read_size = MIN_READ
         self._shrink_below = 0  # bytes; a read of fewer is nearly empty
         self._queue: List[bytes] = []  # encoded
@@ -310,7 +310,7 @@ class Connection:
             self.messages_out += messages
             self.bytes_out += len(data)
             try:
-                self._timed.sendall(data)
+                self.socket.sendall(data)
             except BaseException as exc:  # a signal handler may raise anything, in the middle of a message
                 self.messages_out -= messages
                 self.bytes_out -= len(data)
@@ -368,7 +368,7 @@ class Connection:
         self._end = INPUT_ENDED
         left = unread(self.socket)
         if left is not None:
-            self._recv = _BoundedRead(self.socket, self._timed.recv, left)
+            self._recv = _BoundedRead(self.socket, left)
         _shut(self.socket, socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -407,16 +407,15 @@ class _BoundedRead:
     socket had already taken from the system are not in the number; they come first.
     """
 
-    def __init__(self, sock: socket.socket, recv: Callable[[int], bytes], left: int) -> None:
+    def __init__(self, sock: socket.socket, left: int) -> None:
         self._sock = sock
-        self._recv = recv
         self._left = left
 
     def __call__(self, size: int) -> bytes:
         taken = buffered(self._sock)
         if taken:
-            return self._recv(min(size, taken))
-        data = self._recv(min(size, self._left)) if self._left else b""
+            return self._sock.recv(min(size, taken))
+        data = self._sock.recv(min(size, self._left)) if self._left else b""
         self._left = max(0, self._left - len(data) - buffered(self._sock))
         return data
 

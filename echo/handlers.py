@@ -21,7 +21,7 @@ from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, Protocol
 from .framing import Framing, LineFraming
 from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
-from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger, timed
+from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger
 from .text import format_address, printable
 
 log = logging.getLogger("echo.session")
@@ -233,7 +233,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def stream(self) -> Any:
         """Return what the connection reads from and writes to: the socket. A mixin may return a wrapper of
         ``super().stream()`` with the methods of a socket, to see or change the bytes on their way."""
-        return timed(self.request)  # here, so that a wrapper around it sends each byte once
+        return self.request
 
     def close(self) -> None:
         """End the session, from any thread. Messages sent before are delivered; input that arrives later is ignored."""

@@ -24,7 +24,8 @@ import struct
 import sys
 import threading
 import time
-from typing import Any, Callable, Optional, Union
+import weakref
+from typing import Any, Optional, Union
 
 if sys.platform != "win32":  # Windows has neither of them, and cannot say how much waits in a socket's queues
     import fcntl
@@ -255,9 +256,18 @@ def stock_tls(sock: Any) -> Optional[ssl.SSLSocket]:
     return owner if isinstance(owner, ssl.SSLSocket) else None
 
 
-class TimedTLS:
-    """The input and output of a socket that is, or wraps, an ``ssl.SSLSocket``: for two threads, with the kernel's
-    timeouts.
+def share_tls(sock: Any) -> None:
+    """Let two threads use the ``ssl.SSLSocket`` that ``sock`` is or wraps, one to send and one to receive, and let the
+    kernel's timeouts hold on it."""
+    stock = None if type(sock) is socket.socket else stock_tls(sock)
+    if stock is not None and "read" not in vars(stock):
+        shared = _SharedTLS(stock)
+        # In the object itself: what wraps it, and what its class adds, goes on above.
+        vars(stock).update(read=shared.read, send=shared.send)
+
+
+class _SharedTLS:
+    """The two methods of an ``ssl.SSLSocket`` on which its others rest.
 
     OpenSSL permits no read during a write, and most versions of the ``ssl`` module do not prevent it. Then one thread
     gets the other's result: the input seems to have ended, or bytes never arrive. So each call holds a lock, but no
@@ -267,46 +277,45 @@ class TimedTLS:
     keep its thread for ever.
     """
 
-    __slots__ = ("_lock", "_sock", "_stock")
-
-    is_timed = True  # also for a wrapper that passes its calls on to this
-
-    def __init__(self, sock: Any, stock: ssl.SSLSocket) -> None:
-        self._sock, self._stock = sock, stock
+    def __init__(self, stock: ssl.SSLSocket) -> None:
+        self._stock = weakref.ref(stock)  # which refers to this
         self._lock = threading.RLock()  # a signal handler may send
+        self._timeout = stock.gettimeout()
+        self._holds = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
+    def read(self, *args: Any, **named: Any) -> Any:
+        return self._call(socket.SO_RCVTIMEO, "read", args, named)
 
-    def recv(self, size: int) -> bytes:
-        data: bytes = self._call(socket.SO_RCVTIMEO, self._sock.recv, size)
-        return data
+    def send(self, *args: Any, **named: Any) -> Any:
+        return self._call(socket.SO_SNDTIMEO, "send", args, named)
 
-    def sendall(self, data: bytes) -> None:
-        # Not with the socket's sendall(): nobody would know how much it has sent when it finds no room. A peer may ask
-        # for short records (RFC 6066, max_fragment_length), so that no size is sure to be sent as a whole.
-        left = memoryview(data)
-        while left:
-            left = left[self._call(socket.SO_SNDTIMEO, self._sock.send, left) :]
-
-    def _call(self, option: int, method: Callable[[Any], Any], argument: Any) -> Any:
+    def _call(self, option: int, name: str, args: Any, named: Any) -> Any:
+        stock = self._stock()
+        assert stock is not None
         deadline: Optional[float] = None
         while True:
             with self._lock:
-                before = self._stock.gettimeout()
-                self._stock.settimeout(0.0)
+                is_outer, self._holds = not self._holds, True
+                if is_outer:
+                    self._timeout = stock.gettimeout()
                 try:
-                    return method(argument)
+                    stock.settimeout(0.0)
+                    return getattr(type(stock), name)(stock, *args, **named)
                 except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+                    if self._timeout == 0.0:
+                        raise
                     to_write = isinstance(exc, ssl.SSLWantWriteError)
                 finally:
-                    self._stock.settimeout(before)
+                    if is_outer:
+                        stock.settimeout(self._timeout)
+                        self._holds = False
             if deadline is None:
-                deadline = time.monotonic() + (_kernel_timeout(self._stock, option) or math.inf)
+                limits = self._timeout, _kernel_timeout(stock, option)
+                deadline = time.monotonic() + min((each for each in limits if each is not None), default=math.inf)
             left = deadline - time.monotonic()
             if left <= 0:
-                raise BlockingIOError("timed out")
-            _is_ready(self._stock, min(left, LONGEST_WAIT), to_write=to_write)
+                raise BlockingIOError("timed out") if self._timeout is None else socket.timeout("timed out")
+            _is_ready(stock, min(left, LONGEST_WAIT), to_write=to_write)
 
 
 def has_input(sock: socket.socket, seconds: float) -> bool:
@@ -333,14 +342,6 @@ def shut_down(request: Any, how: int) -> None:
     else:
         with socket.socket(fileno=os.dup(request.fileno())) as plain:
             plain.shutdown(how)
-
-
-def timed(sock: Any) -> Any:
-    """Return ``sock``, or a ``TimedTLS`` over it if the ``ssl`` module encrypts it."""
-    if type(sock) is socket.socket or getattr(sock, "is_timed", False):
-        return sock
-    stock = stock_tls(sock)
-    return sock if stock is None else TimedTLS(sock, stock)
 
 
 def expect_shut_down(sock: Any) -> None:

@@ -269,7 +269,7 @@ class _Connection(Connection):
     def _keep(self, size: int) -> bytes:
         unhandled = self.unhandled
         unhandled.clear()  # those before are in the decoder
-        unhandled.extend(map(self._timed.recv, (size,)))  # in C: no signal handler runs between the read and this
+        unhandled.extend(map(self.socket.recv, (size,)))  # in C: no signal handler runs between the read and this
         return unhandled[0]
 
 

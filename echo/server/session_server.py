@@ -26,7 +26,7 @@ import sys
 import threading
 from typing import Any, Iterable, List, Mapping, Optional
 
-from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, SEND_TIMEOUT, expect_shut_down, linger, prepare
+from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger, prepare
 from ..text import format_address
 from . import forking, threads
 from .access import as_tuple
@@ -275,7 +275,7 @@ class SessionServer(ListeningServer):
         session = self._echo_registry.get(request)
         if session is None:
             if self._echo_registry.was_let_go:  # a child of ForkingMixIn, for example
-                linger(request, send_timeout=SEND_TIMEOUT, shared=True)
+                linger(request, shared=True)
             super().shutdown_request(request)
             return
         session.closing()

@@ -286,10 +286,10 @@ def test_a_read_that_is_interrupted_while_it_waits_loses_no_byte(serve, connect)
 
     class Waiting:
         def recv(self, size):
-            client.connection._timed = sock
+            client.connection.socket = sock
             raise _Interrupted
 
-    sock, client.connection._timed = client.connection._timed, Waiting()
+    sock, client.connection.socket = client.connection.socket, Waiting()
     with pytest.raises(_Interrupted):
         client.recv()
     assert client.echo(b"whole") == b"whole"

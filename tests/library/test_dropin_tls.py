@@ -15,6 +15,7 @@ import threading
 import pytest
 
 import echo
+from echo.mixins.wrapper import SocketWrapper
 from echo.text import format_address
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.background import Background
@@ -334,42 +335,82 @@ def test_the_timeout_of_a_client_holds_over_a_socket_of_stock_tls(stock_pair):
     assert client.recv() == b"late"
 
 
-def test_a_thread_that_sends_is_never_in_the_ssl_module_together_with_one_that_receives(stock_pair):
+def test_a_thread_that_sends_is_never_in_the_ssl_module_together_with_one_that_receives(stock_pair, monkeypatch):
     """Without a lock of its own, that takes one thread's result for the other's, and bytes are lost."""
     ours, theirs = stock_pair
     inside, entered, together = threading.Lock(), threading.Event(), []
 
-    class Alone(Passing):
-        def recv(self, size):
-            return alone(self._sock.recv, size)
+    def alone(method):
+        def call(sock, *args):
+            if sock is not ours:
+                return method(sock, *args)
+            first = inside.acquire(blocking=False)
+            together.extend([method] * (not first))
+            entered.set()
+            try:
+                return method(sock, *args)
+            finally:
+                if first:
+                    inside.release()
 
-        def send(self, data):
-            return alone(self._sock.send, data)
+        return call
 
-    def alone(method, argument):
-        first = inside.acquire(blocking=False)
-        together.extend([method] * (not first))
-        entered.set()
-        try:
-            return method(argument)
-        finally:
-            if first:
-                inside.release()
-
-    connection = echo.Connection(Alone(ours), echo.LineFraming(1 << 20))
-    received = Background(connection.receive)
-    assert entered.wait(DEADLINE)
-    echoed = Background(lambda: theirs.sendall(read_exactly(theirs, 1000001)))  # more than the buffers hold
-    connection.send(b"x" * 1000000)
-    echoed.result()
-    assert received.result() == [b"x" * 1000000]
+    connection = echo.Connection(ours, echo.LineFraming(1 << 20))
+    with monkeypatch.context() as patch:
+        for name in ("read", "send"):
+            patch.setattr(ssl.SSLSocket, name, alone(getattr(ssl.SSLSocket, name)))
+        received = Background(connection.receive)
+        assert entered.wait(DEADLINE)
+        echoed = Background(lambda: theirs.sendall(read_exactly(theirs, 1000001)))  # more than the buffers hold
+        connection.send(b"x" * 1000000)
+        echoed.result()
+        assert received.result() == [b"x" * 1000000]
     assert not together
+
+
+@pytest.mark.parametrize("is_subclass", [False, True], ids=["wrapper", "subclass"])
+def test_what_a_program_has_around_stock_tls_sees_each_byte_once(stock_pair, is_subclass):
+    ours, theirs = stock_pair
+    sent, received = [], []
+
+    class Sees:
+        def sendall(self, data):
+            sent.append(bytes(data))
+            super().sendall(data)
+
+        def recv(self, size):
+            received.append(super().recv(size))
+            return received[-1]
+
+    if is_subclass:
+        ours.__class__ = type("Subclass", (Sees, ssl.SSLSocket), {})
+    else:
+        ours = type("Wrapper", (Sees, SocketWrapper), {})(ours)
+    connection = echo.Connection(ours, echo.LineFraming())
+    connection.send(b"hello")
+    assert read_exactly(theirs, 6) == b"hello\n"
+    theirs.sendall(b"hello, too\n")
+    assert connection.receive() == [b"hello, too"]
+    assert (b"".join(sent), b"".join(received)) == (b"hello\n", b"hello, too\n")
+
+
+@pytest.mark.parametrize("seconds, error", [(0.0, ssl.SSLWantReadError), (0.01, socket.timeout)])
+def test_a_program_may_set_a_timeout_of_its_own_on_stock_tls(stock_pair, seconds, error):
+    ours, theirs = stock_pair
+    connection = echo.Connection(ours, echo.LineFraming())
+    ours.settimeout(seconds)
+    with pytest.raises(error):
+        ours.recv(1)
+    assert ours.gettimeout() == seconds
+    ours.settimeout(None)
+    theirs.sendall(b"hello\n")
+    assert connection.receive() == [b"hello"]
 
 
 def test_a_message_arrives_once_although_its_records_find_no_room_one_by_one(stock_pair, monkeypatch):
     """A peer may ask for records as short as these."""
 
-    def send(sock, data):
+    def send(sock, data, *flags):
         attempts.append(len(data))
         if len(attempts) % 2:
             raise ssl.SSLWantWriteError
