@@ -189,12 +189,17 @@ class ArgumentParser(argparse.ArgumentParser):
         given = args[0] if args else options.get("args")
         given = list(sys.argv[1:] if given is None else given)
         for word in given[: given.index("--") if "--" in given else len(given)]:
-            flag, value = word.partition("=")[::2] if word.startswith("--") else (word[:2], word[2:])
+            flag = word.partition("=")[0] if word.startswith("--") else word[:2]
             if flag in self.mistaken:
                 self.error(f"unknown option {flag}: {self.mistaken[flag]}")
-            if value in ("--", "=--") and word.startswith("-"):  # before Python 3.13 argparse drops such a value
-                self.error(f"argument {flag}: expected one argument")
         return super().parse_known_args(*args, **options)
+
+    def _get_values(self, action: argparse.Action, arg_strings: List[str]) -> Any:
+        lone = action.option_strings and arg_strings == ["--"]
+        values = super()._get_values(action, arg_strings)
+        if lone and values == []:  # before Python 3.13 argparse drops the first of such values: give it one to drop
+            values = super()._get_values(action, ["--", "--"])
+        return values
 
     def error(self, message: str) -> NoReturn:
         fail(self.prog, f"{message}; see --help", 2)

@@ -119,9 +119,9 @@ def test_exit_as_the_last_message_ends_the_session_without_an_error(serve):
     assert handler.reasons == ["exit"]
 
 
-@pytest.mark.parametrize("text", ["a=--", "--a=--", "ab--", "-"])
+@pytest.mark.parametrize("text", ["a=--", "--a=--", "ab--", "-", "--", "=--", "--color red=--"])
 def test_a_message_may_have_dashes_and_an_equals_sign(serve, text):
-    arguments = ["-m", text] if not text.startswith("--") else [f"-m{text}"]
+    arguments = ["-m", text] if " " in text or not text.startswith("--") else [f"-m{text}"]
     assert client(serve(), *arguments) == (0, f"{text}\n".encode(), "")
 
 
@@ -1273,6 +1273,9 @@ def test_a_host_that_the_system_does_not_know_is_one_line():
         (["--framing", "xml"], ["xml", "line", "crlf", "length", "raw"]),
         (["--max-message", "0"], ["invalid size '0'"]),
         (["--max-message", "many"], ["invalid size 'many'"]),
+        (["--insecure=--"], ["ignored explicit argument '--'"]),
+        (["--nosuch=--"], ["unrecognized arguments: --nosuch=--"]),
+        (["--compare=--"], ["cannot use '--'"]),
     ],
 )
 def test_a_usage_error_is_one_line(arguments, words):

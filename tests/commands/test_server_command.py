@@ -292,9 +292,9 @@ def test_a_usage_error_ends_the_process_with_one_line_and_code_2(run):
         (["--verbose"], "--verbose"),
         (["--log-level", "loud"], "loud"),
         (["1", "2"], "2"),
-        (["--handler=--"], "argument --handler: expected one argument"),
-        (["-b--"], "argument -b: expected one argument"),
-        (["-b=--"], "argument -b: expected one argument"),
+        (["--handler=--"], "invalid class '--'"),
+        (["-i--"], "invalid duration '--'"),
+        (["-i=--"], "invalid duration '--'"),
         (["0", "--proxy-protocol", "--handshake-timeout", "1s"], "echo.server: --handshake-timeout is 1.0 s; "),
     ],
 )
