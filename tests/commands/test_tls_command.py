@@ -350,10 +350,13 @@ def test_a_client_reports_an_expired_certificate(secure, client, certificates, l
 @pytest.mark.parametrize(
     "number, words",
     [
+        (7, "certificate signature failure; give the CA that issued it as --cacert"),  # another with the same name
         (12, "CRL has expired; give a current revocation list (CRL) of its issuer in --cacert"),
         (18, "self-signed certificate; give the CA that issued it as --cacert"),
         (23, "certificate revoked; the server's owner has to renew it"),
+        (26, "unsuitable certificate purpose; check the server's certificate"),
         (66, "EE certificate key too weak; the server's owner has to renew it"),
+        (79, "invalid CA certificate; give the CA that issued it as --cacert"),
     ],
 )
 def test_each_reason_why_a_certificate_is_rejected_has_its_own_advice(monkeypatch, number, words):

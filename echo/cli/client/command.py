@@ -345,8 +345,9 @@ def _family(options: argparse.Namespace) -> int:
 
 
 _CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
-    **dict.fromkeys((2, 18, 19, 20, 21), "give the CA that issued it as --cacert"),
+    **dict.fromkeys((2, 7, 18, 19, 20, 21, 24, 79), "give the CA that issued it as --cacert"),
     **dict.fromkeys((3, 11, 12), "give a current revocation list (CRL) of its issuer in --cacert"),
+    **dict.fromkeys((10, 23, 66), "the server's owner has to renew it"),
     **dict.fromkeys((62, 64), "give the name in it as --sni"),
     9: "it is not valid yet; check this machine's clock",
 }
@@ -399,7 +400,7 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     except UnicodeError:
         why = f"invalid host name {options.host!r}: check it"
     except ssl.SSLCertVerificationError as exc:
-        advice = _CERTIFICATE_ADVICE.get(exc.verify_code, "the server's owner has to renew it")
+        advice = _CERTIFICATE_ADVICE.get(exc.verify_code, "check the server's certificate")
         why = f"TLS with {where} failed: {explain(exc)}; {advice}"
     except ssl.SSLError as exc:
         why = f"TLS with {where} failed: {explain(exc)}; check that the server uses TLS, and what it requires"
