@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
 import random
@@ -47,7 +48,8 @@ REDRAWN = SECOND // 5
 POINTS = 50
 """Number of points that the time series of a bench is to have at least."""
 
-_DIED = "a process of the load has died"
+_LOAD = "a process of the load"
+_DIED = f"{_LOAD} has died"
 
 
 def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any, List[int]]]:
@@ -56,7 +58,9 @@ def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any, List[int]]]:
     count = max(1, min(plan.connections, processors() // 2))  # half of the processors: the server needs the others
     context = multiprocessing.get_context("spawn")  # the only method that all systems have
     try:
-        os.stat(".")  # a new process enters this folder, and would end with a traceback
+        # A new process enters this folder by its whole path, and would end with a traceback.
+        folder = multiprocessing.process.ORIGINAL_DIR  # type: ignore[attr-defined]
+        os.stat(os.path.join(folder or "", "."))
     except PermissionError as exc:  # sudo -u somebody, in a folder of root's
         raise PermissionError(exc.errno, "the current folder cannot be entered") from None
     if hasattr(signal, "pthread_sigmask"):
@@ -156,17 +160,19 @@ class Bench:
         for pipe, process, lanes in self._start_load(self._plan):
             self._pipes[pipe] = lanes
             self._processes.append(process)
-        for pipe in self._pipes:
+        for pipe, process in zip(self._pipes, self._processes):
             try:
                 answer = pipe.recv()
             except EOFError:
-                raise ConnectionClosed(_DIED) from None
+                process.join()
+                code = process.exitcode  # negative: the number of a signal
+                raise ConnectionClosed(_DIED if code < 0 else f"{_LOAD} has ended with code {code}") from None
             if isinstance(answer, OSError):
                 raise answer
             if not self._plan.new_connection:  # else it was only to see whether the server is there
                 for took in answer:
                     self._connect_times.add(took)
-            self._report.detail(f"a process of the load has {plural(len(answer), 'connection')}")
+            self._report.detail(f"{_LOAD} has {plural(len(answer), 'connection')}")
 
     def close(self) -> None:
         """Kill the processes."""

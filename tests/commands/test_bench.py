@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import threading
+from unittest import mock
 
 import pytest
 
@@ -1055,6 +1056,20 @@ def test_a_process_of_the_load_that_dies_is_reported(serve, start_bench):
     code, text = finish(process)
     assert code == 1
     assert rows(text)["errors"] == "1 x a process of the load has died"
+
+
+@pytest.mark.parametrize(("exitcode", "words"), [(-9, "has died"), (1, "has ended with code 1")])
+def test_a_process_of_the_load_that_ends_before_it_connects_has_died_only_of_a_signal(exitcode, words):
+    def start_load(plan):
+        ours, theirs = multiprocessing.Pipe()
+        theirs.close()
+        yield ours, mock.Mock(exitcode=exitcode), [0]
+
+    network = Network(Service, echo.LineFraming())
+    options = {"connections": 1, "duration": 1, "size": 64, "depth": None, "rate": None, "timeout": 1.0}
+    bench = Bench(network, network.framing, Report(print), start_load=start_load, **options)
+    with contextlib.closing(bench), pytest.raises(echo.ConnectionClosed, match=f"^a process of the load {words}$"):
+        bench.connect()
 
 
 def test_a_process_that_dies_takes_no_message_along():

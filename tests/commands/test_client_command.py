@@ -1135,22 +1135,27 @@ IN_A_LOCKED_FOLDER = """\
 import encodings.idna, os, sys
 from echo.cli.client.command import main
 from echo.measure import bench
-os.chmod(".", 0)
+os.chmod(sys.argv[-1], 0)
 if os.getuid() == 0:  # root may enter every folder
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-sys.exit(main(sys.argv[3:]))
+sys.exit(main(sys.argv[3:-1]))
 """
-"""``python -c IN_A_LOCKED_FOLDER -m echo.client ...``. It imports what it needs before it gives up its rights."""
+"""``python -c IN_A_LOCKED_FOLDER -m echo.client ... FOLDER``. It imports all before it gives up its rights."""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs users")
-def test_a_bench_in_a_folder_that_the_user_may_not_enter_ends_with_one_line(run, tmp_path):
+@pytest.mark.parametrize("locked", [".", ".."])
+def test_a_bench_in_a_folder_that_the_user_may_not_enter_ends_with_one_line(run, tmp_path, locked):
     """Row 57: its processes ended with a traceback, and the network was blamed."""
-    bench = run("echo.client", "127.0.0.1:1", "--bench", cwd=str(tmp_path), python_options=("-c", IN_A_LOCKED_FOLDER))
+    folder = tmp_path / "parent" / "current"
+    folder.mkdir(parents=True)
+    python = ("-c", IN_A_LOCKED_FOLDER)
+    bench = run("echo.client", "127.0.0.1:1", "--bench", locked, cwd=str(folder), python_options=python)
     assert bench.finish() == (1, b"")
-    os.chmod(str(tmp_path), 0o700)
+    os.chmod(str(tmp_path / "parent"), 0o700)
+    os.chmod(str(folder), 0o700)
     why = "cannot connect to 127.0.0.1:1: the current folder cannot be entered; change to another one"
     assert bench.log == f"echo.client: {why}\n"
 
@@ -1209,6 +1214,7 @@ def test_a_host_that_cannot_be_found_is_one_line(monkeypatch):
         (TimeoutError("the look-up of the name took more than 1 s"), ["check its name, and the name servers"]),
         (OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)), ["close other programs"]),
         (OSError("a process of the load has died"), ["something on this machine has killed it"]),
+        (OSError("a process of the load has ended with code 1"), ["the lines above may say why"]),
         (OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)), ["check the address, the network, firewalls"]),
     ],
     ids=lambda value: type(value).__name__,

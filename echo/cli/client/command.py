@@ -366,7 +366,8 @@ _ADVICE = {  # by words of our own errors
     "local ports": "wait a minute, ask for fewer connections, or widen net.ipv4.ip_local_port_range",
     "look-up": "check its name, and the name servers",
     "source address": "give an address of this machine as --source",
-    "process of the load": "something on this machine has killed it, perhaps for want of memory",
+    "load has ended": "the lines above may say why",
+    "load has died": "something on this machine has killed it, perhaps for want of memory",
     "current folder": "change to another one",
 }
 
