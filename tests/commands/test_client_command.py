@@ -128,9 +128,11 @@ def test_a_message_may_have_dashes_and_an_equals_sign(serve, text):
 def test_messages_after_exit_are_reported_as_missing(serve):
     done = client(serve(), "-m", "one", "-m", "exit", "-m", "two", "-m", "three")
     assert done[:2] == (1, b"one\n")
-    assert one_complaint(done, "exit has ended the session; 2 of 3 replies are missing; send it last\n")
-    done = client(serve(), "-m", "exit", "-m", "one")  # no byte comes, and the server does not refuse the client
-    assert one_complaint(done, "exit has ended the session; 1 of 1 replies are missing; send it last\n")
+    assert one_complaint(done, "2 of 3 replies are missing; exit ends a session: send it last\n")
+    done = client(serve(), "-m", "exit", "-m", "one")  # no byte comes, as from a server that refuses the client
+    assert one_complaint(
+        done, "1 of 1 replies are missing; exit ends a session: send it last; the server may refuse this client"
+    )
 
 
 def test_messages_after_the_servers_end_are_reported_as_missing(serve):

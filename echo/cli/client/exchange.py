@@ -9,7 +9,7 @@ import time
 from typing import Callable, List
 
 from ...client.client import Client
-from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, IncompleteMessage
+from ...exceptions import ConnectionClosed, EchoMismatch, IncompleteMessage
 from ...measure.report import Report, microseconds, milliseconds
 from ...protocol import is_exit
 from ...text import escape, plural
@@ -65,10 +65,8 @@ class Exchange:
         except (ConnectionClosed, IncompleteMessage) as exc:
             left = self._due - self._received
             if left:
-                missing = f"{left} of {self._due} replies are missing"
-                if is_exit(message):
-                    raise EchoError(f"exit has ended the session; {missing}; send it last") from exc
-                raise ConnectionClosed(f"{exc}; {missing}") from exc
+                advice = "; exit ends a session: send it last" if is_exit(message) else ""
+                raise ConnectionClosed(f"{exc}; {left} of {self._due} replies are missing{advice}") from exc
             return False
         finally:
             took = time.perf_counter_ns() - began
