@@ -37,7 +37,7 @@ from ...version import __version__
 from .. import arguments
 from . import systemd
 from .command_log import Log
-from .failures import advice, log_failure, shortage
+from .failures import log_failure, shortage
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
@@ -94,9 +94,9 @@ def _run(options: argparse.Namespace, process: Process, log: Log) -> int:
     try:
         server = _server(options, files, process)
     except ValueError as exc:
-        todo = advice(exc.__cause__)
-        if todo is not None:  # a service manager may start it again
-            arguments.fail(PROG, f"{exc}; {todo}", 1)
+        lack = shortage(exc.__cause__)
+        if lack is not None:  # a service manager may start it again
+            arguments.fail(PROG, f"{exc}; {lack[1]}", 1)
         arguments.fail(PROG, f"{_by_options(str(exc))}; see --help", 2)
     except OSError as exc:
         arguments.fail(PROG, why_not_listening(exc, files.address()), 1)
@@ -296,10 +296,11 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
         server.ssl_context = again["ssl_context"]
     except Exception as exc:  # whatever it is, the next SIGHUP needs this thread
         before = files.lacks
-        files.lacks = any(shortage(each) for each in (exc, exc.__context__) if each is not None)
+        lack = shortage(exc)
+        files.lacks = lack is not None
         if not (before and files.lacks):  # each shortage once
             text = "SIGHUP: %s; all stays as it was" + ("; trying again" if files.lacks else "")
-            why = str(exc) or shortage(exc) or type(exc).__name__  # a MemoryError has no text
+            why = str(exc) or "; ".join(lack or [type(exc).__name__])  # a MemoryError has no text
             log_event(logging.WARNING, "reload-failed", text, why, why=why)
     else:
         files.lacks = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import Optional
+import os
+from typing import List, Optional, Tuple
 
 from ...running import SHORTAGES
 from ...server.reporting import log_event
@@ -15,20 +16,23 @@ SHORTAGE = 75
 _THREADS = "close other programs, or raise the limit of processes and threads (ulimit -u)"
 
 
-def advice(exc: Optional[BaseException]) -> Optional[str]:
-    """Return what to do if a shortage is the reason for an exception; else None."""
-    if isinstance(exc, MemoryError):
-        return SHORTAGES[errno.ENOMEM]
-    if isinstance(exc, RuntimeError) and "start new thread" in str(exc):
-        return _THREADS
-    return SHORTAGES.get(exc.errno or 0) if isinstance(exc, OSError) else None
-
-
-def shortage(exc: BaseException) -> Optional[str]:
-    """Return a text with the shortage and advice if a shortage is the reason for an exception; else None."""
-    todo = advice(exc)
-    what = "out of memory" if isinstance(exc, MemoryError) else getattr(exc, "strerror", None) or str(exc)
-    return None if todo is None else f"{what}; {todo}"
+def shortage(exc: Optional[BaseException]) -> Optional[Tuple[str, str]]:
+    """Return what the system lacks, and what to do, if that is the reason for an exception or for one that led to it;
+    else None."""
+    seen: List[int] = []
+    while exc is not None and id(exc) not in seen:  # a module may make a loop of them
+        seen.append(id(exc))
+        if isinstance(exc, MemoryError):
+            return "out of memory", SHORTAGES[errno.ENOMEM]
+        if isinstance(exc, RuntimeError) and "start new thread" in str(exc):
+            return str(exc), _THREADS
+        for number in SHORTAGES:
+            text = os.strerror(number)
+            in_loader = isinstance(exc, ImportError) and text in str(exc)  # of a module in C
+            if in_loader or (isinstance(exc, OSError) and exc.errno == number):
+                return text, SHORTAGES[number]
+        exc = exc.__cause__ or exc.__context__
+    return None
 
 
 def log_failure(exc: Exception) -> bool:
@@ -37,5 +41,5 @@ def log_failure(exc: Exception) -> bool:
     if lack is None:
         log_event(logging.ERROR, "error", "the server has failed", exc_info=exc)
     else:
-        log_event(logging.ERROR, "error", "the server cannot run: %s", lack)
+        log_event(logging.ERROR, "error", "the server cannot run: %s; %s", *lack)
     return lack is not None

@@ -114,7 +114,8 @@ def _load(spec: str) -> Any:
     except Stopped:  # by a signal
         raise
     except BaseException as exc:
-        why = f"importing {module_name} failed: {type(exc).__name__}: {_one_line(exc)}"
+        kind, text = type(exc).__name__, _one_line(exc)
+        why = f"importing {module_name} failed: {kind}: {text}" if text else f"importing {module_name} failed: {kind}"
         raise ValueError(f"{why}; {_GUARD}" if isinstance(exc, SystemExit) else why) from exc
     if thing is None:
         advice = _other_file(imported, module_name) or _handlers(holder, module_name) or "check its name"
