@@ -658,6 +658,13 @@ def test_no_history_is_kept_in_a_home_that_is_not_a_folder_of_its_own(home, monk
     assert history_file() is None
 
 
+@pytest.mark.parametrize("name, value", [("ECHO_HISTFILE", "~/h"), ("XDG_STATE_HOME", "/nonexistent/state")])
+def test_no_history_is_kept_below_a_home_that_is_missing(home, monkeypatch, name, value):
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv(name, value)
+    assert history_file() is None
+
+
 def test_a_tilde_in_echo_histfile_is_the_users_home(home, tmp_path, monkeypatch):
     monkeypatch.setenv("ECHO_HISTFILE", "~/history")
     assert history_file() == str(tmp_path / "history")

@@ -1,7 +1,7 @@
 """The history of typed lines, for the arrow keys. It is a file in the state directory of the XDG specification.
 
 ``$ECHO_HISTFILE`` names another file. If that is empty or not a regular file, such as ``/dev/null``, no history is
-kept; nor is it if the user's home is unknown or missing. A problem with the file is not an error of the session.
+kept; nor is it in the user's home if that is unknown or missing. A problem with the file is no error of the session.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ KEPT_LINES = 1000
 
 def history_file() -> Optional[str]:
     """The path of the file; None if no history is kept."""
-    path = os.environ.get("ECHO_HISTFILE")
+    path, home = os.environ.get("ECHO_HISTFILE"), os.path.expanduser("~")
     if path is None:
         state = os.environ.get("XDG_STATE_HOME", "")
         if not os.path.isabs(state):  # the specification says to ignore a relative path
-            home = os.path.expanduser("~")
-            if os.environ.get("HOME") == "" or not (os.path.isabs(home) and os.path.isdir(home)):
-                return None  # it is unknown or, as that of many services, missing
+            if os.environ.get("HOME") == "" or not os.path.isabs(home):
+                return None
             state = os.path.join(home, ".local", "state")
         path = os.path.join(state, "echo", "history")
     elif path.startswith("~"):  # a shell expands it, but not between quotes; an env file never does
         path = os.path.expanduser(path)
         if path.startswith("~"):
             return None
+    if not os.path.isdir(home) and path.startswith(os.path.join(home, "")):
+        return None  # the home is missing, as that of many services: root would make it
     if not path or (os.path.exists(path) and not os.path.isfile(path)):
         return None
     return path
