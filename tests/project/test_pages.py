@@ -14,6 +14,7 @@ import textwrap
 import pytest
 
 import echo
+from echo.cli.client import prompt
 from echo.cli.client.command import GROUPS as CLIENT_GROUPS
 from echo.cli.reference import command_tables, options_table
 from echo.cli.server.options import GROUPS as SERVER_GROUPS
@@ -221,6 +222,12 @@ def test_the_reference_has_every_end_reason():
     described = named_in(row[0] for row in rows_of("end-reasons.md"))
     errors = {error.reason for error in vars(echo).values() if isinstance(error, type) and issubclass(error, Exception)}
     assert described == errors | {"exit", "eof", "drain", "denied", "limit", "handshake", "proxy"}
+
+
+def test_the_reference_has_every_signal_that_ends_the_client_at_its_prompt():
+    section = text_of(os.path.join("docs", "reference", "signals.md")).partition("## The client command")[2]
+    sentence = section.partition("At the prompt, ")[2].partition(" end the")[0]
+    assert re.findall(r"SIG\w+", sentence) == list(prompt._ENDING)
 
 
 def test_the_reference_has_every_event_of_the_log():
