@@ -167,8 +167,9 @@ def test_a_programs_own_handler_of_its_log_does_not_log_for_ever():
 def test_a_stream_that_a_handlers_module_makes_of_stderr_is_logged(capfd):
     with captured_stderr() as stream:
         stream.log = Lines()
-        assert (stream.name, stream.buffer.fileno()) == ("<stderr>", stream.fileno())
+        assert (stream.buffer.mode, stream.buffer.fileno()) == ("wb", stream.fileno())
         sys.stderr = io.TextIOWrapper(sys.stderr.detach(), encoding="utf-8", line_buffering=True)
+        assert stream.name == sys.stderr.name == "<stderr>"
         print("hello", file=sys.stderr)
         sys.stderr = stream
         print("again", file=sys.stderr)

@@ -109,6 +109,9 @@ def _writer() -> _Writer:
 class _Bytes(io.RawIOBase):
     """``sys.stderr.buffer``."""
 
+    name = "<stderr>"
+    mode = "wb"
+
     def __init__(self, stream: Stderr) -> None:
         self._stream = stream
 
