@@ -373,7 +373,7 @@ def test_each_reason_why_a_certificate_is_rejected_has_its_own_advice(monkeypatc
     assert one_complaint(outcome, f"its certificate is not accepted: {words}\n")
 
 
-@pytest.mark.parametrize("name", ["", "a..b", "x" * 64])
+@pytest.mark.parametrize("name", ["", "a..b", "x" * 64, "\u2024", "\u2024a"])
 def test_a_name_that_no_certificate_can_have_is_a_usage_error(name):
     """Row 60: the host was called invalid."""
     outcome = call_client("localhost:1", "--tls", "--insecure", "--sni", name, "-m", "hello")

@@ -290,7 +290,7 @@ def _percentiles(text: str) -> List[float]:
 
 def _server_name(text: str) -> str:
     try:
-        valid = bool(text.encode("idna"))
+        valid = text.encode("idna")[:1] not in (b"", b".")  # other characters, too, stand for a dot
     except UnicodeError:
         valid = False
     if not valid:
