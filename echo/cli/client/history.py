@@ -1,7 +1,7 @@
 """The history of typed lines, for the arrow keys. It is a file in the state directory of the XDG specification.
 
 ``$ECHO_HISTFILE`` names another file. If that is empty or not a regular file, such as ``/dev/null``, no history is
-kept; nor is it in the user's home if that is unknown or missing. A problem with the file is no error of the session.
+kept; nor is it in the user's home if that is unknown or missing. A problem with the file does not end the session.
 """
 
 from __future__ import annotations
