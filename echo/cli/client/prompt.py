@@ -64,7 +64,7 @@ class Prompt:
         self._helper: Optional[threading.Thread] = None
 
     def __enter__(self) -> Prompt:
-        handlers = dict.fromkeys(_ENDING, self._die)
+        handlers: Dict[str, Any] = dict.fromkeys(_ENDING, self._die)
         handlers.update(SIGINT=self._interrupt, SIGTSTP=self._stop, SIGCONT=self._continue)
         if _HAS_SIGNALS:
             self._wake, self._wake_end = os.pipe()
