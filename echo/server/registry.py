@@ -258,9 +258,12 @@ class Registry:
         with self._lock:
             return list(self._live.values())
 
-    def serves(self, thread_id: int) -> bool:
-        """Whether this thread is one of the sessions'."""
-        return any(session.thread_id == thread_id for session in self.sessions())
+    def serves(self, thread_id: int, client_address: Any = _ANY) -> bool:
+        """Whether this thread is one of the sessions'; with ``client_address``, that of a session with this client."""
+        return any(
+            session.thread_id == thread_id and (client_address is _ANY or session.is_from(client_address))
+            for session in self.sessions()
+        )
 
     def is_locked_here(self) -> bool:
         """Whether the calling thread holds the registry's lock."""

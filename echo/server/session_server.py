@@ -196,7 +196,10 @@ class SessionServer(ListeningServer):
             self._echo_end_session(session)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Make the handler, which serves the session. ``request`` may be a wrapper of what was accepted (TLS)."""
+        """Make the handler, which serves the session. ``request`` may be a wrapper of what was accepted (TLS).
+
+        A wrapper without a descriptor is the session's if this is the session's thread and client. A thread may also
+        serve a client that the program has accepted itself, so the thread alone does not decide."""
         session = self._echo_registry.find(request, client_address)
         if session is not None:
             if session.opening is not None:
@@ -209,7 +212,7 @@ class SessionServer(ListeningServer):
                 session.wrapped(request)
             if type(request) is not socket.socket:
                 expect_shut_down(request)
-        else:  # accepted by a program's own loop
+        elif not self._echo_registry.serves(threading.get_ident(), client_address):  # accepted by a program's own loop
             self._echo_admission.check_unknown(self, request, client_address)
         forking.call(self.RequestHandlerClass, request, client_address, self)
 

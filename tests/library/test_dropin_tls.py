@@ -679,6 +679,57 @@ def test_whatever_a_subclass_replaces_a_client_that_its_header_does_not_let_in_g
         assert server.stats().ended == {}
 
 
+class Counted:
+    """An object of a program's own with just the calls that its handler needs, and no descriptor."""
+
+    def __init__(self, sock):
+        self.recv, self.sendall = sock.recv, sock.sendall
+
+
+class Counting(echo.Server):
+    def finish_request(self, request, client_address):
+        super().finish_request(Counted(request), client_address)
+
+
+class Hello(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(self.request.recv(100).upper())
+
+
+@pytest.mark.parametrize("option", ["ssl_context", "proxy_protocol", "max_connections_per_host"])
+def test_a_client_that_the_server_has_accepted_is_served_in_an_object_without_a_descriptor(
+    dial, dial_tls, context, option
+):
+    """It was taken for one that the program had accepted itself, or for a second one of its host."""
+    value = {"ssl_context": context, "proxy_protocol": True}.get(option, 1)
+    with Counting(("127.0.0.1", 0), Hello, **{option: value}).start() as server:
+        client = (dial_tls if option == "ssl_context" else dial)(server)
+        if option == "proxy_protocol":
+            client.sendall(HEADER)
+        client.sendall(b"hello")
+        assert read_all(client) == b"HELLO"
+
+
+def test_a_client_that_a_handler_accepts_itself_in_its_sessions_thread_is_not_served_in_clear(dial, dial_tls, context):
+    """Row 61."""
+    refused = []
+
+    class Accepting(socketserver.BaseRequestHandler):
+        def handle(self):
+            dial(listener.getsockname())
+            request, address = listener.accept()
+            with request:
+                try:
+                    self.server.finish_request(request, address)
+                except TypeError as exc:
+                    refused.append(str(exc))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with Counting(("127.0.0.1", 0), Accepting, ssl_context=context).start() as server:
+            assert read_all(dial_tls(server)) == b""
+    assert len(refused) == 1 and "only the server itself can accept clients" in refused[0]
+
+
 class AFileOfItsSocket(echo.Server):
     def process_request(self, request, client_address):
         threading.Thread(target=self.work, args=(request,)).start()
