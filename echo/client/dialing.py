@@ -29,6 +29,10 @@ ATTEMPT_DELAY = 0.25
 """Seconds after which the next address is tried, too, if no attempt has succeeded or failed; fewer if the time is
 short."""
 
+FIRST_LINE = 0.5
+"""Least seconds that the thread of a look-up has to begin. If it does not, the caller looks the name up itself, which
+has no limit: a thread that is only late, on a busy machine, must not cause that."""
+
 BACKLOG_PAUSE = 0.02
 """Seconds between two attempts to connect to a Unix socket whose server accepts nobody for now."""
 
@@ -63,8 +67,8 @@ def look_up(host: str, port: int, timeout: Optional[float], family: int = 0) -> 
 
     thread = Thread(target=ask, name="echo-look-up", daemon=True)
     try:
-        thread.start(None if timeout is None else timeout / 2)
-    except RuntimeError:  # the system has no thread now
+        thread.start(None if timeout is None else max(timeout / 2, FIRST_LINE))
+    except RuntimeError:  # the system has no thread now, or no memory for its first line
         ask()
     else:
         thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))

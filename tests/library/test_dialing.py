@@ -201,6 +201,19 @@ def test_name_servers_that_do_not_answer_are_given_up_in_time(slow_resolver):
         echo.connect(("localhost", 9), timeout=0.02)
 
 
+def test_a_thread_that_begins_late_keeps_the_deadline_of_the_look_up(slow_resolver, monkeypatch):
+    """On a busy machine. The name was looked up without a limit instead, in the caller's thread."""
+
+    def late(thread, bootstrap=threading.Thread._bootstrap):
+        time.sleep(0.05)
+        bootstrap(thread)
+
+    monkeypatch.setattr(dialing, "FIRST_LINE", DEADLINE)
+    monkeypatch.setattr(threading.Thread, "_bootstrap", late)
+    with pytest.raises(TimeoutError, match="the look-up of the name took more than"):
+        dialing.look_up("localhost", 9, 0.02)
+
+
 def test_an_address_is_not_looked_up(serve, slow_resolver):
     with echo.connect(serve().server_address, timeout=DEADLINE) as client:
         assert client.echo(b"hi") == b"hi"
@@ -214,6 +227,7 @@ def no_thread(thread):
 def test_without_a_thread_the_name_is_looked_up_in_the_callers(monkeypatch, method, replacement):
     """A thread without memory for its first line (``_bootstrap``) must not take longer than the deadline."""
     monkeypatch.setattr("echo.beginning.PATIENCE", DEADLINE)
+    monkeypatch.setattr(dialing, "FIRST_LINE", 0.05)
     monkeypatch.setattr(threading.Thread, method, replacement)
     began = time.monotonic()
     assert dialing.look_up("localhost", 9, 0.1)
