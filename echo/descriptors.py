@@ -51,7 +51,7 @@ def duplicate(descriptor: int) -> Owned:
 
 
 def open_missing() -> None:
-    """Open the null device in place of each standard descriptor that is closed.
+    """Open the null device in place of each standard descriptor that is closed, if it can be opened.
 
     Otherwise the next file or socket gets its number, and what a library or a child writes to standard error goes
     there. ``sys.stdin`` and ``sys.stdout`` remain None.
@@ -60,7 +60,7 @@ def open_missing() -> None:
         try:
             os.fstat(number)
         except OSError:
-            with contextlib.suppress(FileNotFoundError):  # a bare chroot has none
+            with contextlib.suppress(OSError):  # a bare chroot has none, for example
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
 
 

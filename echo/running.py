@@ -280,6 +280,7 @@ def run(
     constructor gets the options.
 
     The log goes to stderr at the level INFO, unless ``logging`` has been configured. It begins with the address.
+    In place of each standard descriptor that is closed, the null device is opened, if the system has one.
 
     SIGINT (Ctrl-C) or SIGTERM stops accepting, and lets the sessions answer what has arrived, within
     ``shutdown_timeout``. A second signal cuts what is left. After that the handlers of both signals are as before. So

@@ -300,16 +300,19 @@ def test_a_server_without_standard_descriptors_serves_and_ends_with_code_0(run, 
     assert server.terminate() == 0
 
 
-BARE = "import os; os.devnull = '/nonexistent'; from echo.cli.{0}.command import {1}; {1}()"
+BARE = "import os; os.devnull = {0!r}; from echo.cli.{1}.command import {2}; {2}()"
 """A program that starts a command as in a folder of ``chroot`` without devices."""
 
 
-def test_a_system_without_the_null_device_is_no_traceback(run):
+@pytest.mark.parametrize(
+    "device, why", [("/nonexistent", "No such file or directory"), (f"{os.devnull}/null", "Not a directory")]
+)
+def test_a_system_without_the_null_device_is_no_traceback(run, device, why):
     """Row 46."""
-    server = run("0", program=[sys.executable, "-c", BARE.format("server", "run")])
+    server = run("0", program=[sys.executable, "-c", BARE.format(device, "server", "run")])
     assert server.finish() == (1, b"")
-    assert server.log == "echo.server: cannot open /nonexistent: No such file or directory\n"
-    program = ["sh", "-c", """exec "$0" "$@" <&-""", sys.executable, "-c", BARE.format("client", "main")]
+    assert server.log == f"echo.server: cannot open {device}: {why}\n"
+    program = ["sh", "-c", """exec "$0" "$@" <&-""", sys.executable, "-c", BARE.format(device, "client", "main")]
     client = run("--version", program=program)
     assert client.finish() == (0, f"echo.client {echo.__version__}\n".encode())
 
