@@ -20,7 +20,9 @@ _TEMPLATE: Dict[str, Any] = dict(vars(logging.LogRecord("", 0, "", 0, "", None, 
 if hasattr(os, "register_at_fork"):  # a forked worker has a process number of its own
     os.register_at_fork(after_in_child=lambda: _TEMPLATE.update(process=os.getpid()))
 _STARTED = time.time() - _TEMPLATE["relativeCreated"] / 1000
-_LOG, _MAKE_RECORD = logging.Logger._log, logging.Logger.makeRecord
+OF_LOGGING = vars(logging)
+"""The ``__globals__`` of each function of the ``logging`` module. A method has others if a program has replaced it,
+maybe before this import."""
 
 
 def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
@@ -53,11 +55,11 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
 
 
 def makes_plain_records(logger: Any) -> bool:
-    """Whether ``logger`` is a ``Logger`` whose records are those of the ``logging`` module: neither its class nor a
-    record factory changes them."""
+    """Whether ``logger`` is a ``Logger`` whose records are those of the ``logging`` module: neither its class, nor a
+    method that a program has replaced, nor a record factory changes them."""
     return (
         isinstance(logger, logging.Logger)
-        and type(logger).makeRecord is _MAKE_RECORD
-        and type(logger)._log is _LOG
+        and getattr(logger.makeRecord, "__globals__", None) is OF_LOGGING
+        and getattr(logger._log, "__globals__", None) is OF_LOGGING
         and logging.getLogRecordFactory() is logging.LogRecord
     )

@@ -619,11 +619,8 @@ class Listener(logging.Handler):
         self.records.append(record)
 
 
-def no_record_is_made(monkeypatch, logger):
-    def handle(record):
-        raise AssertionError("a record was made")
-
-    monkeypatch.setattr(logger, "handle", handle)
+def no_record(*args):
+    raise AssertionError("a record was made")
 
 
 @pytest.fixture
@@ -647,7 +644,7 @@ def test_a_text_queue_gets_lines_that_read_as_those_of_records(pipe, logger, hol
     with LogQueue(writer, TextFormatter()) as queue:
         logger.addHandler(queue)
         peers = [hold_session(echo.LoggingMixin)]
-        no_record_is_made(monkeypatch, logger)
+        monkeypatch.setattr("echo.mixins.logging.emit", no_record)
         peers.append(hold_session(QueueLoggingMixin, echo.LoggingMixin))
     os.close(writer)
     sessions = [[], []]
@@ -735,7 +732,9 @@ def test_a_json_log_gets_the_fields(pipe, logger, hold_session):
     assert received["message"] == f"{peer} received 5 bytes: hello"
 
 
-def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_other_handler_shares(pipe, logger):
+def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_other_handler_shares(
+    pipe, logger, monkeypatch
+):
     class Record(logging.LogRecord):
         pass
 
@@ -765,7 +764,11 @@ def test_lines_are_enough_only_for_a_text_queue_that_nothing_filters_and_no_othe
         for name in ("_log", "makeRecord", "handle", "callHandlers"):
             logger.__class__ = type("Own", (logging.Logger,), {name: lambda *_: None})
             assert only_queue(logger) is None
-        logger.__class__ = logging.Logger
+            logger.__class__ = logging.Logger
+            for place in (logging.Logger, logger):
+                with monkeypatch.context() as patch:
+                    patch.setattr(place, name, lambda *_: None)
+                    assert only_queue(logger) is None
         assert only_queue(logger) is queue
         for formatter in (ColorFormatter(), TextFormatter(with_thread=True)):  # these formats need more than a line has
             queue.formatter = formatter

@@ -199,8 +199,10 @@ def test_a_logger_adapter_logs_each_record(serve, dial, caplog, mixins):
 
 
 @pytest.mark.parametrize("mixins", [(), (QueueLoggingMixin,)], ids=["library", "command"])
+@pytest.mark.parametrize("is_object", [False, True], ids=["class", "object"])
 @pytest.mark.parametrize("method", ["makeRecord", "_log"])
-def test_a_logger_class_of_the_programs_own_makes_each_record(serve, dial, mixins, method):
+def test_a_logger_class_of_the_programs_own_makes_each_record(serve, dial, mixins, method, is_object):
+    """So does a method that a program has replaced in one logger."""
     records = []
 
     class Own(logging.Logger):
@@ -215,8 +217,13 @@ def test_a_logger_class_of_the_programs_own_makes_each_record(serve, dial, mixin
         def handle(self, record):
             records.append((record.event, record.request))
 
-    delattr(Own, "_log" if method == "makeRecord" else "makeRecord")
-    handler = type("Handler", (*mixins, Logged), {"log": Own("own", logging.INFO)})
+    log = Own("own", logging.INFO)
+    if is_object:
+        setattr(log, method, getattr(log, method))
+        del Own._log, Own.makeRecord
+    else:
+        delattr(Own, "_log" if method == "makeRecord" else "makeRecord")
+    handler = type("Handler", (*mixins, Logged), {"log": log})
     with dial(serve(handler)) as client:
         client.sendall(b"hello\n")
         client.shutdown(socket.SHUT_WR)

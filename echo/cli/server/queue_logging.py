@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional
 
 from ...logs.log_handlers import LogQueue
 from ...mixins.logging import SessionLoggingMixin
-from ...mixins.records import makes_plain_records
+from ...mixins.records import OF_LOGGING, makes_plain_records
 
 
 class QueueLoggingMixin(SessionLoggingMixin):
@@ -52,7 +52,8 @@ def only_queue(logger: Any) -> Optional[LogQueue]:
     """
     if not makes_plain_records(logger) or logger.filters:
         return None
-    if any(getattr(type(logger), name) is not getattr(logging.Logger, name) for name in ("handle", "callHandlers")):
+    methods = logger.handle, logger.callHandlers
+    if any(getattr(method, "__globals__", None) is not OF_LOGGING for method in methods):
         return None
     handlers: List[logging.Handler] = []
     place: Optional[logging.Logger] = logger
