@@ -28,8 +28,9 @@ _ACCEPTED_BLOCK = sys.platform.startswith("linux")  # elsewhere accepted sockets
 _CALLED = (
     *("get_request", "verify_request", "process_request", "process_request_thread", "finish_request"),
     *("shutdown_request", "close_request", "handle_error", "handle_timeout", "service_actions"),
+    *("server_bind", "server_activate", "server_close"),
 )
-"""The methods of ``socketserver`` that this server calls."""
+"""The methods of ``socketserver`` that this server itself calls."""
 
 _FORKING: Any = getattr(socketserver, "ForkingMixIn", ())
 

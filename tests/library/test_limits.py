@@ -205,12 +205,13 @@ def test_a_client_that_is_refused_at_the_door_and_stays_holds_up_no_other(serve,
     assert not lingered  # in the thread that accepts
 
 
-@pytest.mark.parametrize("body", ["async def verify_request(self, *args): 0", "def verify_request(self, *args): yield"])
-def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_error(body):
+@pytest.mark.parametrize("name", ["verify_request", "server_close"])
+@pytest.mark.parametrize("body", ["async def {}(self, *args): 0", "def {}(self, *args): yield"])
+def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_error(name, body):
     """Row 61: what such a ``verify_request`` returns is true, so it let everybody in."""
     scope = {"echo": echo}
-    exec(f"class Mixin:\n    {body}", scope)
-    with pytest.raises(TypeError, match=r"S\.verify_request is (async|a generator), and calling it would do nothing"):
+    exec(f"class Mixin:\n    {body.format(name)}", scope)
+    with pytest.raises(TypeError, match=rf"S\.{name} is (async|a generator), and calling it would do nothing"):
         exec("class S(Mixin, echo.Server): pass", scope)
 
 
