@@ -88,17 +88,23 @@ def check_path(address: Any) -> None:
         raise ValueError("the address is empty; write (host, port), or the path of a Unix socket")
     if "/" in text or text[:1] == "\0":
         return
-    host, port = text, "PORT"
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        host, _, port = text.rpartition(":")
-        if not port.isdigit():
-            return
+    host, _, port = text.rpartition(":")
+    if _is_ip(text) and not (port.isdigit() and _is_ip(host)):  # ::1:7000 may be both, and rather is the latter
+        host, port = text, "PORT"
+    elif not port.isdigit():
+        return
     host = host.strip("[]") or "127.0.0.1"
     raise ValueError(
         f"{text!r} is not an address; write ({host!r}, {port}), or './{text}' for a Unix socket with this name"
     )
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def with_zone(address: Any) -> Any:
