@@ -208,6 +208,8 @@ class Registry:
                 self._refused[session.refused] += 1
             else:
                 reason = session.handler.reason
+                if not isinstance(reason, str):  # a program's own handler may give anything, a list for example
+                    reason = str(reason)
                 if reason not in self._ended and len(self._ended) >= MOST_REASONS:
                     reason = "other"
                 self._ended[reason] = self._ended.get(reason, 0) + 1

@@ -89,6 +89,17 @@ def test_reasons_that_handlers_make_of_data_are_counted_in_bounded_memory():
     assert (ended["other"], ended["reason 0"], ended["reason 7"], ended["reason 8"]) == (3, 2, 2, 1)
 
 
+def test_a_reason_that_is_not_a_string_is_counted_as_one():
+    """A list raised in the session's end, and the session was not counted."""
+    registry = Registry()
+    with socket.socket() as request:
+        session = Session(request, ("127.0.0.1", 1))
+        registry.add(session)
+        session.handler = types.SimpleNamespace(reason=["quota"], connection=session.handler.connection)
+        assert registry.end(session)
+    assert registry.statistics().ended == {"['quota']": 1}
+
+
 @pytest.mark.parametrize("threads, sessions, lines", [(4, 5, 10), pytest.param(8, 20, 25, marks=pytest.mark.stress)])
 def test_statistics_are_right_under_load(serve, threads, sessions, lines):
     """Row 18: figures and registry, also on a build without the GIL."""
