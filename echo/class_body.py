@@ -45,8 +45,8 @@ def check_methods(cls: type, names: Tuple[str, ...]) -> None:
         for flag, kind in _RUNS_LATER.items():
             if flags & flag:
                 raise TypeError(
-                    f"{cls.__name__}.{name} is {kind}, and calling it would do nothing; write an ordinary method: a"
-                    " session may block, since each has a thread"
+                    f"{cls.__name__}.{name} is {kind}, and calling it would do nothing; write an ordinary method:"
+                    " sessions run in threads, and not in an event loop"
                 )
 
 

@@ -247,8 +247,8 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
-        if any(exc_info):  # Ctrl-C or a timeout, for example: do not wait once more
+    def __exit__(self, cls: Optional[type] = None, *exc_info: Any) -> None:
+        if cls is not None:  # Ctrl-C or a timeout, for example: do not wait once more
             self._delivery_timeout = 0.0
         self.close()
 

@@ -84,8 +84,9 @@ class Opening:
 
 
 def _again(exc: BaseException) -> Refused:
-    """What each later use raises. Not the exception itself: with its traceback it would keep the session, and whatever
-    else the first user of the socket has, until the garbage collector comes. A variable in one of the frames would."""
+    """What each later use raises. Not the exception itself: its traceback has the frames, and a local variable there
+    that refers to the exception makes a cycle. It would keep the session, and whatever else the first user of the
+    socket has, until the garbage collector comes."""
     refused = exc if isinstance(exc, Refused) else Refused("error", "its admission failed")
     return Refused(refused.reason, refused.why, refused.left)
 
