@@ -83,6 +83,7 @@ def test_each_block_of_a_page_is_of_a_kind_that_is_checked(page):
 def test_a_page_differs_from_what_a_program_prints_in_figures_alone():
     assert same(["time=0.301 ms", "seq=1"], ["time=1.2 ms", "seq=1"])
     assert not same(["time=0.301 ms", "seq=1"], ["time=1.2 ms", "seq=2"])
+    assert same(["= 0.294/0.321/0.368/0.033 ms"], ["= 412/422/432/8.35 ms"])
     assert same(["a", "...", "z"], ["a", "b", "c", "z"])
     assert not same(["a", "..."], ["b", "c"])
     assert same(["listening on 127.0.0.1:65432"], ["listening on 127.0.0.1:40001"])

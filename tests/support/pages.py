@@ -117,7 +117,7 @@ def masked(text):
     text = re.sub(r"(?<=[\w\]]):\d{4,5}\b", ":PORT", text)
     text = re.sub(r"\b(process |pid[= ])\d+", r"\1N", text)
     text = re.sub(r"\b\d+ sessions? drained", "N sessions drained", text)
-    text = re.sub(r"(?<![\d.])\d+\.\d+(?![\d.]*\.\d)|\b\d+,\d{3}\b|\b\d{4,}\b|\b\d+(?= ms\b)", "N", text)
+    text = re.sub(r"(?<![\d.])\d+\.\d+(?![\d.]*\.\d)|\b\d+,\d{3}\b|\b\d{4,}\b|\b\d+(?=[/\d.]* ms\b)", "N", text)
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
