@@ -1136,7 +1136,8 @@ def test_a_current_folder_that_was_deleted_is_named_as_the_reason(serve, tmp_pat
 IN_A_LOCKED_FOLDER = """\
 import encodings.idna, importlib, os, pkgutil, sys
 from echo import measure
-from echo.cli.client.command import main
+from echo.cli.client.command import _parser, main
+_parser().parse_args([])
 for module in pkgutil.iter_modules(measure.__path__):
     importlib.import_module(f"echo.measure.{module.name}")
 os.chmod(sys.argv[-1], 0)
@@ -1146,7 +1147,8 @@ if os.getuid() == 0:  # root may enter every folder
     os.setuid(65534)
 sys.exit(main(sys.argv[3:-1]))
 """
-"""``python -c IN_A_LOCKED_FOLDER -m echo.client ... FOLDER``. It imports all before it gives up its rights."""
+"""``python -c IN_A_LOCKED_FOLDER -m echo.client ... FOLDER``. It imports all before it gives up its rights, and
+parses once, for the modules that argparse needs."""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs users")
