@@ -166,6 +166,9 @@ class SessionServer(ListeningServer):
             log_refused(client_address, exc)
             self._echo_turn_away(session, exc.reason)
             raise
+        except TypeError:
+            self._echo_turn_away(session, "error")
+            raise
         self._echo_registry.add(session)
         return session
 

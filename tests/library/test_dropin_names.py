@@ -277,8 +277,10 @@ def test_no_client_that_a_program_accepts_itself_is_served_without_its_header_or
         dial(server)
         assert is_readable(server.socket, DEADLINE)
         request, address = server.socket.accept()
-        with request, pytest.raises(TypeError, match="only the server itself can accept clients"):
-            getattr(server, step)(wrapper(request), address)
+        with request:
+            with pytest.raises(TypeError, match="only the server itself can accept clients"):
+                getattr(server, step)(wrapper(request), address)
+            assert (request.fileno() == -1) == (step != "finish_request")  # whose caller closes
 
 
 @on_both
