@@ -298,7 +298,7 @@ def is_loss(exc: Optional[BaseException], request: Any) -> bool:
 
 
 def is_lost(request: Any) -> bool:
-    """Whether this connection is lost."""
+    """Whether this connection was reset, or has ended in both directions. False, too, if nobody can say."""
     try:
         return is_dead(request) or bool(getattr(request, "input_failed", False))
     except Exception:  # closed, or not a socket
