@@ -463,13 +463,14 @@ def test_signals_that_come_faster_than_files_are_read_do_not_keep_the_parent_fro
 def test_a_stop_does_not_wait_until_the_parent_has_read_a_long_list(changed):
     """Row 44: the workers learned of it only then, or when the parent's deadline had ended the parent with code 1."""
     change = (
-        "import logging, threading\n"
+        "import logging, time\n"
         "from echo.cli.server import command\n"
         "first, read = [True], command.Files.server_options\n"
         "def read_slowly(files):\n"
         "    if not (first and first.pop()):\n"
         "        logging.error('reading')\n"
-        "        threading.Event().wait()\n"
+        "        while True:\n"
+        "            time.sleep(0.01)\n"  # one long wait would miss a signal that comes just before it
         "    return read(files)\n"
         "command.Files.server_options = read_slowly\n"
     )
