@@ -28,6 +28,12 @@ def hold_the_lock_of_the_interpreter():
     re.match("(a+)+$", "a" * 60 + "b")
 
 
+def block():
+    """For ever. One long wait would miss a signal that comes just before it."""
+    while True:
+        time.sleep(0.01)
+
+
 RUN = "running.set(); import time; time.sleep(600)"
 """The program of a process that a handler starts."""
 
@@ -44,7 +50,7 @@ class Blocks(logging.Handler):
         self._left -= getattr(record, "event", None) == self._event
         if not self._left:
             touch("blocked")
-            threading.Event().wait()
+            block()
 
 
 class FailingOutput(io.StringIO):
@@ -76,7 +82,7 @@ def leave(what):
     elif what == "exit function":
         atexit.register(os.write, 1, b"exit function called")
     elif what == "exit function that hangs":
-        atexit.register(threading.Event().wait)
+        atexit.register(block)
     elif what == "exit function that holds the lock":
         atexit.register(hold_the_lock_of_the_interpreter)
     elif what == "logging handler that blocks":
@@ -101,15 +107,15 @@ def leave(what):
     elif what == "thread and an import that hangs":
         threading.Thread(target=threading.Event().wait).start()
         touch("importing")
-        threading.Event().wait()
+        block()
     elif what == "import that hangs":
         touch("importing")
-        threading.Event().wait()
+        block()
     elif what == "import that catches all":
         while True:
             try:
                 touch("importing")
-                threading.Event().wait()
+                block()
             except BaseException:
                 touch("caught")
                 break
@@ -144,7 +150,7 @@ class Leaves(echo.EchoRequestHandler):
 
     def drain(self):
         if WHAT == "drain that blocks":
-            threading.Event().wait()
+            block()
         super().drain()
         if WHAT == "drain that holds the lock":
             hold_the_lock_of_the_interpreter()
