@@ -60,6 +60,7 @@ from .sockets import (
     stock_tls,
     unread,
     wait_for_room,
+    withheld,
 )
 
 MIN_READ = 4 * 1024
@@ -368,7 +369,7 @@ class Connection:
         self._end = INPUT_ENDED
         left = unread(self.socket)
         if left is not None:
-            self._recv = _BoundedRead(self.socket, left)
+            self._recv = _BoundedRead(self.socket, left + withheld(self.socket))
         _shut(self.socket, socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -402,9 +403,10 @@ def _nothing(size: int) -> bytes:
 class _BoundedRead:
     """``socket.recv`` up to a number of bytes, then the end of input.
 
-    It takes the place of ``recv`` from the owner's next read on. The number is too high if the owner was inside a read
-    while it was taken. That is harmless: the reading side is shut, so that no further read can block. Bytes that a TLS
-    socket had already taken from the system are not in the number; they come first.
+    It takes the place of ``recv`` from the owner's next read on. The number may be too high: the owner was inside a
+    read while it was taken, or a TLS socket withholds less than it could. That is harmless: the reading side is shut,
+    so that no further read can block. Bytes that a TLS socket has decrypted already are not in the number; they come
+    first.
     """
 
     def __init__(self, sock: socket.socket, left: int) -> None:

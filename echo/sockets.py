@@ -51,6 +51,8 @@ several."""
 
 _CHUNK = 64 * 1024  # bytes read at a time where they are dropped
 
+_TLS_RECORD = 16 * 1024  # bytes that a record holds at most (RFC 8446, section 5.1)
+
 _IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Python before 3.10 always sets it
 
 _DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # for one call: setblocking() would change another thread's reads
@@ -254,6 +256,11 @@ def buffered(sock: socket.socket) -> int:
     """Return the number of bytes that a TLS socket has taken from the system and not returned yet; otherwise 0."""
     stock = stock_tls(sock)
     return int(getattr(sock, "buffered", 0)) if stock is None else stock.pending()
+
+
+def withheld(sock: socket.socket) -> int:
+    """Return the maximum number of bytes that a TLS socket withholds until their record is complete; otherwise 0."""
+    return _TLS_RECORD if stock_tls(sock) is not None or hasattr(sock, "buffered") else 0
 
 
 def stock_tls(sock: Any) -> Optional[ssl.SSLSocket]:

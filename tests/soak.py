@@ -16,6 +16,7 @@ import argparse
 import collections
 import fcntl
 import json
+import math
 import os
 import random
 import resource
@@ -64,13 +65,21 @@ class Tally:
             self.faults.append((time.strftime("%H:%M:%S"), what, server.name, peer, text))
 
 
+class Stop:
+    """From the SIGTERM to the end of the process, in seconds of ``time.monotonic()``."""
+
+    def __init__(self, began):
+        self.began = began
+        self.ended = math.inf
+
+
 class Server:
     """A listening socket of ours, and the process that serves it at the moment."""
 
     def __init__(self, name, folder, options, certificates, tally):
         self.name = name
         self.tally = tally
-        self.stops = []  # when it was sent SIGTERM
+        self.stops = []
         self.restarts = 0
         self._log = os.path.join(folder, f"{name}.log")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -114,13 +123,14 @@ class Server:
                     yield {"level": "ERROR", "message": line.rstrip(), "event": "stderr"}
 
     def stop(self):
-        self.stops.append(time.monotonic())
+        self.stops.append(Stop(time.monotonic()))
         self.popen.send_signal(signal.SIGTERM)
         try:
             code = self.popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.popen.kill()
             code = self.popen.wait()
+        self.stops[-1].ended = time.monotonic()
         if code not in (0, 1):  # 1: it had to cut a session
             self.tally.fault("died", self, "", f"the server ended with code {code}")
 
@@ -155,8 +165,8 @@ class Server:
 
     def is_excused(self, began, arrived):
         """Whether a message that arrived at that time, on a connection that began at that time, may stay unanswered."""
-        stops = [stop for stop in self.stops if stop > began]
-        return bool(stops) and (arrived is None or arrived + ON_ITS_WAY > stops[0])
+        stops = [stop for stop in self.stops if stop.ended > began]  # one that goes on accepts who waits in the backlog
+        return bool(stops) and (arrived is None or arrived + ON_ITS_WAY > stops[0].began)
 
     def measure(self):
         proc = f"/proc/{self.popen.pid}/"

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import http.client
 import http.server
 import os
@@ -11,6 +12,7 @@ import select
 import socket
 import socketserver
 import ssl
+import sys
 import threading
 import time
 import types
@@ -18,7 +20,7 @@ import types
 import pytest
 
 import echo
-from echo.sockets import LINGER_TIMEOUT, has_input, linger, set_receive_timeout, set_send_timeout
+from echo.sockets import LINGER_TIMEOUT, has_input, linger, set_receive_timeout, set_send_timeout, unread
 from echo.transport import tls_messages
 from echo.transport.certificates import client_context, server_context
 from echo.transport.guarded import GuardedSocket
@@ -564,6 +566,32 @@ def test_input_that_has_arrived_is_received_after_end_input_whether_decrypted_or
             break
         received += messages
     assert received == [b"decrypted with the first read"] * 500 + [b"in the system still"] * 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems drop unread input when the reading side is shut")
+@pytest.mark.parametrize("stock", [False, True], ids=["TLSSocket", "ssl.SSLSocket"])
+def test_end_input_loses_no_record_after_one_of_which_a_part_had_been_taken(plain, sockets, contexts, stock):
+    """Its bytes counted as those that had arrived at that time, and the last message of a stop got no answer."""
+    server, client = sockets() if stock else plain()
+    peer = Memory(client, contexts[1], server_hostname="localhost")
+    if stock:
+        wrap = functools.partial(contexts[0].wrap_socket, server, server_side=True)
+    else:
+        wrap = functools.partial(server.handshake, contexts[0], server_side=True, timeout=DEADLINE)
+    server_side = Background(wrap)
+    peer.handshake()
+    with contextlib.closing(server_side.result() or server) as server:
+        connection = echo.Connection(server, echo.LineFraming(), idle_timeout=0.01)
+        lines = [b"%07d" % number for number in range(16384 // 8 * 2 + 1000)]
+        stream = b"".join(line + b"\n" for line in lines)
+        records = b"".join(peer.encrypt(stream[begin : begin + 16384]) for begin in range(0, len(stream), 16384))
+        client.sendall(records[:10_000])
+        with pytest.raises(echo.ReceiveTimeout):
+            connection.receive()
+        client.sendall(records[10_000:])
+        eventually(lambda: unread(server) == len(records) - 10_000)
+        connection.end_input()
+        assert [line for received in iter(connection.receive, []) for line in received] == lines
 
 
 @both_sides
