@@ -31,6 +31,7 @@ _strip = methodcaller("strip")
 
 HOOKS = ("connection_made", "message_received", "eof_received", "connection_lost")
 STEPS = ("dispatch_made", "dispatch_message", "dispatch_eof", "dispatch_lost", "send", "stream")
+_OTHERS = ("messages_received", "setup", "handle", "finish", "close", "abort", "drain", "flush")
 
 
 class MessageRequestHandler(socketserver.StreamRequestHandler):
@@ -152,7 +153,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        check_body(cls, (*HOOKS, "messages_received"))
+        check_body(cls, (*HOOKS, *STEPS, *_OTHERS))
         check_order(cls, MessageRequestHandler, HOOKS, STEPS)
 
     # Hooks, for the handler. They need no super().

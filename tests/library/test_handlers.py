@@ -723,6 +723,9 @@ BODIES = {
     "message_timeout = -1.0": r"H\.message_timeout is -1\.0",
     "send_timeout = float('nan')": r"H\.send_timeout is nan",
     "async def messages_received(self, messages): pass": r"H\.messages_received is async",
+    "async def dispatch_made(self): self.close()": r"H\.dispatch_made is async",
+    "def dispatch_message(self, message): yield message": r"H\.dispatch_message is a generator",
+    "async def close(self): pass": r"H\.close is async",
     "def __init__(self, *args): self.count = 0": r"H\.__init__\(\) does not call super\(\)\.__init__\(\)",
     "def __init__(self): self.count = 0": r"set what a session begins with in connection_made\(\)",
 }
