@@ -54,8 +54,13 @@ def connect(
 
     Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``, ``ssl.SSLError``) if it
     cannot connect, ``UnicodeError`` if the host is not a valid name, and ``ValueError`` if ``ssl_context`` verifies a
-    name and none is known, if the port is over 65535, or if ``address`` is a string like ``"127.0.0.1:65432"``.
+    name and none is known, if a name is given without a context, if the port is over 65535, or if ``address`` is a
+    string like ``"127.0.0.1:65432"``.
     """
+    if ssl_context is None and server_hostname is not None:
+        raise ValueError("server_hostname needs ssl_context; without that, nothing is encrypted or verified")
+    if not isinstance(ssl_context, (ssl.SSLContext, type(None))):
+        raise TypeError(f"ssl_context is {ssl_context!r}; expected a context, like ssl.create_default_context()")
     if server_hostname is None and isinstance(address, tuple):
         server_hostname = address[0]
     return Client(open_socket(address, timeout, ssl_context, server_hostname), framing, timeout=timeout)

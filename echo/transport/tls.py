@@ -74,8 +74,11 @@ class TLSSocket(GuardedSocket):
         """Agree with the peer on keys within ``timeout`` seconds (None: no limit).
 
         Raises ``ssl.SSLError``, ``TimeoutError``, or ``ConnectionError`` if the peer has closed the connection.
-        ``tls_messages.explain`` puts each into words.
+        ``tls_messages.explain`` puts each into words. Raises ``ValueError`` if the context verifies the server's name
+        and none is given: ``wrap_bio``, unlike ``wrap_socket``, would verify none then.
         """
+        if context.check_hostname and not server_side and server_hostname is None:
+            raise ValueError("ssl_context verifies the server's name; give it as server_hostname")
         tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         deadline = None if timeout is None else time.monotonic() + timeout
         before = self.gettimeout()

@@ -703,6 +703,21 @@ def test_the_name_that_is_verified_is_the_host_of_the_address(secure, certificat
         echo.connect(("127.0.0.1", port), timeout=DEADLINE, ssl_context=context, server_hostname="elsewhere.example")
 
 
+def test_a_client_that_cannot_verify_what_it_was_given_does_not_connect(tmp_path):
+    """Row 72. A Unix socket has no name to verify: any certificate of the CA was accepted. A name alone, without a
+    context, meant no TLS."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        for error, words, options in (
+            (ValueError, "give it as server_hostname", {"ssl_context": ssl.create_default_context()}),
+            (ValueError, "server_hostname needs ssl_context", {"server_hostname": "localhost"}),
+            (TypeError, "ssl_context is True; expected a context", {"ssl_context": True}),
+        ):
+            with pytest.raises(error, match=words):
+                echo.connect(listener.getsockname(), timeout=0.1, **options)
+
+
 def test_a_server_that_does_no_handshake_is_a_timeout(tmp_path, certificates):
     context = client_context(certificates.authority.certificate)
     with socket.socket(socket.AF_UNIX) as listener:  # to connect to it never takes time
