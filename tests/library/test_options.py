@@ -52,6 +52,7 @@ def test_none_is_allowed_where_the_types_and_the_meaning_say_so(name):
         ("ssl_context", "cert.pem", TypeError),
         ("unix_mode", "660", TypeError),
         ("unix_mode", -1, ValueError),
+        ("unix_mode", 600, ValueError),
         ("timeout", "1s", TypeError),
         ("timeout", -1, ValueError),
         ("allow", ["10.0.0.0/99"], ValueError),
