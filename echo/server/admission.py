@@ -118,8 +118,7 @@ class Admission:
         if not options.proxy_protocol:
             others = self._registry.from_host(session.host, options.max_connections_per_host)
             self._check_host(server, session.host, others)
-            if not forking.call(server.verify_request, session.request, session.client_address):
-                raise Refused("denied", "verify_request")
+            self._verify(server, session)
         elif not self._proxies.permits(host_of(session.client_address)):
             raise Refused("proxy", "not in proxy_allow_from")
         if session.opening is not None:
@@ -138,13 +137,17 @@ class Admission:
             # session.host: a forked child counts no hosts.
             host = host_of(session.client_address) or own
             self._check_host(server, host, others)
-            if not forking.call(server.verify_request, session.request, session.client_address):
-                raise Refused("denied", "verify_request")
+            self._verify(server, session)
         if server._echo_options.ssl_context is not None:
             from ..transport.handshake import shake_hands
 
             options = server._echo_options
             shake_hands(request, options.ssl_context, options.handshake_timeout)
+
+    def _verify(self, server: Any, session: Session) -> None:
+        answer = forking.call(server.verify_request, session.request, session.client_address)
+        if not answer or hasattr(answer, "__await__"):  # an async method under a decorator, which has decided nothing
+            raise Refused("denied", "verify_request")
 
     def check_unknown(self, server: Any, request: Any, client_address: Any) -> None:
         """The step for a client that a program has accepted itself, in a loop of its own. ``TypeError`` if nobody would

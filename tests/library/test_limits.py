@@ -215,6 +215,18 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
         exec("class S(Mixin, echo.Server): pass", scope)
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_a_verify_request_that_is_async_under_a_decorator_lets_nobody_in(serve, dial):
+    """Row 61."""
+
+    async def permits(*args):
+        return True
+
+    server = serve(cls=type("S", (echo.Server,), {"verify_request": lambda *args: permits(*args)}))
+    assert read_all(dial(server)) == b""
+    eventually(lambda: server.stats().refused == {"denied": 1})
+
+
 def test_networks_are_replaced_by_a_call_and_not_within_their_list(serve, dial):
     """Row 61: a change within a list had no effect and no error."""
     server = serve(cls=type("Denying", (echo.Server,), {"deny": ["192.0.2.0/24"]}), allow=["127.0.0.1"])
