@@ -57,7 +57,7 @@ _NOT_TLS = {
 _REASONS: Dict[str, str] = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it gave no certificate",
     "UNSUPPORTED_PROTOCOL": "it offers only versions of TLS that are too old",
-    "NO_SHARED_CIPHER": "it offers no cipher that is allowed here",
+    "NO_SHARED_CIPHER": "it offers no cipher that is allowed here, or the server has no certificate",
     "RECORD_LAYER_FAILURE": "the data received is not TLS, or was damaged",  # OpenSSL 3.6 does not say which
 }
 _ALERTS: Dict[str, str] = {  # RFC 8446, section 6.2: those whose name alone does not say what to do
