@@ -123,11 +123,13 @@ def _read(text: Any) -> Optional[Network]:
         return None
     found: Network = interface.network
     address = interface.ip
-    is_mapped = getattr(address, "ipv4_mapped", None) is not None
+    mapped = getattr(address, "ipv4_mapped", None)
     lacks_ffff = found.version == 6 and "." in str(text) and not int(address) >> 32  # ::192.0.2.0/120
-    if lacks_ffff or (is_mapped and found.prefixlen < 96):
+    if lacks_ffff or (mapped is not None and found.prefixlen < 96):
         # As an IPv6 network, it would hold other addresses than those that it shows.
         raise ValueError(f"invalid network {_quoted(text)}: write it as IPv4, like 192.0.2.0/24")
+    if mapped is not None:
+        address, found = mapped, ipaddress.ip_network((mapped, found.prefixlen - 96), strict=False)
     if not int(address) and found.prefixlen == found.max_prefixlen:  # as addresses to listen on, these mean all
         raise ValueError(f"no client has the address {text}: write {address}/0 for all IPv{found.version} addresses")
     if not found.prefixlen and int(address):

@@ -95,6 +95,7 @@ def test_an_invalid_network_of_any_length_makes_a_short_error():
     [
         *("::ffff:192.0.2.0/24", "::ffff:0:0/95", "::ffff:192.0.2.7/0", "::192.0.2.0/120", "::192.0.2.7"),
         *("192.0.2.7/0", "192.0.2.7/0.0.0.0", "2001:db8::/0", "0.0.0.0", "0.0.0.0/32", "::", "::0"),
+        *("::ffff:192.0.2.0/96", "::ffff:0.0.0.0"),
     ],
 )
 def test_a_network_that_would_hold_other_addresses_than_it_shows_is_refused(network):
