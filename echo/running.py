@@ -53,7 +53,7 @@ LOG_PATIENCE = 0.2
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 _FILES = "close other programs, or raise the limit of open files (ulimit -n)"
-_MEMORY = "the system has no memory left for it; close other programs"
+_MEMORY = "close other programs, or raise the limit of memory (ulimit -v)"
 SHORTAGES = {
     errno.EMFILE: _FILES,
     errno.ENFILE: _FILES,
@@ -309,7 +309,7 @@ def run(
         except Stopped:
             return 0
         except OSError as exc:
-            if exc.filename is not None:  # a file that server_class opens
+            if exc.filename is not None and exc.errno not in SHORTAGES:  # a file that server_class opens
                 raise
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1

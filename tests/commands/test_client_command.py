@@ -1253,7 +1253,7 @@ def test_without_a_thread_to_send_in_a_pipe_ends_with_one_line(serve, monkeypatc
     monkeypatch.setattr(threading.Thread, "start", fails)
     done = client(server, data=b"one\n")
     assert done[:2] == (1, b"")
-    assert one_complaint(done, "can't start new thread; raise the limit of processes and threads (ulimit -u)")
+    assert one_complaint(done, "can't start new thread; raise the limits of threads and memory (ulimit -u, ulimit -v)")
 
 
 @pytest.mark.slow  # it asks the name servers, which may take long

@@ -198,7 +198,7 @@ NO_THREADS = 'import threading\ndef fail(*_): raise RuntimeError("can\'t start n
     [
         ("1", NO_FILES + "os.dup = fail", "ulimit -n"),
         ("1", NO_FILES + "socket.socketpair = fail", "ulimit -n"),
-        ("1", NO_THREADS + "threading.Thread.start = fail", "ulimit -u"),
+        ("1", NO_THREADS + "threading.Thread.start = fail", "ulimit -u, ulimit -v"),
         pytest.param("2", NO_FILES + "socket.socketpair = fail", "ulimit -n", marks=COUNTS[1].marks),
     ],
     ids=["log", "loop", "thread", "parent"],

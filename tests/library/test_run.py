@@ -350,17 +350,23 @@ def test_an_address_in_use_is_one_line_with_advice_and_code_1(lines):
     assert line.startswith(f"cannot listen on 127.0.0.1:{address[1]}: Address already in use; another program uses")
 
 
-def test_without_a_free_descriptor_it_is_one_line_and_code_1(lines, monkeypatch):
+@pytest.mark.parametrize(
+    "name, file, what",
+    [
+        ("socketpair", None, "the server cannot run"),
+        ("getaddrinfo", "encodings/idna.py", "cannot listen on localhost:0"),  # it is imported for a name
+    ],
+)
+def test_without_a_free_descriptor_it_is_one_line_and_code_1(lines, monkeypatch, name, file, what):
     """Row 65."""
 
     def exhausted(*arguments, **options):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), file)
 
-    monkeypatch.setattr(socket, "socketpair", exhausted)
-    assert serve() == 1
-    assert lines()[-1] == (
-        "the server cannot run: Too many open files; close other programs, or raise the limit of open files (ulimit -n)"
-    )
+    monkeypatch.setattr(socket, name, exhausted)
+    assert serve(address=("localhost", 0)) == 1
+    advice = "close other programs, or raise the limit of open files (ulimit -n)"
+    assert lines()[-1] == f"{what}: Too many open files; {advice}"
 
 
 def test_a_lack_of_local_ports_is_not_reported_as_another_program(lines, monkeypatch):

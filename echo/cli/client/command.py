@@ -356,7 +356,7 @@ _CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
 _SHORTAGES = {  # what this machine may lack
     errno.EMFILE: "raise the limit (ulimit -n), or ask for fewer connections",
     errno.ENFILE: "close other programs: this is the limit of the whole system",
-    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u), or ask for fewer connections",
+    errno.EAGAIN: "raise the limits of threads and memory (ulimit -u, ulimit -v), or ask for fewer connections",
     errno.ENOMEM: "close other programs, or ask for fewer connections",
     errno.ENOBUFS: "close other programs, or ask for fewer connections",
     errno.ENOSPC: "free some space on the disk",

@@ -13,7 +13,7 @@ from ...server.reporting import log_event
 SHORTAGE = 75
 """Exit code of a worker for which the system lacked something (``EX_TEMPFAIL``): its parent tries again for ever."""
 
-_THREADS = "close other programs, or raise the limit of processes and threads (ulimit -u)"
+_THREADS = "close other programs, or raise the limits of threads and memory (ulimit -u, ulimit -v)"
 
 
 def shortage(exc: Optional[BaseException]) -> Optional[Tuple[str, str]]:
