@@ -96,6 +96,14 @@ def test_a_thread_that_the_handlers_module_starts_takes_no_signal_away(leaves, c
     assert "SIGTERM: stopping" in server.log
 
 
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
+def test_workers_do_not_wait_for_a_timer_of_faulthandler_in_their_parent(leaves):
+    """Row 82: it is a thread without Python, which a forked process does not have, and would wait for at its stop."""
+    server = leaves("timer of faulthandler", "--workers", "2")
+    server.read_log_until(r"(?s)worker 0.*worker 1.*\n")
+    assert server.terminate() == 0
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("what", ["signal handlers", "blocked signals"])
 @pytest.mark.parametrize("count", COUNTS)

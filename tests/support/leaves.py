@@ -5,6 +5,7 @@ For tests of how the server command ends: ``--handler support.leaves:Leaves``.
 
 import atexit
 import concurrent.futures
+import faulthandler
 import io
 import logging
 import multiprocessing
@@ -95,6 +96,8 @@ def leave(what):
         if os.fork():
             os._exit(0)
         os.setsid()
+    elif what == "timer of faulthandler":
+        faulthandler.dump_traceback_later(3600)
     elif what == "signal handlers":
         signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -165,6 +165,7 @@ class Process(StopSignals):
 
     def become_parent(self) -> None:
         """This process forks workers."""
+        faulthandler.cancel_dump_traceback_later()  # the handler's module's: each worker would wait for its thread
         self._last_grace = PARENT_GRACE
         self._set_last_deadline()
 
