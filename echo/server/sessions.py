@@ -44,6 +44,7 @@ from typing import Any, Optional
 
 from ..sockets import SEND_TIMEOUT, is_dead, shut_down
 from ..text import format_address, unmapped
+from . import forking
 from .reporting import log_event
 from .statistics import ConnectionInfo
 from .unix_paths import peer_name
@@ -182,7 +183,7 @@ class Session:
 
     def _end_input(self, handler: Any) -> None:
         try:
-            handler.drain()
+            forking.call(handler.drain)
         except BaseException as exc:  # a handler's own drain(), which may even call sys.exit(); the deadline ends it
             if isinstance(exc, OSError) and is_lost(self.stream):
                 return

@@ -271,6 +271,25 @@ def test_a_child_that_comes_back_from_a_method_of_the_servers_class_ends_and_ser
     assert output_of(script)[:2] == ["True", "7 True"]
 
 
+def test_a_child_that_comes_back_from_drain_ends_there_and_drains_no_other_session():
+    """Row 81."""
+    script = f"""{ENDINGS}
+    class Forks(echo.EchoRequestHandler):
+        def drain(self):
+            child = os.fork()
+            if not child:
+                end("exit")
+            print(os.getpid() == own, code_of(child) >> 8, flush=True)
+            super().drain()
+
+    server = echo.Server(("127.0.0.1", 0), Forks).start()
+    clients = [dial(server), dial(server)]
+    check(all(map(echoes, clients)))
+    server.stop()
+    """
+    assert [line for line in output_of(script) if not line.startswith("INFO")] == ["True 7", "True 7"]
+
+
 def test_a_process_that_a_handler_starts_under_run_ends_when_it_is_terminated():
     """Row 80."""
     script = """
