@@ -1208,7 +1208,7 @@ def test_ctrl_c_ends_the_session_although_python_has_dropped_its_exception(serve
 def test_without_a_thread_there_is_no_session(serve, terminal, name):
     user = terminal(serve(), "-q", starter=WITHOUT_A_THREAD.format(name=name))
     assert user.leave() == 1
-    assert re.fullmatch(rb"echo\.client: can't start new thread; raise the limit [^\n]*\r\n", user.screen)
+    assert re.fullmatch(rb"echo\.client: can't start new thread; raise the limits [^\n]*\r\n", user.screen)
     assert termios.tcgetattr(user.master) == user.settings or not sys.platform.startswith("linux")
 
 
