@@ -18,7 +18,7 @@ the statistics. This module knows no socket and no handler.
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional, Tuple
 
 
 class EchoError(Exception):
@@ -35,6 +35,18 @@ class EchoError(Exception):
     @property
     def connection(self) -> object:
         return None if self._connection is None else self._connection()
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        """For ``pickle``: pools of processes raise in the parent what a child has raised. The connection is left out,
+        since it is that of one process, and constructors are not called, since they make the text of the arguments."""
+        state = {name: value for name, value in vars(self).items() if name != "_connection"}
+        return _remade, (type(self), self.args), state
+
+
+def _remade(cls: Any, args: Tuple[Any, ...]) -> Any:
+    error = cls.__new__(cls, *args)
+    error.args = args  # which OSError leaves to the constructor of a subclass
+    return error
 
 
 class ProtocolError(EchoError):

@@ -1,6 +1,7 @@
 """The client as a library: what it sends and receives, and which errors it raises."""
 
 import functools
+import pickle
 import queue
 import socket
 import threading
@@ -318,6 +319,33 @@ def test_a_timeout_is_the_built_in_one_too(serve, connect):
     client = connect(serve(), timeout=0.05)
     with pytest.raises(TimeoutError):
         client.recv()
+
+
+class Quota(echo.ConnectionClosed):
+    def __init__(self, limit, unit):
+        super().__init__(f"{limit} {unit} are over")
+        self.unit = unit
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        echo.EchoMismatch(b"sent", b"seen"),
+        echo.MessageTooLong(5),
+        echo.IncompleteMessage(b"rest"),
+        echo.ConnectionClosed(104, "reset"),
+        echo.ReceiveTimeout("nothing came"),
+        Quota(3, "MB"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_passes_from_a_process_of_a_pool_to_its_parent(serve, connect, error):
+    """A ``multiprocessing.Pool`` waited for ever for a result that it could not unpickle."""
+    error = connect(serve()).connection.failed(error)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.args) == (type(error), str(error), error.args)
+    assert vars(again) == {name: value for name, value in vars(error).items() if name != "_connection"}
+    assert again.connection is None
 
 
 def test_the_wait_after_a_message_timeout_is_as_long_as_any(serve, connect):
