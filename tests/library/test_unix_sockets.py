@@ -255,6 +255,13 @@ def test_a_path_that_is_an_object_is_refused_with_a_hint(tmp_path):
             use()
 
 
+@pytest.mark.parametrize("address", [["127.0.0.1", 65432], None])
+def test_what_a_file_or_a_missing_variable_gives_as_an_address_is_refused_as_such(address):
+    with pytest.raises(TypeError) as caught:
+        echo.connect(address)
+    assert str(caught.value) == f"the address is {address!r}; expected (host, port) or the path of a Unix socket"
+
+
 @pytest.mark.parametrize("name", ["./127.0.0.1:0", "echo.sock", "a:b"])
 def test_other_names_are_those_of_unix_sockets(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
