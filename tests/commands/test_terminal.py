@@ -656,6 +656,8 @@ def test_no_history_is_kept_in_a_home_that_is_not_a_folder_of_its_own(home, monk
     """Row 52: root would make the home of a user who has none."""
     monkeypatch.setenv("HOME", unusable)
     assert history_file() is None
+    monkeypatch.setenv("ECHO_HISTFILE", "~/history")
+    assert history_file() is None
 
 
 @pytest.mark.parametrize("name, value", [("ECHO_HISTFILE", "~/h"), ("XDG_STATE_HOME", "/nonexistent/state")])

@@ -20,16 +20,17 @@ KEPT_LINES = 1000
 def history_file() -> Optional[str]:
     """The path of the file; None if no history is kept."""
     path, home = os.environ.get("ECHO_HISTFILE"), os.path.expanduser("~")
+    is_known = os.environ.get("HOME") != "" and os.path.isabs(home)
     if path is None:
         state = os.environ.get("XDG_STATE_HOME", "")
         if not os.path.isabs(state):  # the specification says to ignore a relative path
-            if os.environ.get("HOME") == "" or not os.path.isabs(home):
+            if not is_known:
                 return None
             state = os.path.join(home, ".local", "state")
         path = os.path.join(state, "echo", "history")
     elif path.startswith("~"):  # a shell expands it, but not between quotes; an env file never does
         path = os.path.expanduser(path)
-        if path.startswith("~"):
+        if not is_known or path.startswith("~"):
             return None
     if not os.path.isdir(home) and path.startswith(os.path.join(home, "")):
         return None  # the home is missing, as that of many services: root would make it
