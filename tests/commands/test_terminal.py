@@ -72,6 +72,20 @@ threading.Thread.start = start_others""",
 )
 """Like ``OWN_TERMINAL``, in a system that cannot start the thread with the name ``name``."""
 
+IN_STEPS = WITHOUT_READLINE.replace(
+    'sys.modules["readline"] = None',
+    """\
+import time
+from echo.cli.client import editors
+write = editors._write
+def write_and_pause(text):
+    write(text)
+    if text[:1] == "\\r":
+        time.sleep(0.2)
+editors._write = write_and_pause""",
+)
+"""Like ``OWN_TERMINAL``. It takes its time between the beginning of a row and the prompt."""
+
 WITHOUT_MEMORY = WITHOUT_READLINE.replace(
     'sys.modules["readline"] = None',
     """\
@@ -1175,6 +1189,20 @@ def test_a_client_that_was_paused_prepares_the_terminal_again(conversation, star
         user.type(b"o\r")
         user.until(rb"\nhello\r\n[^\n]*> ")
     assert session.messages == [b"hello"]
+
+
+def test_a_message_that_came_during_a_pause_does_not_show_the_prompt_twice(conversation):
+    with conversation(IN_STEPS, "xterm") as session:
+        user = session.user
+        user.type(b"hell")
+        user.until(rb"hell")
+        user.process.popen.send_signal(signal.SIGSTOP)
+        eventually(lambda: state_of(user.process.pid) == "T")
+        session.say(b"news")
+        user.process.popen.send_signal(signal.SIGCONT)
+        user.until(rb"news\r\n")
+        user.type(b"o\r")
+        assert user.until(rb"([^\n\r]*)\r\nhello\r\n[^\n]*> ").group(1).count(b"> hell") == 1
 
 
 @both

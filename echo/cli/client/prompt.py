@@ -233,5 +233,7 @@ class Prompt:
         self._take_terminal()  # it was stopped by SIGSTOP, and the shell has set the terminal up for itself
 
     def _take_terminal(self) -> None:
+        may_raise, self._may_raise = self._may_raise, False  # a message in the middle would be printed into the line
         if not self._ended:
             self._editor.take_terminal()
+        self._may_raise = may_raise
