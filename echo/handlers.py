@@ -31,7 +31,7 @@ _strip = methodcaller("strip")
 
 HOOKS = ("connection_made", "message_received", "eof_received", "connection_lost")
 STEPS = ("dispatch_made", "dispatch_message", "dispatch_eof", "dispatch_lost", "send", "stream")
-_OTHERS = ("messages_received", "setup", "handle", "finish", "close", "abort", "drain", "flush")
+_OTHERS = ("messages_received", "setup", "handle", "finish", "close", "abort", "drain")
 
 
 class MessageRequestHandler(socketserver.StreamRequestHandler):

@@ -309,7 +309,10 @@ def run(
         except Stopped:
             return 0
         except OSError as exc:
-            if exc.filename is not None and exc.errno not in SHORTAGES:  # a file that server_class opens
+            if exc.filename is not None and exc.errno not in (
+                errno.EMFILE,
+                errno.ENFILE,
+            ):  # one that server_class opens
                 raise
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1

@@ -146,7 +146,10 @@ class Admission:
 
     def _verify(self, server: Any, session: Session) -> None:
         answer = forking.call(server.verify_request, session.request, session.client_address)
-        if not answer or hasattr(answer, "__await__"):  # an async method under a decorator, which has decided nothing
+        if answer is not True and any(hasattr(answer, name) for name in ("__await__", "__next__", "__anext__")):
+            # By a decorator, for example; the check of the class does not see it. It is true, and has decided nothing.
+            raise Refused("denied", "verify_request is async, or a generator")
+        if not answer:
             raise Refused("denied", "verify_request")
 
     def check_unknown(self, server: Any, request: Any, client_address: Any) -> None:

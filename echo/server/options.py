@@ -241,7 +241,7 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
 
         found.cpu_affinity = affinity.checked(found.cpu_affinity)
     if found.unix_mode is not None and found.unix_mode > 0o777:  # 600 in decimal is 0o1130, which lets the group in
-        raise ValueError(f"unix_mode is {found.unix_mode!r}; expected permissions in octal, like 0o660")
+        raise ValueError(f"unix_mode is {found.unix_mode:#o}; expected permissions of three octal digits, like 0o660")
     seconds = found.handshake_timeout
     if found.proxy_protocol and seconds is not None and seconds < MIN_HEADER_TIMEOUT:
         raise ValueError(

@@ -216,13 +216,20 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-def test_a_verify_request_that_is_async_under_a_decorator_lets_nobody_in(serve, dial):
+async def answers_later():
+    return True
+
+
+async def answers_in_parts():
+    yield True
+
+
+@pytest.mark.parametrize(
+    "answer", [answers_later, answers_in_parts, lambda: iter([True])], ids=["coroutine", "async generator", "iterator"]
+)
+def test_a_verify_request_that_is_async_under_a_decorator_lets_nobody_in(serve, dial, answer):
     """Row 61."""
-
-    async def permits(*args):
-        return True
-
-    server = serve(cls=type("S", (echo.Server,), {"verify_request": lambda *args: permits(*args)}))
+    server = serve(cls=type("S", (echo.Server,), {"verify_request": lambda *args: answer()}))
     assert read_all(dial(server)) == b""
     eventually(lambda: server.stats().refused == {"denied": 1})
 

@@ -29,8 +29,10 @@ def history_file() -> Optional[str]:
             state = os.path.join(home, ".local", "state")
         path = os.path.join(state, "echo", "history")
     elif path.startswith("~"):  # a shell expands it, but not between quotes; an env file never does
+        if not is_known and path[1:2] in ("", os.sep):
+            return None
         path = os.path.expanduser(path)
-        if not is_known or path.startswith("~"):
+        if path.startswith("~"):
             return None
     if not os.path.isdir(home) and path.startswith(os.path.join(home, "")):
         return None  # the home is missing, as that of many services: root would make it

@@ -63,7 +63,7 @@ def _checked(address: arguments.Address, text: str) -> arguments.Address:
 
 def _mode(text: str) -> int:
     if re.fullmatch("0?[0-7]{3}", text, re.ASCII) is None:
-        raise argparse.ArgumentTypeError(f"invalid permissions {text!r}: expected octal digits, like 660")
+        raise argparse.ArgumentTypeError(f"invalid permissions {text!r}: expected three octal digits, like 660")
     return int(text, 8)
 
 
