@@ -148,20 +148,7 @@ def keep_alive(sock: socket.socket) -> None:
     if sock.family in INET:
         for name, value in KEEP_ALIVE.items():
             if hasattr(socket, name):  # otherwise the system's default stays
-                set_unless_chosen(sock, socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def set_unless_chosen(sock: socket.socket, level: int, option: int, value: int) -> None:
-    """Set an option of a socket that still has the system's default: a subclass may have set another value, in its
-    ``server_bind()``, and so may systemd (``KeepAliveTimeSec=``)."""
-    if sock.getsockopt(level, option) == _default(sock.family, level, option):
-        sock.setsockopt(level, option, value)
-
-
-@functools.lru_cache(maxsize=None)  # not a second socket for each connection of a client
-def _default(family: int, level: int, option: int) -> int:
-    with socket.socket(family, socket.SOCK_STREAM) as fresh:
-        return fresh.getsockopt(level, option)
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def keep_urgent_data(sock: socket.socket) -> None:

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..class_body import check_methods
-from ..sockets import INET, check_path, keep_urgent_data, prepare, set_unless_chosen, with_zone
+from ..sockets import INET, check_path, keep_urgent_data, prepare, with_zone
 from . import forking, unix_paths
 from .admission import guarded_socket
 from .options import Options, options_of
@@ -138,9 +138,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):  # the standard library does it since 3.11
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self.address_family == socket.AF_INET6:
-            set_unless_chosen(
-                self.socket, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not self._echo_options.dual_stack)
-            )
+            set_dual_stack(self.socket, self._echo_options.dual_stack)
         is_unix = self.address_family == getattr(socket, "AF_UNIX", None)
         if self._echo_options.unix_mode is not None and not (is_unix and unix_paths.is_file(self.server_address)):
             raise ValueError("unix_mode needs a path; nothing else has permissions")
@@ -186,6 +184,14 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         """Remove a Unix socket's path, while the socket is open."""
         if self._echo_inode is not None and self._echo_bound_by == os.getpid():
             unix_paths.release_path(self._echo_path, self._echo_inode)
+
+
+def set_dual_stack(sock: socket.socket, dual_stack: bool) -> None:
+    """Let an IPv6 socket accept IPv4 clients or not, unless a subclass has chosen before."""
+    with socket.socket(sock.family, sock.type) as other:
+        default = other.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == default:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
 
 
 def is_listening(sock: socket.socket) -> bool:
