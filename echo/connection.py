@@ -54,13 +54,13 @@ from .sockets import (
     TIMED_OUT,
     buffered,
     is_dead,
+    is_tls,
     set_send_timeout,
     share_tls,
     shut_down,
     stock_tls,
     unread,
     wait_for_room,
-    withheld,
 )
 
 MIN_READ = 4 * 1024
@@ -369,7 +369,7 @@ class Connection:
         self._end = INPUT_ENDED
         left = unread(self.socket)
         if left is not None:
-            self._recv = _BoundedRead(self.socket, left + withheld(self.socket))
+            self._recv = _BoundedRead(self.socket, left)
         _shut(self.socket, socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -403,22 +403,27 @@ def _nothing(size: int) -> bytes:
 class _BoundedRead:
     """``socket.recv`` up to a number of bytes, then the end of input.
 
-    It takes the place of ``recv`` from the owner's next read on. The number may be too high: the owner was inside a
-    read while it was taken, or a TLS socket withholds less than it could. That is harmless: the reading side is shut,
-    so that no further read can block. Bytes that a TLS socket has decrypted already are not in the number; they come
-    first.
+    It takes the place of ``recv`` from the owner's next read on. The number is too high if the owner was inside a read
+    while it was taken. That is harmless: the reading side is shut, so that no further read can block. Bytes that a TLS
+    socket had already taken from the system are not in the number. The decrypted ones come first; the first read may
+    also return a record of which a part had been taken, and does not count.
     """
 
     def __init__(self, sock: socket.socket, left: int) -> None:
         self._sock = sock
         self._left = left
+        self._counts = not is_tls(sock)
 
     def __call__(self, size: int) -> bytes:
         taken = buffered(self._sock)
         if taken:
             return self._sock.recv(min(size, taken))
+        if not unread(self._sock):
+            self._left = 0  # a read of the end would make OpenSSL send an alert, and nothing after it
         data = self._sock.recv(min(size, self._left)) if self._left else b""
-        self._left = max(0, self._left - len(data) - buffered(self._sock))
+        if self._counts:
+            self._left = max(0, self._left - len(data) - buffered(self._sock))
+        self._counts = True
         return data
 
 

@@ -18,7 +18,10 @@ the statistics. This module knows no socket and no handler.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Tuple
+import copyreg
+from typing import Any, Callable, Optional
+
+_FIELDS = ("errno", "strerror", "filename", "filename2")  # of an OSError
 
 
 class EchoError(Exception):
@@ -36,17 +39,14 @@ class EchoError(Exception):
     def connection(self) -> object:
         return None if self._connection is None else self._connection()
 
-    def __reduce__(self) -> Tuple[Any, ...]:
-        """For ``pickle``: pools of processes raise in the parent what a child has raised. The connection is left out,
-        since it is that of one process, and constructors are not called, since they make the text of the arguments."""
-        state = {name: value for name, value in vars(self).items() if name != "_connection"}
-        return _remade, (type(self), self.args), state
-
-
-def _remade(cls: Any, args: Tuple[Any, ...]) -> Any:
-    error = cls.__new__(cls, *args)
-    error.args = args  # which OSError leaves to the constructor of a subclass
-    return error
+    def __reduce__(self) -> Any:
+        """For ``pickle``: a pool of processes raises in the parent what a child has raised. The connection is left out,
+        since it is that of one process. The constructor is not called: it may make the text of its arguments, and a
+        ``multiprocessing.Pool`` would wait for ever if it failed."""
+        state = {name: value for name in _FIELDS for value in [getattr(self, name, None)] if value is not None}
+        state.update(vars(self), args=self.args)
+        state.pop("_connection", None)
+        return copyreg.__newobj__, (type(self), *self.args), state  # type: ignore[attr-defined]
 
 
 class ProtocolError(EchoError):

@@ -51,8 +51,6 @@ several."""
 
 _CHUNK = 64 * 1024  # bytes read at a time where they are dropped
 
-_TLS_RECORD = 16 * 1024  # bytes that a record holds at most (RFC 8446, section 5.1)
-
 _IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Python before 3.10 always sets it
 
 _DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # for one call: setblocking() would change another thread's reads
@@ -258,9 +256,9 @@ def buffered(sock: socket.socket) -> int:
     return int(getattr(sock, "buffered", 0)) if stock is None else stock.pending()
 
 
-def withheld(sock: socket.socket) -> int:
-    """Return the maximum number of bytes that a TLS socket withholds until their record is complete; otherwise 0."""
-    return _TLS_RECORD if stock_tls(sock) is not None or hasattr(sock, "buffered") else 0
+def is_tls(sock: socket.socket) -> bool:
+    """Whether this is a TLS socket, or passes its calls on to one. It may have taken a part of a record already."""
+    return stock_tls(sock) is not None or hasattr(sock, "buffered")
 
 
 def stock_tls(sock: Any) -> Optional[ssl.SSLSocket]:

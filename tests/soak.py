@@ -166,7 +166,9 @@ class Server:
     def is_excused(self, began, arrived):
         """Whether a message that arrived at that time, on a connection that began at that time, may stay unanswered."""
         stops = [stop for stop in self.stops if stop.ended > began]  # one that goes on accepts who waits in the backlog
-        return bool(stops) and (arrived is None or arrived + ON_ITS_WAY > stops[0].began)
+        if arrived is None:
+            return bool(stops)
+        return any(stop.began < arrived + ON_ITS_WAY and arrived < stop.ended for stop in stops)
 
     def measure(self):
         proc = f"/proc/{self.popen.pid}/"

@@ -59,7 +59,7 @@ def connect(
     """
     if ssl_context is None and server_hostname is not None:
         raise ValueError("server_hostname needs ssl_context; without that, nothing is encrypted or verified")
-    if not isinstance(ssl_context, (ssl.SSLContext, type(None))):
+    if ssl_context is not None and not hasattr(ssl_context, "wrap_bio"):
         raise TypeError(f"ssl_context is {ssl_context!r}; expected a context, like ssl.create_default_context()")
     if server_hostname is None and isinstance(address, tuple):
         server_hostname = address[0]

@@ -110,7 +110,9 @@ def open_socket(
         sock = connect_to_host(*_host_and_port(address), timeout, way.family, way.source)
     else:
         check_path(address)
-        if not isinstance(address, (str, bytes)):  # a list from a file, for example, or a variable that is not set
+        if not isinstance(
+            address, (str, bytes, bytearray)
+        ):  # a list from a file, for example, or a variable that is not set
             raise TypeError(f"the address is {address!r}; expected (host, port) or the path of a Unix socket")
         sock = connect_to_path(address, timeout)
     try:

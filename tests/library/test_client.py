@@ -333,7 +333,7 @@ class Quota(echo.ConnectionClosed):
         echo.EchoMismatch(b"sent", b"seen"),
         echo.MessageTooLong(5),
         echo.IncompleteMessage(b"rest"),
-        echo.ConnectionClosed(104, "reset"),
+        echo.ConnectionClosed(2, "lost", "file"),
         echo.ReceiveTimeout("nothing came"),
         Quota(3, "MB"),
     ],
@@ -346,6 +346,8 @@ def test_an_error_passes_from_a_process_of_a_pool_to_its_parent(serve, connect, 
     assert (type(again), str(again), again.args) == (type(error), str(error), error.args)
     assert vars(again) == {name: value for name, value in vars(error).items() if name != "_connection"}
     assert again.connection is None
+    for name in "errno", "strerror", "filename":
+        assert getattr(again, name, None) == getattr(error, name, None)
 
 
 def test_the_wait_after_a_message_timeout_is_as_long_as_any(serve, connect):

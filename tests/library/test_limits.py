@@ -215,7 +215,6 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
         exec("class S(Mixin, echo.Server): pass", scope)
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 async def answers_later():
     return True
 
@@ -224,6 +223,7 @@ async def answers_in_parts():
     yield True
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize(
     "answer", [answers_later, answers_in_parts, lambda: iter([True])], ids=["coroutine", "async generator", "iterator"]
 )

@@ -588,10 +588,16 @@ def test_end_input_loses_no_record_after_one_of_which_a_part_had_been_taken(plai
         client.sendall(records[:10_000])
         with pytest.raises(echo.ReceiveTimeout):
             connection.receive()
+        connection.idle_timeout = DEADLINE
         client.sendall(records[10_000:])
         eventually(lambda: unread(server) == len(records) - 10_000)
         connection.end_input()
         assert [line for received in iter(connection.receive, []) for line in received] == lines
+        connection.send(b"goodbye")  # OpenSSL sends nothing more after it has read the end inside a record
+        assert peer.read() == b"goodbye\n"
+        client.sendall(peer.encrypt(b"late\n"))
+        eventually(lambda: unread(server))
+        assert connection.receive() == []
 
 
 @both_sides
