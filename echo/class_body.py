@@ -41,7 +41,7 @@ def check_methods(cls: type, names: Tuple[str, ...]) -> None:
     ``verify_request`` would let everybody in."""
     for name in names:
         method = getattr(cls, name, None)
-        is_declared = getattr(method, "__isabstractmethod__", False)  # what others must have
+        is_declared = getattr(method, "__isabstractmethod__", False)  # subclasses write the method that is called
         flags = method.__code__.co_flags if isinstance(method, FunctionType) and not is_declared else 0
         for flag, kind in _RUNS_LATER.items():
             if flags & flag:

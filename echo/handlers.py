@@ -31,7 +31,8 @@ _strip = methodcaller("strip")
 
 HOOKS = ("connection_made", "message_received", "eof_received", "connection_lost")
 STEPS = ("dispatch_made", "dispatch_message", "dispatch_eof", "dispatch_lost", "send", "stream")
-_OTHERS = ("messages_received", "setup", "handle", "finish", "close", "abort", "drain")
+_CALLED = ("messages_received", "setup", "handle", "finish", "close", "abort", "drain")
+"""Other methods that the server, a mixin or the handler calls: one that is async would do nothing."""
 
 
 class MessageRequestHandler(socketserver.StreamRequestHandler):
@@ -153,7 +154,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        check_body(cls, (*HOOKS, *STEPS, *_OTHERS))
+        check_body(cls, (*HOOKS, *STEPS, *_CALLED))
         check_order(cls, MessageRequestHandler, HOOKS, STEPS)
 
     # Hooks, for the handler. They need no super().

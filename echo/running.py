@@ -309,10 +309,8 @@ def run(
         except Stopped:
             return 0
         except OSError as exc:
-            if exc.filename is not None and exc.errno not in (
-                errno.EMFILE,
-                errno.ENFILE,
-            ):  # one that server_class opens
+            lacks_files = exc.errno in (errno.EMFILE, errno.ENFILE)  # at any file, even one of the standard library
+            if exc.filename is not None and not lacks_files:  # a file that server_class opens
                 raise
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1
