@@ -73,7 +73,7 @@ class Serving:
         with self._lock:
             if self._previous_wakeup is not None:
                 with contextlib.suppress(OSError, ValueError):  # its owner has closed it
-                    signal.set_wakeup_fd(self._previous_wakeup)
+                    signal.set_wakeup_fd(self._previous_wakeup, warn_on_full_buffer=self._previous_wakeup != -1)
                 self._previous_wakeup = None
             self._selector.close()
             self._alarm.close()
@@ -90,19 +90,22 @@ class Serving:
         self._lock = threading.RLock()
         if self._previous_wakeup is not None:
             self._previous_wakeup = None
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(-1, warn_on_full_buffer=False)
         self._alarm.close()
         self._bell.close()
 
     def enter(self) -> None:
         """Let the calling thread serve. In the main thread, a signal rings the bell: the interpreter only notes one
-        that comes just before the sleep begins, and its Python handler would run after the next client."""
+        that comes just before the sleep begins, and its Python handler would run after the next client.
+
+        A full bell is no reason for a warning, nor when it is taken off again: a signal may find its number then, and
+        what the next call says of warnings."""
         self.thread_id = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
             with contextlib.suppress(ValueError):  # a subinterpreter, which no signal reaches
                 # In two steps: KeyboardInterrupt may come between them, and a number that stays set when the bell is
                 # closed would send each signal to the client that gets this number next.
-                self._previous_wakeup = signal.set_wakeup_fd(-1)
+                self._previous_wakeup = signal.set_wakeup_fd(-1, warn_on_full_buffer=False)
                 signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
 
     def stop(self) -> None:

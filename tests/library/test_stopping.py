@@ -442,6 +442,22 @@ def test_ctrl_c_at_the_start_of_a_run_leaves_no_descriptor_to_which_signals_woul
     assert set_wakeup_fd(-1) == -1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_no_flood_of_signals_is_worth_a_warning_that_the_bell_is_full(monkeypatch):
+    """Python looks at the flag after it has looked at the number: one that is set for an instant is too long."""
+    set_wakeup_fd, warns = signal.set_wakeup_fd, []
+
+    def watched(number, warn_on_full_buffer=True):
+        warns.append(warn_on_full_buffer)
+        return set_wakeup_fd(number, warn_on_full_buffer=warn_on_full_buffer)
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        monkeypatch.setattr(signal, "set_wakeup_fd", watched)
+        server.service_actions = server.shutdown
+        server.serve_forever(poll_interval=0.01)
+    assert warns == [False] * 3
+
+
 class Stuck(echo.MessageRequestHandler):
     """Sends a line, and stays in its hook until its client is gone."""
 

@@ -85,7 +85,7 @@ class Prompt:
         self._ended = True
         self._editor.release_terminal()
         if self._helper is not None:
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(-1, warn_on_full_buffer=False)
             with self.changed:
                 os.close(self._wake_end)
                 self._wake_end = -1

@@ -156,7 +156,7 @@ class Workers:
                 if not self._notes:
                     self._wait()
         finally:
-            signal.set_wakeup_fd(wakeup)
+            signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if found is None else found)
             self._alarm.close()
             self._bell.close()
@@ -244,7 +244,7 @@ class Workers:
 
     def _let_go(self) -> None:
         """In a forked child, a worker or a child of a thread of the handler's module: it is not the parent."""
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(-1, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._alarm.close()
         self._bell.close()
