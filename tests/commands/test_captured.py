@@ -27,6 +27,7 @@ from support import DEADLINE, TESTS, eventually, read_all
 from support.evil_handler import ACTIONS
 from support.log_lines import records_of
 from support.proxy_headers import INVALID, VALID
+from support.tiers import TIMEOUT
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, and descriptors as POSIX has them")
 
@@ -384,14 +385,20 @@ def junk(rng):
     return b"".join(rng.choices(POOL, k=rng.choice([0, 1, 3, 10, 40]))).replace(b"\n", b"")
 
 
+FUZZ_SECONDS = float(os.environ.get("ECHO_FUZZ_SECONDS", "0"))
+"""How long each random test of the log continues. 0: for a moment."""
+
+fuzz = pytest.mark.timeout(TIMEOUT + FUZZ_SECONDS)
+
+
 class Fuzzed:
-    """A server whose log a strict reader checks during the sessions. ``ECHO_FUZZ_SECONDS``: how long they continue."""
+    """A server whose log a strict reader checks during the sessions."""
 
     def __init__(self, server, form):
         self.server = server
         self.form = form
         self.read = self.records = self.rounds = 0
-        self.deadline = time.monotonic() + float(os.environ.get("ECHO_FUZZ_SECONDS", "3"))
+        self.deadline = time.monotonic() + (FUZZ_SECONDS or 3.0)
 
     def read_log(self):
         data = self.server.file.read_bytes()[self.read :]
@@ -411,6 +418,7 @@ class Fuzzed:
         print(f"{self.rounds} rounds, {self.records} records, {self.read} bytes of log")
 
 
+@fuzz
 @pytest.mark.slow
 @posix
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -439,6 +447,7 @@ DOORS = {
 }
 
 
+@fuzz
 @pytest.mark.slow
 @posix
 @pytest.mark.parametrize("door", sorted(DOORS))
@@ -602,17 +611,16 @@ def random_record(rng):
     return record
 
 
+@fuzz
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_random_records_are_lines_that_a_strict_reader_accepts(trials, form):
-    """``ECHO_FUZZ_SECONDS`` gives it more time."""
     handler = LineHandler({"text": TextFormatter, "json": JsonFormatter}[form]())
-    seconds = os.environ.get("ECHO_FUZZ_SECONDS")
-    deadline = time.monotonic() + float(seconds or 0)
+    deadline = time.monotonic() + FUZZ_SECONDS
     count = 0
-    for rng in trials(1 << 62 if seconds else 100):
+    for rng in trials(1 << 62 if FUZZ_SECONDS else 100):
         record = random_record(rng)
         assert len(records_of(handler.encode(record), form)) == 1
         count += 1
-        if seconds and time.monotonic() > deadline:
+        if FUZZ_SECONDS and time.monotonic() > deadline:
             break
     print(f"{count} records")
