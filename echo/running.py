@@ -310,7 +310,7 @@ def run(
             return 0
         except OSError as exc:
             lacks_files = exc.errno in (errno.EMFILE, errno.ENFILE)  # at any file, even one of the standard library
-            if exc.filename is not None and not lacks_files:  # a file that server_class opens
+            if exc.filename not in (None, address) and not lacks_files:  # a file that server_class opens
                 raise
             log_event(logging.ERROR, "error", "%s", why_not_listening(exc, address))
             return 1
@@ -347,7 +347,8 @@ def _has_name(address: Any) -> bool:
     try:
         socket.inet_aton(address[0])
     except (OSError, UnicodeError):
-        return address[0] != "" and ":" not in address[0]
+        # The look-up takes * for this machine alone; bind() rejects it.
+        return address[0] not in ("", "*") and ":" not in address[0]
     return False
 
 

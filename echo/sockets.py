@@ -135,7 +135,7 @@ def trouble_with_path(path: str) -> str:
         return f"the folder {folder} does not exist; make it, or give another path"
     except OSError:  # the user may not look for it, for example: then it may well exist
         return ""
-    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode) and not os.path.islink(path):
+    if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
         return "that file is not a socket; give another path"
     return ""
 

@@ -1097,6 +1097,7 @@ def test_an_address_that_makes_no_sense_is_a_usage_error(arguments, words):
             f"cannot connect to loop/s: {os.strerror(errno.ELOOP)}; check the path, and who may use it",
         ),
         ("file", "cannot connect to file: that file is not a socket; give another path"),
+        ("link", "cannot connect to link: that file is not a socket; give another path"),
         (
             "x" * 200,
             f"cannot connect to {'x' * 200}: AF_UNIX path too long; give a path of {MAX_PATH} bytes at most,"
@@ -1109,6 +1110,7 @@ def test_each_reason_why_a_path_has_no_server_has_its_own_words(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("file")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind("dead")
     done = call_client("--unix", path, "-m", "hello")

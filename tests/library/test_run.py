@@ -382,10 +382,16 @@ def test_a_lack_of_local_ports_is_not_reported_as_another_program(lines, monkeyp
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
-def test_a_path_that_cannot_be_bound_is_one_line_with_its_reason(lines, tmp_path):
-    assert serve(address=str(tmp_path / "missing" / "socket")) == 1
+@pytest.mark.parametrize(
+    "folder, reason",
+    [("missing", "does not exist; make it, or give another path"), ("file", "is not a folder; give another path")],
+)
+def test_a_path_that_cannot_be_bound_is_one_line_with_its_reason(lines, tmp_path, folder, reason):
+    """Row 57: a path that cannot be looked at is no file that the server's class opens."""
+    (tmp_path / "file").touch()
+    assert serve(address=str(tmp_path / folder / "socket")) == 1
     (line,) = lines()
-    assert line.endswith("missing does not exist; make it, or give another path")
+    assert line.endswith(reason)
 
 
 def test_a_file_that_the_server_class_cannot_open_is_its_own_error():
