@@ -91,6 +91,8 @@ def check_path(address: Any) -> None:
     host, _, port = text.rpartition(":")
     if _is_ip(text) and not (port.isdigit() and _is_ip(host)):  # ::1:7000 may be both, and rather is the latter
         host, port = text, "PORT"
+    elif not port:  # it came from an empty variable, maybe
+        port = "PORT"
     elif not port.isdigit():
         return
     host = host.strip("[]") or "127.0.0.1"
