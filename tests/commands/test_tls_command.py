@@ -468,6 +468,19 @@ def test_a_rejected_client_reports_the_cause_when_it_pipes(secure, client, certi
 
 
 @needs_tls_1_3
+def test_a_rejected_client_reports_the_cause_at_the_terminal_and_guesses_no_other(secure, run, arguments, certificates):
+    from support.terminal import Terminal
+
+    user = Terminal(run, "echo.client", *arguments(secure(client_ca=certificates.authority.certificate), *PATIENT))
+    try:
+        assert user.leave() == 1
+    finally:
+        os.close(user.master)
+    check_that_it_reports_the_missing_certificate(1, user.screen.decode())
+    assert user.screen.endswith(b"0 messages sent, 0 received\r\n")
+
+
+@needs_tls_1_3
 def test_a_rejected_client_reports_the_cause_when_it_pings(secure, arguments, certificates):
     server = secure(client_ca=certificates.authority.certificate)
     code, out, log = run_client(*arguments(server, *PATIENT, "--ping", "-c", "1"))

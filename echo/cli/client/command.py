@@ -147,7 +147,7 @@ def _run(options: argparse.Namespace) -> int:
             if not options.quiet:
                 print(f"connected to {where} ({framing.name} framing); Ctrl-D leaves", file=sys.stderr)
             code = Terminal(client.connection, options.timeout, painter(sys.stderr, options.color)).run()
-            if code and not client.connection.bytes_in:
+            if code and not client.connection.bytes_in and not options.tls:  # TLS gives the reason
                 print(hints.unanswered(options, "refuse this client"), file=sys.stderr)
             return code
         else:
