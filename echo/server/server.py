@@ -310,7 +310,8 @@ class Server(AcceptingServer):
         in a session's own thread and in the serving thread: there it begins the stop and returns.
         """
         me = threading.get_ident()
-        may_not_wait = self._echo_registry.serves(me) or self._echo_holds_lock()
+        in_session = self._echo_registry.serves(me)
+        may_not_wait = in_session or self._echo_holds_lock()
         new = Stop(self._echo_registry, me, self._echo_cut_grace)
         # setdefault() is atomic. After an "if", the handler of a signal could begin another stop.
         stop = vars(self).setdefault("_echo_stop", new)
@@ -318,7 +319,7 @@ class Server(AcceptingServer):
         in_loop = serving is not None and serving.thread_id == me
         if in_loop or may_not_wait:  # the table in ``stopping``, except its last line
             # The loop takes no stop if it is one that start() begins here, and another thread has just ended it.
-            if stop is new and not (in_loop and self._echo_leave_to_loop(stop)):
+            if stop is new and (in_session or not (in_loop and self._echo_leave_to_loop(stop))):
                 self._echo_run_stop_in_thread(stop)
             return
         if stop is new:

@@ -24,8 +24,8 @@ from the first ``stop()`` or ``server_close()`` on and is never replaced::
 for it::
 
     the caller (the first line that fits)    a new stop is run by            the caller
-    the serving thread                       itself, when its loop ended     returns at once: the loop would never end
     a session's thread                       a new thread                    returns at once: its session would not end
+    the serving thread                       itself, when its loop ended     returns at once: the loop would never end
     a signal handler inside a method that    a new thread                    returns at once: others need the lock
     holds one of the first three locks
     a signal handler inside Thread.start()   a new thread                    returns at once: no other thread could end

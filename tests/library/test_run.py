@@ -681,3 +681,38 @@ def test_it_serves_while_it_runs(dial):
     seen = []
     assert serve(act) == 0
     assert seen == [True]
+
+
+@posix
+def test_a_signal_drains_a_session_that_a_subclass_serves_in_the_accept_loop(dial, monkeypatch):
+    """Row 84: a relative."""
+
+    class OneAtATime(echo.Server):
+        def process_request(self, request, client_address):
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+
+    class Signals(echo.EchoRequestHandler):
+        def message_received(self, message):
+            self.send(message)
+            signal.raise_signal(signal.SIGTERM)
+
+    def act(server):
+        client = dial(server)
+        client.sendall(b"hello\n")
+
+        def read():
+            try:
+                seen.append(read_all(client))
+            finally:
+                client.close()
+
+        readers.append(threading.Thread(target=read))
+        readers[0].start()
+
+    seen, readers = [], []
+    monkeypatch.setattr("echo.running._announce", lambda server, signals: act(server))
+    address = ("127.0.0.1", 0)
+    assert echo.run(Signals, address, server_class=OneAtATime, shutdown_timeout=None) == 0
+    readers[0].join()
+    assert seen == [b"hello\n"]
