@@ -88,7 +88,9 @@ class SessionServer(ListeningServer):
     ) -> None:
         """Replace ``allow`` and ``deny``, and ``proxy_allow_from`` if it is given, for the clients to come.
         ``ValueError`` names an invalid network, and nothing changes. It also means that the clients have no addresses
-        (a Unix socket without ``proxy_protocol``)."""
+        (a Unix socket without ``proxy_protocol``). ``RuntimeError`` before the constructor, which sets them anew."""
+        if "socket" not in vars(self):
+            raise RuntimeError("the server is not made yet; call set_access() after super().__init__()")
         self._echo_set_access(self._echo_options, allow, deny, proxy_allow_from)
 
     def _echo_set_access(self, options: Options, allow: Any, deny: Any, proxy_allow_from: Any) -> None:

@@ -234,6 +234,18 @@ def test_a_verify_request_that_is_async_under_a_decorator_lets_nobody_in(serve, 
     eventually(lambda: server.stats().refused == {"denied": 1})
 
 
+def test_networks_cannot_be_replaced_before_the_constructor_which_would_set_them_anew():
+    """Row 61: they had no effect and no error."""
+
+    class Early(echo.Server):
+        def __init__(self, *arguments):
+            self.set_access([], ["127.0.0.0/8"])
+            super().__init__(*arguments)
+
+    with pytest.raises(RuntimeError, match=r"call set_access\(\) after super\(\).__init__\(\)"):
+        Early(("127.0.0.1", 0), echo.EchoRequestHandler)
+
+
 def test_networks_are_replaced_by_a_call_and_not_within_their_list(serve, dial):
     """Row 61: a change within a list had no effect and no error."""
     server = serve(cls=type("Denying", (echo.Server,), {"deny": ["192.0.2.0/24"]}), allow=["127.0.0.1"])

@@ -160,12 +160,12 @@ def test_the_path_of_a_server_that_came_after_is_left_alone(unix_path):
     [{"allow": ["0.0.0.0/0"]}, {"deny": ["192.0.2.0/24"]}, {"max_connections_per_host": 1}],
     ids=lambda options: next(iter(options)),
 )
-@pytest.mark.parametrize("made", ["here", "elsewhere"])
+@pytest.mark.parametrize("made", ["here", "elsewhere", "by a subclass"])
 def test_options_that_need_addresses_are_refused_on_any_unix_socket(unix_path, options, made):
     """Row 59: it would do nothing, and let everybody in."""
     with pytest.raises(ValueError, match=f"^{next(iter(options))} needs addresses, and clients of a Unix socket"):
         make(unix_path, made, **options)
-    assert os.path.exists(unix_path) == (made == "elsewhere")
+    assert os.path.exists(unix_path) == (made != "here")
 
 
 @pytest.mark.parametrize("made", ["here", "elsewhere"])
@@ -183,8 +183,10 @@ def test_networks_of_proxies_are_refused_on_a_unix_socket(unix_path, made):
 
 def test_permissions_are_refused_where_there_is_no_path_of_its_own(unix_path):
     """Row 59: they would not be in force."""
-    with pytest.raises(ValueError, match="unix_mode needs a path"):
-        make(unix_path, "elsewhere", unix_mode=0o600)
+    for made in ("elsewhere", "by a subclass"):
+        with pytest.raises(ValueError, match="unix_mode needs a path"):
+            make(unix_path, made, unix_mode=0o600)
+        os.unlink(unix_path)
     for address in [("127.0.0.1", 0), ("::1", 0)] + ["\0echo-test"] * sys.platform.startswith("linux"):
         with pytest.raises(ValueError, match="unix_mode needs a path"):
             echo.Server(address, echo.EchoRequestHandler, unix_mode=0o600)
@@ -202,6 +204,16 @@ def test_new_networks_are_refused_on_a_unix_socket(unix_path):
 def make(path, made, **options):
     if made == "here":
         return echo.Server(path, echo.EchoRequestHandler, **options)
+    if made == "by a subclass":
+
+        class Bound(echo.Server):
+            def server_bind(self):
+                self.socket.close()
+                self.address_family, self.server_address = socket.AF_UNIX, path
+                self.socket = socket.socket(self.address_family)
+                self.socket.bind(path)
+
+        return Bound(("127.0.0.1", 0), echo.EchoRequestHandler, **options)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
