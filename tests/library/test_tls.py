@@ -1268,6 +1268,9 @@ PASSED_OVER = {
     "in small letters": lambda text: text.lower().encode(),
     "with a dash too few": lambda text: text.replace("-----B", "----B").encode(),
     "with long dashes": lambda text: text.replace("-----", "\N{EM DASH}").encode(),
+    "without its first line": lambda text: text.partition("\n")[2].encode(),
+    "with a first line in two": lambda text: text.replace("BEGIN ", "BEGIN\n").encode(),
+    "with a space that does not break": lambda text: text.replace("X509 ", "X509\N{NO-BREAK SPACE}").encode(),
     "with a space too many": lambda text: text.replace("CRL-", "CRL -").encode(),
     "in UTF-16": lambda text: text.encode("utf-16"),
 }
