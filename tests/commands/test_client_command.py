@@ -8,6 +8,7 @@ import collections
 import contextlib
 import errno
 import hashlib
+import itertools
 import multiprocessing.resource_tracker
 import os
 import random
@@ -873,6 +874,32 @@ def test_a_reader_that_pauses_costs_no_timeout(pair, tmp_path):
         Pipe(connection, framing, source.fileno(), write).run()
     server.join(DEADLINE)
     assert b"".join(out) == data
+
+
+@posix
+def test_a_reply_that_comes_in_pieces_has_the_timeout_for_each_with_length_framing_too(pair, tmp_path):
+    """The time of a whole message would count the pause of a client that is stopped by Ctrl-Z between two pieces."""
+    ours, theirs = pair
+    (tmp_path / "in").write_bytes(b"reply")
+
+    class Paused(Connection):
+        clock = staticmethod(itertools.count(step=DEADLINE).__next__)
+
+    def talk():
+        for sent, byte in enumerate(read_exactly(theirs, 9), 1):
+            theirs.sendall(bytes([byte]))
+            eventually(lambda sent=sent: connection.bytes_in == sent)
+        theirs.shutdown(socket.SHUT_WR)
+
+    out = []
+    framing = echo.LengthFraming()
+    connection = Paused(ours, framing, idle_timeout=DEADLINE, message_timeout=DEADLINE)
+    server = threading.Thread(target=talk)
+    server.start()
+    with open(tmp_path / "in", "rb") as source:
+        Pipe(connection, framing, source.fileno(), out.append).run()
+    server.join(DEADLINE)
+    assert b"".join(out) == b"reply"
 
 
 @posix

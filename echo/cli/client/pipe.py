@@ -7,7 +7,8 @@ connection is the caller's; this module opens none.
 The timeout counts only the server's time: it runs while a reply is due and the main thread waits for it. It does not
 run while standard input is idle, nor while standard output takes nothing. In that time the server may stop reading,
 since its replies are not read. So a send has no timeout of its own: a server that does not read sends no replies,
-either.
+either. A message has none either, under all framings: it would count the time in which the user has stopped this
+process with Ctrl-Z.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Pipe:
     def run(self) -> None:
         """Stream until the input has ended and all of it is back."""
         set_send_timeout(self._connection.socket, None)
+        self._connection.message_timeout = None
         start_thread(self._feed, "echo-feed")
         try:
             self._receive()
