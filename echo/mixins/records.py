@@ -8,6 +8,7 @@ Filters, handlers, a record factory and a logger class of the program's own work
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -51,7 +52,8 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
         logger.handle(record)
     except Exception as exc:
         raise_if_deep(exc)
-        logging.Handler().handleError(logging.LogRecord(logger.name, level, "", 0, message, None, None))
+        with contextlib.suppress(ValueError):  # standard error is closed
+            logging.Handler().handleError(logging.LogRecord(logger.name, level, "", 0, message, None, None))
 
 
 def makes_plain_records(logger: Any) -> bool:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 
 import pytest
@@ -178,6 +179,18 @@ def test_a_filter_or_handler_that_raises_costs_its_records_and_no_session(serve,
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"hello\n"
     assert "RuntimeError: a broken handler" in capsys.readouterr().err
+
+
+def test_a_closed_standard_error_costs_no_session(serve, dial, monkeypatch):
+    stream = io.StringIO()
+    log = logging.Logger("test")
+    log.addHandler(logging.StreamHandler(stream))
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with dial(serve(type("Handler", (Logged,), {"log": log}))) as client:
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"hello\n"
 
 
 @pytest.mark.parametrize("mixins", [(), (QueueLoggingMixin,)], ids=["library", "command"])
