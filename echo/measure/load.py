@@ -354,7 +354,10 @@ class Load:
         return max(now + LOOK, oldest + self._patience + 1)
 
     def _give_up(self, lane: Lane, now: int) -> None:
-        lost = lane.ledger.give_up(now - self._patience)
+        ledger = lane.ledger
+        lost = ledger.give_up(now - self._patience)
+        if lost and now >= self._end and not self._plan.rate and ledger.next == ledger.counts_from:
+            ledger.counts_from = lost[0].seq  # of the warm-up, but they kept all that counts from being sent
         counted = self._lose(lane, lost)
         if counted:
             self._slice.errors[TIMED_OUT] += counted

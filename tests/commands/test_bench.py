@@ -229,9 +229,24 @@ def test_so_many_are_on_their_way_in_each_connection_and_no_more(rate):
     assert result.code == 1
     assert len(result.network.messages) == 10
     summary = adds_up(events(result.text)[-1])
-    assert summary["lost"] + summary["warm_up"]["lost"] == 10
+    assert summary["lost"] + summary["warm_up"].get("lost", 0) == 10
     assert summary["messages"] == 0
     assert (summary["never_sent"] > 0) == bool(rate)
+
+
+@pytest.mark.parametrize("more", [{"depth": 1}, {"depth": 5}, {"new_connection": True}], ids=str)
+def test_a_connection_that_got_no_reply_since_the_warm_up_has_lost_its_messages(more):
+    class AnswersOneOfTwo(Service):
+        def answer(self, message):
+            if self.network.sessions.index(self) != 1:
+                self.send(message)
+
+    result = simulate_bench(AnswersOneOfTwo, connections=2, duration=1, timeout=3, as_json=True, **more)
+    assert result.code == 1
+    summary = adds_up(events(result.text)[-1])
+    depth = more.get("depth", 1)
+    assert (summary["lost"], summary["errors"], summary["warm_up"]) == (depth, {"no reply in time": depth}, {})
+    assert summary["messages"] > 0
 
 
 def test_messages_larger_than_what_the_system_buffers_come_through():
