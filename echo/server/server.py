@@ -391,8 +391,7 @@ class Server(AcceptingServer):
     def _echo_accept_waiting(self, stop: Stop) -> None:
         """Accept the clients that wait in the backlog: closing the listening socket would reset them, together with
         what they have sent, and a load balancer would take that for an answer. At most as many as the backlog holds,
-        since others may go on coming, and as many as there is room for (``max_connections``). Each needs some time for
-        its session, so that nobody is accepted after half of it."""
+        since others may go on coming, and as many as there is room for (``max_connections``)."""
         if self._echo_past is Past.LOOP and self.socket is not self._echo_inherited and is_listening(self.socket):
             try:
                 serving = Serving(self.socket)
@@ -400,7 +399,7 @@ class Server(AcceptingServer):
                 return  # out of descriptors: nobody could be let in
             try:
                 for number in range(max(1, self.request_queue_size)):
-                    if not self._echo_accept(serving) or stop.is_half_over():
+                    if not self._echo_accept(serving) or stop.is_over():
                         break
                     if number == 0:
                         stop.start_draining()  # now: after a flood of others, the sessions would have no time left

@@ -112,15 +112,13 @@ class Stop:
         self._cut_grace = cut_grace
         self._registry = registry
         self._timeout: Optional[float] = None
-        self._begun = 0.0
         self._sessions = 0  # that drain, or have drained
         self._last_number = 0  # of these sessions
 
     def begin(self, timeout: Optional[float]) -> None:
         """From now on all sessions together have ``timeout`` seconds; None: no limit."""
         self._timeout = timeout
-        self._begun = time.monotonic()
-        self.deadline = self._begun + (threading.TIMEOUT_MAX if timeout is None else timeout)
+        self.deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
 
     def hurry(self, timeout: float) -> None:
         """Bring the deadline forward to ``timeout`` seconds from now."""
@@ -131,10 +129,6 @@ class Stop:
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
-
-    def is_half_over(self) -> bool:
-        """Whether half of the time has passed."""
-        return self.deadline is not None and time.monotonic() >= (self._begun + self.deadline) / 2
 
     def delivery_timeout(self) -> Optional[float]:
         """Seconds for which a closing socket may wait until its client has everything; None before ``begin()``.
