@@ -230,10 +230,9 @@ def serve(
         if begins:
             stopped_by.append(number)
             stopping()
+            server.shutdown()
             if server._echo_registry.serves(threading.get_ident()):  # a subclass serves its clients in the accept loop
                 Server.server_close(server)  # which only begins the stop here; the session drains
-            else:
-                server.shutdown()
         else:
             _log_in_thread(lambda: log_stop(number, "stopping now"))
             server._echo_hurry(0)

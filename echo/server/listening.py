@@ -121,9 +121,13 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         server = cls(sock.getsockname(), RequestHandlerClass, False, **options)
         server.socket.close()
         server.address_family = sock.family
+        options_now = server._echo_options
+        check_addresses(server, options_now.allow, options_now.deny, options_now.proxy_allow_from)
+        if options_now.unix_mode is not None:
+            raise ValueError("unix_mode needs a path that the server itself binds")
         server.socket = server._echo_inherited = sock
-        server.server_activate()
         sock.setblocking(False)
+        server.server_activate()
         return server
 
     def server_bind(self) -> None:
@@ -158,10 +162,6 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         return self.socket is self._echo_inherited or self._echo_forks != forking.forks
 
     def server_activate(self) -> None:
-        options = self._echo_options  # some need a socket of a kind, and a subclass may have bound another one
-        check_addresses(self, options.allow, options.deny, options.proxy_allow_from)
-        if options.unix_mode is not None and self._echo_inode is None:
-            raise ValueError("unix_mode needs a path that the server itself binds")
         prepare(self.socket)  # accepted sockets inherit it: no system call for each connection
         if self.socket is not self._echo_inherited:  # else its maker has chosen the backlog
             super().server_activate()

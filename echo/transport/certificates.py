@@ -22,7 +22,7 @@ _DELTA = b"\x06\x03\x55\x1d\x1b"
 """The identifier 2.5.29.27, which marks a list that only adds to another one (RFC 5280, section 5.2.4)."""
 
 _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----.*?-----END \1-----", re.DOTALL)
-_PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[^\n]*(?:CRL|REVOCATION|PKCS|CMS)")
+_PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[\w#. \x80-\xff-]*(?:CRL|REVOCATION|PKCS|CMS)")
 """Outside of these blocks: binary data, as which CAs publish their lists, containers, and first or last lines that are
 misspelt or alone."""
 

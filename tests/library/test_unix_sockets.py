@@ -160,12 +160,12 @@ def test_the_path_of_a_server_that_came_after_is_left_alone(unix_path):
     [{"allow": ["0.0.0.0/0"]}, {"deny": ["192.0.2.0/24"]}, {"max_connections_per_host": 1}],
     ids=lambda options: next(iter(options)),
 )
-@pytest.mark.parametrize("made", ["here", "elsewhere", "by a subclass"])
+@pytest.mark.parametrize("made", ["here", "elsewhere"])
 def test_options_that_need_addresses_are_refused_on_any_unix_socket(unix_path, options, made):
     """Row 59: it would do nothing, and let everybody in."""
     with pytest.raises(ValueError, match=f"^{next(iter(options))} needs addresses, and clients of a Unix socket"):
         make(unix_path, made, **options)
-    assert os.path.exists(unix_path) == (made != "here")
+    assert os.path.exists(unix_path) == (made == "elsewhere")
 
 
 @pytest.mark.parametrize("made", ["here", "elsewhere"])
@@ -183,10 +183,8 @@ def test_networks_of_proxies_are_refused_on_a_unix_socket(unix_path, made):
 
 def test_permissions_are_refused_where_there_is_no_path_of_its_own(unix_path):
     """Row 59: they would not be in force."""
-    for made in ("elsewhere", "by a subclass"):
-        with pytest.raises(ValueError, match="unix_mode needs a path"):
-            make(unix_path, made, unix_mode=0o600)
-        os.unlink(unix_path)
+    with pytest.raises(ValueError, match="unix_mode needs a path"):
+        make(unix_path, "elsewhere", unix_mode=0o600)
     for address in [("127.0.0.1", 0), ("::1", 0)] + ["\0echo-test"] * sys.platform.startswith("linux"):
         with pytest.raises(ValueError, match="unix_mode needs a path"):
             echo.Server(address, echo.EchoRequestHandler, unix_mode=0o600)
@@ -204,16 +202,6 @@ def test_new_networks_are_refused_on_a_unix_socket(unix_path):
 def make(path, made, **options):
     if made == "here":
         return echo.Server(path, echo.EchoRequestHandler, **options)
-    if made == "by a subclass":
-
-        class Bound(echo.Server):
-            def server_bind(self):
-                self.socket.close()
-                self.address_family, self.server_address = socket.AF_UNIX, path
-                self.socket = socket.socket(self.address_family)
-                self.socket.bind(path)
-
-        return Bound(("127.0.0.1", 0), echo.EchoRequestHandler, **options)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
@@ -235,7 +223,6 @@ def make(path, made, **options):
         ("fe80::1", "('fe80::1', PORT)"),
         ("::1:7000", ("::1", 7000)),
         ("[::1]", "('::1', PORT)"),
-        ("localhost:", "('localhost', PORT)"),
         ("8000\n", ("127.0.0.1", 8000)),
     ],
 )
