@@ -24,13 +24,14 @@ import pytest
 
 import echo
 from echo.cli import streams
+from echo.cli.client import command
 from echo.cli.client.pipe import CHUNK, Pipe, has_more
 from echo.cli.server.command import main as server_main
 from echo.connection import Connection
 from echo.sockets import MAX_PATH, set_receive_timeout, unread
 from support import DEADLINE, ROOT, Recorder, eventually, plain, read_all, read_exactly, reset
 from support.client import UnixServer, address_options, call_client
-from support.measuring import echo_of, events, one_complaint, read_until
+from support.measuring import echo_of, events, one_complaint
 from support.processes import wait_until_it_sleeps
 from support.proxy_headers import PROXY, block, unix
 from support.usage_errors import error_line
@@ -1571,37 +1572,20 @@ def test_without_the_option_no_byte_comes_before_the_first_message(serve):
     assert finished.out.startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
 
 
-ACTS_ON_SIGNALS = """
-import signal, sys
-from echo.cli.client import command
-command.PATIENCE = float(sys.argv[1])
-command._on_signals(lambda: print("summary", len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True))
-print("ready", flush=True)
-sys.stdin.read()
-print("done")
-"""
-
-
 @posix
-def test_a_further_signal_ends_a_measurement_whose_output_nobody_reads(run):
-    process = run("0", program=[sys.executable, "-c", ACTS_ON_SIGNALS])
-    read_until(process, "ready\n")
-    process.popen.send_signal(signal.SIGTERM)
-    read_until(process, "summary")
-    while process.popen.poll() is None:
-        process.popen.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.popen.wait(0.01)
-    assert process.finish()[0] == 130
-
-
-@posix
-def test_a_flood_of_signals_stops_a_measurement_once(run):
-    process = run("3600", program=[sys.executable, "-c", ACTS_ON_SIGNALS])
-    read_until(process, "ready\n")
-    process.popen.send_signal(signal.SIGINT)
-    read_until(process, "summary 2\n")  # both are blocked
-    for _ in range(5000):
-        process.popen.send_signal(signal.SIGTERM)
-        process.popen.send_signal(signal.SIGINT)
-    assert process.finish(b"") == (0, b"done\n")
+def test_a_further_signal_ends_a_measurement_whose_output_nobody_reads(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    codes, stops = [], []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(command, "PATIENCE", 3600.0)
+    try:
+        command._on_signals(lambda: stops.append("summary"))
+        for number in before:
+            signal.raise_signal(number)
+        assert (stops, codes) == (["summary"], [])
+        monkeypatch.setattr(command, "PATIENCE", 0)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (stops, codes) == (["summary"], [130])

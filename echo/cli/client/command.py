@@ -8,12 +8,9 @@ error; 3 a reply differs from what was sent; 4 a ``--fail-if`` condition holds; 
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import contextlib
 import errno
-import itertools
-import math
 import os
 import shlex
 import signal
@@ -236,39 +233,23 @@ def _on_signals(stop: Callable[[], None]) -> None:
     """Call ``stop`` once for Ctrl-C and for SIGTERM, which timeout(1) sends, and may send twice.
 
     One that comes ``PATIENCE`` seconds later ends the process: the summary may wait for a reader without end, and so
-    would all that an exception leads to. A thread waits for it, with all signals blocked: handlers of a flood run
-    inside each other, to the end of the stack. A signal that was ignored at the start stays ignored: SIGINT in a
-    shell's background job.
+    would all that an exception leads to. A signal that was ignored at the start stays ignored: SIGINT in a shell's
+    background job.
     """
-    calls = itertools.count()
-    first = math.inf
-    handled = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    first: Optional[float] = None
 
     def handler(signum: int, frame: Optional[FrameType]) -> None:
         # Not SIG_IGN: Python complains about a signal that has come and is not handled any more.
         nonlocal first
-        if next(calls) == 0:  # in one step: the next signal may come inside this function
+        if first is None:
             first = time.monotonic()
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_BLOCK, handled)  # the new thread inherits it
-                try:
-                    _thread.start_new_thread(_end_at_a_further_one, (handled,))  # a Thread has locks
-                except RuntimeError:  # no thread is free
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
             stop()
         elif time.monotonic() - first >= PATIENCE:
             os._exit(INTERRUPTED)
 
-    for number in handled:
-        signal.signal(number, handler)
-
-
-def _end_at_a_further_one(numbers: List[signal.Signals]) -> None:
-    time.sleep(PATIENCE)
-    for number in signal.sigpending().intersection(numbers):
-        signal.sigwait([number])
-    signal.sigwait(numbers)
-    os._exit(INTERRUPTED)
+    for number in _STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _check(options: argparse.Namespace) -> None:
