@@ -357,7 +357,7 @@ class Load:
         ledger = lane.ledger
         lost = ledger.give_up(now - self._patience)
         if lost and now >= self._end and not self._plan.rate and ledger.next == ledger.counts_from:
-            ledger.counts_from = lost[0].seq  # of the warm-up, but they kept all that counts from being sent
+            ledger.counts_from = lost[0].seq  # of the warm-up, but nothing could be sent after them
         counted = self._lose(lane, lost)
         if counted:
             self._slice.errors[TIMED_OUT] += counted

@@ -98,8 +98,8 @@ class Serving:
         """Let the calling thread serve. In the main thread, a signal rings the bell: the interpreter only notes one
         that comes just before the sleep begins, and its Python handler would run after the next client.
 
-        Python must not warn of a full bell. The call that removes it has that flag, too: a signal of that moment may
-        find the bell's number and the new flag."""
+        A full bell is as good as one that has rung once, and deserves no warning. The call that removes the bell asks
+        for none, either: a signal at that moment may find the bell's number and the flag of that call."""
         self.thread_id = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
             with contextlib.suppress(ValueError):  # a subinterpreter, which no signal reaches
