@@ -240,6 +240,8 @@ class Ping:
                     for reply in lane.receive():
                         self._report_reply(reply, now)
         except EchoError as exc:
+            lost = exc.__cause__
+            self._is_explained = isinstance(lost, OSError) and lost.errno is None  # TLS has its reason in words
             self._close(lane, str(exc))
             return
         self._give_up(lane, self._clock.now())

@@ -284,7 +284,10 @@ class Reader:
         sys.path.insert(0, self.folder)
         try:
             with contextlib.redirect_stdout(out), serving():
-                self._execute(block, block.text.replace(PORT, port), namespace)
+                try:
+                    self._execute(block, block.text.replace(PORT, port), namespace)
+                except SystemExit as exc:
+                    assert not exc.code, f"{block} ends with {exc.code}"
                 if "try" in block.notes and not tried:
                     attempt()
         finally:
