@@ -61,6 +61,10 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_methods(cls, _CALLED)
+        first, *others = [base for base in cls.__mro__ if "verify_request" in vars(base)]
+        if first is socketserver.BaseServer and others:
+            name = others[0].__name__
+            raise TypeError(f"{cls.__name__}: {name}.verify_request() would never be called; list {name} first")
 
     def __init__(
         self,

@@ -215,6 +215,19 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
         exec("class S(Mixin, echo.Server): pass", scope)
 
 
+def test_a_verify_request_that_is_listed_after_the_server_is_an_error():
+    """Row 61: the server's own came first, and let everybody in."""
+
+    class Mixin:
+        def verify_request(self, request, client_address):
+            return False
+
+    with pytest.raises(TypeError, match=r"S: Mixin\.verify_request\(\) would never be called; list Mixin first"):
+        type("S", (echo.Server, Mixin), {})
+    type("S", (Mixin, echo.Server), {})
+    type("S", (echo.Server, Mixin), {"verify_request": lambda *args: Mixin.verify_request(*args)})
+
+
 async def answers_later():
     return True
 
