@@ -201,8 +201,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         self.message_received(message)
 
     def dispatch_eof(self, rest: bytes) -> None:
-        """Handle the end of the client's input."""
-        self.eof_received(rest)
+        """Handle the end of the client's input, if the session has begun: a mixin that asks for a password first may
+        have thought of messages only."""
+        if self.__begun:
+            self.eof_received(rest)
 
     def dispatch_lost(self, reason: str) -> None:
         """End the session. Called exactly once after each ``dispatch_made``, even after one that raised.

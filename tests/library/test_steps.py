@@ -221,6 +221,23 @@ def test_a_step_can_reject_a_client_before_the_handler_sees_it(serve, dial, how)
     assert handler.events == []
 
 
+def test_a_handler_whose_session_a_mixin_has_not_begun_gets_no_end_of_input_either(serve, dial):
+    """Row 61: a line without its end came past a mixin that asked for a password, and was echoed."""
+
+    class Asks(echo.MessageRequestHandler):
+        def dispatch_made(self):
+            self.send(b"password?")
+
+        def dispatch_message(self, message):
+            self.close()
+
+    handler = Recorder.of(type("Handler", (Asks, Hooks), {}))
+    server = serve(handler)
+    assert talk(dial(server), b"hello") == b"password?\n"
+    eventually(lambda: server.stats().ended == {"eof": 1})
+    assert handler.events == []
+
+
 # Orders that would hide a mixin.
 
 
