@@ -63,7 +63,7 @@ class SessionLoggingMixin(MessageRequestHandler):
             fields["via"] = self.via
             details.append(f" via {self.via}")
         if isinstance(self.request, TLSSocket):
-            fields.update(tls=self.request.version(), subject=self.request.subject)
+            fields.update(subject=self.request.subject, tls=self.request.version())  # the first one shakes hands
             details += [f" {printable(text, 200)}" for text in (fields["tls"], fields["subject"]) if text]
         fields.update(event="connected", peer=self.peer, session=self.session)
         self._echo_emit(level, f"{self.peer} connected{','.join(details)}", fields)

@@ -672,6 +672,25 @@ def test_only_clients_with_a_certificate_of_the_ca_get_in_and_the_log_names_them
     assert server.stats().refused == {"handshake": 3}
 
 
+@pytest.mark.parametrize("header", [b"", b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n"], ids=["direct", "proxied"])
+def test_a_verify_request_that_looks_at_the_certificate_before_the_handshake_lets_nobody_in(
+    secure, dial, stock, certificates, header
+):
+    """Row 61: the certificate was None, as without one, so that a client that this rejects got in."""
+
+    class RejectsAlice(echo.Server):
+        def verify_request(self, request, client_address):
+            return "alice" not in str(request.getpeercert())
+
+    context = server_context(*certificates.server, certificates.authority.certificate)
+    server = secure(cls=RejectsAlice, ssl_context=context, proxy_protocol=bool(header))
+    sock = dial(server)
+    sock.sendall(header)
+    with pytest.raises(OSError):
+        stock(server, sock, certificates.client).recv(1)
+    eventually(lambda: server.stats().refused == {"error": 1})
+
+
 def test_the_header_of_a_proxy_comes_before_the_handshake(secure, dial, stock):
     class Tells(echo.MessageRequestHandler):
         def message_received(self, message):
