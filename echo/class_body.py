@@ -4,7 +4,7 @@ otherwise show in each session, or as silence. It knows classes and names, no se
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any, Tuple
+from typing import Any, List, Tuple
 
 _RUNS_LATER = {0x20: "a generator", 0x80: "async", 0x200: "async"}
 """Flags of code that a call does not run: ``CO_GENERATOR``, ``CO_COROUTINE``, ``CO_ASYNC_GENERATOR`` of ``inspect``,
@@ -49,6 +49,16 @@ def check_methods(cls: type, names: Tuple[str, ...]) -> None:
                     f"{cls.__name__}.{name} is {kind}, and calling it would do nothing; write an ordinary method:"
                     " sessions run in threads, and not in an event loop"
                 )
+
+
+def defining(cls: type, name: str) -> List[type]:
+    """The classes that define this method, in their order; without those that declare what others must have."""
+    return [
+        base
+        for base in cls.__mro__
+        if vars(base).get(name) is not None
+        and not (getattr(vars(base)[name], "__isabstractmethod__", False) or vars(base).get("_is_protocol"))
+    ]
 
 
 def _forgets_super(method: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any, Optional, Set, Tuple
 
+from .class_body import defining
+
 
 def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[str, ...]) -> None:
     """Raise ``TypeError`` if the order of ``cls``'s bases hides a mixin; it would be ignored without a word.
@@ -19,10 +21,8 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
     names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
     for name in hooks + steps:
         hider: Optional[type] = None
-        for base in cls.__mro__:
-            method = vars(base).get(name)
-            if method is None or getattr(method, "__isabstractmethod__", False) or vars(base).get("_is_protocol"):
-                continue  # a declaration of what others must have
+        for base in defining(cls, name):
+            method = vars(base)[name]
             passes_on = name in hooks or _passes_on(method, name, names)  # a hook that does not is a handler's
             replaces_its_own = hider is not None and (not passes_on or issubclass(hider, base))
             if base is handler or (hider is None and not passes_on):

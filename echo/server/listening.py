@@ -12,7 +12,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
-from ..class_body import check_methods
+from ..class_body import check_methods, defining
 from ..sockets import INET, check_path, keep_urgent_data, prepare, with_zone
 from . import forking, unix_paths
 from .admission import guarded_socket
@@ -61,7 +61,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_methods(cls, _CALLED)
-        first, *others = [base for base in cls.__mro__ if "verify_request" in vars(base)]
+        first, *others = defining(cls, "verify_request")
         if first is socketserver.BaseServer and others:
             name = others[0].__name__
             raise TypeError(f"{cls.__name__}: {name}.verify_request() would never be called; list {name} first")

@@ -4,6 +4,8 @@ import socket
 import socketserver
 import sys
 import threading
+import types
+from typing import Protocol
 
 import pytest
 
@@ -222,9 +224,13 @@ def test_a_verify_request_that_is_listed_after_the_server_is_an_error():
         def verify_request(self, request, client_address):
             return False
 
+    class Declares(Protocol):
+        def verify_request(self, request, client_address): ...
+
     with pytest.raises(TypeError, match=r"S: Mixin\.verify_request\(\) would never be called; list Mixin first"):
         type("S", (echo.Server, Mixin), {})
-    type("S", (Mixin, echo.Server), {})
+    for bases in ((Mixin, echo.Server), (echo.Server, Declares)):
+        types.new_class("S", bases)
     type("S", (echo.Server, Mixin), {"verify_request": lambda *args: Mixin.verify_request(*args)})
 
 
