@@ -22,7 +22,7 @@ import selectors
 import signal
 import socket
 import sys
-from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Tuple, Type
+from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple, Type
 
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError, IncompleteMessage
@@ -383,11 +383,15 @@ class Load:
         """A lane ends: add up what it has issued. Return the probes that were sent and are still on their way."""
         ledger = lane.ledger
         self._issued_before += max(0, ledger.next - ledger.counts_from)
-        never_sent = lane.never_sent()
+        never_sent = self._never_sent(lane)
         self._slice.unsent += sum(
             probe.seq in never_sent and probe.seq >= ledger.counts_from for probe in ledger.outstanding
         )
         return [probe for probe in ledger.outstanding if probe.seq not in never_sent]
+
+    def _never_sent(self, lane: Lane) -> Set[int]:
+        """The numbers of the probes of a lane that have not left it."""
+        return lane.never_sent()
 
     def _tick(self, now: int) -> int:
         """Report to the bench, and return when to do so again: where counting begins or an interval ends, if not

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import selectors
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Set, Tuple
 
 from .clock import Clock
 from .lane import Lane
@@ -179,7 +179,7 @@ class _Renewing(Load):
         since = outstanding[0].sent_at if outstanding else self._clock.now()
         is_over = self._plan.new_connection and not outstanding  # the server closed first, after its reply
         lost = self._lose(lane, self._remove(lane))
-        if lost:
+        if outstanding and outstanding[-1].seq >= lane.ledger.counts_from:  # it cost messages, sent or not
             self._slice.errors[why] += 1
         if not is_over:
             self._goes_down(place, since, lost)
@@ -188,6 +188,9 @@ class _Renewing(Load):
     def _remove(self, lane: Lane) -> List[Probe]:
         self._places[self._lanes[lane]].following = lane.ledger.next
         return super()._remove(lane)
+
+    def _never_sent(self, lane: Lane) -> Set[int]:
+        return set() if self._plan.new_connection else super()._never_sent(lane)  # lost with its own connection
 
     def _try_again(self, place: _Place, number: int, pause: float) -> None:
         if self._clock.now() >= self._end:

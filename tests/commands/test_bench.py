@@ -570,6 +570,32 @@ def test_a_reply_that_does_not_come_costs_its_own_connection_alone():
     assert (summary["came"], summary["lost"], summary["errors"]) == (80, 20, {"no reply in time": 20})
 
 
+@pytest.mark.parametrize(
+    "renewal, rate, fate",
+    [("new_connection", None, "lost"), ("new_connection", 100, "lost"), ("reconnect", None, "never_sent")],
+)
+def test_a_connection_that_ends_before_its_message_can_be_sent_is_an_error(renewal, rate, fate):
+    class ClosesOne(Service):
+        def opened(self):
+            if renewal == "new_connection":
+                self.close_once()
+
+        def answer(self, message):
+            self.send(message)
+            if renewal == "reconnect":
+                self.close_once()
+
+        def close_once(self):
+            if self.network.time > 5 * 10**8 and self.network.service is ClosesOne:
+                self.network.service = Service
+                self.close()  # sending to it fails
+
+    result = simulate_bench(ClosesOne, rate=rate, duration=1, as_json=True, **{renewal: True})
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary[fate], sum(summary["errors"].values())) == (1, 1, 1)
+    assert summary["due"] == summary["came"] + 1
+
+
 @pytest.mark.slow
 def test_a_server_that_is_replaced_under_load_is_one_outage_of_all_connections(serve, start_bench):
     handler = remembering(lambda handler, message: handler.send(message))
