@@ -1230,14 +1230,21 @@ def test_an_invalid_host_name_is_one_line(host):
     assert one_complaint(done, repr(host))
 
 
-def test_a_host_that_cannot_be_found_is_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    "number, why",
+    [
+        (socket.EAI_NONAME, "Name or service not known; check its name\n"),
+        (socket.EAI_AGAIN, "Temporary failure in name resolution; check its name, and the name servers\n"),
+    ],
+)
+def test_a_host_that_cannot_be_found_is_one_line(monkeypatch, number, why):
     def resolve(*arguments, **options):
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        raise socket.gaierror(number, why.partition(";")[0])
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     done = call_client("nohost.invalid", "9", "-m", "x")
     assert done[:2] == (1, b"")
-    assert one_complaint(done, "cannot find the host 'nohost.invalid': Name or service not known; check its name")
+    assert one_complaint(done, f"cannot find the host 'nohost.invalid': {why}")
 
 
 @pytest.mark.parametrize("options", [["-m", "x"], [], ["--ping", "-c", "1"]], ids=" ".join)

@@ -397,6 +397,8 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         yield
     except socket.gaierror as exc:
         advice = "check its name" if not options.endpoint.family else "check its name, and that it has such an address"
+        if exc.errno == socket.EAI_AGAIN:  # no name server has answered
+            advice = _ADVICE["look-up"]
         why = f"cannot find the host {options.host!r}: {exc.strerror}; {advice}"
     except UnicodeError:
         why = f"invalid host name {options.host!r}: check it"
