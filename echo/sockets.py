@@ -89,7 +89,7 @@ def check_path(address: Any) -> None:
     if "/" in text or text[:1] == "\0":
         return
     host, _, port = text.rpartition(":")
-    if _is_ip(text) and not (port.isdigit() and _is_ip(host)):  # ::1:7000 may be both, and rather is the latter
+    if is_ip(text) and not (port.isdigit() and is_ip(host)):  # ::1:7000 may be both, and rather is the latter
         host, port = text, "PORT"
     elif not port:  # it came from an empty variable, maybe
         port = "PORT"
@@ -101,9 +101,10 @@ def check_path(address: Any) -> None:
     )
 
 
-def _is_ip(host: str) -> bool:
+def is_ip(host: str) -> bool:
+    """Whether this is an IP address; it may have a zone, and brackets."""
     try:
-        ipaddress.ip_address(host.strip("[]"))
+        ipaddress.ip_address(host.strip("[]").partition("%")[0])  # before Python 3.9 it knows no zones
     except ValueError:
         return False
     return True

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoR
 
 from ..descriptors import open_missing
 from ..framing import FRAMINGS, Framing
-from ..sockets import check_path
+from ..sockets import check_path, is_ip
 from ..text import printable
 from .streams import CannotWrite, best_effort, whole
 
@@ -308,13 +308,13 @@ def host(text: str) -> Address:
             f"invalid address {text!r}: expected a host, or HOST:PORT; for a Unix socket, write --unix PATH"
         )
     match = _ADDRESS.fullmatch(text)
-    if match is None:
+    literal = match and (match.group("ipv6") or match.group("bracketed"))
+    if match is None or (literal and not is_ip(literal)):
         raise argparse.ArgumentTypeError(
             f"invalid address {text!r}: expected a host, or HOST:PORT, like 127.0.0.1:65432 or [::1]:65432"
         )
     digits = match.group("port")
-    name = match.group("ipv6") or match.group("bracketed") or match.group("name")
-    return Address(name, None if digits is None else port(digits))
+    return Address(literal or match.group("name"), None if digits is None else port(digits))
 
 
 def port_or_address(text: str) -> Address:

@@ -55,7 +55,10 @@ def test_a_host_may_have_its_port_as_people_and_logs_write_it(text, host, port):
         assert arguments.port_or_address(text) == (host, port)
 
 
-@pytest.mark.parametrize("text", ["", " ", ":80", "[]:80", "[::1", "::1]", "[::1]80", "a b", "*", "*:80"])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", ":80", "[]:80", "[::1", "::1]", "[::1]80", "a b", "*", "*:80", "::1:65432", "[a:b:c]:80", "1.2.3.4:80:"],
+)
 def test_what_is_not_an_address_is_refused_with_examples(text):
     """Rows 75 and 76. The look-up takes ``*`` for this machine alone; other programs take it for all addresses."""
     words = "expected a host, or HOST:PORT, like 127.0.0.1:65432 or [::1]:65432"

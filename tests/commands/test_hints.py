@@ -100,6 +100,20 @@ def test_lines_that_come_back_with_crlf_bring_a_hint(serve, options, data):
     assert done.log.endswith("; the server's lines end with CR LF; add --framing crlf\n")
 
 
+@pytest.mark.parametrize(
+    "options, data, hint",
+    [
+        (["-m", "x" * 70_000], b"", CLOSES.replace("client,", "client, have a lower --max-message,")),
+        ([], b"short\n" + b"x" * 70_000 + b"\n", "; the server may have a lower --max-message\n"),
+    ],
+    ids=["-m", "pipe"],
+)
+def test_a_limit_that_was_raised_on_one_side_only_brings_a_hint(serve, options, data, hint):
+    done = call_client(*address_options(serve()), "--max-message", "1M", *options, data=data)
+    assert done.code == 1
+    assert done.log.endswith(hint)
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("framing", ["line", "raw"])
 def test_an_echo_of_the_proxy_header_ends_with_a_hint(ask, version, framing):

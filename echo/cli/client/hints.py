@@ -6,6 +6,7 @@ It knows the bytes that came back, and opens no connection: a probe could do har
 from __future__ import annotations
 
 import argparse
+from typing import List
 
 from ...exceptions import (
     ConnectionClosed,
@@ -15,6 +16,7 @@ from ...exceptions import (
     MessageTooLong,
     ReceiveTimeout,
 )
+from ...framing import DEFAULT_MAX_MESSAGE
 
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 """How an alert and a handshake begin in TLS: with their type, and the version."""
@@ -46,12 +48,19 @@ def _hint(exc: EchoError, came: int, options: argparse.Namespace) -> str:
         return "raise --max-message, or give the server's --framing"
     if isinstance(exc, ReceiveTimeout):
         return unanswered(options, "be full", "have another --framing") if not came else _OTHER_FRAMING
-    if isinstance(exc, ConnectionClosed) and not came and not options.tls:  # TLS gives the reason
-        return unanswered(options, "refuse this client")
+    if isinstance(exc, ConnectionClosed):
+        if not (came or options.tls):  # TLS gives the reason
+            return unanswered(options, "refuse this client", *_limits(options))
+        return "".join(f"the server may {reason}" for reason in _limits(options))
     return ""
 
 
 _OTHER_FRAMING = "the server may be full, or have another --framing"
+
+
+def _limits(options: argparse.Namespace) -> List[str]:
+    """A server ends a session without a word if a message is over its limit, which the user has raised here."""
+    return ["have a lower --max-message"] if options.max_message > DEFAULT_MAX_MESSAGE else []
 
 
 def unanswered(options: argparse.Namespace, *reasons: str) -> str:
@@ -68,7 +77,7 @@ def unanswered(options: argparse.Namespace, *reasons: str) -> str:
 def unanswered_ping(options: argparse.Namespace, has_connected: bool) -> str:
     """The same for many messages that were lost; empty if the line of each says enough."""
     if has_connected:
-        return unanswered(options, "be full", "refuse this client", "have another --framing")
+        return unanswered(options, "be full", "refuse this client", "have another --framing", *_limits(options))
     return no_handshake(options) if options.tls else ""
 
 
