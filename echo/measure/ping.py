@@ -251,6 +251,7 @@ class Ping:
     def _give_up(self, lane: Lane, now: int) -> None:
         if self._patience is not None and now >= self._spared_until:
             for probe in lane.ledger.give_up(now - self._patience):
+                self._is_explained = False
                 self._report_lost(probe.seq, probe.sent_at, f"no reply after {self._timeout:g} s")
 
     def _report_lost(self, seq: int, sent_at: int, why: str) -> None:

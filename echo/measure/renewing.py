@@ -167,7 +167,8 @@ class _Renewing(Load):
             place.following += 1
             self._issued_before += counts
             self._slice.lost += counts
-            self._slice.warm_up["lost"] += not counts
+            if not counts:
+                self._slice.warm_up["lost"] += 1
         (self._slice.errors if counts else self._slice.warm_up)[why] += 1
         self._goes_down(place, began, counts and self._plan.new_connection)
         self._try_again(place, number, PAUSE)

@@ -43,6 +43,7 @@ from support.simulation import (
     EchoesBytes,
     FlipsAByteOfEachThird,
     Greets,
+    Network,
     NeverAnswers,
     SaysItTwice,
     SendsALineThatIsTooLong,
@@ -559,6 +560,18 @@ def test_a_server_that_never_answers_loses_everything(interval):
     assert counts(result.text) == {"transmitted": 3, "received": 0, "corrupted": 0, "lost": 3, "loss": 100}
     assert [lines_about(result.text, seq) for seq in (1, 2, 3)] == [["lost: no reply after 0.25 s"]] * 3
     assert "rtt" not in result.text
+
+
+@pytest.mark.parametrize("count, is_unanswered", [(1, False), (3, True)])
+def test_silence_after_an_error_that_has_its_line_is_not_explained_by_it(count, is_unanswered):
+    class RefusesOne(Network):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.refusals = 1
+
+    result = simulate_ping(NeverAnswers, count=count, timeout=0.25, network=RefusesOne)
+    assert counts(result.text)["lost"] == count
+    assert result.client.is_unanswered is is_unanswered
 
 
 def test_a_line_that_is_too_long_ends_that_connection():

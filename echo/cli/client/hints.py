@@ -48,19 +48,18 @@ def _hint(exc: EchoError, came: int, options: argparse.Namespace) -> str:
         return "raise --max-message, or give the server's --framing"
     if isinstance(exc, ReceiveTimeout):
         return unanswered(options, "be full", "have another --framing") if not came else _OTHER_FRAMING
-    if isinstance(exc, ConnectionClosed):
-        if not (came or options.tls):  # TLS gives the reason
-            return unanswered(options, "refuse this client", *_limits(options))
-        return "".join(f"the server may {reason}" for reason in _limits(options))
+    if isinstance(exc, ConnectionClosed) and not came and not options.tls:  # TLS gives the reason
+        return unanswered(options, "refuse this client", *_too_long(options))
     return ""
 
 
 _OTHER_FRAMING = "the server may be full, or have another --framing"
 
 
-def _limits(options: argparse.Namespace) -> List[str]:
-    """A server ends a session without a word if a message is over its limit, which the user has raised here."""
-    return ["have a lower --max-message"] if options.max_message > DEFAULT_MAX_MESSAGE else []
+def _too_long(options: argparse.Namespace) -> List[str]:
+    """A server ends a session without a word if a message is over its limit."""
+    longest = options.size if options.ping else max(map(len, options.text or [""]))
+    return ["have a lower --max-message"] if longest > DEFAULT_MAX_MESSAGE and options.framing != "raw" else []
 
 
 def unanswered(options: argparse.Namespace, *reasons: str) -> str:
@@ -77,7 +76,7 @@ def unanswered(options: argparse.Namespace, *reasons: str) -> str:
 def unanswered_ping(options: argparse.Namespace, has_connected: bool) -> str:
     """The same for many messages that were lost; empty if the line of each says enough."""
     if has_connected:
-        return unanswered(options, "be full", "refuse this client", "have another --framing", *_limits(options))
+        return unanswered(options, "be full", "refuse this client", "have another --framing", *_too_long(options))
     return no_handshake(options) if options.tls else ""
 
 
