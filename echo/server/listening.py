@@ -61,10 +61,10 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_methods(cls, _CALLED)
-        first, *others = defining(cls, "verify_request")
-        if first is socketserver.BaseServer and others:
-            name = others[0].__name__
-            raise TypeError(f"{cls.__name__}: {name}.verify_request() would never be called; list {name} first")
+        last = defining(cls, "verify_request")[-1]
+        if last is not socketserver.BaseServer:  # whose method calls no super()
+            name = last.__name__
+            raise TypeError(f"{cls.__name__}: {name}.verify_request() comes after the server's own; list {name} first")
 
     def __init__(
         self,
