@@ -70,13 +70,15 @@ class ThrottlingMixin(MessageRequestHandler):
             self.__lifted.wait(min(pause, threading.TIMEOUT_MAX))
         super().dispatch_message(message)
 
+    # The limit is lifted last: a session that wakes before it is closing would handle more than one message.
+
     def close(self) -> None:
-        self.__lifted.set()
         super().close()
+        self.__lifted.set()
 
     def abort(self) -> None:
-        self.__lifted.set()
         super().abort()
+        self.__lifted.set()
 
     def drain(self) -> None:
         self.__lifted.set()
