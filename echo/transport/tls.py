@@ -324,7 +324,7 @@ class TLSSocket(GuardedSocket):
         return None if self._tls is None else self._tls.cipher()
 
     def getpeercert(self, binary_form: bool = False) -> Any:
-        """As ``ssl.SSLSocket.getpeercert``. It is a use, too: None before the handshake would be "no certificate"."""
+        """As ``ssl.SSLSocket.getpeercert``. It shakes hands first: before that, None would mean "no certificate"."""
         return (self._tls or self._begin()).getpeercert(binary_form)
 
     def selected_alpn_protocol(self) -> Optional[str]:

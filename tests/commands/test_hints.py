@@ -103,7 +103,7 @@ def test_lines_that_come_back_with_crlf_bring_a_hint(serve, options, data):
 @pytest.mark.parametrize("sent, reason", [(70_000, " have a lower --max-message,"), (64, "")])
 @pytest.mark.parametrize("mode", ["-m", "--ping"])
 def test_a_message_that_is_too_long_for_a_server_alone_brings_a_hint(ask, mode, sent, reason):
-    what = ["-m", "x" * sent] if mode == "-m" else ["--ping", "-c", "1", "-s", str(sent)]
+    what = ["-m", "é" * (sent // 2)] if mode == "-m" else ["--ping", "-c", "1", "-s", str(sent)]
     code, log = ask(closes, "--max-message", "1M", *what)
     assert code == 1
     assert f"refuse this client,{' have another --framing,' * (mode != '-m')}{reason} use TLS (--tls)" in log

@@ -6,6 +6,7 @@ It knows the bytes that came back, and opens no connection: a probe could do har
 from __future__ import annotations
 
 import argparse
+import os
 from typing import List
 
 from ...exceptions import (
@@ -58,7 +59,7 @@ _OTHER_FRAMING = "the server may be full, or have another --framing"
 
 def _too_long(options: argparse.Namespace) -> List[str]:
     """A server ends a session without a word if a message is over its limit."""
-    longest = options.size if options.ping else max(map(len, options.text or [""]))
+    longest = options.size if options.ping else max(len(os.fsencode(text)) for text in options.text or [""])
     return ["have a lower --max-message"] if longest > DEFAULT_MAX_MESSAGE and options.framing != "raw" else []
 
 
