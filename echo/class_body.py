@@ -4,7 +4,7 @@ otherwise show in each session, or as silence. It knows classes and names, no se
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any, List, Tuple
+from typing import Any, List, Optional, Tuple
 
 _RUNS_LATER = {0x20: "a generator", 0x80: "async", 0x200: "async"}
 """Flags of code that a call does not run: ``CO_GENERATOR``, ``CO_COROUTINE``, ``CO_ASYNC_GENERATOR`` of ``inspect``,
@@ -61,9 +61,33 @@ def defining(cls: type, name: str) -> List[type]:
     ]
 
 
+def check_first(cls: type, innermost: type, name: str) -> None:
+    """Raise ``TypeError`` if a class behind ``innermost`` has a method of this name that is never called. A subclass
+    may replace it, or call it by the name of its class."""
+    first, last = defining(cls, name)[0], defining(cls, name)[-1]
+    names = names_in(vars(first)[name], name)
+    is_left_out = names is None or not ({"super", "__class__"}.isdisjoint(names) or last.__name__ in names)
+    if last is not innermost and (is_left_out or not issubclass(first, last)):
+        place = listed(cls, last)
+        raise TypeError(f"{cls.__name__}: {last.__name__}.{name}() comes after the server's own; list {place} first")
+
+
+def listed(cls: type, base: type) -> str:
+    """The name under which ``base`` is in the list of bases."""
+    return [entry for entry in cls.__bases__ if issubclass(entry, base)][-1].__name__
+
+
+def names_in(method: Any, name: str) -> Optional[Tuple[str, ...]]:
+    """The names in the code of a method (``__class__``, too, where it calls ``super()`` without arguments); None if a
+    decorator has made it, so that it may call anything, or if it is not in Python."""
+    if not isinstance(method, FunctionType) or method.__code__.co_name != name:
+        return None
+    return method.__code__.co_names + method.__code__.co_freevars
+
+
 def _forgets_super(method: Any) -> bool:
-    """Whether an ``__init__`` calls nothing that could serve the session. It looks at the names in its code; one
-    that a decorator made may call anything."""
-    if not isinstance(method, FunctionType) or method.__code__.co_name != "__init__":
+    """Whether an ``__init__`` calls nothing that could serve the session."""
+    names = names_in(method, "__init__")
+    if names is None or method.__code__.co_freevars:
         return False
-    return {"__init__", "handle", "super"}.isdisjoint(method.__code__.co_names) and not method.__code__.co_freevars
+    return {"__init__", "handle", "super"}.isdisjoint(names)

@@ -82,8 +82,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                               queues it                 (no such step)      logs it afterwards
 
     A step that does not call ``super()`` holds the message back from everything inside it. A ``dispatch_made`` that
-    calls ``close`` instead of ``super()`` rejects a client before the handler sees it: ``connection_lost`` is called
-    only if ``connection_made`` was. A hook that calls ``super()`` reaches the next class's hook, inside all steps.
+    calls ``close`` instead of ``super()`` rejects a client before the handler sees it: ``eof_received`` and
+    ``connection_lost`` are called only if ``connection_made`` was. A hook that calls ``super()`` reaches the next
+    class's hook, inside all steps.
 
     A mixin may also extend ``setup``, ``finish``, ``close``, ``abort`` and ``drain``, with ``super()``. The server may
     call ``drain`` from its own thread as soon as ``super().setup()`` has attached the session: make what ``drain`` uses
@@ -205,6 +206,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         have thought of messages only."""
         if self.__begun:
             self.eof_received(rest)
+        elif rest:
+            raise self.connection.failed(IncompleteMessage(rest))
 
     def dispatch_lost(self, reason: str) -> None:
         """End the session. Called exactly once after each ``dispatch_made``, even after one that raised.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import FunctionType
 from typing import Any, Optional, Set, Tuple
 
-from .class_body import defining
+from .class_body import defining, listed, names_in
 
 
 def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[str, ...]) -> None:
@@ -28,14 +27,12 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
             if base is handler or (hider is None and not passes_on):
                 hider = base
             elif hider is not None and (hider is handler or not replaces_its_own):
-                place = [listed for listed in cls.__bases__ if issubclass(listed, hider)][-1]
                 raise TypeError(
-                    f"{cls.__name__}: {base.__name__}.{name}() would never be called, since"
-                    f" {hider.__name__}.{name}() does not call super(); list {base.__name__} before {place.__name__}"
+                    f"{cls.__name__}: {base.__name__}.{name}() would never be called, since {hider.__name__}.{name}()"
+                    f" does not call super(); list {listed(cls, base)} before {listed(cls, hider)}"
                 )
 
 
 def _passes_on(method: Any, name: str, names: Set[str]) -> bool:
-    if not isinstance(method, FunctionType) or method.__code__.co_name != name:
-        return True  # made by a decorator, or not in Python
-    return not names.isdisjoint(method.__code__.co_names + method.__code__.co_freevars)
+    found = names_in(method, name)
+    return found is None or not names.isdisjoint(found)

@@ -63,8 +63,9 @@ class SessionLoggingMixin(MessageRequestHandler):
             fields["via"] = self.via
             details.append(f" via {self.via}")
         if isinstance(self.request, TLSSocket):
-            fields.update(subject=self.request.subject, tls=self.request.version())  # the first one shakes hands
-            details += [f" {printable(text, 200)}" for text in (fields["tls"], fields["subject"]) if text]
+            version = self.request.version()  # none before its handshake, in a handler that the server did not make
+            fields.update(tls=version, subject=version and self.request.subject)
+            details += [f" {printable(text, 200)}" for text in (version, fields["subject"]) if text]
         fields.update(event="connected", peer=self.peer, session=self.session)
         self._echo_emit(level, f"{self.peer} connected{','.join(details)}", fields)
 

@@ -12,7 +12,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
-from ..class_body import check_methods, defining
+from ..class_body import check_first, check_methods
 from ..sockets import INET, check_path, keep_urgent_data, prepare, with_zone
 from . import forking, unix_paths
 from .admission import guarded_socket
@@ -61,10 +61,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_methods(cls, _CALLED)
-        last = defining(cls, "verify_request")[-1]
-        if last is not socketserver.BaseServer:  # whose method calls no super()
-            name = last.__name__
-            raise TypeError(f"{cls.__name__}: {name}.verify_request() comes after the server's own; list {name} first")
+        check_first(cls, socketserver.BaseServer, "verify_request")
 
     def __init__(
         self,

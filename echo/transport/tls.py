@@ -324,8 +324,13 @@ class TLSSocket(GuardedSocket):
         return None if self._tls is None else self._tls.cipher()
 
     def getpeercert(self, binary_form: bool = False) -> Any:
-        """As ``ssl.SSLSocket.getpeercert``. It shakes hands first: before that, None would mean "no certificate"."""
-        return (self._tls or self._begin()).getpeercert(binary_form)
+        """As ``ssl.SSLSocket.getpeercert``; ``ValueError`` before the handshake: None would mean "no certificate"."""
+        return self._shaken().getpeercert(binary_form)
+
+    def _shaken(self) -> ssl.SSLObject:
+        if self._tls is None:
+            raise ValueError("the TLS handshake is not done yet; look at the certificate in the handler")
+        return self._tls
 
     def selected_alpn_protocol(self) -> Optional[str]:
         """As ``ssl.SSLSocket.selected_alpn_protocol``."""
@@ -334,9 +339,10 @@ class TLSSocket(GuardedSocket):
     @property
     def subject(self) -> Optional[str]:
         """The subject of the peer's verified certificate, such as ``CN=alice,O=Example`` (RFC 4514), safe to show; None
-        without a certificate, or if Python cannot decode it."""
+        without a certificate, or if Python cannot decode it. ``ValueError`` before the handshake."""
+        tls = self._shaken()
         try:
-            return format_subject(self.getpeercert())
+            return format_subject(tls.getpeercert())
         except (ValueError, ssl.SSLError):  # its texts are not in the encoding that they claim
             return None
 

@@ -231,12 +231,28 @@ def test_a_verify_request_that_is_listed_after_the_server_is_an_error():
         def verify_request(self, request, client_address):
             return super().verify_request(request, client_address)
 
+    class Derived(Mixin):
+        pass
+
     for server in (echo.Server, PassesOn):
-        message = r"S: Mixin\.verify_request\(\) comes after the server's own; list Mixin first"
-        with pytest.raises(TypeError, match=message):
-            type("S", (server, Mixin), {})
+        for mixin in (Mixin, Derived):
+            message = rf"^S: Mixin\.verify_request\(\) comes after the server's own; list {mixin.__name__} first$"
+            with pytest.raises(TypeError, match=message):
+                type("S", (server, mixin), {})
         for bases in ((Mixin, server), (server, Declares)):
             types.new_class("S", bases)
+
+
+def test_a_verify_request_that_the_server_s_own_body_calls_or_replaces_may_stand_in_any_order():
+    class Mixin:
+        def verify_request(self, request, client_address):
+            return False
+
+    def verify_request(self, request, client_address):
+        return Mixin.verify_request(self, request, client_address)
+
+    for body in (verify_request, Mixin.verify_request, echo.Server.verify_request):
+        type("S", (echo.Server, Mixin), {"verify_request": body})
 
 
 async def answers_later():

@@ -234,7 +234,8 @@ def test_a_handler_whose_session_a_mixin_has_not_begun_gets_no_end_of_input_eith
     handler = Recorder.of(type("Handler", (Asks, Hooks), {}))
     server = serve(handler)
     assert talk(dial(server), b"hello") == b"password?\n"
-    eventually(lambda: server.stats().ended == {"eof": 1})
+    assert talk(dial(server), b"") == b"password?\n"
+    eventually(lambda: server.stats().ended == {"incomplete": 1, "eof": 1})
     assert handler.events == []
 
 
