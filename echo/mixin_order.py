@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Set, Tuple
+from typing import Optional, Set, Tuple
 
 from .class_body import defining, listed, names_in
 
@@ -15,14 +15,14 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
     Two things hide a mixin's method: the handler class before it, whose methods call no ``super()``; and a step
     before it that calls no ``super()``, in a class that does not derive from the mixin. (A class may replace the steps
     of its own bases, as any subclass may.) Python cannot say whether a method calls ``super()``, so this looks for that
-    name in the method's code, or for the name of a class that it may call instead.
+    name in the method's code, or for the name of a class that it may call instead. Another method of its class may make
+    the call later: a mixin that asks for a password does not begin the session in ``dispatch_made``.
     """
     names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
     for name in hooks + steps:
         hider: Optional[type] = None
         for base in defining(cls, name):
-            method = vars(base)[name]
-            passes_on = name in hooks or _passes_on(method, name, names)  # a hook that does not is a handler's
+            passes_on = name in hooks or _passes_on(base, name, names)  # a hook that does not is a handler's
             replaces_its_own = hider is not None and (not passes_on or issubclass(hider, base))
             if base is handler or (hider is None and not passes_on):
                 hider = base
@@ -33,6 +33,12 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
                 )
 
 
-def _passes_on(method: Any, name: str, names: Set[str]) -> bool:
-    found = names_in(method, name)
-    return found is None or not names.isdisjoint(found)
+def _passes_on(cls: type, name: str, names: Set[str]) -> bool:
+    found = names_in(vars(cls)[name], name)
+    if found is None:
+        return True
+    callers = [found]
+    if name.startswith("dispatch_"):  # send() and stream() are called for other reasons, too
+        others = [names_in(method, of) for of, method in vars(cls).items()]
+        callers += [other for other in others if other is not None and name in other]
+    return any(not names.isdisjoint(caller) for caller in callers)

@@ -251,6 +251,17 @@ class Shouts(echo.MessageRequestHandler):
         self.connection.write(message.upper())
 
 
+class Answers(echo.MessageRequestHandler):
+    """Its other method calls ``send`` and ``super()``, but not ``super().send``."""
+
+    def send(self, message):
+        self.connection.write(message.upper())
+
+    def dispatch_message(self, message):
+        self.send(b"wait")
+        super().dispatch_message(message)
+
+
 @pytest.mark.parametrize("name", [*echo.handlers.HOOKS, *echo.handlers.STEPS])
 def test_a_plain_mixin_listed_behind_the_handler_class_is_an_error(name):
     mixin = plain(**{name: lambda self, *arguments: None})
@@ -278,6 +289,8 @@ def test_a_mixin_listed_behind_a_handler_class_whose_own_step_hides_it_is_an_err
         type("KV", (type("Louder", (Shouts,), {}), echo.LoggingMixin), {})
     with pytest.raises(TypeError, match=r"^KV: Plain\.send\(\) .* list Plain before Shouts$"):
         type("KV", (Shouts, plain(send=Shouts.send)), {})
+    with pytest.raises(TypeError, match=text.replace("Shouts", "Answers")):
+        type("KV", (Answers, echo.LoggingMixin), {})
     type("KV", (echo.LoggingMixin, Shouts), {})
     type("KV", (Shouts, echo.ThrottlingMixin), {})  # which has no such step
 
@@ -307,6 +320,16 @@ class Named(echo.MessageRequestHandler):
         echo.LoggingMixin.send(self, message)
 
 
+class Later(echo.MessageRequestHandler):
+    """It begins the session when a password has come."""
+
+    def dispatch_made(self):
+        self.send(b"password?")
+
+    def dispatch_message(self, message):
+        super().dispatch_made()
+
+
 class Sends(abc.ABC):
     @abc.abstractmethod
     def send(self, message): ...
@@ -325,6 +348,7 @@ RIGHT = {
     ),
     "a step that calls super() further inside": lambda: type("H", (Inner, echo.LoggingMixin), {}),
     "a step that names the next class": lambda: type("H", (Named, echo.LoggingMixin), {}),
+    "a step that another method passes on": lambda: type("H", (Later, echo.LoggingMixin), {}),
     "two handlers with the same step": lambda: type(
         "H", (Shouts, type("Other", (echo.MessageRequestHandler,), {"send": Shouts.send})), {}
     ),
