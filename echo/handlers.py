@@ -82,9 +82,9 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
                               queues it                 (no such step)      logs it afterwards
 
     A step that does not call ``super()`` holds the message back from everything inside it. A ``dispatch_made`` that
-    calls ``close`` instead of ``super()`` rejects a client before the handler sees it: ``eof_received`` and
-    ``connection_lost`` are called only if ``connection_made`` was. A hook that calls ``super()`` reaches the next
-    class's hook, inside all steps.
+    calls ``close`` instead of ``super()`` rejects a client before the handler sees it, as ``close`` in ``setup`` does:
+    ``eof_received`` and ``connection_lost`` are called only if ``connection_made`` was. A hook that calls ``super()``
+    reaches the next class's hook, inside all steps.
 
     A mixin may also extend ``setup``, ``finish``, ``close``, ``abort`` and ``drain``, with ``super()``. The server may
     call ``drain`` from its own thread as soon as ``super().setup()`` has attached the session: make what ``drain`` uses
@@ -282,7 +282,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         reason = "error"
         try:
-            self.dispatch_made()
+            if not self.__closing:  # by a mixin's setup()
+                self.dispatch_made()
             reason = self.__converse()
         except EchoError as exc:
             if exc.connection is not self.connection:

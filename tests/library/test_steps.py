@@ -221,6 +221,19 @@ def test_a_step_can_reject_a_client_before_the_handler_sees_it(serve, dial, how)
     assert handler.events == []
 
 
+def test_a_mixin_that_closes_a_session_in_setup_rejects_its_client_before_the_handler_sees_it(serve, dial):
+    class Rejects(echo.MessageRequestHandler):
+        def setup(self):
+            super().setup()
+            self.close()
+
+    handler = Recorder.of(type("Handler", (Rejects, Hooks), {}))
+    server = serve(handler)
+    assert talk(dial(server), b"hello\n") == b""
+    eventually(lambda: server.stats().ended == {"exit": 1})
+    assert handler.events == []
+
+
 def test_a_handler_whose_session_a_mixin_has_not_begun_gets_no_end_of_input_either(serve, dial):
     """Row 61: a line without its end came past a mixin that asked for a password, and was echoed."""
 
