@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"connected to {where} ({framing.name} framing); Ctrl-D leaves", file=sys.stderr)
             code = Terminal(client.connection, options.timeout, painter(sys.stderr, options.color)).run()
             if code and not client.connection.bytes_in and not options.tls:  # TLS gives the reason
-                print(hints.unanswered(options, "refuse this client"), file=sys.stderr)
+                print(hints.unanswered(options, "refuse this client", "have another --framing"), file=sys.stderr)
             return code
         else:
             with _replies() as write:

@@ -50,7 +50,7 @@ def _hint(exc: EchoError, came: int, options: argparse.Namespace) -> str:
     if isinstance(exc, ReceiveTimeout):
         return unanswered(options, "be full", "have another --framing") if not came else _OTHER_FRAMING
     if isinstance(exc, ConnectionClosed) and not came and not options.tls:  # TLS gives the reason
-        return unanswered(options, "refuse this client", *_too_long(options))
+        return unanswered(options, "refuse this client", "have another --framing", *_too_long(options))
     return ""
 
 
