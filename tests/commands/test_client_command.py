@@ -1145,6 +1145,19 @@ def test_each_reason_why_a_path_has_no_server_has_its_own_words(tmp_path, monkey
     assert done == (1, b"", f"echo.client: {words}\n")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a full backlog refuses clients")
+def test_a_server_that_accepts_no_clients_at_its_path_is_the_reason_and_not_the_path(tmp_path, monkeypatch):
+    """Row 57."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+        full.bind("s")
+        full.listen(0)
+        first.connect("s")
+        done = call_client("--unix", "s", "-w", "50ms", "-m", "hello")
+    advice = "the server accepts no clients; it may be full or stopped"
+    assert done == (1, b"", f"echo.client: cannot connect to s: timed out; {advice}\n")
+
+
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX") or sys.platform == "darwin", reason="needs a folder to be deleted")
 def test_a_current_folder_that_was_deleted_is_named_as_the_reason(serve, tmp_path, monkeypatch, capsys):
     """Row 57."""

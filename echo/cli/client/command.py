@@ -382,6 +382,8 @@ def _advice(exc: OSError, options: argparse.Namespace) -> str:
     if "handshake" in text:
         return hints.no_handshake(options)
     if options.unix is not None:
+        if isinstance(exc, TimeoutError):  # only a full backlog makes it wait
+            return "the server accepts no clients; it may be full or stopped"
         return trouble_with_path(arguments.unix_address(options.unix)) or "check the path, and who may use it"
     if exc.errno == errno.EINVAL and ":" in options.host and "%" not in options.host:
         return f"a link-local address needs its interface, like {options.host}%eth0"
