@@ -351,6 +351,7 @@ def test_a_client_reports_an_expired_certificate(secure, client, certificates, l
     "number, words",
     [
         (7, "certificate signature failure; give the CA that issued it as --cacert"),  # another with the same name
+        (9, "certificate is not yet valid; check this machine's clock"),
         (12, "CRL has expired; give a current revocation list (CRL) of its issuer in --cacert"),
         (18, "self-signed certificate; give the CA that issued it as --cacert"),
         (23, "certificate revoked; the server's owner has to renew it"),

@@ -349,7 +349,7 @@ _CERTIFICATE_ADVICE = {  # by OpenSSL's X509_V_ERR_...
     **dict.fromkeys((3, 11, 12), "give a current revocation list (CRL) of its issuer in --cacert"),
     **dict.fromkeys((10, 23, 66), "the server's owner has to renew it"),
     **dict.fromkeys((62, 64), "give the name in it as --sni"),
-    9: "it is not valid yet; check this machine's clock",
+    9: "check this machine's clock",
 }
 
 
