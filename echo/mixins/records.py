@@ -33,6 +33,10 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
     handler raises, the session goes on. The fault is printed as ``logging`` prints the faults of its own handlers.
     """
     try:
+        if isinstance(logger, logging.LoggerAdapter):  # by default its own extra replaces that of the call
+            message, options = logger.process(message, {"extra": fields})
+            emit(logger.logger, level, message, {**(options.get("extra") or {}), **fields})
+            return
         if not makes_plain_records(logger):
             logger.log(level, message, extra=fields)
             return
