@@ -368,8 +368,12 @@ def _log_to_stderr() -> Iterator[None]:
 
     handler: logging.Handler = logging.StreamHandler()
     if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
-        with contextlib.suppress(OSError, ValueError):  # it is closed, or has no descriptor
+        try:
             handler = DirectLog(sys.stderr.fileno(), TextFormatter(), new_lock())  # a handler may fork
+        except OSError:  # it has no descriptor
+            pass
+        except ValueError:  # it is closed or detached: a StreamHandler would raise in the code that logs
+            handler = logging.NullHandler()
     handler.setFormatter(TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     with logged(also_replaced=False):

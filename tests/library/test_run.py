@@ -583,6 +583,29 @@ def test_a_stream_of_the_programs_own_gets_the_log_and_no_line_is_forged(monkeyp
     assert lines[1][24:] == r"WARNING got \x1b[2J\n2026-11-27 forged"
 
 
+@pytest.mark.parametrize("how", ["close", "detach"])
+def test_a_program_that_has_closed_its_standard_error_may_log(monkeypatch, how):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))
+    rest = getattr(sys.stderr, how)()
+    logged = []
+
+    def log(server):
+        server.shutdown()
+        logging.getLogger("of the program").warning("hello")
+        logged.append("hello")
+
+    level = root.level
+    try:
+        assert serve(log) == 0
+    finally:
+        root.setLevel(level)
+    assert logged
+    if rest is not None:
+        rest.close()
+
+
 class Dies:
     def __del__(self):
         raise ValueError("\x1b[2J\n2026-11-27 forged")
