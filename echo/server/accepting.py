@@ -25,7 +25,7 @@ from .session_server import SessionServer
 from .sessions import Session
 from .signal_safe import STEP
 
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class AcceptingServer(SessionServer):
@@ -56,8 +56,7 @@ class AcceptingServer(SessionServer):
                     if _is_over(deadline) or (self._echo_balance is not None and self._echo_balance.is_ahead()):
                         break
             except MemoryError as exc:  # raised by any line: it passes, as a shortage of descriptors does
-                self._echo_back_off(exc)
-                time.sleep(self._echo_failures.pause)
+                self._echo_rest(exc)
             if polls:
                 self._echo_call_service_actions()
                 deadline = _after(seconds)
@@ -114,7 +113,7 @@ class AcceptingServer(SessionServer):
             serving.stop()
             return False
         self._echo_registry.accept_failed()
-        if isinstance(exc, OSError) and exc.errno not in _EXHAUSTED:
+        if isinstance(exc, OSError) and exc.errno not in EXHAUSTED:
             # accept(2) reports errors of the connection that it would have returned, and a subclass's get_request()
             # may fail with its client, in a handshake for example. Neither must delay the next client.
             return True
@@ -164,6 +163,11 @@ class AcceptingServer(SessionServer):
         if self._echo_failures.failed():
             why = str(exc) or type(exc).__name__
             log_event(logging.WARNING, "accept-failed", "cannot accept connections for now: %s; trying again", why)
+
+    def _echo_rest(self, exc: Exception) -> None:
+        """Back off, where something other than accepting has failed: nothing else waits for the end of the pause."""
+        self._echo_back_off(exc)
+        time.sleep(self._echo_failures.pause)
 
     def _handle_request_noblock(self) -> None:
         """The standard library's own loops, and those of some programs, call this when a client has connected."""

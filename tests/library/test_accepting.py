@@ -60,6 +60,24 @@ def test_a_handled_request_that_fails_is_one_request():
         assert server.stats().accept_errors == 1
 
 
+def test_a_loop_of_handle_request_outlives_a_lack_of_descriptors(monkeypatch, caplog):
+    faults = [OSError(errno.EMFILE, "full"), OSError(errno.EINVAL, "a mistake")]
+
+    def failing():
+        raise faults.pop(0)
+
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        with socket.create_connection(server.server_address, DEADLINE) as sock:
+            monkeypatch.setattr(socket, "socketpair", failing)
+            server.handle_request()
+            with pytest.raises(OSError, match="a mistake"):
+                server.handle_request()
+            monkeypatch.undo()
+            server.handle_request()
+            assert echoes(sock)
+    assert "cannot accept connections for now: [Errno 24] full; trying again" in caplog.text
+
+
 def test_an_interrupt_in_process_request_closes_that_socket_and_is_raised():
     class Interrupted(echo.Server):
         def process_request(self, request, client_address):
