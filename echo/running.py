@@ -418,7 +418,10 @@ def _advice(exc: OSError, address: Any) -> str:
             return other
         return trouble_with_path(path) or f"{other}, in a folder that you may write to"
     if isinstance(exc, socket.gaierror):
-        return "check the name, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+        servers = " and the name servers" if exc.errno == socket.EAI_AGAIN else ""
+        return (
+            f"check the name{servers}, or give an address of this machine, like 127.0.0.1, or 0.0.0.0 for all of them"
+        )
     if exc.errno == errno.EADDRINUSE and address[1] == 0:
         return "all local ports are in use; wait a minute, close other programs, or choose a port"
     if exc.errno == errno.EADDRINUSE:

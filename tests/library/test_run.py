@@ -195,6 +195,17 @@ def test_a_port_that_the_system_refuses_is_refused_for_its_own_reason(code, port
     assert line.startswith(f"cannot listen on 127.0.0.1:{port}: {os.strerror(code)}; {advice}")
 
 
+@pytest.mark.parametrize(
+    "code, advice", [("EAI_NONAME", "the name, or"), ("EAI_AGAIN", "the name and the name servers, or")]
+)
+def test_name_servers_that_do_not_answer_are_named(code, advice):
+    """Row 57."""
+    line = echo.running.why_not_listening(socket.gaierror(getattr(socket, code), "unknown"), ("host.example", 7000))
+    assert line.startswith(
+        f"cannot listen on host.example:7000: unknown; check {advice} give an address of this machine"
+    )
+
+
 def test_a_host_name_stands_for_an_address_of_the_servers_family(monkeypatch):
     def look_up(host, port, family, kind, flags=0):
         if flags:
