@@ -19,6 +19,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -1410,13 +1411,17 @@ def test_standard_streams_that_are_closed_give_no_traceback(serve):
 
 
 @posix
-def test_sigint_ends_a_pipe_without_a_traceback(serve, client_process):
+@pytest.mark.parametrize("pauses", [[], [0.004], [0.001, 0.002]], ids=["once", "twice", "three times"])
+def test_sigint_ends_a_pipe_without_a_traceback(serve, client_process, pauses):
     process = client_process(serve())
     process.popen.stdin.write(b"one\n")
     process.popen.stdin.flush()
     assert process.popen.stdout.readline() == b"one\n"
     wait_until_it_sleeps(process.pid)
     process.popen.send_signal(signal.SIGINT)
+    for pause in pauses:  # a shell's user who holds Ctrl-C
+        time.sleep(pause)
+        process.popen.send_signal(signal.SIGINT)
     assert process.popen.wait(DEADLINE) == 130
     process.finish()
     assert process.log == ""

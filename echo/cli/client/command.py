@@ -62,7 +62,14 @@ def main(argv: Optional[List[str]] = None) -> int:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
             return _main(argv)
     except KeyboardInterrupt:
+        _settle()
         return INTERRUPTED
+
+
+def _settle() -> None:
+    """The exit code is settled: a further signal would end the process while Python ends, and the code would be its."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
 
 
 def _main(argv: Optional[List[str]]) -> int:
@@ -119,8 +126,7 @@ def _run(options: argparse.Namespace) -> int:
 
                 report.picture(histogram(rtt, sys.stdout.encoding))
             results.show()
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # the exit code is settled
+        _settle()
         if report.failures:
             arguments.fail(PROG, f"failed: {'; '.join(report.failures)}", 4)
         return code
