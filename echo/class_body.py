@@ -61,17 +61,6 @@ def defining(cls: type, name: str) -> List[type]:
     ]
 
 
-def check_first(cls: type, innermost: type, name: str) -> None:
-    """Raise ``TypeError`` if a class behind ``innermost`` has a method of this name that is never called. A subclass
-    may replace it, or call it by the name of its class."""
-    first, last = defining(cls, name)[0], defining(cls, name)[-1]
-    names = names_in(vars(first)[name], name)
-    is_left_out = names is None or not ({"super", "__class__"}.isdisjoint(names) or last.__name__ in names)
-    if last is not innermost and (is_left_out or not issubclass(first, last)):
-        place = listed(cls, last)
-        raise TypeError(f"{cls.__name__}: {last.__name__}.{name}() comes after the server's own; list {place} first")
-
-
 def listed(cls: type, base: type) -> str:
     """The name under which ``base`` is in the list of bases."""
     return [entry for entry in cls.__bases__ if issubclass(entry, base)][-1].__name__

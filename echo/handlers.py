@@ -193,9 +193,10 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     # Steps, for mixins. They call super(); send() and stream() below are steps, too.
 
     def dispatch_made(self) -> None:
-        """Begin the session."""
-        self.__begun = True
-        self.connection_made()
+        """Begin the session, unless a mixin has closed it before."""
+        if not self.__closing:
+            self.__begun = True
+            self.connection_made()
 
     def dispatch_message(self, message: bytes) -> None:
         """Handle a message."""
@@ -282,8 +283,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         reason = "error"
         try:
-            if not self.__closing:  # by a mixin's setup()
-                self.dispatch_made()
+            self.dispatch_made()
             reason = self.__converse()
         except EchoError as exc:
             if exc.connection is not self.connection:

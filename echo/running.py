@@ -367,17 +367,22 @@ def _log_to_stderr() -> Iterator[None]:
     from .logs.printed import logged
 
     handler: logging.Handler = logging.StreamHandler()
-    if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
-        try:
+    if _is_closed(sys.stderr):  # a StreamHandler would raise in the code that logs
+        handler = logging.NullHandler()
+    elif type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
+        with contextlib.suppress(OSError):  # it has no descriptor
             handler = DirectLog(sys.stderr.fileno(), TextFormatter(), new_lock())  # a handler may fork
-        except OSError:  # it has no descriptor
-            pass
-        except ValueError:  # it is closed or detached: a StreamHandler would raise in the code that logs
-            handler = logging.NullHandler()
     handler.setFormatter(TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     with logged(also_replaced=False):
         yield
+
+
+def _is_closed(stream: Any) -> bool:
+    try:
+        return bool(getattr(stream, "closed", False))
+    except ValueError:  # detached
+        return True
 
 
 def _announce(server: Server, signals: StopSignals) -> None:

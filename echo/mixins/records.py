@@ -33,9 +33,8 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
     handler raises, the session goes on. The fault is printed as ``logging`` prints the faults of its own handlers.
     """
     try:
-        if isinstance(logger, logging.LoggerAdapter):  # by default its own extra replaces that of the call
-            message, options = logger.process(message, {"extra": fields})
-            emit(logger.logger, level, message, {**(options.get("extra") or {}), **fields})
+        if _replaces_extra(logger):
+            emit(logger.logger, level, message, {**(logger.extra or {}), **fields})
             return
         if not makes_plain_records(logger):
             logger.log(level, message, extra=fields)
@@ -58,6 +57,13 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
         raise_if_deep(exc)
         with contextlib.suppress(ValueError):  # standard error is closed
             logging.Handler().handleError(logging.LogRecord(logger.name, level, "", 0, message, None, None))
+
+
+def _replaces_extra(logger: Any) -> bool:
+    """Whether ``logger`` is an adapter that puts its own ``extra`` in the place of the call's, as Python's does."""
+    adapter = logging.LoggerAdapter
+    own = getattr(type(logger), "process", None), getattr(type(logger), "log", None)
+    return own == (adapter.process, adapter.log)
 
 
 def makes_plain_records(logger: Any) -> bool:

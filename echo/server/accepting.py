@@ -25,7 +25,7 @@ from .session_server import SessionServer
 from .sessions import Session
 from .signal_safe import STEP
 
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class AcceptingServer(SessionServer):
@@ -63,6 +63,8 @@ class AcceptingServer(SessionServer):
             elif _is_over(deadline):
                 self.handle_timeout()
                 return
+            elif once and self._echo_failures.resting():
+                return  # as in the standard library: the program may free something before its next call
 
     def _echo_call_service_actions(self) -> None:
         """Call the subclass's method; an exception in it does not end the loop."""
@@ -113,7 +115,7 @@ class AcceptingServer(SessionServer):
             serving.stop()
             return False
         self._echo_registry.accept_failed()
-        if isinstance(exc, OSError) and exc.errno not in EXHAUSTED:
+        if isinstance(exc, OSError) and exc.errno not in _EXHAUSTED:
             # accept(2) reports errors of the connection that it would have returned, and a subclass's get_request()
             # may fail with its client, in a handshake for example. Neither must delay the next client.
             return True
@@ -169,9 +171,19 @@ class AcceptingServer(SessionServer):
         self._echo_back_off(exc)
         time.sleep(self._echo_failures.pause)
 
+    def _echo_not_begun(self, exc: OSError) -> None:
+        """A run needs two descriptors. Without them, a program's loop goes on, as after an ``accept()`` that failed."""
+        if exc.errno not in _EXHAUSTED:
+            raise exc
+        self._echo_rest(exc)
+
     def _handle_request_noblock(self) -> None:
         """The standard library's own loops, and those of some programs, call this when a client has connected."""
-        serving = self._echo_serving or Serving(self.socket, shared=self._echo_shares_socket())
+        try:
+            serving = self._echo_serving or Serving(self.socket, shared=self._echo_shares_socket())
+        except OSError as exc:
+            self._echo_not_begun(exc)
+            return
         try:
             self._echo_accept(serving)
         finally:

@@ -12,7 +12,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
-from ..class_body import check_first, check_methods
+from ..class_body import check_methods, defining
 from ..sockets import INET, check_path, keep_urgent_data, prepare, with_zone
 from . import forking, unix_paths
 from .admission import guarded_socket
@@ -58,10 +58,15 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path."""
     # Any: socketserver's type knows no paths, and checkers would refuse a wider one where it goes to echo.connect().
 
+    _echo_before_filter: Optional[type] = None
+    """The class before the first one behind ``socketserver``'s that has a ``verify_request``."""
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_methods(cls, _CALLED)
-        check_first(cls, socketserver.BaseServer, "verify_request")
+        classes = defining(cls, "verify_request")
+        behind = classes[classes.index(socketserver.BaseServer) + 1 :]
+        cls._echo_before_filter = cls.__mro__[cls.__mro__.index(behind[0]) - 1] if behind else None
 
     def __init__(
         self,
@@ -168,6 +173,15 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             super().server_activate()
         if type(self.socket) is socket.socket:
             self.socket.__class__ = PlainListener
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether to serve a client. By default, ask a mixin that is listed after the server's class. The standard
+        library's method asks nobody: it would let in whom such a mixin rejects."""
+        before = self._echo_before_filter
+        if before is None:
+            return super().verify_request(request, client_address)
+        verify: Any = super(before, self)
+        return verify.verify_request(request, client_address)  # type: ignore[no-any-return]
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()

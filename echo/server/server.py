@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Callable, ContextManager, Optional, TypeVar
 from ..beginning import Thread
 from ..sockets import expect_shut_down
 from . import forking, threads
-from .accepting import EXHAUSTED, AcceptingServer
+from .accepting import AcceptingServer
 from .listening import is_listening
 from .options import FIXED, OPTIONS, assign
 from .serving import Serving
@@ -99,17 +99,15 @@ class Server(AcceptingServer):
 
     def handle_request(self) -> None:
         """Accept one connection and start its session; after ``timeout`` seconds call ``handle_timeout()`` instead.
-        Without free descriptors it returns, after a pause of a second at most.
+        If descriptors are missing, it returns without a client, after a pause of a second at most.
         Raises ``ValueError`` if the server is closed, as the standard library does: a program that calls this in a loop
         would never end. Raises ``RuntimeError`` if it is serving already."""
         if self._echo_is_closed():
             raise ValueError("the server is closed")
         try:
             serving = self._echo_new_serving()
-        except OSError as exc:  # it needs two descriptors; a loop around this must go on, as after a failed accept()
-            if exc.errno not in EXHAUSTED:
-                raise
-            self._echo_rest(exc)
+        except OSError as exc:
+            self._echo_not_begun(exc)
             return
         if serving is not None:
             timeouts = [seconds for seconds in (serving.listener_timeout, self.timeout) if seconds is not None]

@@ -329,7 +329,7 @@ class TLSSocket(GuardedSocket):
 
     def _shaken(self) -> ssl.SSLObject:
         if self._tls is None:
-            raise ValueError("the TLS handshake is not done yet; look at the certificate in the handler")
+            raise ValueError("the TLS handshake is not done; look at the certificate in the handler")
         return self._tls
 
     def selected_alpn_protocol(self) -> Optional[str]:

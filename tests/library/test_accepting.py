@@ -66,13 +66,18 @@ def test_a_loop_of_handle_request_outlives_a_lack_of_descriptors(monkeypatch, ca
     def failing():
         raise faults.pop(0)
 
-    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+    with FailingServer(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
         with socket.create_connection(server.server_address, DEADLINE) as sock:
             monkeypatch.setattr(socket, "socketpair", failing)
             server.handle_request()
             with pytest.raises(OSError, match="a mistake"):
                 server.handle_request()
+            faults += [OSError(errno.ENFILE, "full")]
+            server._handle_request_noblock()
             monkeypatch.undo()
+            server.faults = [OSError(errno.EMFILE, "full")]
+            ends_in_time(server.handle_request)
+            assert not server.faults and not server.stats().accepted
             server.handle_request()
             assert echoes(sock)
     assert "cannot accept connections for now: [Errno 24] full; trying again" in caplog.text

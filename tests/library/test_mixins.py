@@ -213,6 +213,29 @@ def test_a_logger_adapter_logs_each_record(serve, dial, caplog, mixins):
     assert records[1].getMessage().startswith("[ours] 127.0.0.1:") and records[1].getMessage().endswith(": 100%")
 
 
+@pytest.mark.parametrize("method", ["process", "log"])
+def test_an_adapters_own_methods_decide_what_is_in_a_record(serve, dial, caplog, method):
+    caplog.set_level(logging.INFO)
+
+    class Masks(logging.LoggerAdapter):
+        def process(self, msg, kwargs):
+            return "masked", {"extra": {**kwargs["extra"], "peer": "masked"}}
+
+        def log(self, level, msg, *args, extra):
+            self.logger.log(level, "masked", extra={**extra, "peer": "masked"})
+
+    delattr(Masks, "log" if method == "process" else "process")
+    handler = type("Handler", (Logged,), {"log": Masks(logging.getLogger("masked"), {})})
+    with dial(serve(handler)) as client:
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b""
+    records = [record for record in caplog.records if record.name == "masked"]
+    assert [(record.event, record.peer, record.getMessage()) for record in records] == [
+        ("connected", "masked", "masked"),
+        ("disconnected", "masked", "masked"),
+    ]
+
+
 @pytest.mark.parametrize("mixins", [(), (QueueLoggingMixin,)], ids=["library", "command"])
 @pytest.mark.parametrize("is_object", [False, True], ids=["class", "object"])
 @pytest.mark.parametrize("method", ["makeRecord", "_log"])

@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import errno
 import gc
+import io
 import logging
 import os
 import select
@@ -594,11 +595,21 @@ def test_a_stream_of_the_programs_own_gets_the_log_and_no_line_is_forged(monkeyp
     assert lines[1][24:] == r"WARNING got \x1b[2J\n2026-11-27 forged"
 
 
-@pytest.mark.parametrize("how", ["close", "detach"])
-def test_a_program_that_has_closed_its_standard_error_may_log(monkeypatch, how):
+def file():
+    return open(os.devnull, "w")
+
+
+def wrapper():
+    return io.TextIOWrapper(io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    "stream, how", [(file, "close"), (file, "detach"), (wrapper, "close"), (wrapper, "detach"), (io.StringIO, "close")]
+)
+def test_a_program_that_has_closed_its_standard_error_may_log(monkeypatch, stream, how):
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
-    monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))
+    monkeypatch.setattr(sys, "stderr", stream())
     rest = getattr(sys.stderr, how)()
     logged = []
 

@@ -222,16 +222,28 @@ def test_a_step_can_reject_a_client_before_the_handler_sees_it(serve, dial, how)
 
 
 def test_a_mixin_that_closes_a_session_in_setup_rejects_its_client_before_the_handler_sees_it(serve, dial):
+    steps = []
+
+    class Counts(echo.MessageRequestHandler):
+        def dispatch_made(self):
+            steps.append("made")
+            super().dispatch_made()
+
+        def dispatch_lost(self, reason):
+            steps.append("lost")
+            super().dispatch_lost(reason)
+
     class Rejects(echo.MessageRequestHandler):
         def setup(self):
             super().setup()
             self.close()
 
-    handler = Recorder.of(type("Handler", (Rejects, Hooks), {}))
+    handler = Recorder.of(type("Handler", (Counts, Rejects, Hooks), {}))
     server = serve(handler)
     assert talk(dial(server), b"hello\n") == b""
     eventually(lambda: server.stats().ended == {"exit": 1})
     assert handler.events == []
+    assert steps == ["made", "lost"]
 
 
 def test_a_handler_whose_session_a_mixin_has_not_begun_gets_no_end_of_input_either(serve, dial):
@@ -275,6 +287,17 @@ class Answers(echo.MessageRequestHandler):
         super().dispatch_message(message)
 
 
+class Batches(echo.MessageRequestHandler):
+    """Its other step calls this one, and ``super()`` for itself."""
+
+    def dispatch_message(self, message):
+        self.connection.write(message)
+
+    def dispatch_eof(self, rest):
+        self.dispatch_message(rest)
+        super().dispatch_eof(b"")
+
+
 @pytest.mark.parametrize("name", [*echo.handlers.HOOKS, *echo.handlers.STEPS])
 def test_a_plain_mixin_listed_behind_the_handler_class_is_an_error(name):
     mixin = plain(**{name: lambda self, *arguments: None})
@@ -304,6 +327,8 @@ def test_a_mixin_listed_behind_a_handler_class_whose_own_step_hides_it_is_an_err
         type("KV", (Shouts, plain(send=Shouts.send)), {})
     with pytest.raises(TypeError, match=text.replace("Shouts", "Answers")):
         type("KV", (Answers, echo.LoggingMixin), {})
+    with pytest.raises(TypeError, match=r"^KV: LoggingMixin\.dispatch_message\(\) .* before Batches$"):
+        type("KV", (Batches, echo.LoggingMixin), {})
     type("KV", (echo.LoggingMixin, Shouts), {})
     type("KV", (Shouts, echo.ThrottlingMixin), {})  # which has no such step
 
