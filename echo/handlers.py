@@ -150,6 +150,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     __begun = False  # connection_made was called
     __closing = False  # close() or abort() was called
+    __rejected = False  # ... by a mixin's setup()
     __draining = False  # drain() was called
     __forked = False  # this is a child that a hook has forked
 
@@ -193,8 +194,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
     # Steps, for mixins. They call super(); send() and stream() below are steps, too.
 
     def dispatch_made(self) -> None:
-        """Begin the session, unless a mixin has closed it before."""
-        if not self.__closing:
+        """Begin the session, unless ``setup`` has closed it."""
+        if not self.__rejected:
             self.__begun = True
             self.connection_made()
 
@@ -282,6 +283,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         reason = "error"
+        self.__rejected = self.__closing
         try:
             self.dispatch_made()
             reason = self.__converse()

@@ -38,7 +38,7 @@ def _passes_on(cls: type, name: str, names: Set[str]) -> bool:
     if found is None:
         return True
     callers = [found]
-    if name == "dispatch_made":  # a mixin may begin the session later; each other step is one message's, or the end's
+    if name == "dispatch_made":  # a mixin may begin the session later, when it knows the password
         others = [names_in(method, of) for of, method in vars(cls).items()]
         callers += [other for other in others if other is not None and name in other]
     return any(not names.isdisjoint(caller) for caller in callers)

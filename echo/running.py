@@ -380,7 +380,7 @@ def _log_to_stderr() -> Iterator[None]:
 
 def _is_closed(stream: Any) -> bool:
     try:
-        return bool(getattr(stream, "closed", False))
+        return isinstance(stream, io.IOBase) and stream.closed
     except ValueError:  # detached
         return True
 

@@ -34,7 +34,7 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
     """
     try:
         if _replaces_extra(logger):
-            emit(logger.logger, level, message, {**(logger.extra or {}), **fields})
+            emit(logger.logger, level, message, {**fields, **(logger.extra or {})})
             return
         if not makes_plain_records(logger):
             logger.log(level, message, extra=fields)
@@ -61,9 +61,11 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
 
 def _replaces_extra(logger: Any) -> bool:
     """Whether ``logger`` is an adapter that puts its own ``extra`` in the place of the call's, as Python's does."""
-    adapter = logging.LoggerAdapter
-    own = getattr(type(logger), "process", None), getattr(type(logger), "log", None)
-    return own == (adapter.process, adapter.log)
+    return (
+        isinstance(logger, logging.LoggerAdapter)
+        and getattr(logger.process, "__globals__", None) is OF_LOGGING
+        and getattr(logger.log, "__globals__", None) is OF_LOGGING
+    )
 
 
 def makes_plain_records(logger: Any) -> bool:

@@ -66,7 +66,9 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         check_methods(cls, _CALLED)
         classes = defining(cls, "verify_request")
         behind = classes[classes.index(socketserver.BaseServer) + 1 :]
-        cls._echo_before_filter = cls.__mro__[cls.__mro__.index(behind[0]) - 1] if behind else None
+        for mixin in behind[:1]:
+            check_methods(mixin, ("verify_request",))
+            cls._echo_before_filter = cls.__mro__[cls.__mro__.index(mixin) - 1]
 
     def __init__(
         self,
@@ -175,13 +177,13 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             self.socket.__class__ = PlainListener
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether to serve a client. By default, ask a mixin that is listed after the server's class. The standard
+        """Whether to serve a client. By default, ask a mixin that is listed after the server's class, too. The standard
         library's method asks nobody: it would let in whom such a mixin rejects."""
-        before = self._echo_before_filter
-        if before is None:
-            return super().verify_request(request, client_address)
-        verify: Any = super(before, self)
-        return verify.verify_request(request, client_address)  # type: ignore[no-any-return]
+        answer = super().verify_request(request, client_address)
+        if self._echo_before_filter is not None and answer:
+            behind: Any = super(self._echo_before_filter, self)
+            answer = behind.verify_request(request, client_address)
+        return answer
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         request, client_address = self.socket.accept()
