@@ -366,11 +366,9 @@ def _log_to_stderr() -> Iterator[None]:
     from .logs.output import new_lock
     from .logs.printed import logged
 
-    handler: logging.Handler = logging.StreamHandler()
-    if _is_closed(sys.stderr):  # a StreamHandler would raise in the code that logs
-        handler = logging.NullHandler()
-    elif type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
-        with contextlib.suppress(OSError):  # it has no descriptor
+    handler: logging.Handler = _StreamHandler()
+    if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or has no descriptor
             handler = DirectLog(sys.stderr.fileno(), TextFormatter(), new_lock())  # a handler may fork
     handler.setFormatter(TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -378,11 +376,10 @@ def _log_to_stderr() -> Iterator[None]:
         yield
 
 
-def _is_closed(stream: Any) -> bool:
-    try:
-        return isinstance(stream, io.IOBase) and stream.closed
-    except ValueError:  # detached
-        return True
+class _StreamHandler(logging.StreamHandler):  # type: ignore[type-arg]  # a generic class for checkers only
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        with contextlib.suppress(ValueError):  # standard error is closed: the code that logs goes on
+            super().handleError(record)
 
 
 def _announce(server: Server, signals: StopSignals) -> None:

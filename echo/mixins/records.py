@@ -34,7 +34,8 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
     """
     try:
         if _replaces_extra(logger):
-            emit(logger.logger, level, message, {**fields, **(logger.extra or {})})
+            if logger.logger.isEnabledFor(level):
+                emit(logger.logger, level, message, {**fields, **(logger.extra or {})})
             return
         if not makes_plain_records(logger):
             logger.log(level, message, extra=fields)
@@ -65,6 +66,7 @@ def _replaces_extra(logger: Any) -> bool:
         isinstance(logger, logging.LoggerAdapter)
         and getattr(logger.process, "__globals__", None) is OF_LOGGING
         and getattr(logger.log, "__globals__", None) is OF_LOGGING
+        and not getattr(logger, "merge_extra", False)  # since 3.13
     )
 
 

@@ -66,8 +66,9 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         check_methods(cls, _CALLED)
         classes = defining(cls, "verify_request")
         behind = classes[classes.index(socketserver.BaseServer) + 1 :]
+        for base in classes:
+            check_methods(base, ("verify_request",))
         for mixin in behind[:1]:
-            check_methods(mixin, ("verify_request",))
             cls._echo_before_filter = cls.__mro__[cls.__mro__.index(mixin) - 1]
 
     def __init__(
@@ -186,7 +187,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         return answer
 
     def get_request(self) -> Tuple[socket.socket, Any]:
-        request, client_address = self.socket.accept()
+        request, client_address = super().get_request()  # it may be that of a base which stands after this class
         if not _ACCEPTED_BLOCK and request.gettimeout() is None:  # else socket.setdefaulttimeout() says how long
             request.setblocking(True)
         if self.address_family == getattr(socket, "AF_UNIX", None):

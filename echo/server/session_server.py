@@ -219,7 +219,7 @@ class SessionServer(ListeningServer):
                 expect_shut_down(request)
         elif not self._echo_registry.serves(threading.get_ident(), client_address):  # accepted by a program's own loop
             self._echo_admission.check_unknown(self, request, client_address)
-        forking.call(self.RequestHandlerClass, request, client_address, self)
+        forking.call(super().finish_request, request, client_address)
 
     def attach(self, handler: Any) -> Optional[int]:
         """Let a handler take part in its session.

@@ -414,6 +414,32 @@ def test_the_other_hooks_and_the_handler_get_what_get_request_returns(base, dial
 
 
 @on_both
+def test_methods_of_a_program_s_own_base_are_called_although_it_is_listed_last(base, dial):
+    """Row 61: TLS in the ``get_request`` of such a base was left out, and its clients were served in clear."""
+    called = []
+
+    class Own(socketserver.TCPServer):
+        def get_request(self):
+            accepted = super().get_request()
+            called.append("get_request")
+            return accepted
+
+        def verify_request(self, request, client_address):
+            called.append("verify_request")
+            return super().verify_request(request, client_address)
+
+        def finish_request(self, request, client_address):
+            called.append("finish_request")
+            super().finish_request(request, client_address)
+
+    first = (base,) if base is echo.Server else (socketserver.ThreadingMixIn,)
+    server = type("S", (*first, Own), {})(("127.0.0.1", 0), Lines)
+    with serving(server), dial(server) as client:
+        assert is_answered(client)
+    assert called == ["get_request", "verify_request", "finish_request"]
+
+
+@on_both
 def test_a_client_that_verify_request_refuses_is_closed_and_never_handled(base, dial):
     refused = []
     shut = []

@@ -202,14 +202,14 @@ def test_a_logger_adapter_logs_each_record(serve, dial, caplog, mixins):
             return f"[ours] {msg}", kwargs
 
     # Python's own adapters replace extra: theirs and the session's are both attributes, also of one in another.
-    log = logging.LoggerAdapter(Named(logging.getLogger("named"), {}), {"app": "ours"})
+    log = logging.LoggerAdapter(Named(logging.getLogger("named"), {}), {"app": "ours", "session": "ours"})
     with dial(serve(type("Handler", (*mixins, Logged), {"log": log}))) as client:
         client.sendall(b"100%\n")
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"100%\n"
     records = [record for record in caplog.records if record.name == "named"]
     assert [record.event for record in records] == ["connected", "received", "sent", "disconnected"]
-    assert {record.app for record in records} == {"ours"}
+    assert {(record.app, record.session) for record in records} == {("ours", "ours")}
     assert records[1].getMessage().startswith("[ours] 127.0.0.1:") and records[1].getMessage().endswith(": 100%")
 
 
