@@ -285,8 +285,9 @@ class Server(AcceptingServer):
         """Stop serving, drain, close; return whether all sessions finished in time.
 
         ``timeout``, in seconds, replaces ``shutdown_timeout``, and brings the deadline of a stop that is under way
-        forward. 0 gives no time: it cuts each open session, an idle one, too. Idempotent. In a session's own thread or
-        the serving thread it begins the stop and returns at once, and the value that it returns means nothing.
+        forward. 0 gives no time: it cuts each session that does not end at that very moment, as an idle one may.
+        Idempotent. In a session's own thread or the serving thread it begins the stop and returns at once, and the
+        value that it returns means nothing.
         """
         if timeout is not None:
             self._echo_hurry(timeout)
