@@ -36,9 +36,9 @@ class SessionLoggingMixin(MessageRequestHandler):
 
     def setup(self) -> None:
         self.__began = time.monotonic()
-        if self._echo_log is None:  # first: a mixin's setup() may send
-            self._echo_log = self.log
         super().setup()
+        if self._echo_log is None:
+            self._echo_log = self.log
         self.__level = logging.DEBUG if self.unnamed else self.session_level
 
     def dispatch_made(self) -> None:

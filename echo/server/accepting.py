@@ -95,7 +95,7 @@ class AcceptingServer(SessionServer):
         if not self._echo_has_room(serving) or self._echo_failures.resting():
             return False
         # Trying is quicker than asking first, but a get_request() of a subclass may wait for a client.
-        replaced = type(self).get_request is not ListeningServer.get_request
+        replaced = type(self).get_request is not ListeningServer.get_request or self._echo_base_accepts
         if replaced and not is_readable(self.socket, 0):
             return False
         try:

@@ -58,17 +58,20 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     """Where it listens: ``(host, port)``, two numbers more with IPv6, or a Unix socket's path."""
     # Any: socketserver's type knows no paths, and checkers would refuse a wider one where it goes to echo.connect().
 
+    _echo_base_accepts = False
+    """Whether a base that stands after this class has a ``get_request``."""
+
     _echo_before_filter: Optional[type] = None
     """The class before the first one behind ``socketserver``'s that has a ``verify_request``."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_methods(cls, _CALLED)
+        cls._echo_base_accepts = defining(cls, "get_request")[-2:] != [ListeningServer, socketserver.TCPServer]
         classes = defining(cls, "verify_request")
         behind = classes[classes.index(socketserver.BaseServer) + 1 :]
-        for base in classes:
-            check_methods(base, ("verify_request",))
         for mixin in behind[:1]:
+            check_methods(mixin, ("verify_request",))
             cls._echo_before_filter = cls.__mro__[cls.__mro__.index(mixin) - 1]
 
     def __init__(

@@ -255,18 +255,6 @@ def test_a_mixin_that_closes_a_session_as_it_begins_it_lets_the_handler_say_one_
     assert talk(dial(serve(type("Handler", (Once, Hooks), {}))), b"") == b"welcome\ngoodbye\n"
 
 
-def test_a_mixin_that_rejects_in_setup_may_say_why_although_it_stands_behind_the_log(serve, dial):
-    class Rejects(echo.MessageRequestHandler):
-        def setup(self):
-            super().setup()
-            self.send(b"no")
-            self.close()
-
-    server = serve(type("Handler", (echo.LoggingMixin, Rejects, Hooks), {}))
-    assert talk(dial(server), b"") == b"no\n"
-    eventually(lambda: server.stats().ended == {"exit": 1})
-
-
 def test_a_handler_whose_session_a_mixin_has_not_begun_gets_no_end_of_input_either(serve, dial):
     """Row 61: a line without its end came past a mixin that asked for a password, and was echoed."""
 
