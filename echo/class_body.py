@@ -61,11 +61,6 @@ def defining(cls: type, name: str) -> List[type]:
     ]
 
 
-def listed(cls: type, base: type) -> str:
-    """The name under which ``base`` is in the list of bases."""
-    return [entry for entry in cls.__bases__ if issubclass(entry, base)][-1].__name__
-
-
 def names_in(method: Any, name: str) -> Optional[Tuple[str, ...]]:
     """The names in the code of a method (``__class__``, too, where it calls ``super()`` without arguments); None if a
     decorator has made it, so that it may call anything, or if it is not in Python."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional, Set, Tuple
 
-from .class_body import defining, listed, names_in
+from .class_body import defining, names_in
 
 
 def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[str, ...]) -> None:
@@ -29,7 +29,7 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
             elif hider is not None and (hider is handler or not replaces_its_own):
                 raise TypeError(
                     f"{cls.__name__}: {base.__name__}.{name}() would never be called, since {hider.__name__}.{name}()"
-                    f" does not call super(); list {listed(cls, base)} before {listed(cls, hider)}"
+                    f" does not call super(); list {_listed(cls, base)} before {_listed(cls, hider)}"
                 )
 
 
@@ -42,3 +42,8 @@ def _passes_on(cls: type, name: str, names: Set[str]) -> bool:
         others = [names_in(method, of) for of, method in vars(cls).items()]
         callers += [other for other in others if other is not None and name in other]
     return any(not names.isdisjoint(caller) for caller in callers)
+
+
+def _listed(cls: type, base: type) -> str:
+    """The name under which ``base`` is in the list of bases."""
+    return [entry for entry in cls.__bases__ if issubclass(entry, base)][-1].__name__
