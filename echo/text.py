@@ -12,11 +12,17 @@ import os
 import socket
 import sys
 import traceback
+from bisect import bisect_right
+from itertools import accumulate
 from types import FrameType
-from typing import Any, Iterator, List, Mapping, Optional
+from typing import Any, Iterator, List, Mapping, Optional, Sequence
 
-LONGEST = 65536
-"""Maximum number of characters that are shown of one text: a message in the log, an exception's text."""
+LONGEST = 45_000
+"""Maximum size of one text as it is shown, in bytes of UTF-8: a message in the log, an exception's text."""
+
+LONGEST_LINE = 48_000
+"""Maximum size of a line of the log, in bytes. systemd's journal splits a line after 48 KiB, and shows the rest as an
+entry of its own: a client that chooses where its text is split could forge one (journald.conf(5), ``LineMax=``)."""
 
 _BACKSLASH = 92  # a number: ten times as fast to search for as b"\\"
 _encode_escapes = codecs.getencoder("unicode_escape")
@@ -47,17 +53,20 @@ def escape(data: bytes, limit: Optional[int] = None, *, exact: bool = True) -> s
 def printable(text: str, limit: Optional[int] = None, *, keep: str = "") -> str:
     """Return ``text`` as one line, with everything escaped that is not printable, except the characters in ``keep``.
 
-    A backslash stays, since parts of the text may be escaped already. ``limit``: maximum number of characters to show,
-    followed by the number of characters left out; default: None, no limit.
+    A backslash stays, since parts of the text may be escaped already. ``limit``: maximum size of what is shown, in
+    bytes of UTF-8, followed by the number of characters left out; default: None, no limit.
     """
     if type(text) is not str:
         text = str.__str__(text)  # a subclass may override isprintable()
-    hidden = 0 if limit is None else max(0, len(text) - limit)
-    if hidden:
-        return f"{printable(text[:limit], keep=keep)}... ({plural(hidden, 'more character')})"
-    if text.isprintable():
-        return text
-    return "".join([c if c.isprintable() or c in keep else _escape_character(c) for c in text])
+    shown = text if limit is None else text[:limit]
+    if shown.isprintable() and (limit is None or shown.isascii()):
+        parts: Sequence[str] = shown
+    else:
+        parts = [c if c.isprintable() or c in keep else _escape_character(c) for c in shown]
+        if limit is not None:
+            parts = parts[: _count_that_fit([len(part.encode()) for part in parts], limit)]
+    hidden = len(text) - len(parts)
+    return "".join(parts) + (f"... ({plural(hidden, 'more character')})" if hidden else "")
 
 
 def _escape_character(character: str) -> str:
@@ -67,22 +76,23 @@ def _escape_character(character: str) -> str:
     return _encode_escapes(character)[0].decode("ascii")
 
 
-def format_exception(exc: BaseException) -> List[str]:
+def format_exception(exc: BaseException, limit: int = LONGEST) -> List[str]:
     """Return an exception as the lines of its traceback, with its causes, all printable. Never raises, except
     for ``raise_if_deep``.
 
     The exception's own text may hold what a peer sent, so its line feeds are escaped, too: it stays one line.
+    ``limit``: maximum size of such a text, in bytes; all lines together take about twice that.
     """
     try:
         tree = traceback.TracebackException(type(exc), exc, exc.__traceback__)
         for part in _parts(tree):
-            _make_printable(part)
+            _make_printable(part, limit)
         lines = "".join(tree.format()).rstrip("\n").split("\n")
-        return shorten([printable(line) for line in lines])
+        return shorten([printable(line, LONGEST_LINE - _END) for line in lines], 2 * limit)
     except Exception as failure:  # RecursionError in a chain of a thousand causes (until 3.10), MemoryError, ...
         raise_if_deep(failure)
         why = f"its traceback could not be formatted: {type(failure).__name__}"
-        return [printable(f"{type(exc).__name__} ({why})", LONGEST)]
+        return [printable(f"{type(exc).__name__} ({why})", limit)]
 
 
 def raise_if_deep(exc: Exception) -> None:
@@ -109,26 +119,27 @@ def _parts(tree: Any) -> Iterator[Any]:
             yield part
 
 
-def _make_printable(part: Any) -> None:
+def _make_printable(part: Any, limit: int) -> None:
     # Where TracebackException keeps the texts of an exception: its str(), notes (3.11), and those of a SyntaxError.
     for name in ("_str", "msg", "text", "filename"):
         value = getattr(part, name, None)
         if isinstance(value, str):
-            setattr(part, name, printable(value.rstrip("\n") if name == "text" else value, LONGEST))
+            setattr(part, name, printable(value.rstrip("\n") if name == "text" else value, limit))
     for frame in part.stack or ():
         frame.filename, frame.name = printable(frame.filename), printable(frame.name)
     notes = getattr(part, "__notes__", None)
     if isinstance(notes, (list, tuple)):
-        part.__notes__ = [printable(note, LONGEST) if isinstance(note, str) else note for note in notes]
+        part.__notes__ = [printable(note, limit) if isinstance(note, str) else note for note in notes]
 
 
-def shorten(lines: List[str], limit: int = 2 * LONGEST) -> List[str]:
+def shorten(lines: List[str], limit: int) -> List[str]:
     """Leave out lines in the middle, so that about ``limit`` characters are left. The end of a line counts, too, with
     the mark of the next one in the log."""
-    if sum(map(len, lines)) + _END * len(lines) <= limit:
+    sizes = [len(line) + _END for line in lines]
+    if sum(sizes) <= limit:
         return lines
-    head = _count_that_fit(lines, limit // 2)
-    tail = _count_that_fit(lines[:head:-1], limit // 2)
+    head = _count_that_fit(sizes, limit // 2)
+    tail = _count_that_fit(sizes[:head:-1], limit // 2)
     hidden = len(lines) - head - tail
     if hidden == 1:
         return [*lines[:head], printable(lines[head], limit // 2), *lines[head + 1 :]]
@@ -138,12 +149,8 @@ def shorten(lines: List[str], limit: int = 2 * LONGEST) -> List[str]:
 _END = 5
 
 
-def _count_that_fit(lines: List[str], limit: int) -> int:
-    for count, line in enumerate(lines):
-        limit -= len(line) + _END
-        if limit < 0:
-            return count
-    return len(lines)
+def _count_that_fit(sizes: List[int], limit: int) -> int:
+    return bisect_right(list(accumulate(sizes)), limit)
 
 
 def format_address(address: Any) -> str:

@@ -19,13 +19,13 @@ import time
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 from ..server import forking
-from ..text import LONGEST, escape, format_exception, printable, raise_if_deep, shorten
+from ..text import LONGEST, LONGEST_LINE, escape, format_exception, plural, printable, raise_if_deep, shorten
 
 MARK = "  | "
 """The beginning of each line of a traceback."""
 
 LONGEST_NAME = 200
-"""Maximum number of characters that are shown of the name of a level, a logger or a thread."""
+"""Maximum size of the name of a level, a logger or a thread as it is shown, in bytes."""
 
 _LAST_MOMENT = 253402128000.0
 """9999-12-30 in UTC: no time zone is beyond the year 9999 then."""
@@ -57,7 +57,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         thread = f"{f'[{_name(record.threadName)}]':18} " if self._with_thread else ""
         line = self.line(_in_calendar(record.created), record.levelno, thread + self._message(record))
-        return f"\n{MARK}".join([line, *_traceback(record), *_stack(record)])
+        return f"\n{MARK}".join([line, *_traceback(record, LONGEST), *_stack(record, LONGEST)])
 
     def _message(self, record: logging.LogRecord) -> str:
         return printable(record.getMessage(), LONGEST)
@@ -127,16 +127,25 @@ class JsonFormatter(logging.Formatter):
         return self._strict(record)
 
     def _strict(self, record: logging.LogRecord) -> str:
+        limit = LONGEST
+        line = self._limited(record, limit)
+        while len(line) > LONGEST_LINE and limit:
+            limit //= 2
+            line = self._limited(record, limit)
+        return line
+
+    def _limited(self, record: logging.LogRecord, limit: int) -> str:
+        """The line, with at most about ``limit`` bytes of the message, and twice that of each other part."""
         fields = self._beginning(record, _name(record.levelname), _name(record.name))
         own = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        for name, value in _Plain().value(own).items():
+        for name, value in _Plain(limit).value(own).items():
             fields[f"{name}_" if name in _OURS else name] = value
         if self._with_process:
-            fields["process"] = _Plain().value(record.process)
+            fields["process"] = _Plain(limit).value(record.process)
         if self._with_thread:
             fields["thread"] = _name(record.threadName or "")
-        fields["message"] = printable(record.getMessage(), LONGEST)
-        for name, lines in (("exception", _traceback(record)), ("stack", _stack(record))):
+        fields["message"] = printable(record.getMessage(), limit)
+        for name, lines in (("exception", _traceback(record, limit)), ("stack", _stack(record, limit))):
             if lines:
                 fields[name] = "\n".join(lines)
         return self._encode(fields)
@@ -158,14 +167,15 @@ _REST = "..."
 
 
 class _Plain:
-    """Values as JSON has them. Containers are copied down to ``DEEPEST`` levels, and altogether about ``MOST``
-    characters of them are kept: what a record costs is bounded. ``...`` stands for the rest."""
+    """Values as JSON has them. Texts are cut at ``limit`` characters. Containers are copied down to ``DEEPEST`` levels,
+    and altogether about twice ``limit`` characters of them are kept: what a record costs is bounded. ``...`` stands for
+    the rest."""
 
     DEEPEST = 8
-    MOST = 2 * LONGEST
 
-    def __init__(self) -> None:
-        self._left = self.MOST
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._left = 2 * limit
         self._inside: Tuple[int, ...] = ()
 
     def value(self, value: Any) -> Any:
@@ -188,7 +198,7 @@ class _Plain:
         if isinstance(value, str):
             return self._text(str.__str__(value))
         if isinstance(value, (bytes, bytearray)):
-            return escape(bytes(value), LONGEST)
+            return escape(bytes(value), self._limit)
         if not isinstance(value, (dict, list, tuple, set, frozenset)):
             return self._text(str(value))
         if id(value) in self._inside or len(self._inside) == self.DEEPEST:
@@ -218,7 +228,8 @@ class _Plain:
     def _text(self, text: str) -> str:
         if not text.isascii():  # lone surrogates: not every reader of JSON accepts them
             text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-        return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text) - LONGEST} more characters)"
+        hidden = max(0, len(text) - self._limit)
+        return f"{text[: self._limit]}... ({plural(hidden, 'more character')})" if hidden else text
 
 
 def _in_calendar(created: float) -> float:
@@ -226,20 +237,21 @@ def _in_calendar(created: float) -> float:
     return min(_LAST_MOMENT, max(0.0, created))  # in this order NaN becomes 0
 
 
-def _traceback(record: logging.LogRecord) -> List[str]:
+def _traceback(record: logging.LogRecord, limit: int) -> List[str]:
     info: Any = record.exc_info
     exc = info[1] if isinstance(info, tuple) and len(info) > 1 else info
     if isinstance(exc, BaseException):  # first: exc_text may be what another handler's formatter has left there
-        return format_exception(exc)
-    return _lines(record.exc_text)
+        return format_exception(exc, limit)
+    return _lines(record.exc_text, limit)
 
 
-def _stack(record: logging.LogRecord) -> List[str]:
-    return _lines(record.stack_info)
+def _stack(record: logging.LogRecord, limit: int) -> List[str]:
+    return _lines(record.stack_info, limit)
 
 
-def _lines(text: Any) -> List[str]:
-    return shorten([printable(line, LONGEST) for line in str(text).rstrip("\n").split("\n")]) if text else []
+def _lines(text: Any, limit: int) -> List[str]:
+    lines = str(text).rstrip("\n").split("\n") if text else []
+    return shorten([printable(line, limit) for line in lines], 2 * limit)
 
 
 def _name(name: Any) -> str:

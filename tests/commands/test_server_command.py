@@ -571,6 +571,11 @@ def test_a_mixin_that_another_one_derives_from_is_put_on_once():
     assert combine(echo.EchoRequestHandler, [echo.LoggingMixin, Logged]).__bases__ == (Logged, echo.EchoRequestHandler)
     assert combine(Handler, [echo.LoggingMixin, Logged, echo.FaultMixin]).__bases__ == (echo.FaultMixin, Handler)
     assert combine(Handler, [Handler]).__bases__ == (Handler,)
+    assert combine(Handler, [echo.LoggingMixin, echo.FaultMixin, echo.LoggingMixin]).__bases__ == (
+        echo.FaultMixin,
+        echo.LoggingMixin,
+        Handler,
+    )
 
 
 def test_classes_that_hide_each_other_are_a_usage_error():

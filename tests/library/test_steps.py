@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import socket
+import socketserver
 import sys
 import weakref
 from typing import Generic, Protocol, TypeVar
@@ -307,7 +308,7 @@ class Batches(echo.MessageRequestHandler):
         super().dispatch_eof(b"")
 
 
-@pytest.mark.parametrize("name", [*echo.handlers.HOOKS, *echo.handlers.STEPS])
+@pytest.mark.parametrize("name", [*echo.handlers.HOOKS, *echo.handlers.STEPS, "setup", "finish"])
 def test_a_plain_mixin_listed_behind_the_handler_class_is_an_error(name):
     mixin = plain(**{name: lambda self, *arguments: None})
     text = (
@@ -340,6 +341,24 @@ def test_a_mixin_listed_behind_a_handler_class_whose_own_step_hides_it_is_an_err
         type("KV", (Batches, echo.LoggingMixin), {})
     type("KV", (echo.LoggingMixin, Shouts), {})
     type("KV", (Shouts, echo.ThrottlingMixin), {})  # which has no such step
+
+
+class Old(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.request.send(b"hello")
+
+
+@pytest.mark.parametrize("bases", [(Old, echo.LoggingMixin), (Old, echo.LoggingMixin, echo.EchoRequestHandler)])
+def test_a_mixin_behind_a_class_with_a_handle_of_its_own_is_an_error(bases):
+    """Everybody would get past a mixin that asks for a password."""
+    text = (
+        r"^H: LoggingMixin\.dispatch_made\(\) would never be called, since Old\.handle\(\) takes the place of the"
+        r" session; keep one of the two$"
+    )
+    if echo.EchoRequestHandler not in bases:
+        bases += (echo.MessageRequestHandler,)
+    with pytest.raises(TypeError, match=text):
+        type("H", bases, {})
 
 
 def decorated(function):
@@ -377,6 +396,40 @@ class Later(echo.MessageRequestHandler):
         super().dispatch_made()
 
 
+class Counts:
+    """Around the session of the class behind it."""
+
+    def handle(self):
+        super().handle()
+
+
+class Loops:
+    """A session of its own, with the steps."""
+
+    def handle(self):
+        self._loop()
+
+    def _loop(self):
+        self.dispatch_made()
+
+
+class Gate:
+    def setup(self):
+        self.is_open = True
+
+    connection_made = setup
+
+
+def calls_gate():
+    class Calls(echo.MessageRequestHandler, Gate):
+        def setup(self):
+            super().setup()
+            Gate.setup(self)
+
+        def connection_made(self):
+            Gate.connection_made(self)
+
+
 class Sends(abc.ABC):
     @abc.abstractmethod
     def send(self, message): ...
@@ -399,6 +452,14 @@ RIGHT = {
     "two handlers with the same step": lambda: type(
         "H", (Shouts, type("Other", (echo.MessageRequestHandler,), {"send": Shouts.send})), {}
     ),
+    "a handle around the session": lambda: type("H", (Counts, echo.LoggingMixin, echo.MessageRequestHandler), {}),
+    "a session of its own": lambda: type("H", (Loops, echo.LoggingMixin, echo.MessageRequestHandler), {}),
+    "a handle of its own, without a mixin": lambda: type("H", (Old, echo.EchoRequestHandler), {}),
+    "a handle that is never called": lambda: type("H", (echo.LoggingMixin, echo.EchoRequestHandler, Old), {}),
+    "a body with a handle of its own": lambda: type(
+        "H", (echo.LoggingMixin, echo.MessageRequestHandler), {"handle": Old.handle}
+    ),
+    "a body that calls a plain mixin behind the handler class by its name": calls_gate,
     "two handlers": lambda: type("H", (Hooks, echo.EchoRequestHandler), {}),
 }
 

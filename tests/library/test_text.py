@@ -119,7 +119,10 @@ def test_one_is_singular_and_all_else_plural():
 def test_text_becomes_one_printable_line_and_its_backslashes_stay():
     assert printable("a\n\x1b\x85\u2028\ud800\\n\u20ac") == r"a\n\x1b\u0085\u2028\ud800\n" + "\u20ac"
     assert printable("tab\t", keep="\t") == "tab\t"
-    assert printable("\n" * 5, 2) == r"\n\n... (3 more characters)"
+    assert printable("\n" * 5, 5) == r"\n\n... (3 more characters)"
+    assert printable("\u20ac" * 3, 8) == "\u20ac\u20ac... (1 more character)"
+    assert printable("\u20ac" * 3, 9) == "\u20ac" * 3
+    assert printable("abc", 0) == "... (3 more characters)"
 
 
 def test_an_exception_is_printable_lines_and_its_own_text_is_one_of_them():
@@ -159,4 +162,4 @@ def test_an_exception_of_any_length_is_shown_in_part():
     assert sum(map(len, lines)) < 3 * LONGEST
     assert lines[0] == "ValueError: first"
     assert [line for line in lines if "more lines)" in line]
-    assert format_exception(ValueError("x" * 1_000_000)) == [f"ValueError: {'x' * LONGEST}... (934464 more characters)"]
+    assert format_exception(ValueError("x" * 1_000_000)) == [f"ValueError: {'x' * LONGEST}... (955000 more characters)"]

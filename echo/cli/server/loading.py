@@ -68,8 +68,9 @@ def load_mixin(spec: str) -> type:
 
 
 def combine(handler: type, mixins: List[type], **attributes: Any) -> type:
-    """Return a class of the mixins, leftmost outermost, and the handler. One that is a base of another is left out."""
-    classes = dict.fromkeys([*mixins, handler])
+    """Return a class of the mixins, leftmost outermost, and the handler. One that is a base of another is left out, and
+    one that is listed twice has its last place: ``LoggingMixin`` behind a mixin that asks for a password."""
+    classes = list(dict.fromkeys([handler, *reversed(mixins)]))[::-1]
     wanted = [mixin for mixin in classes if not any(issubclass(cls, mixin) for cls in classes if cls is not mixin)]
     bases: Tuple[type, ...] = (*(mixin for mixin in wanted if mixin is not handler), handler)
     try:
