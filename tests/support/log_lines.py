@@ -3,6 +3,8 @@
 import json
 import re
 
+from echo.text import LONGEST_LINE
+
 RECORD = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL|Level -?\d+) +(\[\d+\] )?.*"
 )
@@ -19,6 +21,7 @@ def records_of(data, form):
 
 def _continues(line, form):
     assert line.isprintable(), f"a line with control characters: {line!r}"
+    assert len(line.encode()) <= LONGEST_LINE, f"the journal would split this line: {line!r}"
     return form == "text" and line.startswith(MARK)
 
 
