@@ -88,7 +88,7 @@ def format_exception(exc: BaseException, limit: int = LONGEST) -> List[str]:
         for part in _parts(tree):
             _make_printable(part, limit)
         lines = "".join(tree.format()).rstrip("\n").split("\n")
-        return shorten([printable(line, LONGEST_LINE - _END) for line in lines], 2 * limit)
+        return shorten([printable(line, limit + _BESIDE) for line in lines], 2 * limit)
     except Exception as failure:  # RecursionError in a chain of a thousand causes (until 3.10), MemoryError, ...
         raise_if_deep(failure)
         why = f"its traceback could not be formatted: {type(failure).__name__}"
@@ -147,6 +147,8 @@ def shorten(lines: List[str], limit: int) -> List[str]:
 
 
 _END = 5
+_BESIDE = 1000
+"""The size of what stands beside an exception's text in its line, such as the name of its class."""
 
 
 def _count_that_fit(sizes: List[int], limit: int) -> int:

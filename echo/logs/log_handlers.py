@@ -99,7 +99,7 @@ class LineHandler(logging.Handler):
             return self.format(fault)
         except Exception as exc:  # the fault is the formatter's own
             raise_if_deep(exc)
-            return printable(fault.getMessage())
+            return printable(fault.getMessage(), LONGEST)
 
 
 class CountingHandler(LineHandler):
