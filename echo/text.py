@@ -15,7 +15,7 @@ import traceback
 from bisect import bisect_right
 from itertools import accumulate
 from types import FrameType
-from typing import Any, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Iterator, List, Mapping, Optional
 
 LONGEST = 45_000
 """Maximum size of one text as it is shown, in bytes of UTF-8: a message in the log, an exception's text."""
@@ -59,14 +59,15 @@ def printable(text: str, limit: Optional[int] = None, *, keep: str = "") -> str:
     if type(text) is not str:
         text = str.__str__(text)  # a subclass may override isprintable()
     shown = text if limit is None else text[:limit]
-    if shown.isprintable() and (limit is None or shown.isascii()):
-        parts: Sequence[str] = shown
-    else:
+    count = len(shown)
+    fits = limit is None or shown.isascii() or 4 * count <= limit  # for a quick answer
+    if not (shown.isprintable() and fits):
         parts = [c if c.isprintable() or c in keep else _escape_character(c) for c in shown]
         if limit is not None:
-            parts = parts[: _count_that_fit([len(part.encode()) for part in parts], limit)]
-    hidden = len(text) - len(parts)
-    return "".join(parts) + (f"... ({plural(hidden, 'more character')})" if hidden else "")
+            count = _count_that_fit([len(part.encode()) for part in parts], limit)
+        shown = "".join(parts[:count])
+    hidden = len(text) - count
+    return f"{shown}... ({plural(hidden, 'more character')})" if hidden else shown
 
 
 def _escape_character(character: str) -> str:
