@@ -250,8 +250,9 @@ def _stack(record: logging.LogRecord, limit: int) -> List[str]:
 
 
 def _lines(text: Any, limit: int) -> List[str]:
-    lines = str(text).rstrip("\n").split("\n") if text else []
-    return shorten([printable(line, limit) for line in lines], 2 * limit)
+    if not text:
+        return []
+    return shorten([printable(line, limit) for line in str(text).rstrip("\n").split("\n")], 2 * limit)
 
 
 def _name(name: Any) -> str:
