@@ -135,13 +135,15 @@ def _make_printable(part: Any, limit: int) -> None:
 
 def shorten(lines: List[str], limit: int) -> List[str]:
     """Leave out lines in the middle, so that about ``limit`` characters are left. The end of a line counts, too, with
-    the mark of the next one in the log."""
+    the mark of the next one in the log. The last line stays: in a traceback it is the exception itself."""
     sizes = [len(line) + _END for line in lines]
     if sum(sizes) <= limit:
         return lines
     head = _count_that_fit(sizes, limit // 2)
-    tail = _count_that_fit(sizes[:head:-1], limit // 2)
+    tail = max(1, _count_that_fit(sizes[:head:-1], limit // 2))
     hidden = len(lines) - head - tail
+    if hidden == 0:
+        return lines
     if hidden == 1:
         return [*lines[:head], printable(lines[head], limit // 2), *lines[head + 1 :]]
     return [*lines[:head], f"... ({plural(hidden, 'more line')})", *lines[len(lines) - tail :]]

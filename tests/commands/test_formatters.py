@@ -167,6 +167,25 @@ def test_text_that_is_too_long_is_cut_and_marked(form):
     assert fields_of(made(huge="x" * (LONGEST + 5)))["huge"] == "x" * LONGEST + "... (5 more characters)"
 
 
+def test_a_long_traceback_ends_with_its_exception(form):
+    """Its text is as long as half of what is shown of the lines."""
+
+    def deep(left):
+        if left:
+            again(left - 1)
+        raise ValueError("y" * LONGEST)
+
+    def again(left):
+        deep(left)
+
+    try:
+        deep(250)
+    except ValueError as exc:
+        caught = exc
+    line = line_of(form, made(exc=caught))
+    assert "Traceback (most recent call last)" in line and "more lines)" in line and "ValueError: yyy" in line
+
+
 def many_causes(count, size):
     exc = ValueError("first")
     for _ in range(count):
