@@ -51,6 +51,16 @@ def check_methods(cls: type, names: Tuple[str, ...]) -> None:
                 )
 
 
+def check_chain(cls: type, name: str) -> None:
+    """``check_methods`` for each class that ``super()`` reaches in this method: what they return decides, too."""
+    names = {base.__name__ for base in cls.__mro__} | {"super"}
+    for base in defining(cls, name):
+        check_methods(base, (name,))
+        called = names_in(vars(base)[name], name)
+        if called is not None and names.isdisjoint(called):
+            break
+
+
 def defining(cls: type, name: str) -> List[type]:
     """The classes that define this method, in their order; without those that declare what others must have."""
     return [

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Set, Tuple
+from typing import Optional, Set, Tuple
 
 from .class_body import defining, names_in
-
-_AROUND = ("setup", "finish")
-"""What ``socketserver`` calls before and after the session."""
 
 
 def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[str, ...]) -> None:
@@ -22,38 +19,17 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
     the call later: a mixin that asks for a password does not begin the session in ``dispatch_made``.
     """
     names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
-    _check_handle(cls, handler, [name for name in steps if name.startswith("dispatch")], names)
-    for name in hooks + steps + _AROUND:
+    for name in hooks + steps:
         hider: Optional[type] = None
-        called: Set[str] = set()
         for base in defining(cls, name):
-            if base is not handler and issubclass(handler, base):
-                continue  # socketserver's
             passes_on = name in hooks or _passes_on(base, name, names)  # a hook that does not is a handler's
             replaces_its_own = hider is not None and (not passes_on or issubclass(hider, base))
             if base is handler or (hider is None and not passes_on):
                 hider = base
-            elif hider is not None and (hider is handler or not replaces_its_own) and base.__name__ not in called:
+            elif hider is not None and (hider is handler or not replaces_its_own):
                 raise TypeError(
                     f"{cls.__name__}: {base.__name__}.{name}() would never be called, since {hider.__name__}.{name}()"
                     f" does not call super(); list {_listed(cls, base)} before {_listed(cls, hider)}"
-                )
-            called.update(names_in(vars(base)[name], name) or ())
-
-
-def _check_handle(cls: type, handler: type, steps: List[str], names: Set[str]) -> None:
-    """A ``handle`` that is not ours, such as one for ``socketserver``, takes the place of the session. It would let
-    everybody past a mixin that asks for a password."""
-    first = defining(cls, "handle")[0]
-    used = [names_in(method, of) for of, method in vars(first).items() if callable(method)]
-    if issubclass(first, handler) or any(each is None or not names.union(steps).isdisjoint(each) for each in used):
-        return
-    for name in steps:
-        for base in defining(cls, name):
-            if base is not handler and base is not cls:
-                raise TypeError(
-                    f"{cls.__name__}: {base.__name__}.{name}() would never be called, since {first.__name__}.handle()"
-                    " takes the place of the session; keep one of the two"
                 )
 
 

@@ -222,7 +222,7 @@ class _Plain:
 
     def _counted(self, value: Any) -> Any:
         shown = self.value(value)
-        self._left -= 1 + (len(shown) if isinstance(shown, str) else 1)
+        self._left -= 1 + (1 if isinstance(shown, (dict, list)) else len(str(shown)))
         return shown
 
     def _text(self, text: str) -> str:

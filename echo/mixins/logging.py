@@ -36,9 +36,12 @@ class SessionLoggingMixin(MessageRequestHandler):
 
     def setup(self) -> None:
         self.__began = time.monotonic()
+        is_given = self._echo_log is not None
+        if not is_given:
+            self._echo_log = getattr(self, "log", None)  # a mixin's setup() may send
         super().setup()
-        if self._echo_log is None:
-            self._echo_log = self.log
+        if not is_given:
+            self._echo_log = self.log  # it may have chosen another one
         self.__level = logging.DEBUG if self.unnamed else self.session_level
 
     def dispatch_made(self) -> None:

@@ -12,7 +12,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, TypeVar
 
-from ..class_body import check_methods, defining
+from ..class_body import check_chain, check_methods, defining
 from ..sockets import INET, check_path, keep_urgent_data, prepare, with_zone
 from . import forking, unix_paths
 from .admission import guarded_socket
@@ -67,6 +67,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_methods(cls, _CALLED)
+        check_chain(cls, "verify_request")
         cls._echo_base_accepts = defining(cls, "get_request")[-2:] != [ListeningServer, socketserver.TCPServer]
         classes = defining(cls, "verify_request")
         behind = classes[classes.index(socketserver.BaseServer) + 1 :]

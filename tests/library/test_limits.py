@@ -213,11 +213,16 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
     """Row 61: what such a ``verify_request`` returns is true, so it let everybody in."""
     scope = {"echo": echo}
     exec(f"class Mixin:\n    {body.format(name)}", scope)
-    for bases in ["Mixin, echo.Server"] + ["echo.Server, Mixin"] * (name == "verify_request"):
+    exec("class Asks:\n    def verify_request(self, *args): return super().verify_request(*args)", scope)
+    exec("class Decides:\n    def verify_request(self, *args): return False", scope)
+    chains = ["Asks, Mixin, echo.Server", "echo.Server, Mixin"] if name == "verify_request" else []
+    for bases in ["Mixin, echo.Server", *chains]:
         with pytest.raises(
             TypeError, match=rf"(S|Mixin)\.{name} is (async|a generator), and calling it would do nothing"
         ):
             exec(f"class S({bases}): pass", scope)
+    if chains:  # the mixin's own method is not called
+        exec("class S(Decides, Mixin, echo.Server): pass", scope)
 
 
 def test_a_verify_request_that_is_listed_after_the_server_is_asked(serve, dial):

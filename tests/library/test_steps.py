@@ -6,7 +6,6 @@ import gc
 import itertools
 import logging
 import socket
-import socketserver
 import sys
 import weakref
 from typing import Generic, Protocol, TypeVar
@@ -256,6 +255,32 @@ def test_a_mixin_that_closes_a_session_as_it_begins_it_lets_the_handler_say_one_
     assert talk(dial(serve(type("Handler", (Once, Hooks), {}))), b"") == b"welcome\ngoodbye\n"
 
 
+class Rejects(echo.MessageRequestHandler):
+    def setup(self):
+        super().setup()
+        self.send(b"no")
+        self.close()
+
+
+@pytest.mark.parametrize("bases", [(echo.LoggingMixin, Rejects, Hooks), (echo.LoggingMixin, Rejects)])
+def test_a_mixin_that_rejects_in_setup_may_say_why_although_it_stands_behind_the_log(serve, dial, bases):
+    server = serve(type("Handler", bases, {}))
+    assert talk(dial(server), b"") == b"no\n"
+    eventually(lambda: server.stats().ended == {"exit": 1})
+
+
+def test_a_log_that_depends_on_the_session_is_used(serve, dial, caplog):
+    class Chooses(echo.LoggingMixin, echo.EchoRequestHandler):
+        @property
+        def log(self):
+            return logging.getLogger(f"chosen.{self.peer.partition(':')[0]}")
+
+    caplog.set_level(logging.INFO)
+    assert talk(dial(serve(Chooses)), b"a\n") == b"a\n"
+    eventually(lambda: len(caplog.records) == 4)
+    assert {record.name for record in caplog.records} == {"chosen.127.0.0.1"}
+
+
 def test_a_handler_whose_session_a_mixin_has_not_begun_gets_no_end_of_input_either(serve, dial):
     """Row 61: a line without its end came past a mixin that asked for a password, and was echoed."""
 
@@ -308,7 +333,7 @@ class Batches(echo.MessageRequestHandler):
         super().dispatch_eof(b"")
 
 
-@pytest.mark.parametrize("name", [*echo.handlers.HOOKS, *echo.handlers.STEPS, "setup", "finish"])
+@pytest.mark.parametrize("name", [*echo.handlers.HOOKS, *echo.handlers.STEPS])
 def test_a_plain_mixin_listed_behind_the_handler_class_is_an_error(name):
     mixin = plain(**{name: lambda self, *arguments: None})
     text = (
@@ -341,24 +366,6 @@ def test_a_mixin_listed_behind_a_handler_class_whose_own_step_hides_it_is_an_err
         type("KV", (Batches, echo.LoggingMixin), {})
     type("KV", (echo.LoggingMixin, Shouts), {})
     type("KV", (Shouts, echo.ThrottlingMixin), {})  # which has no such step
-
-
-class Old(socketserver.StreamRequestHandler):
-    def handle(self):
-        self.request.send(b"hello")
-
-
-@pytest.mark.parametrize("bases", [(Old, echo.LoggingMixin), (Old, echo.LoggingMixin, echo.EchoRequestHandler)])
-def test_a_mixin_behind_a_class_with_a_handle_of_its_own_is_an_error(bases):
-    """Everybody would get past a mixin that asks for a password."""
-    text = (
-        r"^H: LoggingMixin\.dispatch_made\(\) would never be called, since Old\.handle\(\) takes the place of the"
-        r" session; keep one of the two$"
-    )
-    if echo.EchoRequestHandler not in bases:
-        bases += (echo.MessageRequestHandler,)
-    with pytest.raises(TypeError, match=text):
-        type("H", bases, {})
 
 
 def decorated(function):
@@ -396,40 +403,6 @@ class Later(echo.MessageRequestHandler):
         super().dispatch_made()
 
 
-class Counts:
-    """Around the session of the class behind it."""
-
-    def handle(self):
-        super().handle()
-
-
-class Loops:
-    """A session of its own, with the steps."""
-
-    def handle(self):
-        self._loop()
-
-    def _loop(self):
-        self.dispatch_made()
-
-
-class Gate:
-    def setup(self):
-        self.is_open = True
-
-    connection_made = setup
-
-
-def calls_gate():
-    class Calls(echo.MessageRequestHandler, Gate):
-        def setup(self):
-            super().setup()
-            Gate.setup(self)
-
-        def connection_made(self):
-            Gate.connection_made(self)
-
-
 class Sends(abc.ABC):
     @abc.abstractmethod
     def send(self, message): ...
@@ -452,14 +425,6 @@ RIGHT = {
     "two handlers with the same step": lambda: type(
         "H", (Shouts, type("Other", (echo.MessageRequestHandler,), {"send": Shouts.send})), {}
     ),
-    "a handle around the session": lambda: type("H", (Counts, echo.LoggingMixin, echo.MessageRequestHandler), {}),
-    "a session of its own": lambda: type("H", (Loops, echo.LoggingMixin, echo.MessageRequestHandler), {}),
-    "a handle of its own, without a mixin": lambda: type("H", (Old, echo.EchoRequestHandler), {}),
-    "a handle that is never called": lambda: type("H", (echo.LoggingMixin, echo.EchoRequestHandler, Old), {}),
-    "a body with a handle of its own": lambda: type(
-        "H", (echo.LoggingMixin, echo.MessageRequestHandler), {"handle": Old.handle}
-    ),
-    "a body that calls a plain mixin behind the handler class by its name": calls_gate,
     "two handlers": lambda: type("H", (Hooks, echo.EchoRequestHandler), {}),
 }
 
