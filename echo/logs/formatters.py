@@ -25,7 +25,7 @@ MARK = "  | "
 """The beginning of each line of a traceback."""
 
 LONGEST_NAME = 200
-"""Maximum size of the name of a level, a logger or a thread as it is shown, in bytes."""
+"""Maximum size of the name of a level, a logger, a thread or an attribute as it is shown, in bytes."""
 
 _LAST_MOMENT = 253402128000.0
 """9999-12-30 in UTC: no time zone is beyond the year 9999 then."""
@@ -135,11 +135,15 @@ class JsonFormatter(logging.Formatter):
         return line
 
     def _limited(self, record: logging.LogRecord, limit: int) -> str:
-        """The line, with at most about ``limit`` bytes of the message, and twice that of each other part."""
+        """The line, with at most about ``limit`` bytes of the message, and twice that of each other field."""
         fields = self._beginning(record, _name(record.levelname), _name(record.name))
-        own = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        for name, value in _Plain(limit).value(own).items():
-            fields[f"{name}_" if name in _OURS else name] = value
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                if not limit:  # there are thousands
+                    fields[_REST] = _REST
+                    break
+                name = str(_Plain(LONGEST_NAME).value(name))
+                fields[f"{name}_" if name in _OURS else name] = _Plain(limit).value(value)
         if self._with_process:
             fields["process"] = _Plain(limit).value(record.process)
         if self._with_thread:

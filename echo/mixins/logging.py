@@ -118,7 +118,10 @@ class LoggingMixin(SessionLoggingMixin):
     shown_bytes = 80
     """The maximum number of a message's bytes that are shown."""
 
+    __begun = False
+
     def dispatch_made(self) -> None:
+        self.__begun = True
         super().dispatch_made()
         if self.message_level is None:
             for step in ("dispatch_message", "send"):
@@ -147,7 +150,7 @@ class LoggingMixin(SessionLoggingMixin):
             self.__log_message(level, "sent", message)
 
     def dispatch_eof(self, rest: bytes) -> None:
-        level = self.message_level
+        level = self.message_level if self.__begun else None  # else it may be a password, for a mixin before this one
         if rest and level is not None and self._echo_log.isEnabledFor(level):
             self.__log_message(level, "received", rest, " without an end")
         super().dispatch_eof(rest)

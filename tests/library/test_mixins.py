@@ -86,6 +86,27 @@ def test_a_last_line_without_its_end_is_logged_too(log_of):
     assert records[1].getMessage().endswith("received 4 bytes without an end: rest")
 
 
+def test_a_log_behind_a_mixin_that_asks_for_a_password_never_has_it(log_of):
+    class Asks(echo.MessageRequestHandler):
+        def dispatch_made(self):
+            self.known = False
+
+        def dispatch_message(self, message):
+            if self.known:
+                super().dispatch_message(message)
+            elif message == b"secret":
+                self.known = True
+                super().dispatch_made()
+
+    class Private(Asks, echo.LoggingMixin, echo.EchoRequestHandler):
+        pass
+
+    for sent in (b"secret\n", b"secret", b"guess\nsec", b"secret\nhello\nrest"):
+        _, records = log_of(Private, sent)
+        logged = " ".join(record.getMessage() for record in records)
+        assert "sec" not in logged and ("hello" in logged and "rest" in logged) == (b"hello" in sent)
+
+
 def test_a_session_that_its_handler_closes_has_no_exit_among_its_messages(log_of):
     class Once(echo.LoggingMixin, echo.MessageRequestHandler):
         def message_received(self, message):
