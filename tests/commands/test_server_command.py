@@ -534,7 +534,10 @@ def test_a_session_that_logs_nothing_has_no_logging_step(arguments, sessions, me
         assert handler.message_level is None
 
 
-def test_names_of_a_handler_that_does_not_know_of_the_logging_mixins_are_its_own(monkeypatch, serve, dial, caplog):
+@pytest.mark.parametrize("arguments", [[], ["--mixin", "echo:LoggingMixin"]])
+def test_names_of_a_handler_that_does_not_know_of_the_logging_mixins_are_its_own(
+    monkeypatch, serve, dial, caplog, arguments
+):
     caplog.set_level(logging.INFO)
 
     class Own(echo.EchoRequestHandler):
@@ -553,7 +556,7 @@ def test_names_of_a_handler_that_does_not_know_of_the_logging_mixins_are_its_own
             self.log(b"%d" % len(self._began))
 
     monkeypatch.setattr(command, "load_handler", lambda name: Own)
-    with dial(serve(command._handler(parser().parse_args(["--handler", "own:Own"])))) as client:
+    with dial(serve(command._handler(parser().parse_args(["--handler", "own:Own", *arguments])))) as client:
         client.sendall(b"hello\n")
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"2\n"
@@ -571,11 +574,8 @@ def test_a_mixin_that_another_one_derives_from_is_put_on_once():
     assert combine(echo.EchoRequestHandler, [echo.LoggingMixin, Logged]).__bases__ == (Logged, echo.EchoRequestHandler)
     assert combine(Handler, [echo.LoggingMixin, Logged, echo.FaultMixin]).__bases__ == (echo.FaultMixin, Handler)
     assert combine(Handler, [Handler]).__bases__ == (Handler,)
-    assert combine(Handler, [echo.LoggingMixin, echo.FaultMixin, echo.LoggingMixin]).__bases__ == (
-        echo.FaultMixin,
-        echo.LoggingMixin,
-        Handler,
-    )
+    twice = [echo.LoggingMixin, echo.FaultMixin, echo.LoggingMixin]  # its last place counts
+    assert combine(echo.EchoRequestHandler, twice).__bases__ == (*twice[1:], echo.EchoRequestHandler)
 
 
 def test_classes_that_hide_each_other_are_a_usage_error():

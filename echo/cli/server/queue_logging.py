@@ -12,7 +12,7 @@ import logging
 from typing import Any, Dict, List, Optional
 
 from ...logs.log_handlers import LogQueue
-from ...mixins.logging import SessionLoggingMixin
+from ...mixins.logging import LoggingMixin, SessionLoggingMixin
 from ...mixins.records import OF_LOGGING, makes_plain_records
 
 
@@ -39,6 +39,7 @@ class QueueLoggingMixin(SessionLoggingMixin):
 def names_kept(classes: List[type]) -> Dict[str, Any]:
     """Return the attributes that the combination of the logging mixins and these classes needs, so that the name
     ``log`` is theirs: a method of a handler that does not know of the mixins, for example."""
+    classes = [cls for cls in classes if cls is not LoggingMixin]  # of the command's own log, in another place
     if any(issubclass(cls, SessionLoggingMixin) for cls in classes):
         return {}
     found = [inspect.getattr_static(cls, "log") for cls in classes if hasattr(cls, "log")]
