@@ -4,7 +4,7 @@ otherwise show in each session, or as silence. It knows classes and names, no se
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 _RUNS_LATER = {0x20: "a generator", 0x80: "async", 0x200: "async"}
 """Flags of code that a call does not run: ``CO_GENERATOR``, ``CO_COROUTINE``, ``CO_ASYNC_GENERATOR`` of ``inspect``,
@@ -52,10 +52,30 @@ def check_methods(cls: type, names: Tuple[str, ...]) -> None:
 
 
 def check_chain(cls: type, name: str) -> None:
-    """``check_methods`` for each class that ``super()`` reaches in this method: what they return decides, too."""
+    """``check_methods`` for each class that is called in this method: what they return decides, too."""
+    for base in _called(cls, name):
+        check_methods(base, (name,))
+
+
+def check_behind(cls: type, name: str, ours: type) -> None:
+    """``TypeError`` if a program's own method stands behind the one of ``ours``, which calls no other. It may refuse
+    clients."""
+    called = list(_called(cls, name))
+    named = [each for base in called for each in names_in(vars(base)[name], name) or ()]
+    classes = defining(cls, name)
+    for hidden in classes[classes.index(ours) + 1 :] if called[-1] is ours else []:
+        if hidden.__module__ != "socketserver" and hidden.__name__ not in named:
+            raise TypeError(
+                f"{cls.__name__}: {hidden.__name__}.{name}() would never be called, since echo.Server stands before it;"
+                f" list {hidden.__name__} before echo.Server"
+            )
+
+
+def _called(cls: type, name: str) -> Iterator[type]:
+    """The classes that define this method, as far as each seems to call the next one."""
     names = {base.__name__ for base in cls.__mro__} | {"super"}
     for base in defining(cls, name):
-        check_methods(base, (name,))
+        yield base
         called = names_in(vars(base)[name], name)
         if called is not None and names.isdisjoint(called):
             break

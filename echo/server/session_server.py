@@ -26,6 +26,7 @@ import sys
 import threading
 from typing import Any, Iterable, List, Mapping, Optional
 
+from ..class_body import check_behind
 from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger, prepare
 from ..text import format_address
 from . import forking, threads
@@ -127,6 +128,11 @@ class SessionServer(ListeningServer):
         self._echo_end_session(session)
 
     # The life of a session.
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for name in ("process_request", "process_request_thread"):
+            check_behind(cls, name, SessionServer)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the session a thread of its own."""

@@ -225,6 +225,42 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
         exec("class S(Decides, Mixin, echo.Server): pass", scope)
 
 
+@pytest.mark.parametrize("name", ["process_request", "process_request_thread"])
+def test_a_process_request_that_the_server_would_not_call_is_an_error(name):
+    """Row 61: it may refuse clients."""
+
+    scope = {"echo": echo, "socketserver": socketserver}
+    classes = """
+class Old(socketserver.ThreadingTCPServer):
+    def NAME(self, *accepted): self.shutdown_request(accepted[0])
+class Older(Old): pass
+class Asks:
+    def NAME(self, *accepted): super().NAME(*accepted)
+class Decides:
+    def NAME(self, *accepted): self.shutdown_request(accepted[0])
+class ByName(echo.Server):
+    def NAME(self, *accepted): Old.NAME(self, *accepted)
+"""
+    exec(classes.replace("NAME", name), scope)
+    for bases in [
+        "echo.Server, Old",
+        "echo.Server, Older",
+        "Asks, echo.Server, Old",
+        "type('Own', (echo.Server,), {}), Old",
+    ]:
+        with pytest.raises(
+            TypeError, match=rf"^S: Old\.{name}\(\) would never be called, .* list Old before echo\.Server$"
+        ):
+            exec(f"class S({bases}): pass", scope)
+    for bases in [
+        "Old, echo.Server",
+        "Decides, echo.Server, Old",
+        "ByName, Old",
+        "echo.Server, socketserver.ForkingMixIn",
+    ]:
+        exec(f"class S({bases}): pass", scope)
+
+
 def test_a_verify_request_that_is_listed_after_the_server_is_asked(serve, dial):
     """Row 61: the server's own came first, and let everybody in."""
 
