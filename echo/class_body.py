@@ -59,12 +59,18 @@ def check_chain(cls: type, name: str) -> None:
 
 def check_behind(cls: type, name: str, ours: type) -> None:
     """``TypeError`` if a program's own method stands behind the one of ``ours``, which calls no other. It may refuse
-    clients."""
+    clients. A method before that one may call it by name."""
     called = list(_called(cls, name))
-    named = [each for base in called for each in names_in(vars(base)[name], name) or ()]
-    classes = defining(cls, name)
-    for hidden in classes[classes.index(ours) + 1 :] if called[-1] is ours else []:
-        if hidden.__module__ != "socketserver" and hidden.__name__ not in named:
+    place = cls.__mro__.index(ours)
+    before, behind = cls.__mro__[:place], cls.__mro__[place + 1 :]
+    methods = [vars(base)[name] for base in called]
+    names = [names_in(method, name) for method in methods[:-1]]
+    own = {base.__name__ for base in behind} - {base.__name__ for base in before}
+    if called[-1] is not ours or any(each is None or not own.isdisjoint(each) for each in names):
+        return
+    for hidden in defining(cls, name):
+        method = vars(hidden)[name]
+        if hidden in behind and method not in methods and getattr(method, "__module__", "") != "socketserver":
             raise TypeError(
                 f"{cls.__name__}: {hidden.__name__}.{name}() would never be called, since echo.Server stands before it;"
                 f" list {hidden.__name__} before echo.Server"
@@ -73,7 +79,7 @@ def check_behind(cls: type, name: str, ours: type) -> None:
 
 def _called(cls: type, name: str) -> Iterator[type]:
     """The classes that define this method, as far as each seems to call the next one."""
-    names = {base.__name__ for base in cls.__mro__} | {"super"}
+    names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
     for base in defining(cls, name):
         yield base
         called = names_in(vars(base)[name], name)

@@ -60,12 +60,14 @@ def printable(text: str, limit: Optional[int] = None, *, keep: str = "") -> str:
         text = str.__str__(text)  # a subclass may override isprintable()
     shown = text if limit is None else text[:limit]
     count = len(shown)
-    fits = limit is None or shown.isascii() or 4 * count <= limit  # for a quick answer
-    if not (shown.isprintable() and fits):
+    if not shown.isprintable():
         parts = [c if c.isprintable() or c in keep else _escape_character(c) for c in shown]
         if limit is not None:
             count = _count_that_fit([len(part.encode()) for part in parts], limit)
         shown = "".join(parts[:count])
+    elif limit is not None and not shown.isascii():
+        shown = shown.encode()[:limit].decode("utf-8", "ignore")
+        count = len(shown)
     hidden = len(text) - count
     return f"{shown}... ({plural(hidden, 'more character')})" if hidden else shown
 

@@ -130,7 +130,7 @@ class JsonFormatter(logging.Formatter):
         limit = LONGEST
         line = self._limited(record, limit)
         while len(line) > LONGEST_LINE and limit:
-            limit //= 2
+            limit = min(limit // 2, limit * LONGEST_LINE // len(line))
             line = self._limited(record, limit)
         return line
 
@@ -138,17 +138,19 @@ class JsonFormatter(logging.Formatter):
         """The line, with at most about ``limit`` bytes of the message, and twice that of each other field."""
         fields = self._beginning(record, _name(record.levelname), _name(record.name))
         for name, value in vars(record).items():
-            if name not in _STANDARD:
-                if not limit:  # there are thousands
-                    fields[_REST] = _REST
-                    break
-                name = str(_Plain(LONGEST_NAME).value(name))
-                fields[f"{name}_" if name in _OURS else name] = _Plain(limit).value(value)
+            if name in _STANDARD:
+                continue
+            if not limit and name != "event":  # there are thousands
+                name = value = _REST
+            name = str(_Plain(LONGEST_NAME).value(name))
+            while name in _OURS or (name in fields and name not in ("event", _REST)):
+                name += "_"
+            fields[name] = _Plain(limit or LONGEST_NAME).value(value)
         if self._with_process:
             fields["process"] = _Plain(limit).value(record.process)
         if self._with_thread:
             fields["thread"] = _name(record.threadName or "")
-        fields["message"] = printable(record.getMessage(), limit)
+        fields["message"] = printable(record.getMessage(), limit or LONGEST_NAME)
         for name, lines in (("exception", _traceback(record, limit)), ("stack", _stack(record, limit))):
             if lines:
                 fields[name] = "\n".join(lines)

@@ -5,6 +5,7 @@ They know their own session, and nothing of the server. Where records go is not 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import Any, Dict, Optional
@@ -38,10 +39,11 @@ class SessionLoggingMixin(MessageRequestHandler):
         self.__began = time.monotonic()
         is_given = self._echo_log is not None
         if not is_given:
-            self._echo_log = getattr(self, "log", None)  # a mixin's setup() may send
+            with contextlib.suppress(Exception):  # a property of what setup() makes
+                self._echo_log = self.log  # already: a mixin's setup() may send
         super().setup()
         if not is_given:
-            self._echo_log = self.log  # it may have chosen another one
+            self._echo_log = self.log  # setup() may have chosen another one
         self.__level = logging.DEBUG if self.unnamed else self.session_level
 
     def dispatch_made(self) -> None:

@@ -296,8 +296,10 @@ def test_attributes_that_are_left_out_are_marked():
     assert fields["rows"][1000] == 1000 and fields["text"].startswith("x" * 2000)
     fields = fields_of(made(**{f"name{number}": LONGEST // 3 * "x" for number in range(9)}))
     assert all(fields[f"name{number}"].startswith("x" * 1000) for number in range(9))
-    fields = fields_of(made(**{f"name{number}": "" for number in range(9000)}))
-    assert fields["..."] == "..." and fields["message"].endswith("more characters)")
+    fields = fields_of(made(event="many", **{f"name{number}": "" for number in range(9000)}))
+    assert (fields["event"], fields["..."], fields["message"]) == ("many", "...", "hello")
+    fields = fields_of(made(**{"a" * 300 + "1": [1], "a" * 300 + "2": 2, "time": 3, "time_": 4}))
+    assert [value for name, value in fields.items() if name.startswith(("a", "time_"))] == [[1], 2, 3, 4]
     assert fields_of(made(many=["x" * 1000] * 1000))["many"][-1] == "..."
 
 

@@ -534,9 +534,13 @@ def test_a_session_that_logs_nothing_has_no_logging_step(arguments, sessions, me
         assert handler.message_level is None
 
 
-@pytest.mark.parametrize("arguments", [[], ["--mixin", "echo:LoggingMixin"]])
+class Short(echo.LoggingMixin):
+    shown_bytes = 3
+
+
+@pytest.mark.parametrize("mixins", [[], [echo.LoggingMixin], [Short]])
 def test_names_of_a_handler_that_does_not_know_of_the_logging_mixins_are_its_own(
-    monkeypatch, serve, dial, caplog, arguments
+    monkeypatch, serve, dial, caplog, mixins
 ):
     caplog.set_level(logging.INFO)
 
@@ -556,7 +560,9 @@ def test_names_of_a_handler_that_does_not_know_of_the_logging_mixins_are_its_own
             self.log(b"%d" % len(self._began))
 
     monkeypatch.setattr(command, "load_handler", lambda name: Own)
-    with dial(serve(command._handler(parser().parse_args(["--handler", "own:Own", *arguments])))) as client:
+    monkeypatch.setattr(command, "load_mixin", lambda name: mixins[0])
+    arguments = ["--handler", "own:Own", *["--mixin=some:Mixin"] * len(mixins)]
+    with dial(serve(command._handler(parser().parse_args(arguments)))) as client:
         client.sendall(b"hello\n")
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"2\n"

@@ -1,5 +1,6 @@
 """Limits: sessions at a time, sessions of one host, networks that may connect."""
 
+import functools
 import socket
 import socketserver
 import sys
@@ -213,7 +214,10 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
     """Row 61: what such a ``verify_request`` returns is true, so it let everybody in."""
     scope = {"echo": echo}
     exec(f"class Mixin:\n    {body.format(name)}", scope)
-    exec("class Asks:\n    def verify_request(self, *args): return super().verify_request(*args)", scope)
+    exec(
+        "class Asks:\n    def verify_request(self, *args): return any(super().verify_request(*args) for _ in 'a')",
+        scope,
+    )
     exec("class Decides:\n    def verify_request(self, *args): return False", scope)
     chains = ["Asks, Mixin, echo.Server", "echo.Server, Mixin"] if name == "verify_request" else []
     for bases in ["Mixin, echo.Server", *chains]:
@@ -229,7 +233,7 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
 def test_a_process_request_that_the_server_would_not_call_is_an_error(name):
     """Row 61: it may refuse clients."""
 
-    scope = {"echo": echo, "socketserver": socketserver}
+    scope = {"echo": echo, "functools": functools, "socketserver": socketserver}
     classes = """
 class Old(socketserver.ThreadingTCPServer):
     def NAME(self, *accepted): self.shutdown_request(accepted[0])
@@ -240,6 +244,13 @@ class Decides:
     def NAME(self, *accepted): self.shutdown_request(accepted[0])
 class ByName(echo.Server):
     def NAME(self, *accepted): Old.NAME(self, *accepted)
+class Decorated(echo.Server):
+    NAME = functools.wraps(Old.NAME)(lambda self, *accepted: Old.NAME(self, *accepted))
+class Same(Asks, echo.Server):
+    NAME = Old.NAME
+class Skips(echo.Server):
+    def NAME(self, *accepted): super(Between, self).NAME(*accepted)
+class Between: pass
 """
     exec(classes.replace("NAME", name), scope)
     for bases in [
@@ -256,6 +267,9 @@ class ByName(echo.Server):
         "Old, echo.Server",
         "Decides, echo.Server, Old",
         "ByName, Old",
+        "Decorated, Old",
+        "Same, Old",
+        "Skips, Between, Old",
         "echo.Server, socketserver.ForkingMixIn",
     ]:
         exec(f"class S({bases}): pass", scope)

@@ -39,7 +39,9 @@ class QueueLoggingMixin(SessionLoggingMixin):
 def names_kept(classes: List[type]) -> Dict[str, Any]:
     """Return the attributes that the combination of the logging mixins and these classes needs, so that the name
     ``log`` is theirs: a method of a handler that does not know of the mixins, for example."""
-    classes = [cls for cls in classes if cls is not LoggingMixin]  # of the command's own log, in another place
+    *mixins, handler = classes
+    # A LoggingMixin without a log of its own is the command's log in another place.
+    classes = [cls for cls in mixins if not (issubclass(cls, LoggingMixin) and cls.log is LoggingMixin.log)] + [handler]
     if any(issubclass(cls, SessionLoggingMixin) for cls in classes):
         return {}
     found = [inspect.getattr_static(cls, "log") for cls in classes if hasattr(cls, "log")]
