@@ -78,7 +78,7 @@ def check_behind(cls: type, name: str, ours: type) -> None:
 
 
 def _called(cls: type, name: str) -> Iterator[type]:
-    """The classes that define this method, as far as each seems to call the next one."""
+    """The classes whose method of this name is called: the first, and those that a call in it seems to reach."""
     names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
     for base in defining(cls, name):
         yield base

@@ -153,7 +153,7 @@ def shorten(lines: List[str], limit: int) -> List[str]:
 
 _END = 5
 _BESIDE = 1000
-"""The size of what stands beside an exception's text in its line, such as the name of its class."""
+"""Bytes for the rest of a line with an exception's text, such as the name of its class."""
 
 
 def _count_that_fit(sizes: List[int], limit: int) -> int:
