@@ -147,7 +147,8 @@ class CountingHandler(LineHandler):
                 self._writing = False
 
     def _write_now(self, lines: List[bytes]) -> None:
-        unreported = list((self._lost.copy() - self._reported).items())
+        with self._counting:
+            unreported = list((self._lost.copy() - self._reported).items())
         notes = [self.encode(_note(count, why)) for why, count in unreported]
         lost = self._output.write(lines + notes)
         for why, count in unreported[: max(0, len(notes) - lost)]:
@@ -214,7 +215,8 @@ class LogQueue(CountingHandler):
         self._records = _Unqueued(self._counting, lambda item: self._write(self._lines([item])))
 
     def _drop_all(self) -> None:
-        with contextlib.suppress(queue.Empty):
+        # Under the lock: else the thread could take the end of the queue, and report, between these two lines.
+        with self._counting, contextlib.suppress(queue.Empty):
             while True:
                 if self._records.get_nowait():
                     self._drop(NOT_READ)

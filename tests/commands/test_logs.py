@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -213,7 +214,8 @@ def test_the_end_of_the_program_does_not_wait_for_a_stalled_reader(pipe, logger)
 
 
 @posix_pipes
-def test_a_slow_reader_learns_how_much_was_dropped_at_the_end_of_the_program(pipe, logger, monkeypatch):
+@pytest.mark.parametrize("pause", [0.0, 0.1], ids=["at once", "with a pause between the first drop and its count"])
+def test_a_slow_reader_learns_how_much_was_dropped_at_the_end_of_the_program(pipe, logger, monkeypatch, pause):
     """The rest takes longer than the end waits. The last line is whole, and says how many are missing."""
     monkeypatch.setattr(logs, "NOTE_TIMEOUT", DEADLINE)
     reader, writer = pipe
@@ -225,6 +227,8 @@ def test_a_slow_reader_learns_how_much_was_dropped_at_the_end_of_the_program(pip
     reading = Reader(reader)
     hurry = queue._output.hurry
     monkeypatch.setattr(queue._output, "hurry", lambda: (hurry(), reading.start()))
+    drop, pauses = queue._drop, iter([pause])
+    monkeypatch.setattr(queue, "_drop", lambda *lost: (time.sleep(next(pauses, 0)), drop(*lost)))
     queue.end()
     assert queue._thread is None
     os.close(writer)
