@@ -38,9 +38,11 @@ def _passes_on(cls: type, name: str, names: Set[str]) -> bool:
     if found is None:
         return True
     callers = [found]
-    if name == "dispatch_made":  # a mixin may begin the session later, when it knows the password
-        others = [names_in(method, of) for of, method in vars(cls).items()]
-        callers += [other for other in others if other is not None and name in other]
+    for of, method in vars(cls).items():
+        other = names_in(method, of)
+        # A mixin may begin the session later, when it knows the password; and a step may call a method that passes on.
+        if other is not None and name in other and (name == "dispatch_made" or of in found):
+            callers.append(other)
     return any(not names.isdisjoint(caller) for caller in callers)
 
 

@@ -403,6 +403,16 @@ class Later(echo.MessageRequestHandler):
         super().dispatch_made()
 
 
+class Helps(echo.MessageRequestHandler):
+    """Its step calls a method that calls ``super()``."""
+
+    def dispatch_message(self, message):
+        self.pass_on(message)
+
+    def pass_on(self, message):
+        super().dispatch_message(message)
+
+
 class Sends(abc.ABC):
     @abc.abstractmethod
     def send(self, message): ...
@@ -421,6 +431,7 @@ RIGHT = {
     ),
     "a step that calls super() further inside": lambda: type("H", (Inner, echo.LoggingMixin), {}),
     "a step that names the next class": lambda: type("H", (Named, echo.LoggingMixin), {}),
+    "a step that calls a method which passes on": lambda: type("H", (Helps, echo.LoggingMixin), {}),
     "a step that another method passes on": lambda: type("H", (Later, echo.LoggingMixin), {}),
     "two handlers with the same step": lambda: type(
         "H", (Shouts, type("Other", (echo.MessageRequestHandler,), {"send": Shouts.send})), {}
