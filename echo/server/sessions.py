@@ -188,7 +188,7 @@ class Session:
             if isinstance(exc, OSError) and is_lost(self.stream):
                 return
             peer = format_address(self.client_address)
-            log_event(logging.ERROR, "error", "%s: exception in drain()", peer, exc_info=exc)
+            log_event(logging.ERROR, "error", "%s: exception in drain()", peer, exc_info=exc, peer=peer)
 
     def abort(self) -> None:
         """End the session now. A thread that reads or sends on the socket wakes up."""
