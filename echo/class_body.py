@@ -4,7 +4,7 @@ otherwise show in each session, or as silence. It knows classes and names, no se
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Set, Tuple
 
 _RUNS_LATER = {0x20: "a generator", 0x80: "async", 0x200: "async"}
 """Flags of code that a call does not run: ``CO_GENERATOR``, ``CO_COROUTINE``, ``CO_ASYNC_GENERATOR`` of ``inspect``,
@@ -58,8 +58,8 @@ def check_chain(cls: type, name: str) -> None:
 
 
 def check_behind(cls: type, name: str, ours: type) -> None:
-    """``TypeError`` if a program's own method stands behind the one of ``ours``, which calls no other. It may refuse
-    clients. A method before that one may call it by name."""
+    """``TypeError`` if a program's own method would never be called, since it stands behind that of ``ours``, which
+    calls no other: it may refuse clients. A method before ``ours`` may call it by its class's name."""
     called = list(_called(cls, name))
     place = cls.__mro__.index(ours)
     before, behind = cls.__mro__[:place], cls.__mro__[place + 1 :]
@@ -79,12 +79,17 @@ def check_behind(cls: type, name: str, ours: type) -> None:
 
 def _called(cls: type, name: str) -> Iterator[type]:
     """The classes whose method of this name is called: the first, and those that a call in it seems to reach."""
-    names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
+    callers = names_of_callers(cls)
     for base in defining(cls, name):
         yield base
-        called = names_in(vars(base)[name], name)
-        if called is not None and names.isdisjoint(called):
+        names = names_in(vars(base)[name], name)
+        if names is not None and callers.isdisjoint(names):
             break
+
+
+def names_of_callers(cls: type) -> Set[str]:
+    """Names of which one stands in the code of each method that calls the same method of another class."""
+    return {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
 
 
 def defining(cls: type, name: str) -> List[type]:

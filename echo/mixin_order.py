@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional, Set, Tuple
 
-from .class_body import defining, names_in
+from .class_body import defining, names_in, names_of_callers
 
 
 def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[str, ...]) -> None:
@@ -16,9 +16,10 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
     before it that calls no ``super()``, in a class that does not derive from the mixin. (A class may replace the steps
     of its own bases, as any subclass may.) Python cannot say whether a method calls ``super()``, so this looks for that
     name in the method's code, or for the name of a class that it may call instead. Another method of its class may make
-    the call later: a mixin that asks for a password does not begin the session in ``dispatch_made``.
+    the call: one that the step calls, or later, since a mixin that asks for a password does not begin the session in
+    ``dispatch_made``.
     """
-    names = {base.__name__ for base in cls.__mro__} | {"super", "__class__"}
+    names = names_of_callers(cls)
     for name in hooks + steps:
         hider: Optional[type] = None
         for base in defining(cls, name):

@@ -232,7 +232,6 @@ def test_a_method_of_a_servers_class_that_does_not_run_when_it_is_called_is_an_e
 @pytest.mark.parametrize("name", ["process_request", "process_request_thread"])
 def test_a_process_request_that_the_server_would_not_call_is_an_error(name):
     """Row 61: it may refuse clients."""
-
     scope = {"echo": echo, "functools": functools, "socketserver": socketserver}
     classes = """
 class Old(socketserver.ThreadingTCPServer):
