@@ -6,8 +6,9 @@ Two servers run as processes: one stays the whole time and is measured, one is r
 full load, over a listening socket that this script keeps (``LISTEN_FDS``), so that no client is refused. Some clients
 compare every byte; others reset, send one byte at a time, do not read, or send too much or junk.
 
-An echo is *lost* if no reply came although the message had reached the server's host before a SIGTERM, or there was
-none. A message that was sent later may be answered or not. A figure *grows* if the line fitted to its samples rises
+An echo is *lost* if no reply came although the server's system had acknowledged the message before a SIGTERM, or there
+was none. So that this is certain, the server is held (SIGSTOP) for a moment before its SIGTERM. A message that was sent
+later may be answered or not. A figure *grows* if the line fitted to its samples rises
 over the sampled time by more than ``ALLOWANCE``. The exit code is 0 if nothing was wrong, lost, refused or growing,
 else 1.
 """
@@ -27,6 +28,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 
@@ -44,8 +46,8 @@ OPTIONS = ["--log-format", "json", "--no-log-messages", "--max-message", str(MAX
 OPTIONS += ["-i", "8s", "--message-timeout", "4s", "--send-timeout", "2s"]
 ALLOWANCE = {"descriptors": 30, "threads": 30, "RSS, KiB": 16384}  # what all clients that there may be at a time cost
 MIN_SAMPLES = 10  # for a line that means something; a soak goes on until it has so many, however short it is
-ON_ITS_WAY = 0.001  # seconds for bytes that were sent on the loopback to be in the receiver's queue
-SIOCOUTQNSD = 0x894B  # tcp(7): bytes that were not sent yet
+NOTHING = -1  # the number of no message
+HELD = 0.1  # seconds, for what was sent to arrive and to be acknowledged, which may be delayed by 40 ms
 
 
 class Tally:
@@ -66,10 +68,11 @@ class Tally:
 
 
 class Stop:
-    """From the SIGTERM to the end of the process, in seconds of ``time.monotonic()``."""
+    """A stop of a process. ``arrived`` has the number of the last message of each connection that has to be answered;
+    ``ended`` is in seconds of ``time.monotonic()``."""
 
-    def __init__(self, began):
-        self.began = began
+    def __init__(self, arrived):
+        self.arrived = arrived
         self.ended = math.inf
 
 
@@ -80,6 +83,7 @@ class Server:
         self.name = name
         self.tally = tally
         self.stops = []
+        self.connections = set()
         self.restarts = 0
         self._log = os.path.join(folder, f"{name}.log")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -123,8 +127,11 @@ class Server:
                     yield {"level": "ERROR", "message": line.rstrip(), "event": "stderr"}
 
     def stop(self):
-        self.stops.append(Stop(time.monotonic()))
+        self.popen.send_signal(signal.SIGSTOP)
+        time.sleep(HELD)
+        self.stops.append(Stop({connection: connection.arrived() for connection in self.connections.copy()}))
         self.popen.send_signal(signal.SIGTERM)
+        self.popen.send_signal(signal.SIGCONT)
         try:
             code = self.popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -163,12 +170,12 @@ class Server:
                     return
         self.tally.fault("books", self, "", "accepted is not ended and refused, when nobody is connected")
 
-    def is_excused(self, began, arrived):
-        """Whether a message that arrived at that time, on a connection that began at that time, may stay unanswered."""
-        stops = [stop for stop in self.stops if stop.ended > began]  # one that goes on accepts who waits in the backlog
-        if arrived is None:
-            return bool(stops)
-        return any(stop.began < arrived + ON_ITS_WAY and arrived < stop.ended for stop in stops)
+    def is_excused(self, connection):
+        """Whether the last message of this connection may stay unanswered."""
+        return any(
+            connection.said_at < stop.ended and stop.arrived.get(connection, NOTHING) < connection.number
+            for stop in self.stops
+        )
 
     def measure(self):
         proc = f"/proc/{self.popen.pid}/"
@@ -187,8 +194,9 @@ class Connection:
     def __init__(self, server, with_tls):
         self.server = server
         self.tally = server.tally
-        self.began = time.monotonic()
-        self._arrived = None
+        self.began = self.said_at = time.monotonic()
+        self.number = 0  # of the message that is being sent, or was sent last; 0 is the handshake
+        self._sent = NOTHING
         try:
             self.sock = socket.create_connection(server.address, PATIENCE)
         except OSError as exc:
@@ -205,14 +213,22 @@ class Connection:
                 raise self._unanswered(f"handshake: {exc}") from exc
 
     def say(self, data):
-        self._arrived = None
+        self.said_at = time.monotonic()
+        self.number += 1
         try:
             self.sock.sendall(data)
-            left = fcntl.ioctl(self.sock, SIOCOUTQNSD, bytes(4))
         except OSError as exc:
             raise self._unanswered(f"while sending: {exc}") from exc
-        if left == bytes(4):
-            self._arrived = time.monotonic()
+        self._sent = self.number
+
+    def arrived(self):
+        """The number of the last message that was sent, if its last byte is acknowledged."""
+        sent = self._sent  # first: the next message may be sent meanwhile
+        try:
+            on_their_way = fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4))  # tcp(7): bytes that are not acknowledged
+        except (OSError, ValueError):  # closed
+            return NOTHING
+        return sent if on_their_way == bytes(4) else NOTHING
 
     def hear(self, expected, echoes=1):
         parts, size = [], 0
@@ -231,7 +247,7 @@ class Connection:
         self.tally.count("echoes", echoes)
 
     def _unanswered(self, text):
-        if self.server.is_excused(self.began, self._arrived):
+        if self.server.is_excused(self):
             self.tally.count("cut off by a restart")
         else:
             self.tally.fault("lost", self.server, self.peer, text)
@@ -354,8 +370,12 @@ class Load(threading.Thread):
             try:
                 may_be_plain = self._kind in (junk, resetting) and rng.random() < 0.5
                 connection = Connection(server, server.context is not None and not may_be_plain)
-                with connection.sock:
-                    self._kind(connection, rng, self._over)
+                server.connections.add(connection)
+                try:
+                    with connection.sock:
+                        self._kind(connection, rng, self._over)
+                finally:
+                    server.connections.remove(connection)
             except Over:
                 self._over.wait(0.1)  # do not report the same fault a thousand times a second
             except socket.timeout:

@@ -67,6 +67,18 @@ class Raise(echo.MessageRequestHandler):
             raise KeyError("a mistake")
 
 
+class Forget(echo.MessageRequestHandler):
+    """At a stop, nothing more is answered. Before, a long message takes a while, so that some are left."""
+
+    def message_received(self, message):
+        if len(message) > 190:
+            time.sleep(0.01)
+        super().message_received(message)
+
+    def drain(self):
+        os._exit(0)
+
+
 class Die(echo.MessageRequestHandler):
     def connection_made(self):
         super().connection_made()
@@ -114,6 +126,7 @@ def test_a_good_server_passes_the_soak(options):
         {"KeepDescriptors": r"^descriptors.*grows"},
         {"KeepMemory": r"^RSS.*grows"},
         {"Deaf": r"^lost +[1-9]"},
+        {"Forget": r"^lost +[1-9]"},
         {"Die": r"^died +[1-9]"},
     ],
     ids=" ".join,
@@ -121,7 +134,7 @@ def test_a_good_server_passes_the_soak(options):
 def test_a_bad_server_does_not(faults, tmp_path):
     (tmp_path / "bad.py").write_text(FAULTS)
     mixins = [word for fault in faults for word in ("--mixin", f"bad:{fault}")]
-    code, _, text = run_soak("-d", "3s", "--", *mixins, PYTHONPATH=str(tmp_path))
+    code, _, text = run_soak("-d", "3s", "--restart", "1s", "--", *mixins, PYTHONPATH=str(tmp_path))
     assert code == 1
     for told in faults.values():
         assert re.search(told, text, re.MULTILINE), text
