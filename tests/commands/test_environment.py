@@ -470,7 +470,7 @@ def test_a_reload_that_fails_for_any_reason_changes_nothing_and_the_next_one_run
     """Row 61: the thread that reloads ended with an unexpected exception, and later SIGHUPs did nothing."""
 
     class Files:
-        kept, lacks = (), False
+        kept, lacks, networks = (), False, ()
 
         def server_options(self):
             if failures:
@@ -489,6 +489,22 @@ def test_a_reload_that_fails_for_any_reason_changes_nothing_and_the_next_one_run
         assert server.deny == ("192.0.2.2",)
 
 
+def test_a_reload_keeps_the_networks_that_a_handler_has_set_until_a_list_changes(tmp_path):
+    """Row 61: SIGHUP, for a new certificate, let a client in whom a handler had banned."""
+    networks = tmp_path / "networks"
+    networks.write_text("192.0.2.1\n")
+    files = command.Files(command._parsed(["0", "--deny", f"@{networks}"]))
+    given = files.server_options()
+    files.networks = command.networks_in(given)
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, **given) as server:
+        server.set_access([], ["192.0.2.7"])
+        assert command._reload(server, files)
+        assert server.deny == ("192.0.2.7",)
+        networks.write_text("192.0.2.2\n")
+        assert command._reload(server, files)
+        assert list(map(str, server.deny)) == ["192.0.2.2/32"]
+
+
 def test_a_reload_for_which_no_descriptor_is_free_is_tried_again_until_it_is_done(caplog, monkeypatch):
     """Row 61: workers without descriptors kept the old list, after the parent had read the new one."""
     caplog.set_level("INFO")
@@ -496,7 +512,7 @@ def test_a_reload_for_which_no_descriptor_is_free_is_tried_again_until_it_is_don
     failures = [errno.EMFILE, errno.ENFILE]
 
     class Files:
-        kept, lacks = (), False
+        kept, lacks, networks = (), False, ()
 
         def server_options(self):
             if failures:

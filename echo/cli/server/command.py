@@ -19,7 +19,7 @@ import random
 import signal
 import ssl
 import sys
-from typing import Any, Callable, ContextManager, Deque, Dict, Iterator, List, NoReturn, Optional
+from typing import Any, Callable, ContextManager, Deque, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
 
 from ... import protocol
 from ...beginning import Thread
@@ -292,7 +292,10 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
     try:
         with reading():
             again = files.server_options()
-            server.set_access(again["allow"], again["deny"], again["proxy_allow_from"])
+            networks = networks_in(again)
+            if networks != files.networks:  # else those that a handler has set by set_access() stay
+                server.set_access(*networks)
+                files.networks = networks
         server.ssl_context = again["ssl_context"]
     except Exception as exc:  # whatever it is, the next SIGHUP needs this thread
         before = files.lacks
@@ -321,6 +324,8 @@ class Files:
         self._lists = NetworkLists(self._files.read)
         self.lacks = False
         """Whether the last reload failed since the system lacked descriptors or memory."""
+        self.networks: Tuple[Any, ...] = ()
+        """The lists of networks, as they were put in force last."""
         self._revoked = False  # whether the file of the client CA has held revocation lists
 
     @property
@@ -350,9 +355,15 @@ class Files:
         return dict(found, ssl_context=context)
 
 
+def networks_in(server_options: Mapping[str, Any]) -> Tuple[Any, ...]:
+    """The arguments of ``set_access()``."""
+    return server_options["allow"], server_options["deny"], server_options["proxy_allow_from"]
+
+
 def _server(options: argparse.Namespace, files: Files, process: Process) -> Server:
     handler = _handler(options)
     server_options = files.server_options()
+    files.networks = networks_in(server_options)
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
         raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
     passed = systemd.listening_socket()
