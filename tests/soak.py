@@ -173,7 +173,7 @@ class Server:
     def is_excused(self, connection):
         """Whether the last message of this connection may stay unanswered."""
         return any(
-            connection.said_at < stop.ended and stop.arrived.get(connection, NOTHING) < connection.number
+            connection.served_at < stop.ended and stop.arrived.get(connection, NOTHING) < connection.number
             for stop in self.stops
         )
 
@@ -194,7 +194,8 @@ class Connection:
     def __init__(self, server, with_tls):
         self.server = server
         self.tally = server.tally
-        self.began = self.said_at = time.monotonic()
+        self.began = time.monotonic()
+        self.served_at = self.began  # or at the first reply: it may have waited in the backlog for the next process
         self.number = 0  # of the message that is being sent, or was sent last; 0 is the handshake
         self._sent = NOTHING
         try:
@@ -213,7 +214,6 @@ class Connection:
                 raise self._unanswered(f"handshake: {exc}") from exc
 
     def say(self, data):
-        self.said_at = time.monotonic()
         self.number += 1
         try:
             self.sock.sendall(data)
@@ -244,6 +244,8 @@ class Connection:
         if b"".join(parts) != expected:
             self.tally.fault("wrong", self.server, self.peer, f"{b''.join(parts)[:40]!r} for {expected[:40]!r}")
             raise Over
+        if self.number == 1:
+            self.served_at = time.monotonic()
         self.tally.count("echoes", echoes)
 
     def _unanswered(self, text):

@@ -5,7 +5,6 @@ The path of a Unix socket is a matter of ``unix_paths``. Nothing here knows sess
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import socket
@@ -87,6 +86,9 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             check_path(server_address)
         check_arguments(server_address, RequestHandlerClass, bind_and_activate)
         self._echo_choose(options, family_of(server_address) or self.address_family)
+        methods = type(self).server_bind, type(self).server_activate
+        ours = ListeningServer.server_bind, ListeningServer.server_activate
+        self._echo_starts_at_once = bind_and_activate and methods == ours
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
@@ -103,8 +105,8 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             self.block_on_close = False  # the mixin would wait without a limit, even in a signal handler
         self._echo_path: Any = None
         self._echo_inode: Optional[unix_paths.Inode] = None
-        self._echo_start = contextlib.ExitStack()
-        """Keeps other servers from starting at a Unix socket's path, until this one listens."""
+        self._echo_starts_at_once = False
+        """Whether no code of a program runs between binding and listening: it may set permissions there."""
 
     @functools.cached_property
     def _echo_options(self) -> Options:
@@ -163,8 +165,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             super().server_bind()
         else:
             self._echo_path = unix_paths.absolute(self.server_address)
-            with contextlib.ExitStack() as start:
-                start.enter_context(unix_paths.start_alone(self._echo_path))
+            with unix_paths.start_alone(self._echo_path):
                 unix_paths.claim_path(self.server_address)
                 super().server_bind()
                 self._echo_inode = unix_paths.inode_of(self._echo_path)
@@ -172,7 +173,8 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
                 if self._echo_inode is not None and self._echo_options.unix_mode is not None:
                     # Nobody can have connected: it does not listen yet.
                     unix_paths.set_mode(self._echo_path, self._echo_options.unix_mode)
-                self._echo_start = start.pop_all()  # until it listens, another start takes it for a dead server's
+                if self._echo_starts_at_once:
+                    self.socket.listen(self.request_queue_size)  # until then another start takes it for a dead server's
 
     def _echo_shares_socket(self) -> bool:
         """Whether another process may have the listening socket, and its mode, as well."""
@@ -182,7 +184,6 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         prepare(self.socket)  # accepted sockets inherit it: no system call for each connection
         if self.socket is not self._echo_inherited:  # else its maker has chosen the backlog
             super().server_activate()
-        self._echo_start.close()
         if type(self.socket) is socket.socket:
             self.socket.__class__ = PlainListener
 
@@ -211,7 +212,6 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         """Remove a Unix socket's path, while the socket is open."""
         if self._echo_inode is not None and self._echo_bound_by == os.getpid():
             unix_paths.release_path(self._echo_path, self._echo_inode)
-        self._echo_start.close()
 
 
 def set_dual_stack(sock: socket.socket, dual_stack: bool) -> None:

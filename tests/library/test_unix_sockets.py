@@ -316,59 +316,35 @@ def test_between_the_look_at_a_path_and_listening_there_no_other_server_starts(u
             assert echoes(sock)
 
 
-def test_permissions_that_a_subclass_sets_after_binding_are_in_time_and_no_other_server_starts_meanwhile(
-    unix_path, monkeypatch
-):
-    """Row 45."""
-    asked = threading.Event()
-    others, early = [], []
+def test_permissions_that_a_program_sets_between_binding_and_listening_are_in_time(unix_path):
+    early = []
 
-    class Restricted(echo.Server):
+    def restrict():
+        with socket.socket(socket.AF_UNIX) as sock:
+            early.append(sock.connect_ex(unix_path))
+        os.chmod(unix_path, 0o600)
+
+    class AfterBinding(echo.Server):
         def server_bind(self):
             super().server_bind()
-            with socket.socket(socket.AF_UNIX) as sock:
-                early.append(sock.connect_ex(unix_path))
-            monkeypatch.setattr(unix_paths, "_lock", lock)
-            others.append(Background(echo.Server, unix_path, echo.EchoRequestHandler))
-            assert asked.wait(DEADLINE)
-            os.chmod(unix_path, 0o600)
+            restrict()
 
-    def lock(descriptor, deadline):
-        asked.set()
-        lock_folder(descriptor, deadline)
+    class BeforeListening(echo.Server):
+        def server_activate(self):
+            restrict()
+            super().server_activate()
 
-    lock_folder = unix_paths._lock
-    with Restricted(unix_path, echo.EchoRequestHandler):
-        assert early == [errno.ECONNREFUSED]
-        assert os.stat(unix_path).st_mode & 0o777 == 0o600
-        with pytest.raises(OSError, match="another server listens"):
-            others[0].result()
+    def in_steps(path, handler_class):
+        server = echo.Server(path, handler_class, False)
+        server.server_bind()
+        restrict()
+        server.server_activate()
+        return server
 
-
-def test_a_folder_is_locked_from_binding_to_listening_and_not_after_a_failure(unix_path):
-    def is_locked():
-        folder = os.open(os.path.dirname(unix_path), os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(folder)
-        return False
-
-    fcntl = pytest.importorskip("fcntl")
-    first, second = (echo.Server(unix_path, echo.EchoRequestHandler, False) for _ in range(2))
-    first.server_bind()
-    assert is_locked()
-    first.server_activate()
-    assert not is_locked()
-    with pytest.raises(OSError, match="another server listens"):
-        second.server_bind()
-    assert not is_locked()
-    first.server_close()
-    second.server_bind()
-    second.server_close()
-    assert not is_locked()
+    for start in (AfterBinding, BeforeListening, in_steps):
+        with start(unix_path, echo.EchoRequestHandler):
+            assert early.pop() == errno.ECONNREFUSED
+            assert os.stat(unix_path).st_mode & 0o777 == 0o600
 
 
 def test_a_server_starts_although_another_one_that_stops_removes_its_socket_meanwhile(unix_path, monkeypatch):

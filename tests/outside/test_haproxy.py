@@ -224,6 +224,7 @@ def test_a_server_is_drained_and_replaced_under_load_and_nobody_else_loses_an_ec
     # Each ended session was open on that server, and its client saw a clean end; anything else is a failure. Of the
     # sessions whose header was still on its way, the server has only the proxy's address. A connection that comes
     # between the last accept() and the close of the listening socket is reset by the system, before its first reply.
+    # (How many may come is a matter of the machine; test_draining.py checks that those which wait are accepted.)
     logs = [*replaced, *servers.values()]
     connected = {peer for server in logs for peer in server.peers("connected via 127.0.0.1:")}
     reset = set(re.findall(r"(127\S+) \S+ echo servers/b \S+ 0 SD ", balancer.log)) - connected
