@@ -16,14 +16,14 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
     before it that calls no ``super()``, in a class that does not derive from the mixin. (A class may replace the steps
     of its own bases, as any subclass may.) Python cannot say whether a method calls ``super()``, so this looks for that
     name in the method's code, or for the name of a class that it may call instead. Another method of its class may make
-    the call: one that the step calls, or later, since a mixin that asks for a password does not begin the session in
-    ``dispatch_made``.
+    the call: one that the step calls, such as one of its own for a state of the session; or later, since a mixin that
+    asks for a password does not begin the session in ``dispatch_made``.
     """
     names = names_of_callers(cls)
     for name in hooks + steps:
         hider: Optional[type] = None
         for base in defining(cls, name):
-            passes_on = name in hooks or _passes_on(base, name, names)  # a hook that does not is a handler's
+            passes_on = name in hooks or _passes_on(base, name, names, handler)  # a hook that does not is a handler's
             replaces_its_own = hider is not None and (not passes_on or issubclass(hider, base))
             if base is handler or (hider is None and not passes_on):
                 hider = base
@@ -34,15 +34,14 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
                 )
 
 
-def _passes_on(cls: type, name: str, names: Set[str]) -> bool:
+def _passes_on(cls: type, name: str, names: Set[str], handler: type) -> bool:
     found = names_in(vars(cls)[name], name)
     if found is None:
         return True
     callers = [found]
     for of, method in vars(cls).items():
         other = names_in(method, of)
-        # A mixin may begin the session later, when it knows the password; and a step may call a method that passes on.
-        if other is not None and name in other and (name == "dispatch_made" or of in found):
+        if other is not None and name in other and (name == "dispatch_made" or of in found or not hasattr(handler, of)):
             callers.append(other)
     return any(not names.isdisjoint(caller) for caller in callers)
 

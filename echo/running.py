@@ -397,7 +397,8 @@ def log_listening(server: Server, banner: str = "", **fields: Any) -> str:
     """Log where the server listens; return the text. ``banner``: what the line begins with. Its end is the address:
     programs read it there."""
     address = format_address(server.server_address)
-    how = (" with TLS" if server.ssl_context else "") + (", behind a proxy" if server.proxy_protocol else "")
+    options = server._echo_options  # those in force: a subclass may have attributes of its own with these names
+    how = (" with TLS" if options.ssl_context else "") + (", behind a proxy" if options.proxy_protocol else "")
     text = f"listening on {address}{how}"
     log_event(logging.INFO, "listening", "%s%s", banner, text, address=address, **fields)
     return text

@@ -243,7 +243,7 @@ def new_lock() -> Optional[Owned]:
     if not hasattr(os, "fork"):
         return None
     try:
-        if hasattr(os, "memfd_create"):
+        with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux, and in some sandboxes
             return Owned(os.memfd_create("echo-log"))
         with tempfile.TemporaryFile() as file:
             return duplicate(file.fileno())

@@ -104,6 +104,8 @@ class _Renewing(Load):
         self._reading = lane
         try:
             super()._receive(lane, now)
+            if self._plan.new_connection and now >= self._end and not lane.ledger.outstanding:
+                self._remove(lane)  # the server may have no place for those that wait for a reply
         finally:
             self._reading = None
 

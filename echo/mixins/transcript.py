@@ -15,6 +15,9 @@ from .wrapper import SocketWrapper
 
 _WIDTH = 16
 
+_LONGEST_NAME = 50
+"""Characters of the peer's name in a file's name, which may have 255 bytes: a PROXY header may name a long path."""
+
 
 class TranscriptMixin(MessageRequestHandler):
     """Write all bytes, including the framing, to a file for each session in ``transcript_folder``, named after its time
@@ -34,7 +37,7 @@ class TranscriptMixin(MessageRequestHandler):
         stream = super().stream()
         os.makedirs(self.transcript_folder, exist_ok=True)
         moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S.%f")
-        peer = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.peer)
+        peer = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.peer[:_LONGEST_NAME])
         path = os.path.join(self.transcript_folder, f"{moment}-{peer}.txt")
         self.__transcript = open(path, "x", encoding="utf-8")
         return _Recorder(stream, self.__transcript)

@@ -650,6 +650,21 @@ def test_a_server_that_closes_after_each_reply_is_no_outage_of_connections_for_o
     assert all(outage["connections"] <= 3 for outage in outages(result))
 
 
+def test_a_connection_for_one_message_that_is_answered_after_the_end_makes_room_for_those_that_wait():
+    """Row 79: it stayed open, and the last messages of the others were lost."""
+
+    class HasOnePlace(Service):
+        def turn(self):
+            sessions = self.network.sessions
+            if not any(session.is_open for session in sessions[: sessions.index(self)]):
+                super().turn()
+
+    result = simulate_bench(HasOnePlace, connections=3, duration=0.1, new_connection=True, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary["lost"], summary["errors"]) == (0, 0, {})
+    assert summary["came"] > 10
+
+
 def test_connecting_takes_place_beside_the_connections_that_there_are():
     may_connect = threading.Event()
 

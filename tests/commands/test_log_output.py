@@ -38,6 +38,19 @@ def lines_of(*sizes):
     return [b"%c" % (97 + number % 26) * (size - 1) + b"\n" for number, size in enumerate(sizes)]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_where_files_in_memory_are_forbidden_processes_share_a_lock_all_the_same(monkeypatch):
+    """Row 85: without one, their lines mixed."""
+
+    def forbidden(name):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+    owned = new_lock()
+    assert owned.is_file()
+    owned.close()
+
+
 @posix
 @pytest.mark.parametrize("append", [True, False])
 def test_a_full_disk_cuts_no_line_and_what_is_lost_is_counted(tmp_path, append):

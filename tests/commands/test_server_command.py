@@ -406,7 +406,7 @@ def test_a_stderr_that_nobody_reads_blocks_no_client_with_a_queue_of_the_usual_s
 def folder(tmp_path):
     """A folder with a module ``mine`` in it."""
     (tmp_path / "mine.py").write_text(
-        "import echo, socketserver\n"
+        "import echo, socketserver, threading\n"
         "class Upper(echo.MessageRequestHandler):\n"
         "    framing = echo.LengthFraming(1000)\n"
         "    message_timeout = 3600\n"
@@ -423,6 +423,12 @@ def folder(tmp_path):
         "class Stock(socketserver.StreamRequestHandler):\n"
         "    def handle(self):\n"
         "        self.wfile.write(self.rfile.readline())\n"
+        "class Login(socketserver.StreamRequestHandler):\n"
+        "    session = threading.local()\n"
+        "    def handle(self):\n"
+        "        user = getattr(self.session, 'user', 'nobody')\n"
+        "        self.session.user = self.rfile.readline().decode().strip()\n"
+        "        self.wfile.write(user.encode())\n"
         "class NoHandler:\n"
         "    pass\n"
         "def function(): pass\n"
@@ -457,6 +463,16 @@ def test_any_handler_of_the_current_folder_serves_with_its_own_framing(server_co
         with pytest.raises(echo.ConnectionClosed):
             client.recv()
     server.read_log_until("received 3 bytes: abc")
+    assert server.terminate() == 0
+
+
+def test_each_client_of_a_handler_written_for_socketserver_has_a_thread_of_its_own(server_command, folder, dial):
+    """Row 61: a login that the handler kept in a ``threading.local`` was there for the next client."""
+    server = server_command("--handler", "mine:Login", cwd=folder)
+    for _ in range(2):
+        with dial(server.address) as sock:
+            sock.sendall(b"alice\n")
+            assert read_all(sock) == b"nobody"
     assert server.terminate() == 0
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import struct
 import sys
 import time
 
@@ -441,6 +442,18 @@ def test_a_transcript_holds_every_byte_with_its_direction_and_time(serve, dial, 
             assert int(offset, 16) == len(found[direction])
             found[direction] += bytes.fromhex(dump)
     assert found == {">": data, "<": data[: -len(b"exit\n")]}
+
+
+def test_a_peer_with_a_long_name_has_a_transcript(serve, dial, tmp_path):
+    class Kept(echo.TranscriptMixin, echo.EchoRequestHandler):
+        transcript_folder = str(tmp_path)
+
+    path = b"\x01" * 108  # each is escaped
+    header = b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x31" + struct.pack("!H108s108s", 216, path, b"")
+    sock = dial(serve(Kept, proxy_protocol=True).server_address)
+    sock.sendall(header + b"hello\n")
+    assert read_exactly(sock, 6) == b"hello\n"
+    assert len(transcripts(tmp_path)) == 1
 
 
 def test_a_transcript_that_cannot_be_written_ends_its_session_as_an_error(serve, dial, tmp_path, caplog):

@@ -7,6 +7,7 @@ import gc
 import io
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -436,6 +437,23 @@ def test_a_file_that_the_server_class_cannot_open_is_its_own_error():
 def test_wrong_arguments_are_errors_that_say_what_was_expected(arguments, options, error):
     with pytest.raises((TypeError, ValueError), match=error):
         echo.run(*arguments, **options)
+
+
+def test_the_log_names_the_options_in_force_and_not_a_subclass_attribute_of_that_name(caplog):
+    """Row 61: it said "with TLS" of a server that had none."""
+    caplog.set_level("INFO")
+
+    class Own(echo.Server):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.proxy_protocol = True
+
+        def serve_forever(self, poll_interval=0.5):
+            pass
+
+    assert echo.run(echo.EchoRequestHandler, ("127.0.0.1", 0), server_class=Own) == 0
+    assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+", caplog.records[0].message)
 
 
 def test_a_server_class_may_have_a_timeout_of_its_own():

@@ -413,6 +413,18 @@ class Helps(echo.MessageRequestHandler):
         super().dispatch_message(message)
 
 
+class States(echo.MessageRequestHandler):
+    """Its step calls a method for each state of the session."""
+
+    state = "open"
+
+    def dispatch_message(self, message):
+        getattr(self, "in_" + self.state)(message)
+
+    def in_open(self, message):
+        super().dispatch_message(message)
+
+
 class Sends(abc.ABC):
     @abc.abstractmethod
     def send(self, message): ...
@@ -432,6 +444,7 @@ RIGHT = {
     "a step that calls super() further inside": lambda: type("H", (Inner, echo.LoggingMixin), {}),
     "a step that names the next class": lambda: type("H", (Named, echo.LoggingMixin), {}),
     "a step that calls a method which passes on": lambda: type("H", (Helps, echo.LoggingMixin), {}),
+    "a step that calls such a method by its name's parts": lambda: type("H", (States, echo.LoggingMixin), {}),
     "a step that another method passes on": lambda: type("H", (Later, echo.LoggingMixin), {}),
     "two handlers with the same step": lambda: type(
         "H", (Shouts, type("Other", (echo.MessageRequestHandler,), {"send": Shouts.send})), {}

@@ -364,6 +364,8 @@ def _server(options: argparse.Namespace, files: Files, process: Process) -> Serv
     handler = _handler(options)
     server_options = files.server_options()
     files.networks = networks_in(server_options)
+    # A handler written for socketserver may keep a login in a threading.local, or as an attribute of its thread.
+    server_options["reuse_threads"] = issubclass(handler, MessageRequestHandler)
     if options.unix_mode is not None and (options.unix is None or options.unix.startswith("@")):
         raise ValueError("--unix-mode needs --unix with a path; nothing else has permissions")
     passed = systemd.listening_socket()
