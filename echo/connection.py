@@ -55,6 +55,7 @@ from .sockets import (
     buffered,
     is_dead,
     is_tls,
+    is_unix,
     set_send_timeout,
     share_tls,
     shut_down,
@@ -323,7 +324,10 @@ class Connection:
                 else:
                     why = f"the connection was lost: {exc}" if failed else "a message was interrupted and cut off"
                     self._broken = ConnectionClosed, why
-                _shut(self.socket, socket.SHUT_RDWR)  # the owner may be reading
+                # The owner may be reading. The peer of a Unix socket that drains has ended its input, and has not ended
+                # its replies.
+                if not (isinstance(exc, BrokenPipeError) and is_unix(self.socket)):
+                    _shut(self.socket, socket.SHUT_RDWR)
                 if not failed:
                     raise
                 raise self._refusal() from exc
@@ -347,7 +351,10 @@ class Connection:
     # Ends.
 
     def let_go(self) -> None:
-        """In a forked child: what is queued is its parent's to send, and so is what another thread is sending."""
+        """In a forked child: what is queued is its parent's to send, and so is what another thread is sending. Over TLS
+        the parent has to send all: its records are numbered, and two processes would use the same numbers."""
+        if is_tls(self.socket):
+            self.send_raw = _cannot_send  # type: ignore[method-assign]
         self._queue.clear()
         self._queued_bytes = self._queued_messages = 0
         self._output = threading.Lock()
@@ -393,6 +400,10 @@ class Connection:
         """Mark ``error`` as this connection's, for the caller to raise."""
         error._connection = weakref.ref(self)
         return error
+
+
+def _cannot_send(data: bytes, messages: int) -> None:
+    raise RuntimeError("over TLS, a forked child cannot send in its parent's session; let the parent send")
 
 
 def _nothing(size: int) -> bytes:

@@ -215,6 +215,7 @@ class LengthFraming(Framing):
             raise ValueError(f"prefix is {self.prefix.format!r}; expected one unsigned number, such as '!H'")
 
     def encode(self, message: bytes) -> bytes:
+        message = b"" + message  # some buffers count items of several bytes, and not their bytes
         if self.max_sent is not None and len(message) > self.max_sent:
             raise MessageTooLong(self.max_sent)
         try:
@@ -275,9 +276,10 @@ class RawFraming(Framing):
     keeps_boundaries = False
 
     def encode(self, message: bytes) -> bytes:
+        message = b"" + message  # raises TypeError for a str
         if self.max_sent is not None and len(message) > self.max_sent:
             raise MessageTooLong(self.max_sent)
-        return b"" + message  # raises TypeError for a str
+        return message
 
     def decoder(self) -> Decoder:
         return _RawDecoder(self.max_message)

@@ -240,7 +240,18 @@ def unread(sock: Union[socket.socket, int]) -> Optional[int]:
 
 def undelivered(sock: socket.socket) -> Optional[int]:
     """Return the number of bytes sent and not acknowledged by the peer's host; None if the system cannot say."""
+    left = not_taken(sock)
+    return 0 if left and is_unix(sock) else left  # this host is the peer's
+
+
+def not_taken(sock: socket.socket) -> Optional[int]:
+    """As ``undelivered``; over a Unix socket, the number of bytes that the peer has not read."""
     return _queue_size(sock, "TIOCOUTQ")
+
+
+def is_unix(sock: socket.socket) -> bool:
+    family = socket.SocketType.family.__get__(sock)  # the property of socket.socket takes a microsecond to make an enum
+    return bool(family == getattr(socket, "AF_UNIX", None))
 
 
 def _queue_size(sock: Union[socket.socket, int], request: str) -> Optional[int]:

@@ -27,7 +27,7 @@ from ..exceptions import (
 )
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
-from ..sockets import has_input, has_room, keep_urgent_data, linger, set_send_timeout, undelivered
+from ..sockets import has_input, has_room, keep_urgent_data, linger, not_taken, set_send_timeout
 from .endpoint import open_socket
 
 _FITS = 64 * 1024  # bytes that any server can send while its client does not read
@@ -327,10 +327,10 @@ class _Sender:
         self._abandoned = abandoned
         self._queue.put(None)
         self._thread.join(_STEP)
-        before, moved_at = undelivered(sock), time.monotonic()
+        before, moved_at = not_taken(sock), time.monotonic()
         while self._thread.is_alive():
             received = client._take_in(_STEP)
-            now, left = time.monotonic(), undelivered(sock)
+            now, left = time.monotonic(), not_taken(sock)
             if received or left != before:
                 before, moved_at = left, now
             elif client._timeout is not None and now - moved_at >= client._timeout and not has_room(sock, _GLANCE):

@@ -231,6 +231,35 @@ def test_each_worker_has_a_processor_of_its_own(start, dial, chosen):
         assert masks == [sum(1 << number for number in affinity.usable())] * 2
 
 
+USES = """
+import concurrent.futures
+import tempfile
+
+import echo
+
+common = tempfile.TemporaryDirectory()
+kept = []
+
+
+class Uses(echo.EchoRequestHandler):
+    def message_received(self, message):
+        pool, own = concurrent.futures.ProcessPoolExecutor(1), tempfile.TemporaryDirectory()
+        pool.submit(int).result()
+        kept.append((pool, own))
+        self.send(f"{common.name} {own.name}".encode())
+"""
+
+
+def test_what_a_session_leaves_in_a_worker_ends_with_it(server_command, dial, tmp_path):
+    """Row 64: the parent's exit functions are not called in a worker, and its own were not, either."""
+    (tmp_path / "uses.py").write_text(USES)
+    server = server_command("--handler", "uses:Uses", "--workers", "2", *PATIENT, cwd=str(tmp_path))
+    folders = ask(dial(server.address), b"names").split()
+    assert all(map(os.path.isdir, folders))
+    assert server.terminate() == 0
+    assert not any(map(os.path.exists, folders))
+
+
 def test_one_worker_is_the_process_itself_and_forks_nothing(changed, dial):
     server = changed("os.fork = None", "--workers", "1")
     assert ask(dial(server.address), b"pid") == b"%d" % server.pid

@@ -1,5 +1,6 @@
 """Framings turn bytes into messages, and the messages do not depend on the pieces that the bytes arrive in."""
 
+import array
 import random
 import struct
 import tracemalloc
@@ -329,16 +330,24 @@ def test_a_message_to_send_is_unlimited_unless_asked_for(cls):
     assert framing.encode_many([long, long]) == framing.encode(long) * 2
 
 
-class Huge(bytes):
-    """More bytes than a prefix of 32 bits can count."""
-
-    def __len__(self):
-        return 1 << 32
-
-
 def test_a_message_that_no_prefix_can_count_is_too_long():
-    with pytest.raises(MessageTooLong, match="4294967295 bytes"):
-        LengthFraming().encode(Huge())
+    framing = type("Byte", (LengthFraming,), {"prefix": struct.Struct("!B")})()
+    assert framing.encode(bytes(255))[0] == 255
+    with pytest.raises(MessageTooLong, match="255 bytes"):
+        framing.encode(bytes(256))
+
+
+@pytest.mark.parametrize(
+    "message", [array.array("H", [1, 2]), memoryview(b"12345678").cast("I")], ids=["array", "view"]
+)
+@pytest.mark.parametrize("cls", [LengthFraming, RawFraming])
+def test_a_buffer_of_wider_items_is_sent_as_its_bytes(cls, message):
+    """Its length in items stood before its bytes, and the stream was torn."""
+    framing = cls(max_sent=8)
+    data = bytes(message)
+    assert framing.encode(message) == framing.encode(data)
+    with pytest.raises(MessageTooLong):
+        cls(max_sent=len(data) - 1).encode(message)
 
 
 @pytest.mark.parametrize("message", [b"\n", b"two\nlines", b"one\n", b"\none"])

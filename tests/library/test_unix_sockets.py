@@ -12,7 +12,7 @@ import pytest
 
 import echo
 from echo.server import unix_paths
-from support import DEADLINE
+from support import DEADLINE, eventually
 from support.background import Background
 from support.servers import echoes
 
@@ -383,3 +383,42 @@ def test_a_unix_socket_of_a_stock_server_has_no_nagle_to_switch_off(unix_path):
             assert echoes(sock)
         server.shutdown()
         thread.join()
+
+
+class Waits(echo.EchoRequestHandler):
+    """Echoes when ``release`` is set."""
+
+    release = threading.Event()
+
+    def message_received(self, message):
+        assert self.release.wait(DEADLINE)
+        super().message_received(message)
+
+
+def test_a_client_that_sends_to_a_server_which_drains_gets_the_replies_to_what_had_arrived(unix_path):
+    """Row 83: the client ended its input, too, when sending failed."""
+    Waits.release.clear()
+    server = echo.Server(unix_path, Waits, shutdown_timeout=None).start()
+    with echo.connect(unix_path, timeout=DEADLINE) as client:
+        for number in range(5):
+            client.send(b"%d" % number)
+        eventually(lambda: server.connections)  # a Unix socket has what was sent at once
+        stop = Background(server.stop)
+        eventually(lambda: server.connections[0].state == "draining")
+        with pytest.raises(echo.ConnectionClosed):
+            client.send(b"late")
+        Waits.release.set()
+        assert [client.recv() for _ in range(5)] == [b"%d" % number for number in range(5)]
+    assert stop.result() is True
+
+
+def test_a_stop_does_not_wait_for_a_client_that_does_not_read_a_reply_which_it_has(unix_path):
+    """Row 83: over TCP the peer's system has the reply, and that is enough."""
+    server = echo.Server(unix_path, echo.EchoRequestHandler, shutdown_timeout=None).start()
+    with echo.connect(unix_path, timeout=DEADLINE) as client:
+        client.send(b"hello")
+        eventually(lambda: server.stats().messages_out == 1)
+        stop = Background(server.stop)
+        eventually(lambda: not server.connections)
+        assert client.recv() == b"hello"
+    assert stop.result() is True
