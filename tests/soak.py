@@ -209,6 +209,7 @@ class Connection:
         if with_tls:
             try:
                 self.sock = server.context.wrap_socket(self.sock, server_hostname="localhost")
+                self.served_at = time.monotonic()
             except OSError as exc:
                 self.sock.close()
                 raise self._unanswered(f"handshake: {exc}") from exc

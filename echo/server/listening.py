@@ -182,7 +182,11 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
 
     def server_activate(self) -> None:
         prepare(self.socket)  # accepted sockets inherit it: no system call for each connection
-        if self.socket is not self._echo_inherited:  # else its maker has chosen the backlog
+        if self._echo_inode is not None:
+            with unix_paths.start_alone(self._echo_path):
+                super().server_activate()
+                unix_paths.check_not_taken(self._echo_path, self._echo_inode)
+        elif self.socket is not self._echo_inherited:  # else its maker has chosen the backlog
             super().server_activate()
         if type(self.socket) is socket.socket:
             self.socket.__class__ = PlainListener

@@ -95,6 +95,14 @@ def _remove_dead(path: Any) -> None:
         raise OSError(failure, os.strerror(failure))
 
 
+def check_not_taken(path: Any, inode: Inode) -> None:
+    """``OSError`` if another server has taken the path from one that did not listen yet. The path may be free: a
+    program may have renamed the file."""
+    with contextlib.suppress(FileNotFoundError):
+        if inode_of(path) != inode:
+            raise OSError(errno.EADDRINUSE, f"another server has taken {os.fsdecode(path)} before this one listened")
+
+
 def set_mode(path: Any, mode: int) -> None:
     """Set the permissions of a Unix socket's path, and not those of another file: a program that may write to the
     folder can have put a link there."""

@@ -347,6 +347,27 @@ def test_permissions_that_a_program_sets_between_binding_and_listening_are_in_ti
             assert os.stat(unix_path).st_mode & 0o777 == 0o600
 
 
+def test_a_path_that_another_server_takes_between_binding_and_listening_is_an_error(unix_path):
+    """Row 45: both would listen, and nobody would reach the first."""
+    first = echo.Server(unix_path, echo.EchoRequestHandler, False)
+    first.server_bind()
+    with echo.Server(unix_path, echo.EchoRequestHandler).start():
+        with pytest.raises(OSError, match=r"another server has taken .* before this one listened"):
+            first.server_activate()
+        first.server_close()
+        with dial_unix(unix_path) as sock:
+            assert echoes(sock)
+
+
+def test_a_path_may_be_renamed_between_binding_and_listening(unix_path):
+    server = echo.Server(unix_path + ".new", echo.EchoRequestHandler, False)
+    server.server_bind()
+    os.rename(unix_path + ".new", unix_path)
+    server.server_activate()
+    with server.start(), dial_unix(unix_path) as sock:
+        assert echoes(sock)
+
+
 def test_a_server_starts_although_another_one_that_stops_removes_its_socket_meanwhile(unix_path, monkeypatch):
     """Row 45."""
     other = echo.Server(unix_path, echo.EchoRequestHandler).start()
