@@ -351,10 +351,7 @@ class Connection:
     # Ends.
 
     def let_go(self) -> None:
-        """In a forked child: what is queued is its parent's to send, and so is what another thread is sending. Over TLS
-        the parent has to send all: its records are numbered, and two processes would use the same numbers."""
-        if is_tls(self.socket):
-            self.send_raw = _cannot_send  # type: ignore[method-assign]
+        """In a forked child: what is queued is its parent's to send, and so is what another thread is sending."""
         self._queue.clear()
         self._queued_bytes = self._queued_messages = 0
         self._output = threading.Lock()
@@ -400,10 +397,6 @@ class Connection:
         """Mark ``error`` as this connection's, for the caller to raise."""
         error._connection = weakref.ref(self)
         return error
-
-
-def _cannot_send(data: bytes, messages: int) -> None:
-    raise RuntimeError("over TLS, a forked child cannot send in its parent's session; let the parent send")
 
 
 def _nothing(size: int) -> bytes:

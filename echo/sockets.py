@@ -249,9 +249,10 @@ def not_taken(sock: socket.socket) -> Optional[int]:
     return _queue_size(sock, "TIOCOUTQ")
 
 
-def is_unix(sock: socket.socket) -> bool:
-    family = socket.SocketType.family.__get__(sock)  # the property of socket.socket takes a microsecond to make an enum
-    return bool(family == getattr(socket, "AF_UNIX", None))
+def is_unix(sock: Any) -> bool:
+    """Whether this is a Unix socket, or an object around one that says so."""
+    family = getattr(sock, "family", None)
+    return family is not None and bool(family == getattr(socket, "AF_UNIX", None))
 
 
 def _queue_size(sock: Union[socket.socket, int], request: str) -> Optional[int]:
@@ -426,7 +427,7 @@ def linger(
             now = time.monotonic()
             if sends and now < deadline:
                 continue
-            before, left = left, undelivered(sock)
+            before, left = left, not_taken(sock)
             if left != before:
                 accepted_at = now
             delivered = left is None or left <= 1  # our FIN counts as a byte

@@ -476,28 +476,6 @@ def test_each_client_of_a_handler_written_for_socketserver_has_a_thread_of_its_o
     assert server.terminate() == 0
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=needs_fork)])
-def test_what_a_handler_has_written_to_a_file_that_stays_open_is_there_at_the_end(
-    server_command, dial, tmp_path, workers
-):
-    """Row 64: the command ends without the steps in which Python closes files."""
-    (tmp_path / "keeps.py").write_text(
-        "import echo\n"
-        "lines = open('lines', 'a')\n"
-        "print('first', file=lines)\n"
-        "class Keeps(echo.EchoRequestHandler):\n"
-        "    def message_received(self, message):\n"
-        "        print(message.decode(), file=lines)\n"
-        "        super().message_received(message)\n"
-    )
-    server = server_command("--handler", "keeps:Keeps", "--workers", workers, cwd=str(tmp_path))
-    with dial(server.address) as sock:
-        sock.sendall(b"hello\nexit\n")
-        assert read_all(sock) == b"hello\n"
-    assert server.terminate() == 0
-    assert (tmp_path / "lines").read_text() == "first\nhello\nexit\n"
-
-
 def test_the_command_line_overrides_the_handlers_own_attributes(server_command, folder):
     options = ("--framing", "line", "--message-timeout", "100ms")
     server = server_command("--handler", "mine:Upper", *options, cwd=folder)

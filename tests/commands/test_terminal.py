@@ -652,17 +652,6 @@ def test_history_is_kept_in_the_users_home(home, tmp_path, monkeypatch, state):
 
 
 @needs_history
-def test_new_lines_are_kept_although_the_users_settings_limit_the_history(home, tmp_path):
-    """Row 51: a full history does not grow, and what it grew by was taken for what is new."""
-    path = tmp_path.joinpath(*DEFAULT_PLACE)
-    path.parent.mkdir(parents=True)
-    path.write_text("first\nsecond\n")
-    readline.parse_and_bind("set history-size 2")
-    assert keep("third") == ["first", "second"]
-    assert kept_in(path) == [b"first", b"second", b"third"]
-
-
-@needs_history
 @pytest.mark.parametrize("elsewhere", [None, "~/history", "~/a folder/history"])
 def test_no_history_is_kept_if_the_users_home_is_unknown(home, tmp_path, monkeypatch, elsewhere):
     monkeypatch.chdir(tmp_path)

@@ -51,32 +51,6 @@ def output_of(script):
     return done.stdout.decode().split("\n")[:-1]
 
 
-def test_over_tls_a_child_that_sends_in_its_parents_session_gets_an_error_and_the_session_goes_on(certificates):
-    """Row 81: both used the same numbers of records, and the client found a broken stream."""
-    pair = certificates.server
-    script = f"""
-    import ssl
-
-    class Forks(echo.EchoRequestHandler):
-        def message_received(self, message):
-            child = os.fork()
-            if child == 0:
-                os.close(2)
-                self.send(b"from the child")
-            else:
-                check(code_of(child) == 1 << 8)
-                super().message_received(message)
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain({pair.certificate!r}, {pair.key!r})
-    own = ssl.create_default_context(cafile={certificates.authority.certificate!r})
-    with echo.Server(("127.0.0.1", 0), Forks, ssl_context=context).start() as server:
-        with echo.connect(server.server_address, timeout=60, ssl_context=own, server_hostname="localhost") as client:
-            print(client.echo(b"one"), client.echo(b"two"))
-    """
-    assert output_of(script) == ["b'one' b'two'"]
-
-
 @pytest.mark.parametrize(
     "ending",
     ["sys.exit(7)", "sys.exit(7 * server.stop())", "server.__exit__(); sys.exit(7)", "server.shutdown(); sys.exit(7)"],

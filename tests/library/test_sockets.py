@@ -153,7 +153,7 @@ def test_a_peer_that_takes_replies_is_waited_for_however_short_the_send_timeout_
     """The time before the first look at what it has taken does not count."""
     sock, _peer = sockets
     left = iter([500, 400, 300, 0])
-    monkeypatch.setattr("echo.sockets.undelivered", lambda sock: next(left))
+    monkeypatch.setattr("echo.sockets.not_taken", lambda sock: next(left))
     linger(sock, silence=0.001, timeout=0, send_timeout=1e-6)
     assert not list(left)
 

@@ -48,7 +48,6 @@ class History:
         self._path = history_file()
         if readline is None or self._path is None:
             return
-        readline.parse_and_bind("set history-size -1")  # a full history would not grow: save() counts what is new
         try:
             readline.read_history_file(self._path)
         except OSError:

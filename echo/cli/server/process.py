@@ -24,7 +24,8 @@ One case is out of reach: C code already holds the lock when the first signal co
 Python does not call the handler then, and only SIGKILL ends the process.
 
 **Exit.** What Python does at an exit for the user's sake, as ``multiprocessing`` does it in its children: wait for the
-threads, call the exit functions, flush the files. Then ``os._exit()``.
+threads, call the exit functions, flush the standard streams. Then ``os._exit()``. Other files are not looked for: to
+flush one may block, and each of a million objects would be touched.
 
 **Children** that a handler forks have none of this: the default actions again, and no deadline.
 """
@@ -35,8 +36,6 @@ import _thread
 import atexit
 import contextlib
 import faulthandler
-import gc
-import io
 import logging
 import os
 import signal
@@ -169,7 +168,6 @@ class Process(StopSignals):
     def become_parent(self) -> None:
         """This process forks workers."""
         faulthandler.cancel_dump_traceback_later()  # the handler's module's: each worker would wait for its thread
-        _flush_files()  # what a file holds now, each worker would write, too
         self._last_grace = PARENT_GRACE
         self._set_last_deadline()
 
@@ -218,7 +216,7 @@ class Process(StopSignals):
         with contextlib.suppress(RuntimeError, MemoryError):  # the last deadline remains
             _thread.start_new_thread(self._end_in_time, ())  # a Thread without memory would be waited for
         atexit.unregister(logging.shutdown)  # last, and a log that nobody reads is not cut work
-        for function in (getattr(threading, "_shutdown"), getattr(atexit, "_run_exitfuncs"), _flush_files):  # noqa: B009
+        for function in (getattr(threading, "_shutdown"), getattr(atexit, "_run_exitfuncs")):  # noqa: B009
             try:
                 function()
             except BaseException:  # CPython 3.8 raises an exit function's after it has printed it
@@ -277,15 +275,3 @@ def flush() -> None:
             stream.flush()
         except Exception:
             pass  # it is None, closed, a pipe that nobody reads, or a stream of the handler's module that fails
-
-
-_FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
-
-
-def _flush_files() -> None:
-    """Flush the files that the handler's module keeps open. Python closes them at its own way out."""
-    for file in [each for each in gc.get_objects() if issubclass(type(each), _FILES)]:
-        with contextlib.suppress(Exception):  # closed, a full disk, a pipe that nobody reads
-            # Not a socket's or a terminal's: another thread may be reading from it, and hold its lock.
-            if file.fileno() > 2 and file.writable() and (file.seekable() or not file.readable()):
-                file.flush()
