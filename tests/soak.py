@@ -137,7 +137,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.popen.kill()
             code = self.popen.wait()
-        self.stops[-1].ended = time.monotonic()
+        self.stops[-1].ended = time.monotonic() + HELD  # the next process needs longer until its first reply
         if code not in (0, 1):  # 1: it had to cut a session
             self.tally.fault("died", self, "", f"the server ended with code {code}")
 

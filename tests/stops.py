@@ -128,9 +128,11 @@ class Trial:
         return Ending(self.kind, code, seconds, self._faults)
 
     def _was_dropped(self):
-        """Whether Python itself has reported and dropped Ctrl-C at its start, as it does while it imports warnings."""
-        with open(self._log_path, "rb") as log:
-            return b"'import warnings' failed" in log.read()
+        """Whether Python itself has reported and dropped Ctrl-C at its start, as it does while it imports warnings, and in
+        the weak references of its imports."""
+        with open(self._log_path, "rb") as file:
+            log = file.read()
+        return b"'import warnings' failed" in log or (b"Exception ignored" in log and b"KeyboardInterrupt" in log)
 
     def _begin(self):
         """Wait until it serves, with sessions if it is under load or if only a session leaves something behind."""

@@ -182,7 +182,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
 
     def server_activate(self) -> None:
         prepare(self.socket)  # accepted sockets inherit it: no system call for each connection
-        if self._echo_inode is not None:
+        if self._echo_inode is not None and not self._echo_starts_at_once:
             with unix_paths.start_alone(self._echo_path):
                 super().server_activate()
                 unix_paths.check_not_taken(self._echo_path, self._echo_inode)

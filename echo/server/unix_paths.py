@@ -96,11 +96,13 @@ def _remove_dead(path: Any) -> None:
 
 
 def check_not_taken(path: Any, inode: Inode) -> None:
-    """``OSError`` if another server has taken the path from one that did not listen yet. The path may be free: a
-    program may have renamed the file."""
-    with contextlib.suppress(FileNotFoundError):
-        if inode_of(path) != inode:
-            raise OSError(errno.EADDRINUSE, f"another server has taken {os.fsdecode(path)} before this one listened")
+    """``OSError`` if another server has taken the path from one that did not listen yet. A program may have renamed
+    the file, or given up the right to look at it."""
+    found = inode
+    with contextlib.suppress(OSError):
+        found = inode_of(path) or inode
+    if found != inode:
+        raise OSError(errno.EADDRINUSE, f"another server has taken {os.fsdecode(path)} before this one listened")
 
 
 def set_mode(path: Any, mode: int) -> None:
