@@ -128,8 +128,8 @@ class Trial:
         return Ending(self.kind, code, seconds, self._faults)
 
     def _was_dropped(self):
-        """Whether Python itself has reported and dropped Ctrl-C at its start, as it does while it imports warnings, and in
-        the weak references of its imports."""
+        """Whether Python itself has reported and dropped Ctrl-C at its start, as it does while it imports warnings, and
+        in the weak references of its imports."""
         with open(self._log_path, "rb") as file:
             log = file.read()
         return b"'import warnings' failed" in log or (b"Exception ignored" in log and b"KeyboardInterrupt" in log)
