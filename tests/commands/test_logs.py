@@ -30,6 +30,7 @@ from echo.logs.log_handlers import DirectLog
 from echo.logs.output import new_lock
 from echo.mixins.records import emit
 from echo.server import forking
+from echo.sockets import unread
 from echo.text import LONGEST, format_address
 from support import DEADLINE, ROOT, eventually, read_all
 from support.log_lines import records_of
@@ -602,6 +603,7 @@ def test_what_threads_log_while_the_log_is_closed_comes_after_what_waits(pipe, m
             logger.error("third")
             reading.start()
             closing.join(DEADLINE)
+            eventually(lambda: not unread(reader))  # from now on, what has no room at once is dropped
             logger.error("fourth")
             log.close()  # the thread that cuts what is left calls it, too
             logger.error("fifth")
