@@ -444,7 +444,7 @@ RIGHT = {
     "a step that calls super() further inside": lambda: type("H", (Inner, echo.LoggingMixin), {}),
     "a step that names the next class": lambda: type("H", (Named, echo.LoggingMixin), {}),
     "a step that calls a method which passes on": lambda: type("H", (Helps, echo.LoggingMixin), {}),
-    "a step that calls such a method by its name's parts": lambda: type("H", (States, echo.LoggingMixin), {}),
+    "a step that calls a method for each state, which passes on": lambda: type("H", (States, echo.LoggingMixin), {}),
     "a step that another method passes on": lambda: type("H", (Later, echo.LoggingMixin), {}),
     "two handlers with the same step": lambda: type(
         "H", (Shouts, type("Other", (echo.MessageRequestHandler,), {"send": Shouts.send})), {}
