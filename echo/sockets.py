@@ -389,6 +389,7 @@ def linger(
     timeout: float = LINGER_TIMEOUT,
     send_timeout: Optional[float] = 0.0,
     *,
+    until_read: bool = False,
     shared: bool = False,
 ) -> bool:
     """End the output, then read and drop what the peer still sends, so that the close loses no reply. Return whether
@@ -399,6 +400,10 @@ def linger(
     accepts something within ``send_timeout`` seconds (default: 0; None: no limit). Never raises. The caller closes the
     socket; its mode stays as it is.
 
+    Over a Unix socket, the peer's host has accepted everything at once, and the peer can read it after the close.
+    ``until_read``: what the peer has not read there counts as not accepted. A client wants this: a server that finds it
+    gone while it answers would drop what it has not read yet.
+
     ``shared``: other code may still read, from a file or a duplicate of the socket. Then nothing is dropped that it
     may want, and the close of this one resets nothing.
 
@@ -407,6 +412,7 @@ def linger(
     so many seconds, until the peer's host has everything. Default: None, no wait.
     """
     ended = False
+    not_accepted = not_taken if until_read else undelivered
     if not isinstance(sock, socket.socket) or (shared and _has_file(sock)):
         return ended
     try:
@@ -427,7 +433,7 @@ def linger(
             now = time.monotonic()
             if sends and now < deadline:
                 continue
-            before, left = left, not_taken(sock)
+            before, left = left, not_accepted(sock)
             if left != before:
                 accepted_at = now
             delivered = left is None or left <= 1  # our FIN counts as a byte

@@ -246,7 +246,7 @@ class Client:
                 if self._sender is not None:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
                 self.connection.finish_output()
-                linger(self.connection.socket, send_timeout=self._delivery_timeout)
+                linger(self.connection.socket, send_timeout=self._delivery_timeout, until_read=True)
             self.connection.socket.close()
 
     def __enter__(self) -> Client:

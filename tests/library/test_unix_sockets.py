@@ -2,17 +2,20 @@
 of tests/README.md."""
 
 import errno
+import functools
 import os
 import socket
 import socketserver
 import sys
 import threading
+import time
 
 import pytest
 
 import echo
 from echo.server import unix_paths
-from support import DEADLINE, eventually
+from echo.sockets import linger
+from support import DEADLINE, eventually, read_all
 from support.background import Background
 from support.servers import echoes
 
@@ -443,3 +446,49 @@ def test_a_stop_does_not_wait_for_a_client_that_does_not_read_a_reply_which_it_h
         eventually(lambda: not server.connections)
         assert client.recv() == b"hello"
     assert stop.result() is True
+
+
+class Ends(echo.EchoRequestHandler):
+    """Says when it has ended its session, before a stock server closes the socket."""
+
+    send_timeout = 2 * DEADLINE
+    ended = threading.Event()
+
+    def finish(self):
+        super().finish()
+        self.ended.set()
+
+
+def test_a_session_that_exit_has_ended_does_not_wait_for_its_client_to_read(unix_path):
+    """Row 83: the client can read after the close what it has not read before."""
+    with echo.Server(unix_path, Ends).start() as server, dial_unix(unix_path) as sock:
+        sock.sendall(b"hello\nexit\n")
+        eventually(lambda: server.stats().ended)
+        assert read_all(sock) == b"hello\n"
+
+
+def test_nor_does_it_on_a_stock_server(unix_path):
+    Ends.ended.clear()
+    with socketserver.UnixStreamServer(unix_path, Ends) as server, dial_unix(unix_path) as sock:
+        serving = Background(server.handle_request)
+        sock.sendall(b"hello\nexit\n")
+        assert Ends.ended.wait(DEADLINE)
+        serving.result()
+        assert read_all(sock) == b"hello\n"
+
+
+def test_closing_waits_for_a_server_that_has_not_read_every_message(unix_path, monkeypatch):
+    """Row 83: a server that answers a client which is gone gets an error, and would drop what it has not read."""
+    monkeypatch.setattr("echo.client.client.linger", functools.partial(linger, silence=0.01, timeout=0))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(unix_path)
+        listener.listen()
+        client = echo.connect(unix_path, timeout=DEADLINE)
+        client.send(b"hello")
+        sock, _address = listener.accept()
+        with sock:
+            closing = Background(client.close)
+            time.sleep(0.2)  # many times the silence
+            sock.sendall(b"late\n")
+            assert read_all(sock) == b"hello\n"
+        closing.result()
