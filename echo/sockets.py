@@ -49,7 +49,8 @@ LONGEST_WAIT = 24 * 86400.0
 """Maximum time in seconds of one wait for a socket: ``poll`` counts up to 24.8 days, in milliseconds. A longer wait is
 several."""
 
-_CHUNK = 64 * 1024  # bytes read at a time where they are dropped
+_SCRAP = bytearray(64 * 1024)
+"""What is dropped is read into this, in any number of threads: memory for it must not lack."""
 
 _IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Python before 3.10 always sets it
 
@@ -442,7 +443,7 @@ def linger(
         # The time may be over because this thread had no processor. So it still reads what has arrived, since the close
         # would be a reset otherwise. It reads no more than that, and does not wait: a peer that goes on sending must
         # not keep the socket open.
-        for _ in range(0, unread(sock) or 0, _CHUNK):
+        for _ in range(0, unread(sock) or 0, len(_SCRAP)):
             _drop(sock)
     except (OSError, ValueError):
         pass  # reset, or closed by its handler: there is nothing left to protect
@@ -451,7 +452,7 @@ def linger(
 
 def _drop(sock: socket.socket) -> int:
     """Drop what has arrived; return how many bytes, 0 at the end of the input. Encrypted bytes stay encrypted."""
-    return len(socket.socket.recv(sock, _CHUNK, _DO_NOT_WAIT))
+    return socket.socket.recv_into(sock, _SCRAP, 0, _DO_NOT_WAIT)
 
 
 def is_readable(sock: socket.socket, seconds: float) -> bool:

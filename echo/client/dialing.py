@@ -38,6 +38,8 @@ BACKLOG_PAUSE = 0.02
 
 _NO_PORTS = "all local ports for this server are in use"
 
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
 _BIND_ADDRESS_NO_PORT = 24  # Linux's IP_BIND_ADDRESS_NO_PORT; older versions of Python have no name for it
 
 _STARTED = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
@@ -89,7 +91,7 @@ def connect_to_host(
     ``family`` is as for ``look_up``. ``source``: the own address of the connection; default: None, the system chooses.
 
     Raises ``TimeoutError`` after ``timeout`` seconds in all (None: no limit), the errors of ``look_up``, and the last
-    ``OSError`` if all addresses fail.
+    ``OSError`` if all addresses fail, or the first one that says what this machine lacks.
     """
     began = time.monotonic()
     addresses = look_up(host, port, timeout, family)
@@ -115,7 +117,7 @@ def connect_to_first(
                     try:
                         attempts.register(_begin(waiting.popleft(), source), selectors.EVENT_WRITE)
                     except OSError as exc:
-                        error = exc
+                        error = _graver(error, exc)
                     continue
                 left = min(left, next_at - now) if waiting else left
                 for key, _ in attempts.select(min(left, LONGEST_WAIT)):
@@ -125,12 +127,18 @@ def connect_to_first(
                     if not failure:
                         return cast(socket.socket, sock)
                     sock.close()
-                    error = OSError(failure, os.strerror(failure))
+                    error = _graver(error, OSError(failure, os.strerror(failure)))
                     next_at = 0.0
             raise error
         finally:
             for key in list(attempts.get_map().values()):
                 cast(socket.socket, key.fileobj).close()
+
+
+def _graver(before: OSError, exc: OSError) -> OSError:
+    """Return the error to report of two attempts: the later one, unless the earlier one says what this machine lacks.
+    That nothing listens on another address of the host would hide it."""
+    return before if before.errno in _SHORTAGES or before.strerror == _NO_PORTS else exc
 
 
 def _refusal_of_itself(sock: socket.socket) -> int:

@@ -50,6 +50,7 @@ POINTS = 50
 
 _LOAD = "a process of the load"
 _DIED = f"{_LOAD} has died"
+_NO_MEMORY = f"{_LOAD} had not enough memory"
 
 
 def start_processes(plan: Plan) -> Iterator[Tuple[Any, Any, List[int]]]:
@@ -167,7 +168,7 @@ class Bench:
                 process.join()
                 code = process.exitcode  # negative: the number of a signal
                 raise ConnectionClosed(_DIED if code < 0 else f"{_LOAD} has ended with code {code}") from None
-            if isinstance(answer, OSError):
+            if isinstance(answer, (OSError, MemoryError)):
                 raise answer
             if not self._plan.new_connection:  # else it was only to see whether the server is there
                 for took in answer:
@@ -233,8 +234,10 @@ class Bench:
             for pipe in multiprocessing.connection.wait(waiting):
                 try:
                     part = pipe.recv()
-                except (EOFError, OSError):
-                    self.total.errors[_DIED] += 1
+                except (EOFError, OSError) as exc:
+                    part = exc
+                if isinstance(part, Exception):
+                    self.total.errors[_NO_MEMORY if isinstance(part, MemoryError) else _DIED] += 1
                     self.total.lost += on_the_way[pipe]
                     part = End(self._clock.now() - self._started_at, False)
                 if isinstance(part, Slice):
@@ -379,7 +382,7 @@ class Bench:
         if self._report.tolerates_loss:
             errors.pop(TIMED_OUT, None)
             if self._plan.reconnect or self._plan.new_connection:  # then an error costs messages, and is not the end
-                errors = {_DIED: errors[_DIED]} if _DIED in errors else {}
+                errors = {error: errors[error] for error in (_DIED, _NO_MEMORY) if error in errors}
         elif self.total.lost:
             return 1
         return 1 if errors or not (self.total.rtt.count or self.total.received) else 0

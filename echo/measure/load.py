@@ -17,6 +17,7 @@ there at the end. Probes that were due and not issued were never sent.
 from __future__ import annotations
 
 import collections
+import contextlib
 import heapq
 import selectors
 import signal
@@ -194,15 +195,27 @@ def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
     """Do the work of one process, and talk with the bench through ``pipe``.
 
     Connect, and send the nanoseconds that each connection took, or an ``OSError``. Receive the ``Period``. Send a
-    ``Slice`` each ``TICK``, and finally the ``End``. Any further object that is received ends the work early.
+    ``Slice`` each ``TICK``, and finally the ``End``. Any further object that is received ends the work early. At any
+    time, a ``MemoryError`` is sent as the last object.
     """
     kinds: Tuple[Type[Load], Type[Load]] = (ClosedLoop, OpenLoop)
     if plan.reconnect or plan.new_connection:
         from . import renewing  # here, since it is made of those
 
         kinds = renewing.KINDS
-    load = kinds[plan.rate is not None](pipe, plan, clock)
     try:
+        try:
+            _work(pipe, kinds[plan.rate is not None](pipe, plan, clock))
+            return
+        except MemoryError:
+            pass  # it keeps all that the load has, as long as it is handled, and sending needs some memory
+        pipe.send(MemoryError())
+    except (EOFError, ConnectionError):
+        pass  # the bench has ended, maybe with something unread in its end of the pipe
+
+
+def _work(pipe: Any, load: Load) -> None:
+    with contextlib.closing(load):
         try:
             took = load.connect()
         except OSError as exc:
@@ -210,8 +223,6 @@ def work(pipe: Any, plan: Plan, clock: Clock = CLOCK) -> None:
             return
         pipe.send(took)
         pipe.send(load.work(pipe.recv()))
-    except (EOFError, ConnectionError):
-        pass  # the bench has ended, maybe with something unread in its end of the pipe
 
 
 class Load:
@@ -235,6 +246,12 @@ class Load:
         self._received_at = self._begin = self._end = self._interval = 0
         self._interrupted = False
         self._examples_left = EXAMPLES
+
+    def close(self) -> None:
+        """Close the connections that are left."""
+        for lane in self._lanes:
+            lane.close()
+        self._selector.close()
 
     def connect(self) -> List[int]:
         """Open all connections; return how many nanoseconds each took. Raises ``OSError``."""

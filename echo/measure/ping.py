@@ -36,6 +36,8 @@ that was closed, a terminal that takes no output), and the replies that have com
 CONNECT_PAUSE = 0.1
 """Minimum time in seconds between two attempts to connect, if the interval is shorter."""
 
+_NO_MEMORY = "not enough memory"
+
 
 class Ping:
     """Pings ``endpoint`` with probes of ``size`` bytes, ``count`` times (None: until it is interrupted).
@@ -133,17 +135,11 @@ class Ping:
         self._began = self._next_at = self._clock.now()
         began = self._report.time()
         try:
-            while not self._stopped:
-                now = self._clock.now()
-                if self._may_send() and now >= self._next_at:
-                    self._send()
-                elif self._lane is not None and (self._lane.ledger.outstanding or self._may_send()):
-                    self._receive(self._lane, now)
-                elif self._may_send():
-                    with self._interruptible():
-                        self._clock.sleep((self._next_at - now) / SECOND)
-                else:
-                    break
+            while not self._stopped and not self._is_done():
+                try:
+                    self._go_on(self._clock.now())
+                except MemoryError:
+                    self._do_without_memory()
         except KeyboardInterrupt:
             pass  # probes on their way are neither back nor lost
         finally:  # even if a line could not be written
@@ -155,6 +151,32 @@ class Ping:
         self._report_outage(self._outages.finish(self._clock.now()))
         self._summarize(waiting, self._clock.now() - self._began, began)
         return self._exit_code()
+
+    def _is_done(self) -> bool:
+        return not self._may_send() and (self._lane is None or not self._lane.ledger.outstanding)
+
+    def _go_on(self, now: int) -> None:
+        """Send the next probe if it is due; otherwise wait for that or for replies."""
+        if self._may_send() and now >= self._next_at:
+            self._send()
+        elif self._lane is not None:
+            self._receive(self._lane, now)
+        else:
+            with self._interruptible():
+                self._clock.sleep((self._next_at - now) / SECOND)
+
+    def _do_without_memory(self) -> None:
+        """It passes, as a lack of descriptors does: the probes on their way are lost, and the next one connects again.
+        A connection may have lost a part of a message."""
+        self._is_explained = True
+        lane, now = self._lane, self._clock.now()
+        if lane is None:
+            self._sent += 1
+            self._report_lost(self._sent, now, _NO_MEMORY)
+        else:
+            self._sent = max([self._sent, *(probe.seq for probe in lane.ledger.outstanding)])
+            self._close(lane, _NO_MEMORY)
+        self._next_at = max(self._next_at + max(self._interval, round(CONNECT_PAUSE * SECOND)), now)
 
     def _may_send(self) -> bool:
         if self._count is not None and self._sent >= self._count:

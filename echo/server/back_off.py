@@ -45,6 +45,10 @@ class BackOff:
         self.pause = self.resume_at = 0.0
         return log
 
+    def resume(self) -> None:
+        """End the pause, without a success: the next attempt is the last one."""
+        self.resume_at = 0.0
+
     def resting(self) -> bool:
         """Whether the pause lasts."""
         return bool(self.pause) and self._clock() < self.resume_at

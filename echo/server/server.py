@@ -403,6 +403,7 @@ class Server(AcceptingServer):
                 serving = Serving(self.socket)
             except OSError:
                 return  # out of descriptors: nobody could be let in
+            self._echo_failures.resume()
             try:
                 for number in range(max(1, self.request_queue_size)):
                     if not self._echo_accept(serving) or stop.is_over():

@@ -23,6 +23,7 @@ from echo.measure.clock import CLOCK
 from echo.measure.conditions import Condition
 from echo.measure.dialer import Dialer
 from echo.measure.intervals import Intervals
+from echo.measure.lane import Lane
 from echo.measure.load import Period, Plan, Slice, Timetable, work
 from echo.measure.outages import Downtime, Downtimes
 from echo.measure.report import Report
@@ -1162,6 +1163,33 @@ def test_a_process_that_dies_takes_no_message_along():
     summary = adds_up(events("\n".join(out))[-1])
     assert [summary[name] for name in ("due", "came", "lost", "never_sent")] == [100, 1, 49, 50]
     assert summary["errors"] == {"a process of the load has died": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"reconnect": True}, {"rate": 100}], ids=str)
+def test_a_process_of_the_load_without_memory_says_so(monkeypatch, options):
+    """Row 65: it ended with a traceback, and the summary did not name the cause."""
+
+    class LongReplies(Service):
+        def answer(self, message):
+            if self.network.time > 10**9:
+                monkeypatch.setattr(Lane, "receive", without_memory)
+            self.send(message)
+
+    def without_memory(lane):
+        raise MemoryError
+
+    result = simulate_bench(LongReplies, duration=3.0, **options)
+    assert result.code == 1
+    assert rows(result.text)["errors"] == "1 x a process of the load had not enough memory"
+
+
+def test_without_memory_to_connect_a_bench_ends_as_such():
+    class NoMemory(Network):
+        def open(self, timeout):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        simulate_bench(network=NoMemory)
 
 
 # Ctrl-C, SIGTERM and timeouts.

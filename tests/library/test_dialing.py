@@ -147,6 +147,22 @@ def test_a_lack_of_local_ports_is_distinguished_from_that_of_an_address(monkeypa
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize("order", [[True, False], [False, True]], ids=["before", "after"])
+def test_what_this_machine_lacks_is_not_hidden_by_another_address_that_refuses(monkeypatch, refused, number, order):
+    """Row 79: "nothing listens" would send the user to the server."""
+    lacking = iter(order)
+
+    class Lacks(socket.socket):
+        def connect_ex(self, address):
+            return number if self.type == socket.SOCK_STREAM and next(lacking) else super().connect_ex(address)
+
+    monkeypatch.setattr(socket, "socket", Lacks)
+    with pytest.raises(OSError) as caught:
+        dialing.connect_to_first([refused, refused], None)
+    assert caught.value.errno == number
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems choose the port when the address is bound")
 def test_a_source_address_alone_takes_no_port():
     """Row 79: connections with other servers may have the same one."""

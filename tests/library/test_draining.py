@@ -397,6 +397,22 @@ def test_clients_in_the_backlog_are_served_when_the_server_closes_and_not_reset(
     assert server.stats().ended == {"drain": 5}
 
 
+def test_clients_in_the_backlog_are_served_although_a_shortage_has_just_ended(serve, dial):
+    """Row 65: the pause after it held on, and they were reset."""
+    server = serve(shutdown_timeout=DEADLINE)
+    server.shutdown()
+    while server._echo_failures.pause < 1.0:
+        server._echo_failures.failed()
+    waiting = [dial(server) for _ in range(5)]
+    for sock in waiting:
+        sock.sendall(b"hello\n")
+    stop = Stop(server)
+    for sock in waiting:
+        assert read_all(sock) == b"hello\n"
+        sock.close()
+    assert stop.result() is True
+
+
 def test_a_closing_server_accepts_no_more_waiting_clients_than_its_limit_allows(serve, dial):
     """The limit holds for sessions at a time: those that have drained make room for others."""
 

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -171,6 +172,19 @@ def test_a_peer_that_has_taken_every_reply_is_not_waited_for_any_longer(sockets)
     sock.sendall(REPLY)
     eventually(lambda: not undelivered(sock))
     linger(sock, silence=0.01, timeout=0, send_timeout=None)
+
+
+def test_what_is_dropped_needs_no_memory(sockets):
+    """Row 65: a session that had ended well was logged as an error, and its reply could be lost."""
+    sock, peer = sockets
+    reply(peer)
+    tracemalloc.start()
+    try:
+        linger(sock, silence=0.01, timeout=0.1)
+        _size, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8192
 
 
 def test_a_socket_that_its_handler_has_closed_is_no_error(sockets):
