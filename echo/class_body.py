@@ -110,6 +110,18 @@ def names_in(method: Any, name: str) -> Optional[Tuple[str, ...]]:
     return method.__code__.co_names + method.__code__.co_freevars
 
 
+def mentions(cls: type, name: str) -> bool:
+    """Whether a function in the body of ``cls`` has the attribute ``name`` of any object in its code, or that word as a
+    text."""
+    functions = [getattr(each, "__func__", getattr(each, "fget", each)) for each in vars(cls).values()]
+    codes: List[Any] = [each.__code__ for each in functions if isinstance(each, FunctionType)]
+    for code in codes:  # grows: functions inside of functions
+        if name in code.co_names or name in code.co_consts:
+            return True
+        codes += [each for each in code.co_consts if isinstance(each, type(code))]
+    return False
+
+
 def _forgets_super(method: Any) -> bool:
     """Whether an ``__init__`` calls nothing that could serve the session."""
     names = names_in(method, "__init__")

@@ -7,6 +7,7 @@ and on any ``socketserver`` server; only ``echo.Server`` can drain it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import socketserver
@@ -352,7 +353,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             if self.connection.aborted:
                 self.request.close()  # without the FIN that would come before the reset
             elif not self.connection.peer_ended:
-                linger(self.request, send_timeout=self.send_timeout)
+                delivery_timeout = math.inf if self.connection.input_ended else None  # close() in another thread
+                linger(self.request, delivery_timeout, send_timeout=self.send_timeout)
 
     def _echo_let_go(self) -> None:
         """In a child that a hook has forked: the session goes on in its parent. Here it ends when the hook returns."""

@@ -410,7 +410,8 @@ def linger(
 
     ``delivery_timeout`` is for a socket after ``shutdown(SHUT_RD)``, the only way to wake a thread that reads. After
     that, Linux answers data that meets our FIN with a reset, which drops our send queue. So this first waits, at most
-    so many seconds, until the peer's host has everything. Default: None, no wait.
+    so many seconds, until the peer's host has everything. Infinity: as long as it accepts something within
+    ``send_timeout`` seconds. Default: None, no wait.
     """
     ended = False
     not_accepted = not_taken if until_read else undelivered
@@ -418,7 +419,7 @@ def linger(
         return ended
     try:
         if delivery_timeout is not None:
-            _await_delivery(sock, time.monotonic() + delivery_timeout)
+            _await_delivery(sock, delivery_timeout, send_timeout if delivery_timeout == math.inf else None)
         shut_down(sock, socket.SHUT_WR)
         ended = True
         accepted_at = time.monotonic()
@@ -490,13 +491,22 @@ def _has_duplicate(sock: socket.socket) -> bool:
     return False
 
 
-def _await_delivery(sock: socket.socket, deadline: float) -> None:
+def _await_delivery(sock: socket.socket, timeout: float, patience: Optional[float]) -> None:
+    """``patience``: maximum time in seconds in which the peer's host accepts nothing; None: no limit."""
     pause = 0.001
-    while undelivered(sock) and time.monotonic() < deadline and not is_dead(sock):
+    began = accepted_at = time.monotonic()
+    left = undelivered(sock)
+    while left and not is_dead(sock):
         # The input was ended, so that this read never blocks. It keeps the peer's window open.
         if not _drop(sock):
-            time.sleep(pause)  # no system call waits for "all acknowledged"; only a stop gets here
+            time.sleep(pause)  # no system call waits for "all acknowledged"
             pause = min(2 * pause, 0.05)
+        now = time.monotonic()
+        before, left = left, undelivered(sock)
+        if left != before:
+            accepted_at = now
+        if now - began >= timeout or (patience is not None and now - accepted_at >= patience):
+            break
 
 
 def is_dead(sock: socket.socket) -> bool:

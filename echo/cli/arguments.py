@@ -397,7 +397,7 @@ def unix(text: str) -> str:
     if text in ("", "@"):
         raise argparse.ArgumentTypeError(f"invalid path {text!r}: expected a path or @NAME")
     try:
-        check_path(text)
+        check_path(unix_address(text))
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"invalid path {text!r}: give an address without --unix, or ./{text} for a socket with this name"

@@ -27,7 +27,16 @@ from ..exceptions import (
 )
 from ..framing import Framing, LineFraming
 from ..protocol import DEFAULT_HOST, DEFAULT_PORT
-from ..sockets import has_input, has_room, keep_urgent_data, linger, not_taken, set_send_timeout
+from ..sockets import (
+    LINGER_SILENCE,
+    LINGER_TIMEOUT,
+    has_input,
+    has_room,
+    keep_urgent_data,
+    linger,
+    not_taken,
+    set_send_timeout,
+)
 from .endpoint import open_socket
 
 _FITS = 64 * 1024  # bytes that any server can send while its client does not read
@@ -84,6 +93,7 @@ class Client:
             sock, self.framing, idle_timeout=timeout, message_timeout=timeout, send_timeout=timeout
         )
         self._timeout = self._delivery_timeout = timeout
+        self._linger_timeout = LINGER_TIMEOUT
         self._limit = self.framing.max_sent
         if self._limit is None and self.framing.keeps_boundaries:
             # The server's limit is most likely the same. It would end the session, and not say why.
@@ -246,7 +256,8 @@ class Client:
                 if self._sender is not None:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
                 self.connection.finish_output()
-                linger(self.connection.socket, send_timeout=self._delivery_timeout, until_read=True)
+                limit = self._linger_timeout
+                linger(self.connection.socket, timeout=limit, send_timeout=self._delivery_timeout, until_read=True)
             self.connection.socket.close()
 
     def __enter__(self) -> Client:
@@ -254,7 +265,7 @@ class Client:
 
     def __exit__(self, cls: Optional[type] = None, *exc_info: Any) -> None:
         if cls is not None:  # Ctrl-C or a timeout, for example: do not wait once more
-            self._delivery_timeout = 0.0
+            self._delivery_timeout, self._linger_timeout = 0.0, LINGER_SILENCE
         self.close()
 
 

@@ -53,6 +53,9 @@ class Refused(ConnectionError):
         self.left = left
 
 
+_FAILED = Refused("error", "its admission failed")
+
+
 class Opening:
     """The steps of one session that wait for its client. The first caller does them, once."""
 
@@ -61,14 +64,14 @@ class Opening:
         self.request = session.request  # the guarded socket; the session may get an object that wraps it
         self._steps = functools.partial(admission.check_in_thread, server, session, self.request)
         self._lock = threading.RLock()
-        self._runs = False
-        self._refused: Optional[Refused] = None
+        self._runs = self._failed = False
+        self._refused = _FAILED
 
     def __call__(self) -> None:
         """Do the steps, or find them done. Raises ``Refused``, each time; the first time also what ``verify_request``
         raises."""
         with self._lock:
-            if self._refused is not None:
+            if self._failed:
                 raise _again(self._refused)
             if self._runs:  # verify_request, which is one of the steps, uses the socket
                 return
@@ -76,6 +79,7 @@ class Opening:
             try:
                 self._steps()
             except BaseException as exc:
+                self._failed = True  # first: what follows may fail, too, for want of memory
                 self._refused = _again(exc)
                 self.session.refused = self._refused.reason
                 raise
@@ -87,7 +91,7 @@ def _again(exc: BaseException) -> Refused:
     """What each later use raises. Not the exception itself: its traceback has the frames, and a local variable there
     that refers to the exception makes a cycle. It would keep the session, and whatever else the first user of the
     socket has, until the garbage collector comes."""
-    refused = exc if isinstance(exc, Refused) else Refused("error", "its admission failed")
+    refused = exc if isinstance(exc, Refused) else _FAILED
     return Refused(refused.reason, refused.why, refused.left)
 
 

@@ -78,23 +78,29 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
         os._exit(code & 0xFF)
 
 
-def reap(children: Set[int]) -> None:
-    """Remove the processes that have ended."""
+def reap(children: Set[int]) -> List[int]:
+    """Remove the processes that have ended. Return those that a signal has ended, in the middle of their sessions."""
+    killed = []
     for child in list(children):
         with contextlib.suppress(ChildProcessError):  # other code has waited for it
-            if os.waitpid(child, os.WNOHANG)[0] == 0:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended:
                 continue
+            if os.WIFSIGNALED(status):
+                killed.append(child)
         children.discard(child)
+    return killed
 
 
-def wait_for(children: Set[int], is_over: Callable[[], bool]) -> None:
-    """Wait until these processes have ended, or until ``is_over()``."""
+def wait_for(children: Set[int], is_over: Callable[[], bool]) -> List[int]:
+    """Wait until these processes have ended, or until ``is_over()``. Return what ``reap`` does."""
     pause = 0.001
-    reap(children)
+    killed = reap(children)
     while children and not is_over():
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
-        reap(children)
+        killed += reap(children)
+    return killed
 
 
 def kill(children: Set[int]) -> List[int]:

@@ -12,6 +12,9 @@ import socket
 import ssl
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, TypedDict, TypeVar, Union, cast
 
+from ..class_body import mentions
+from .access import AccessList
+
 MIN_HEADER_TIMEOUT = 3.0
 """Minimum of ``handshake_timeout``, in seconds, with a PROXY header: its packet may be lost and sent again
 (specification, section 2)."""
@@ -219,9 +222,11 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
 
     An attribute of another class, an attribute of the object and a method have the name of an option by chance; they
     are the program's own. Raises ``TypeError`` for an unknown option or a value of the wrong type, ``ValueError`` for a
-    wrong value.
+    wrong value, and ``TypeError`` for an attribute of another class that seems to be meant as an option.
     """
     found = Options()
+    for name in FIXED.difference(given):
+        _check_not_meant(type(server), name)
     for name in OPTIONS:
         bodies = [vars(cls) for cls in type(server).__mro__ if issubclass(cls, Options) and name in vars(cls)]
         values = [body[name] for body in bodies if not hasattr(body[name], "__get__")]
@@ -249,6 +254,30 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
             " have to be sent again"
         )
     return found
+
+
+def _check_not_meant(cls: type, name: str) -> None:
+    """``TypeError`` for an attribute of a class that is no server of ours, as of a mixin, if it could be this option
+    and no method of the program uses it: nobody would be refused by it, or served with TLS."""
+    owner = next(base for base in cls.__mro__ if name in vars(base))
+    if issubclass(owner, Options) or not _could_be(OPTIONS[name], vars(owner)[name]):
+        return
+    own = [base for base in cls.__mro__ if not base.__module__.startswith("echo.")]
+    if not any(mentions(base, name) for base in own):
+        raise TypeError(
+            f"{owner.__name__}.{name} is no option, since {owner.__name__} is no subclass of echo.Server; set it in the"
+            f" body of {cls.__name__}, or give it to the constructor"
+        )
+
+
+def _could_be(option: Option, value: Any) -> bool:
+    try:
+        option.check(value)
+        if not option.types:
+            AccessList(value, option=option.name)
+    except (TypeError, ValueError):
+        return False
+    return value != option.default and bool(option.types or value)
 
 
 def assign(options: Options, name: str, value: Any) -> None:

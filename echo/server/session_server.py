@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import sys
 import threading
 from typing import Any, Iterable, List, Mapping, Optional
 
 from ..class_body import check_behind
-from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger, prepare
+from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, SEND_TIMEOUT, expect_shut_down, linger, prepare
 from ..text import format_address
 from . import forking, threads
 from .access import as_tuple
@@ -289,7 +290,7 @@ class SessionServer(ListeningServer):
         session = self._echo_registry.get(request)
         if session is None:
             if self._echo_registry.was_let_go:  # a child of ForkingMixIn, for example
-                linger(request, shared=True)
+                linger(request, send_timeout=SEND_TIMEOUT, shared=True)
             super().shutdown_request(request)
             return
         session.closing()
@@ -326,5 +327,6 @@ class SessionServer(ListeningServer):
             self._echo_registry.end(session)
 
     def _echo_delivery_timeout(self) -> float:
+        """Without a stop, another thread has called ``close()``: ``send_timeout`` is the limit."""
         timeout = None if self._echo_stop is None else self._echo_stop.delivery_timeout()
-        return LINGER_TIMEOUT if timeout is None else timeout
+        return math.inf if timeout is None else timeout

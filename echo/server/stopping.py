@@ -167,15 +167,15 @@ class Stop:
         """Drain all sessions, and cut those that are not done by the deadline. Nobody is accepted any more.
         ``children``: processes with a session each, which end by themselves or are killed."""
         sessions = self._new_sessions()
-        forking.reap(children)
-        self._sessions += len(children)
+        lost = forking.reap(children)
+        self._sessions += len(children) + len(lost)
         if self._sessions:
             left = "without limit" if self._timeout is None else f"for {self._timeout:g} s at most"
             count = plural(self._sessions, "session")
             log_event(logging.INFO, "draining", "draining %s, %s", count, left, sessions=self._sessions)
         self._drain_each(sessions)
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
-        forking.wait_for(children, self.is_over)
+        lost += forking.wait_for(children, self.is_over)
         killed = forking.kill(children)
         left_over = self._registry.sessions()
         cut = [session for session in left_over if not session.is_only_lingering()]
@@ -186,7 +186,9 @@ class Stop:
             log_event(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
         for child in killed:
             log_event(logging.WARNING, "cut", "the session of process %d cut: not done in time", child)
-        self.cut = sessions_cut = len(cut) + len(killed)
+        for child in lost:
+            log_event(logging.WARNING, "cut", "the session of process %d cut: a signal has ended the process", child)
+        self.cut = sessions_cut = len(cut) + len(killed) + len(lost)
         if not loop_ended:
             self.cut += 1
             log_event(logging.WARNING, "cut", "the accept loop cut: a method of the server's class blocks it")

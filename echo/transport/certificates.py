@@ -147,14 +147,14 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
     except OSError as exc:
         raise ValueError(f"cannot read {authorities.path}: {exc.strerror}") from exc
     lists = len(_REVOCATION_LIST.findall(without_marks(authorities.content)))
-    if lists != context.cert_store_stats()["crl"]:
+    crls = [b"".join(found.split()) for found in _CRL_CONTENT.findall(without_marks(authorities.content))]
+    if lists - (len(crls) - len(set(crls))) != context.cert_store_stats()["crl"]:  # OpenSSL keeps equal ones once
         raise ValueError(f"{authorities.path} holds {lists} revocation lists (CRLs), and not all of them are usable")
     if _PASSED_OVER.search(_BLOCK.sub(b"", without_marks(authorities.content))):
         raise ValueError(
             f"{authorities.path} holds data that is not PEM, maybe a revocation list (CRL); convert that with"
             " openssl crl -inform DER"
         )
-    crls = _CRL_CONTENT.findall(without_marks(authorities.content))
     if any(_DELTA in binascii.a2b_base64(found) for found in crls):
         raise ValueError(
             f"{authorities.path} holds a delta revocation list (CRL), which OpenSSL ignores; give the complete list"

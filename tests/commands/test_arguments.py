@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 
 import pytest
@@ -70,6 +71,12 @@ def test_a_path_is_refused_as_an_address_with_the_option_for_it(text):
     """Row 75: the server logs a path as its address."""
     words = "expected a host, or HOST:PORT; for a Unix socket, write --unix PATH"
     assert refusal(arguments.host, text) == f"invalid address {text!r}: {words}"
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+def test_an_abstract_name_may_look_like_an_address():
+    for text in ("@echo", "@app:1", "@127.0.0.1:7000", "@:"):
+        assert arguments.unix(text) == text
 
 
 @pytest.mark.parametrize("text", ["localhost:", "localhost:http", "[::1]:65536", "[::1]:", "localhost:-1"])

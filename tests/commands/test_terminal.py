@@ -11,6 +11,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 
 import pytest
 
@@ -1107,6 +1108,34 @@ def test_a_signal_ends_a_client_whose_terminal_was_halted_by_ctrl_s(serve, termi
         os.close(slave)
     if sys.platform.startswith("linux"):
         assert termios.tcgetattr(user.master) == user.settings
+
+
+@both
+def test_a_signal_ends_a_client_that_waits_for_a_reply_while_the_terminal_takes_no_output(serve, terminal, starter):
+    """The thread that prints the reply has the lock that the main thread wants when its wait is over."""
+
+    class Answers(echo.MessageRequestHandler):
+        def message_received(self, message):
+            assert halted.wait(DEADLINE)
+            self.send(b"x" * 60000)
+            sent.set()
+
+    halted, sent = threading.Event(), threading.Event()
+    user = terminal(serve(Answers), starter=starter, TERM="xterm")
+    user.until(rb"> ")
+    user.type(b"hello\r")
+    user.until(rb"hello")
+    slave = os.open(user.name, os.O_WRONLY | os.O_NOCTTY)
+    try:
+        user.type(CTRL_S)
+        eventually(lambda: not select.select([], [slave], [], 0)[1])
+        halted.set()
+        assert sent.wait(DEADLINE)
+        time.sleep(0.5)  # more than a step of the main thread's wait; on a busy machine the test may pass without it
+        user.process.popen.send_signal(signal.SIGTERM)
+        assert user.process.popen.wait(DEADLINE) == -signal.SIGTERM
+    finally:
+        os.close(slave)
 
 
 @both

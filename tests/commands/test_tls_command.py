@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import socketserver
 import ssl
 
@@ -237,6 +238,28 @@ def test_our_client_holds_a_session_with_another_tls_server(client, certificates
         outcome = client(server, "-m", "hello", "-m", "again")
         serving.result()
     assert outcome == (0, b"hello\nagain\n", "")
+
+
+def send_back_until_the_end(sock):
+    """As asyncio does: the end of the client's output is that of the session, whatever was not sent yet."""
+    data = sock.recv(65536)
+    sock.settimeout(0.2)
+    try:
+        assert sock.recv(65536) == b""
+    except socket.timeout:
+        sock.settimeout(DEADLINE)
+        sock.sendall(data)
+
+
+def test_piped_input_comes_back_from_a_tls_server_that_knows_no_half_close(client, certificates):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificates.server)
+    with socketserver.TCPServer(("127.0.0.1", 0), plain(send_back_until_the_end)) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        serving = Background(server.handle_request)
+        outcome = client(server, data=b"1\n2\n3\n")
+        serving.result()
+    assert outcome == (0, b"1\n2\n3\n", "")
 
 
 @pytest.mark.parametrize("size", [1_000_000, pytest.param(20_000_000, marks=pytest.mark.stress)])

@@ -507,6 +507,17 @@ def test_an_exception_does_not_wait_for_a_server_that_does_not_read(tmp_path, mo
             raise KeyboardInterrupt
 
 
+def test_an_exception_does_not_wait_for_a_server_that_goes_on_sending(serve, monkeypatch):
+    """Ctrl-C took five seconds."""
+    waited = []
+    monkeypatch.setattr("echo.client.client.linger", lambda sock, **options: waited.append(options["timeout"]))
+    with pytest.raises(KeyboardInterrupt), echo.connect(serve().server_address):
+        raise KeyboardInterrupt
+    with echo.connect(serve().server_address):
+        pass
+    assert waited == [1.0, 5.0]
+
+
 def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monkeypatch):
     """Row 83: a reply to a closed socket would be answered with a reset, and the messages on their way be lost."""
 

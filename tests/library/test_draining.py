@@ -413,6 +413,23 @@ def test_clients_in_the_backlog_are_served_although_a_shortage_has_just_ended(se
     assert stop.result() is True
 
 
+def test_a_session_that_has_ended_and_whose_replies_are_not_delivered_is_cut(serve):
+    """Row 83: the process ends then, and a client that sends one byte more loses them."""
+
+    class Replies(echo.MessageRequestHandler):
+        def connection_made(self):
+            self.connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            self.send(b"x" * 300000)  # waits there
+            self.close()
+
+    server = serve(Replies, shutdown_timeout=0.2)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(server.server_address)
+        eventually(lambda: [each.state for each in server.connections] == ["closing"])
+        assert server.stop() is False
+
+
 def test_a_closing_server_accepts_no_more_waiting_clients_than_its_limit_allows(serve, dial):
     """The limit holds for sessions at a time: those that have drained make room for others."""
 

@@ -97,6 +97,54 @@ def test_a_mixin_may_have_class_attributes_of_its_own_by_any_name(base, dial):
     serve_and_check(Own(ADDRESS, Lines), dial)
 
 
+VALUES = {
+    "allow": ["192.0.2.0/24"],
+    "deny": ("127.0.0.1",),
+    "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+    "proxy_protocol": True,
+    "proxy_allow_from": ["192.0.2.1"],
+    "max_connections": 5,
+    "max_connections_per_host": 1,
+    "unix_mode": 0o600,
+    "dual_stack": False,
+    "handshake_timeout": 1.0,
+    "shutdown_timeout": None,
+    "reuse_threads": False,
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_option_in_a_mixin_is_an_error_and_is_not_ignored(name):
+    """Row 61: it let everybody in."""
+    own = type("Own", (type("Mixin", (), {name: VALUES[name]}), echo.Server), {})
+    words = f"Mixin.{name} is no option, since Mixin is no subclass of echo.Server; set it in the body of Own, or give"
+    with pytest.raises(TypeError, match=words):
+        own(ADDRESS, Lines)
+
+
+@on_both
+def test_an_attribute_of_a_mixin_that_the_program_uses_itself_may_have_the_name_of_an_option(base, dial):
+    class Mixin:
+        deny = ["192.0.2.1"]
+        allow = ["192.0.2.2"]
+        max_connections = 5
+
+        def verify_request(self, request, client_address):
+            return client_address[0] not in self.deny or client_address[0] in getattr(self, "allow")  # noqa: B009
+
+    class Own(Mixin, base):
+        daemon_threads = True
+
+        def server_activate(self):
+            def backlog():
+                return self.max_connections
+
+            self.request_queue_size = backlog()
+            super().server_activate()
+
+    serve_and_check(Own(ADDRESS, Lines), dial)
+
+
 @on_both
 def test_a_class_named_server_may_have_private_names_of_its_own(base, dial):
     class Server(base):

@@ -485,6 +485,24 @@ def test_the_forking_mixin_of_socketserver_serves_in_children():
     assert output_of(script) == ["True True", "True"]
 
 
+def test_a_child_of_the_forking_mixin_that_a_signal_ends_at_a_stop_is_cut():
+    """Row 43: Ctrl-C at a terminal reaches the children, too. Their sessions counted as drained."""
+    script = """
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        pass
+
+    with Forking(("127.0.0.1", 0), echo.EchoRequestHandler).start() as server:
+        client = dial(server)
+        print(echoes(client))
+        server.shutdown()
+        for child in server.active_children:
+            os.kill(child, signal.SIGTERM)
+            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        print(server.stop())
+    """
+    assert output_of(script) == ["True", "False"]
+
+
 def test_a_reply_of_a_stock_handler_in_a_child_reaches_a_client_that_has_sent_more():
     """Row 83."""
     script = """

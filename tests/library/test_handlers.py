@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import echo
 from echo.mixins.wrapper import SocketWrapper
 from echo.sockets import LINGER_SILENCE
 from support import DEADLINE, ROOT, Recorder, eventually, read_all, read_exactly, reset
+from support.background import Background
 
 
 def talk(sock, data):
@@ -257,6 +259,36 @@ def test_close_ends_the_session_and_ignores_what_follows(serve, dial):
     assert handler.ended.wait(DEADLINE)
     assert handler.events == ["made", b"one", "lost"]
     assert handler.reasons == ["exit"]
+
+
+@pytest.mark.parametrize("cls", [echo.Server, socketserver.ThreadingTCPServer], ids=["ours", "stock"])
+def test_replies_before_a_close_from_another_thread_reach_a_client_that_sends_more(monkeypatch, cls):
+    """Row 83: after five seconds, or at once on a stock server, the connection was ended, and the client's next byte
+    was answered with a reset."""
+
+    class Closes(echo.MessageRequestHandler):
+        def message_received(self, message):
+            threading.Thread(target=self.close_later).start()
+
+        def close_later(self):
+            self.connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            self.send(b"x" * 300000)  # waits there
+            self.close()
+            closed.set()
+
+    closed = threading.Event()
+    monkeypatch.setattr("echo.server.session_server.LINGER_TIMEOUT", 0.01)
+    with cls(("127.0.0.1", 0), Closes) as server, socket.socket() as sock:
+        serving = Background(server.handle_request)
+        sock.settimeout(DEADLINE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(server.server_address)
+        sock.sendall(b"hello\n")
+        assert closed.wait(DEADLINE)
+        time.sleep(0.3)  # the connection would be ended by now
+        sock.sendall(b"more\n")
+        assert len(read_all(sock)) == 300001
+        serving.result()
 
 
 def test_close_works_from_another_thread(serve, dial):

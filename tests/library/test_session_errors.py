@@ -6,10 +6,12 @@ import signal
 import socketserver
 import sys
 import threading
+from unittest import mock
 
 import pytest
 
 import echo
+from echo.server import admission
 from support import DEADLINE, eventually, read_all, reset
 from support.servers import FailingServer, echoes
 
@@ -202,3 +204,22 @@ def test_a_session_whose_thread_was_interrupted_by_a_signal_goes_on(serve, dial)
             assert echoes(client)
     finally:
         signal.signal(signal.SIGUSR2, previous)
+
+
+def test_a_client_whose_refusal_cannot_be_kept_stays_refused(monkeypatch):
+    """Row 65: without memory for it, the next use of the socket let the client in."""
+
+    def no_memory(exc):
+        monkeypatch.undo()
+        raise MemoryError
+
+    def refuse(*arguments):
+        raise admission.Refused("denied", "not from this address")
+
+    monkeypatch.setattr(admission, "_again", no_memory)
+    opening = admission.Opening(mock.Mock(check_in_thread=refuse), mock.Mock(), mock.Mock())
+    with pytest.raises(MemoryError):
+        opening()
+    for _ in range(2):
+        with pytest.raises(admission.Refused):
+            opening()

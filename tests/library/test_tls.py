@@ -1254,6 +1254,15 @@ def test_a_revocation_list_that_cannot_be_used_is_an_error_and_is_not_passed_ove
     assert path in str(caught.value)
 
 
+def test_a_revocation_list_that_is_there_twice_counts_once(certificates, revocation_list):
+    """Row 72: no reload of the file worked any more after a script had appended the list once again."""
+    path = revocation_list(certificates.client)
+    with open(path, "a+") as file:
+        file.seek(0)
+        file.write(file.read().replace("\n", "\r\n"))
+    assert server_context(*certificates.server, path).cert_store_stats()["crl"] == 1
+
+
 def test_a_revocation_list_that_adds_to_another_one_is_an_error(certificates, revocation_list):
     """Row 72: OpenSSL ignores it, and a client that only it revokes was let in."""
     path = revocation_list(certificates.client, extensions=("-crlexts", "delta"))

@@ -24,7 +24,7 @@ from ...connection import Connection
 from ...exceptions import ConnectionClosed, EchoError, EchoMismatch, MessageTooLong, ReceiveTimeout
 from ...framing import CRLFFraming, Decoder, Framing, LineFraming, RawFraming
 from ...protocol import is_exit
-from ...sockets import set_send_timeout, unread
+from ...sockets import is_tls, set_send_timeout, unread
 from .. import streams
 from .threads import start_thread
 
@@ -38,6 +38,10 @@ PATIENCE = 0.25
 may come from several programs, each of which starts when the one before it ends."""
 
 
+TLS_PATIENCE = 1.0
+"""Maximum time in seconds between the end of the input and that of the output, with TLS."""
+
+
 class Pipe:
     """Streams ``descriptor`` over ``connection``, whose framing is ``wire(framing)``; ``write`` gets the replies.
 
@@ -48,6 +52,7 @@ class Pipe:
 
     window = WINDOW
     patience = PATIENCE
+    tls_patience = TLS_PATIENCE
     clock = staticmethod(time.monotonic)
 
     def __init__(self, connection: Connection, framing: Framing, descriptor: int, write: Callable[[bytes], None]):
@@ -65,6 +70,7 @@ class Pipe:
         """Bytes of messages that are back."""
         self._exit_word = b""  # the "exit" that was sent; a server that does not know the word sends it back
         self._exit_at = ""  # where in the input it was
+        self._in_parts = True  # whether the server may wait for more of the last message
         self._goes_on = False  # whether more input was read behind it
         self._error: Optional[Exception] = None
         self._ended = False  # all input was sent
@@ -169,7 +175,7 @@ class Pipe:
                     self._expected.appendleft(sent[size:])
                 self._outstanding -= size
                 self.returned += size
-                self._changed.notify()
+                self._changed.notify_all()
             data = data[size:]
 
     def _feed(self) -> None:
@@ -184,6 +190,10 @@ class Pipe:
         with self._changed:
             self._ended = True
             self._changed.notify()
+            if not self._in_parts and is_tls(self._connection.socket):
+                # Many services, those of asyncio among them, take the end of TLS output for the end of the session, and
+                # what they have not sent yet is lost.
+                self._changed.wait_for(lambda: not self._outstanding or self._left, self.tls_patience)
         try:
             self._connection.end_output()
         except EchoError:
@@ -215,6 +225,7 @@ class Pipe:
         if is_exit(rest):
             self._send_exit(rest)
         else:
+            self._in_parts = bool(rest)
             self._send(rest)
 
     def _send(self, data: bytes) -> None:

@@ -42,12 +42,14 @@ class _Left(BaseException):
 class Prompt:
     """The terminal, while the context lasts. ``before_death`` is called before a signal ends the process.
 
-    ``interrupted`` is set by Ctrl-C; the user of this class may set it back. ``changed`` is notified when something
-    happens; others may use it, too. ``show`` and ``close`` are for any thread, all else is for the main thread.
+    ``interrupted`` is set by Ctrl-C; the user of this class may set it back. ``changed`` guards what several threads
+    use. Others may use it, too, and call ``notify`` when something happens. ``show`` and ``close`` are for any thread,
+    all else is for the main thread.
     """
 
     def __init__(self, before_death: Callable[[], None]) -> None:
         self.changed = threading.Condition()
+        self._news = threading.Event()
         self.interrupted = False
         self._before_death = before_death
         self._editor = line_editor()
@@ -120,15 +122,25 @@ class Prompt:
         return None if failure is not None else line
 
     def wait(self, done: Callable[[], bool], timeout: Optional[float]) -> bool:
-        """Wait until ``done()`` or an interrupt; ``changed`` says when to look. Return false after the timeout."""
+        """Wait until ``done()`` or an interrupt; ``notify`` says when to look. Return false after the timeout.
+
+        Not with ``changed.wait()``: no signal interrupts its end, when it takes the lock back. A thread that prints to
+        a halted terminal (Ctrl-S) has that lock.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self.changed:
-            while not (done() or self.interrupted):
-                left = _WAIT_STEP if deadline is None else min(_WAIT_STEP, deadline - time.monotonic())
-                if left <= 0:
-                    return False
-                self.changed.wait(left)
-        return True
+        while True:
+            self._news.clear()
+            if done() or self.interrupted:
+                return True
+            left = _WAIT_STEP if deadline is None else min(_WAIT_STEP, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            self._news.wait(left)
+
+    def notify(self) -> None:
+        """Something has happened. The caller has ``changed``."""
+        self.changed.notify_all()
+        self._news.set()
 
     def show(self, text: str) -> None:
         """Print a message; soon and above the prompt, if the user is typing."""
@@ -164,7 +176,7 @@ class Prompt:
             text = "\n".join(self._pending)
             self._pending.clear()
             self._pending_size = 0
-            self.changed.notify_all()
+            self.notify()
             write(text)
 
     # The helper thread.
@@ -184,7 +196,7 @@ class Prompt:
             if not numbers:
                 break
             with self.changed:
-                self.changed.notify_all()
+                self.notify()
                 self._seen = not set(numbers) - {signal.SIGURG}
                 while self._asks and (self._pending or self._is_over() or not self._seen):
                     signal.pthread_kill(main, signal.SIGURG)

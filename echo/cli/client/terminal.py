@@ -139,7 +139,7 @@ class Terminal:
         with self._prompt.changed:  # a message that is shown and not counted would count as the reply to the next line
             self._prompt.show(escape(message, exact=False))
             self._received += 1
-            self._prompt.changed.notify_all()
+            self._prompt.notify()
 
 
 def _print_status(text: str) -> None:
