@@ -22,6 +22,7 @@ from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, Protocol
 from .framing import Framing, LineFraming
 from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
+from .record_fields import with_fields
 from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger
 from .text import format_address, printable
 
@@ -298,7 +299,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             word, why = printable(reason), printable(str(exc))  # a framing of your own may quote the client in them
             fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": word}
             if not self.__forked:
-                log.log(level, "%s %s: %s", self.peer, word, why, extra=fields)
+                with_fields(log.log, level, "%s %s: %s", self.peer, word, why, fields=fields)
             exc.with_traceback(None)  # the decoder keeps the error, whose traceback would keep this session
         finally:
             self.reason = reason

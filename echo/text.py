@@ -164,13 +164,14 @@ def format_address(address: Any) -> str:
     """Return a socket address as text: ``192.0.2.1:80``, ``[2001:db8::1]:80``, ``[fe80::1%eth0]:80`` or a path.
 
     A client of a Unix socket that has no name is ``unix``. An IPv4 client of a dual-stack socket is shown as an IPv4
-    client, without ``::ffff:``.
+    client, without ``::ffff:``. The text is printable: a server's ``get_request()`` may have made the address of what
+    the client has sent.
     """
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = unmapped(str(address[0])), address[1]
         if len(address) == 4 and address[3] and "%" not in host:  # accept() gives the zone only as a number
             host = f"{host}%{_zone(address[3])}"
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return printable(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     if isinstance(address, (str, bytes)) and address:
         path = os.fsencode(address)
         shown = b"@" + path[1:] if path[:1] == b"\0" else path  # abstract: written as by systemd and socat

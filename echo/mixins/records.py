@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any, Dict
 
+from ..record_fields import with_fields
 from ..text import raise_if_deep
 
 _TEMPLATE: Dict[str, Any] = dict(vars(logging.LogRecord("", 0, "", 0, "", None, None)))
@@ -38,7 +39,7 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
                 emit(logger.logger, level, message, {**fields, **(logger.extra or {})})
             return
         if not makes_plain_records(logger):
-            logger.log(level, message, extra=fields)
+            with_fields(logger.log, level, message, fields=fields)
             return
         now = time.time()
         attributes = {**_TEMPLATE, **fields}

@@ -12,6 +12,7 @@ that code calls handlers and methods of subclasses with ``call``, where such a c
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,9 @@ import threading
 import time
 import weakref
 from typing import Any, Callable, List, NoReturn, Optional, Set, Tuple
+
+from ..text import LONGEST, printable
+from .reporting import log_event
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -60,16 +64,24 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
 def _end(exc: Optional[BaseException]) -> NoReturn:
     """End this process as Python ends a program, except that the exit functions are its parent's. (``ForkingMixIn``,
-    too, does not call them.)"""
+    too, does not call them.)
+
+    The text of the exception may hold what a peer sent, and standard error may be the log. So Python does not print it
+    there.
+    """
     code = 0
     try:
         if isinstance(exc, SystemExit):
             code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
             if exc.code is not None and not isinstance(exc.code, int):
-                print(exc.code, file=sys.stderr)
+                # The text alone could be a whole line of a log.
+                print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", file=sys.stderr)
         elif exc is not None:
             code = 1
-            sys.excepthook(type(exc), exc, exc.__traceback__)
+            if sys.excepthook is sys.__excepthook__:
+                log_event(logging.ERROR, "error", "exception in the forked process %d", os.getpid(), exc_info=exc)
+            else:
+                sys.excepthook(type(exc), exc, exc.__traceback__)
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
     finally:
         for stream in (sys.stdout, sys.stderr):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Dict, Optional, Tuple
 
+from ..record_fields import with_fields
 from ..text import format_exception, printable
 
 log = logging.getLogger("echo.server")
@@ -37,10 +38,11 @@ def log_always(event: str, text: str, *args: Any, **fields: Any) -> None:
 def _log(
     level: int, event: str, text: str, args: Tuple[Any, ...], exc: Optional[BaseException], fields: Dict[str, Any]
 ) -> None:
-    extra = {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+    fields = {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+    fields = {"event": event, **fields}
     args = tuple(value if isinstance(value, (int, float)) else printable(str(value)) for value in args)
     exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
-    record = log.makeRecord(log.name, level, __file__, 0, text, args, exc_info, extra={"event": event, **extra})
+    record = with_fields(log.makeRecord, log.name, level, __file__, 0, text, args, exc_info, fields=fields)
     if exc is not None:
         record.exc_text = "\n".join(format_exception(exc))
     log.handle(record)

@@ -2,6 +2,7 @@
 waits for no thread of its parent."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -191,6 +192,59 @@ def test_a_child_that_comes_back_from_its_hook_ends_there_and_its_parents_sessio
         "({'eof': 1}, 3, 6)",
         "INFO stopped: 0 sessions drained, 0 cut",
     ]
+
+
+FORGED = "2026-01-01 00:00:00.000 INFO    forged\n2026-01-01 00:00:00.000 INFO    forged\x1b[2J"
+SHOWN = r"2026-01-01 00:00:00.000 INFO    forged\n2026-01-01 00:00:00.000 INFO    forged\x1b[2J"
+
+
+@pytest.mark.parametrize("log", ["run", "own", "none"])
+def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
+    """Row 63: in the log of ``echo.run``, in one of the program's own, and where none is configured."""
+    script = f"""
+    import logging, signal
+
+    os.dup2(1, 2)
+
+    class Forks(echo.MessageRequestHandler):
+        framing = echo.LengthFraming()
+
+        def message_received(self, message):
+            child = os.fork()
+            if not child:
+                raise (ValueError if message[:1] == b"V" else SystemExit)(message[1:].decode())
+            self.send(b"%d" % (code_of(child) >> 8))
+
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            threading.Thread(target=talk, args=(self,)).start()
+
+    def talk(server):
+        with echo.connect(server.server_address, framing=echo.LengthFraming()) as client:
+            for letter in (b"V", b"S"):
+                client.send(letter + {FORGED.encode()!r})
+                print("code", client.recv().decode(), flush=True)
+        if "{log}" == "none":
+            server.shutdown()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if "{log}" == "none":
+        with Server(("127.0.0.1", 0), Forks) as server:
+            server.serve_forever()
+    else:
+        if "{log}" == "own":
+            logging.basicConfig(format="%(levelname)s %(message)s")
+        echo.run(Forks, ("127.0.0.1", 0), server_class=Server)
+    """
+    lines = output_of(script)
+    assert not [line for line in lines if line.startswith("2026-01-01") or not line.isprintable()]
+    assert [line for line in lines if line.startswith("code")] == ["code 1"] * 2
+    beginning = {"run": r"[-:. \d]+ ERROR   ", "own": "ERROR ", "none": ""}[log]
+    assert len([line for line in lines if re.fullmatch(beginning + r"exception in the forked process \d+", line)]) == 1
+    assert len([line for line in lines if line.endswith(f"ValueError: {SHOWN}")]) == 1
+    assert len([line for line in lines if re.fullmatch(r"process \d+: " + re.escape(SHOWN), line)]) == 1
 
 
 def test_a_child_that_a_hook_forks_in_a_child_of_the_forking_mixin_ends_where_it_comes_back():

@@ -2,7 +2,9 @@
 
 import errno
 import logging
+import re
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -128,6 +130,82 @@ def test_what_a_peer_sent_is_escaped_in_records_and_tracebacks_of_a_programs_own
     assert [line for line in lines if line.startswith("2026")] == []
     assert f"ValueError: {SHOWN}" in lines
     assert len([line for line in lines if SHOWN in line]) == 7  # also as the reason, and of get_request()
+
+
+@pytest.fixture
+def factory_sets():
+    """``factory_sets(*names)``: from now on a record factory of the program's own sets attributes with these names."""
+    python = logging.getLogRecordFactory()
+
+    def install(*names):
+        def factory(*args, **kwargs):
+            record = python(*args, **kwargs)
+            vars(record).update(dict.fromkeys(names, "the program's"))
+            return record
+
+        logging.setLogRecordFactory(factory)
+
+    yield install
+    logging.setLogRecordFactory(python)
+
+
+@pytest.mark.parametrize(
+    "names", [["session"], ["event"], ["peer"], ["reason"], ["size"], ["drained", "size", "reason", "peer", "event"]]
+)
+def test_a_record_factory_may_set_attributes_with_the_names_of_ours(serve, dial, caplog, factory_sets, names):
+    class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
+        framing = echo.LineFraming(64)
+
+        def message_received(self, message):
+            if message == b"raise":
+                raise ValueError("boo")
+            self.send(message)
+
+    def texts():
+        caplog.clear()
+        server = serve(Logged)
+        for data in (b"hello\n", b"raise\n", b"x" * 100 + b"\n"):
+            client = dial(server)
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            read_all(client)
+            client.close()
+            eventually(lambda: not server.connections)
+        assert server.stats().ended == {"eof": 1, "error": 1, "too-long": 1}
+        server.stop()
+        numbers = r"127\.0\.0\.1:\d+|\d+\.\d+ s"
+        return [(record.levelname, re.sub(numbers, "N", record.getMessage()), record.exc_text) for record in records()]
+
+    def records():
+        return [record for record in caplog.records if record.name.startswith("echo.")]
+
+    caplog.set_level(logging.INFO, "echo")
+    expected = texts()
+    factory_sets(*names)
+    assert texts() == expected
+    assert {getattr(record, name) for record in records() for name in names} == {"the program's"}
+    ends = [record for record in records() if " disconnected: " in record.getMessage()]
+    assert [record.messages_in for record in ends] == [1, 1, 0]
+    assert "ValueError: boo" in caplog.text
+
+
+def test_a_handler_that_raises_a_key_error_gets_each_record_once(serve, dial, factory_sets, capsys):
+    messages = []
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage().partition(" ")[2][:9])
+            raise KeyError("session")
+
+    log = logging.Logger("test")
+    log.addHandler(Broken())
+    factory_sets("peer")
+    with dial(serve(type("Handler", (echo.LoggingMixin, echo.EchoRequestHandler), {"log": log}))) as client:
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"hello\n"
+    assert messages == ["connected", "received ", "sent 5 by", "disconnec"]
+    assert capsys.readouterr().err.count("KeyError: 'session'") == 4
 
 
 def test_an_error_in_a_stock_handler_is_one_record_with_the_peer(serve, dial, caplog, capfd):

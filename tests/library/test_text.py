@@ -105,7 +105,16 @@ def test_an_address_has_a_name_that_a_log_line_can_carry(address, text):
     assert format_address(address) == text
 
 
-@pytest.mark.parametrize("address", ["/tmp/a\nb", "/tmp/\x1b[2J", b"\0abstract", b"/tmp/\xff"])
+FORGED = "a\r\n2026-01-01 forged\x1b[31m\x85\u2028\ud800"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("/tmp/a\nb", "/tmp/\x1b[2J", b"\0abstract", b"/tmp/\xff"),
+        *((FORGED, 80), ("192.0.2.1", FORGED), (f"::{FORGED}", 80, 0, 0), (f"fe80::{FORGED}", FORGED, 0, 2**31 - 1)),
+    ],
+)
 def test_an_address_that_a_peer_chose_cannot_forge_a_log_line(address):
     text = format_address(address)
     assert text.isprintable()

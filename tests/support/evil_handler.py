@@ -75,6 +75,13 @@ def in_child(text):
     child.join()
 
 
+def in_fork(text, function=fail):
+    child = os.fork()
+    if not child:
+        function(text)
+    os.waitpid(child, 0)
+
+
 def print_exception(text):
     try:
         fail_with_cause(text)
@@ -98,6 +105,8 @@ ACTIONS = {
     "reset": lambda text: (_ for _ in ()).throw(ConnectionResetError(text)),
     "thread": in_thread,
     "child": in_child,
+    "fork": in_fork,
+    "fork_exit": lambda text: in_fork(text, sys.exit),
     "del": Dies,
     "warn": warnings.warn,
     "print": lambda text: print(text, file=sys.stderr),
