@@ -178,6 +178,9 @@ class Network:
     def dialer(self, connect, clock):
         return _DialsAtOnce(connect, clock)
 
+    def written(self, line):
+        """The client writes a line of its report. If the reader of its output pauses, this advances the clock."""
+
 
 class _DialsAtOnce(Dialer):
     """Connects in the calling thread, which advances the clock."""
@@ -221,6 +224,7 @@ class Simulation:
         self.report = Report(self._write, stderr=self._err, wall=self.network.wall, **report_options)
 
     def _write(self, line):
+        self.network.written(line)
         self._out.write(line + "\n")
 
     def run(self):
