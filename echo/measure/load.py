@@ -28,7 +28,7 @@ from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Set
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError, IncompleteMessage
 from ..framing import Framing
-from .clock import CLOCK, Clock
+from .clock import CLOCK, STOPPED, Clock
 from .distribution import SECOND, Distribution
 from .lane import Lane
 from .outages import Downtime
@@ -242,6 +242,7 @@ class Load:
         self._counting = False  # the measured time has begun
         self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time without polling
         self._polled = 0  # nanoseconds
+        self._spared_until = 0  # no probe is given up before
         self._idle_since = 0  # when a poll has found nothing; 0 if something was sent since
         self._received_at = self._begin = self._end = self._interval = 0
         self._interrupted = False
@@ -368,9 +369,17 @@ class Load:
             self._give_up(lane, now)
             if lane.ledger.outstanding:
                 oldest = min(oldest, lane.ledger.outstanding[0].sent_at)
-        return max(now + LOOK, oldest + self._patience + 1)
+        return max(now + LOOK, oldest + self._patience + 1, self._spared_until)
+
+    def _notice_stop(self, since: int, until: int) -> None:
+        """Spare the probes for a moment if this took too long: this process was stopped, and the replies that have come
+        meanwhile are read first. The time for processing replies is not watched: a busy load gives probes up, too."""
+        if until - since > STOPPED:
+            self._spared_until = until + STOPPED
 
     def _give_up(self, lane: Lane, now: int) -> None:
+        if now < self._spared_until:
+            return
         ledger = lane.ledger
         lost = ledger.give_up(now - self._patience)
         if lost and now >= self._end and not self._plan.rate and ledger.next == ledger.counts_from:
@@ -436,8 +445,10 @@ class Load:
         issued += self._issued_before
         self._slice.issued = issued - self._issued_reported
         self._issued_reported = issued
-        self._slice.until = self._clock.now() - self._received_at
+        now = self._clock.now()
+        self._slice.until = now - self._received_at
         self._pipe.send(self._slice)
+        self._notice_stop(now, self._clock.now())  # the bench may wait for the reader of its output
         self._slice = Slice()
 
     def _is_abandoned(self) -> bool:
@@ -497,12 +508,15 @@ class Load:
     def _wait(self, wait: int) -> List[Tuple[selectors.SelectorKey, int]]:
         """Return the lanes that are ready. Polling is not work, from one poll that finds nothing to the next: a process
         that polls has time to spare."""
-        began = self._idle_since or self._clock.now()
+        asked_at = self._clock.now()
+        began = self._idle_since or asked_at
         self._idle_since = 0
         ready = self._selector.select(wait / SECOND)
+        now = self._clock.now()
+        self._notice_stop(asked_at + wait, now)
         if not wait and not ready:
-            self._idle_since = self._clock.now()
-            self._polled += self._idle_since - began
+            self._idle_since = now
+            self._polled += now - began
         return ready
 
     def _count(self, probe: Probe, now: int) -> None:
