@@ -1000,6 +1000,26 @@ def test_after_a_pause_of_the_load_a_reply_that_is_missing_is_lost(load, network
     assert summary["errors"] == {"no reply in time": 1}
 
 
+@LOADS
+def test_replies_that_came_while_the_load_was_stopped_anywhere_are_not_lost(load):
+    class IsStoppedAtSomeLook(Network):
+        """The load is stopped before one of its looks at the clock after 100 ms."""
+
+        looks = 0
+
+        def now(self):
+            self.looks += self.time >= 100_000_000
+            if self.looks == stopped_at:
+                self.looks += 1
+                self.time += 5_000_000_000
+            return self.time
+
+    for stopped_at in range(1, 26):  # two rounds, or one with new connections
+        result = simulate_bench(network=IsStoppedAtSomeLook, duration=0.15, timeout=1, as_json=True, **load)
+        assert result.network.looks > stopped_at
+        assert (stopped_at, result.code) == (stopped_at, 0)
+
+
 def test_a_busy_load_gives_up_what_is_missing():
     class AnswersOneOfTwo(Service):
         def answer(self, message):
