@@ -11,6 +11,12 @@ from typing import Type
 
 from .dialer import Dialer
 
+STOPPED = 100_000_000
+"""Nanoseconds by which a wait may be too long. If it is longer, this process was stopped in the meantime (Ctrl-Z, a
+laptop that was closed), and the replies that have come since may have waited for it. The same holds if it takes longer
+to write, to a terminal or a pipe that nobody reads. For as long afterwards no probe is given up, so that those replies
+are read first."""
+
 
 class Clock:
     """The system's clock: ``now`` in nanoseconds, ``wall`` in seconds since 1970, ``cpu`` in nanoseconds of this

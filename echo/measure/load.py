@@ -28,7 +28,7 @@ from typing import Any, Counter, Dict, Iterable, List, NamedTuple, Optional, Set
 from ..client.endpoint import Endpoint
 from ..exceptions import EchoError, IncompleteMessage
 from ..framing import Framing
-from .clock import CLOCK, Clock
+from .clock import CLOCK, STOPPED, Clock
 from .distribution import SECOND, Distribution
 from .lane import Lane
 from .outages import Downtime
@@ -242,6 +242,8 @@ class Load:
         self._counting = False  # the measured time has begun
         self._watched_from: Optional[Tuple[int, int]] = None  # the time, and the processor time without polling
         self._polled = 0  # nanoseconds
+        self._spared_until = 0  # no probe is given up before
+        self._step_began = 0  # see _step()
         self._idle_since = 0  # when a poll has found nothing; 0 if something was sent since
         self._received_at = self._begin = self._end = self._interval = 0
         self._interrupted = False
@@ -288,9 +290,10 @@ class Load:
         self._interval = period.interval
         self._clock.sleep((start - received_at) / SECOND)
         tick_at = look_at = start
+        self._step_began = clock()
         self._start(start)
         while True:
-            now = clock()
+            now = self._step(clock())
             if now >= tick_at:
                 tick_at = self._tick(now)
             self._send_due(min(now, self._end))  # even if this process was held up until after the end
@@ -305,7 +308,7 @@ class Load:
                     if ready & selectors.EVENT_WRITE:
                         self._flush(lane)
                     if ready & selectors.EVENT_READ:
-                        now = clock()
+                        now = self._step(clock())
                         if now >= tick_at:  # these replies belong to the next slice
                             tick_at = self._tick(now)
                         self._receive(lane, now)
@@ -352,7 +355,7 @@ class Load:
             self._slice.damaged += 1
 
     def _send(self, lane: Lane, due_at: int) -> None:
-        lane.send(due_at)
+        self._step(lane.send(due_at).sent_at)
         if lane.is_behind:
             self._selector.modify(lane, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
@@ -368,9 +371,23 @@ class Load:
             self._give_up(lane, now)
             if lane.ledger.outstanding:
                 oldest = min(oldest, lane.ledger.outstanding[0].sent_at)
-        return max(now + LOOK, oldest + self._patience + 1)
+        return max(now + LOOK, oldest + self._patience + 1, self._spared_until)
+
+    def _step(self, now: int) -> int:
+        """Notice whether this process was stopped: then much time has passed since the step before. If so, no probe is
+        given up for a moment, so that the replies that have come meanwhile are read first. Return the time.
+
+        A step is a wait, beyond its time, a report to the bench, one send, or the replies that one read brings. All
+        that a busy load does between two waits may take long, and it gives probes up as any other.
+        """
+        if now - self._step_began > STOPPED:
+            self._spared_until = now + STOPPED
+        self._step_began = now
+        return now
 
     def _give_up(self, lane: Lane, now: int) -> None:
+        if now < self._spared_until:
+            return
         ledger = lane.ledger
         lost = ledger.give_up(now - self._patience)
         if lost and now >= self._end and not self._plan.rate and ledger.next == ledger.counts_from:
@@ -436,8 +453,10 @@ class Load:
         issued += self._issued_before
         self._slice.issued = issued - self._issued_reported
         self._issued_reported = issued
-        self._slice.until = self._clock.now() - self._received_at
+        now = self._clock.now()
+        self._slice.until = now - self._received_at
         self._pipe.send(self._slice)
+        self._step(self._clock.now())  # the bench may wait for the reader of its output
         self._slice = Slice()
 
     def _is_abandoned(self) -> bool:
@@ -497,12 +516,15 @@ class Load:
     def _wait(self, wait: int) -> List[Tuple[selectors.SelectorKey, int]]:
         """Return the lanes that are ready. Polling is not work, from one poll that finds nothing to the next: a process
         that polls has time to spare."""
-        began = self._idle_since or self._clock.now()
+        asked_at = self._step(self._clock.now())
+        began = self._idle_since or asked_at
         self._idle_since = 0
+        self._step_began = asked_at + wait
         ready = self._selector.select(wait / SECOND)
+        now = self._step(self._clock.now())
         if not wait and not ready:
-            self._idle_since = self._clock.now()
-            self._polled += self._idle_since - began
+            self._idle_since = now
+            self._polled += now - began
         return ready
 
     def _count(self, probe: Probe, now: int) -> None:

@@ -17,7 +17,7 @@ from ..framing import Framing
 from ..sockets import LONGEST_WAIT
 from ..text import plural
 from ..transport.tls_messages import explain
-from .clock import CLOCK, Clock
+from .clock import CLOCK, STOPPED, Clock
 from .distribution import SECOND, Distribution
 from .document import environment
 from .figures import as_fields, comparison, damage, percentile_name, with_conditions
@@ -28,10 +28,6 @@ from .report import Report, microseconds, milliseconds
 from .series import SHORTEST_POINT, Series
 
 PERCENTILES = [50.0, 90.0, 99.0, 99.9]
-
-STOPPED = 0.1
-"""Seconds by which a wait may be too long. If it is longer, this process was stopped in the meantime (Ctrl-Z, a laptop
-that was closed, a terminal that takes no output), and the replies that have come since may have waited for it."""
 
 CONNECT_PAUSE = 0.1
 """Minimum time in seconds between two attempts to connect, if the interval is shorter."""
@@ -82,6 +78,7 @@ class Ping:
         self._lane: Optional[Lane] = None
         self._selector = clock.selector()
         self._next_at = 0
+        self._waited_until = 0  # the end of the last wait
         self._spared_until = 0  # no probe is given up before
         self._stopped = self._waiting = self._is_explained = False
         self._sent = 0
@@ -129,6 +126,7 @@ class Ping:
             yield
         finally:
             self._waiting = False
+            self._waited_until = self._clock.now()
 
     def run(self) -> int:
         """Ping until all is done or it is interrupted, report the summary, and return the exit code."""
@@ -241,6 +239,7 @@ class Ping:
 
     def _receive(self, lane: Lane, now: int) -> None:
         """Wait for the first of these: replies, the time of the next probe, the timeout of a probe."""
+        self._notice_stop(now)
         deadlines = [self._next_at] if self._may_send() else []
         if self._patience is not None and lane.ledger.outstanding:
             deadlines.append(max(lane.ledger.outstanding[0].sent_at + self._patience, self._spared_until))
@@ -250,9 +249,8 @@ class Ping:
         try:
             with self._interruptible():
                 events = self._selector.select(wait)
-            looked_at = self._clock.now()
-            if deadlines and looked_at - min(deadlines) > STOPPED * SECOND:
-                self._spared_until = looked_at + round(STOPPED * SECOND)
+            if deadlines and self._waited_until - min(deadlines) > STOPPED:
+                self._spare(self._waited_until)
             for _, ready in events:
                 if ready & selectors.EVENT_WRITE:
                     lane.flush()
@@ -270,7 +268,18 @@ class Ping:
         if self._new_connection and not lane.ledger.outstanding:
             self._remove(lane)
 
+    def _notice_stop(self, now: int) -> None:
+        """Spare the probes if this process has not waited for replies in a while: a line of the report may have waited
+        for the reader of the output."""
+        if now - self._waited_until > STOPPED:
+            self._spare(now)
+
+    def _spare(self, now: int) -> None:
+        """Give up no probe for a moment: the replies that have come are read first."""
+        self._spared_until = now + STOPPED
+
     def _give_up(self, lane: Lane, now: int) -> None:
+        self._notice_stop(now)
         if self._patience is not None and now >= self._spared_until:
             for probe in lane.ledger.give_up(now - self._patience):
                 self._is_explained = False

@@ -921,6 +921,121 @@ def test_a_reply_after_its_time_is_late_however_soon_after(rate):
     assert summary["rtt_max_us" if rate is None else "raw_max_us"] <= 11_000
 
 
+# Pauses of the client itself.
+
+
+class TakesLong(Service):
+    """Answers each message after 20 ms, so that some are on their way at any time."""
+
+    def opened(self):
+        self.held = []
+
+    def answer(self, message):
+        self.held.append((self.network.time + 20_000_000, message))
+
+    def turn(self):
+        super().turn()
+        while self.held and self.held[0][0] <= self.network.time:
+            self.send(self.held.pop(0)[1])
+
+
+class BenchPauses(Network):
+    """The bench takes no counts for five seconds, since the reader of its output pauses."""
+
+    paused = False
+
+    def passed_on(self):
+        if not self.paused and self.time >= 1_500_000_000:
+            self.paused = True
+            self.time += 5_000_000_000
+
+
+class IsStopped(Network):
+    """The load is stopped for five seconds while it waits."""
+
+    paused = False
+
+    def selector(self):
+        network, selector = self, super().selector()
+        select = selector.select
+
+        def stopped(timeout=None):
+            if not network.paused and network.time >= 1_500_000_000:
+                network.paused = True
+                network.time += 5_000_000_000
+            return select(timeout)
+
+        selector.select = stopped
+        return selector
+
+
+PAUSES = pytest.mark.parametrize("network", [BenchPauses, IsStopped])
+LOADS = pytest.mark.parametrize("load", [{}, {"rate": 100}, {"reconnect": True}, {"new_connection": True}], ids=str)
+
+
+@PAUSES
+@LOADS
+def test_replies_that_came_while_the_load_was_held_up_are_not_lost(load, network):
+    result = simulate_bench(TakesLong, network=network, duration=8, timeout=1, as_json=True, **load)
+    assert result.network.paused
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary["lost"], summary["wrong"], summary["errors"]) == (0, 0, {}, {})
+    assert summary["came"] == summary["due"] > 0
+
+
+@PAUSES
+@LOADS
+def test_after_a_pause_of_the_load_a_reply_that_is_missing_is_lost(load, network):
+    class ForgetsOne(TakesLong):
+        def answer(self, message):
+            if forgotten or self.network.time < 1_300_000_000:
+                super().answer(message)
+            else:
+                forgotten.append(message)
+
+    forgotten = []
+    result = simulate_bench(ForgetsOne, network=network, duration=8, timeout=1, as_json=True, **load)
+    summary = adds_up(events(result.text)[-1])
+    assert (result.code, summary["lost"], summary["wrong"]) == (1, 1, {})
+    assert summary["errors"] == {"no reply in time": 1}
+
+
+@LOADS
+def test_replies_that_came_while_the_load_was_stopped_anywhere_are_not_lost(load):
+    class IsStoppedAtSomeLook(Network):
+        """The load is stopped before one of its looks at the clock after 100 ms."""
+
+        looks = 0
+
+        def now(self):
+            self.looks += self.time >= 100_000_000
+            if self.looks == stopped_at:
+                self.looks += 1
+                self.time += 5_000_000_000
+            return self.time
+
+    for stopped_at in range(1, 26):  # two rounds, or one with new connections
+        result = simulate_bench(network=IsStoppedAtSomeLook, duration=0.15, timeout=1, as_json=True, **load)
+        assert result.network.looks > stopped_at
+        assert (stopped_at, result.code) == (stopped_at, 0)
+
+
+def test_a_busy_load_gives_up_what_is_missing():
+    class AnswersOneOfTwo(Service):
+        def answer(self, message):
+            if self.network.sessions.index(self) != 1:
+                self.send(message)
+
+    class IsBusy(Network):
+        def now(self):  # each step takes long, and so does each round
+            self.time += 30_000_000
+            return self.time
+
+    result = simulate_bench(AnswersOneOfTwo, network=IsBusy, connections=5, duration=8, timeout=1, as_json=True)
+    summary = adds_up(events(result.text)[-1])
+    assert summary["errors"]["no reply in time"] == summary["lost"] >= 5
+
+
 @pytest.mark.parametrize("rate", [None, 100], ids=["closed", "open"])
 def test_a_tenth_is_a_tenth_since_the_warm_up_counts_for_nothing(rate):
     class DropsEachTenth(Service):

@@ -353,6 +353,62 @@ def test_after_a_stop_of_the_client_a_reply_that_is_missing_is_lost():
     assert lines_about(result.text, 2) == ["lost: no reply after 0.1 s"]
 
 
+class AnswersOneLater(Service):
+    """Answers each message when the next one comes, and the fourth at once."""
+
+    held = None
+
+    def answer(self, message):
+        if self.held is not None:
+            self.send(self.held)
+        self.held = message
+        if self.number == 4:
+            self.send(message)
+
+
+class ReaderPauses(Network):
+    """The reader of the output pauses, before it takes the first reply."""
+
+    def written(self, line):
+        if "seq=1 time" in line:
+            self.time += 5_000_000_000
+
+
+def test_a_reply_that_came_while_the_output_was_blocked_is_not_lost():
+    result = simulate_ping(AnswersOneLater, network=ReaderPauses, count=4, interval=0.02, timeout=0.1)
+    assert result.code == 0
+    assert all_right(result.text, 4)
+
+
+def test_a_reply_that_came_while_a_lost_one_was_reported_is_not_lost():
+    class ForgetsTheFirst(AnswersOneLater):
+        def answer(self, message):
+            if self.number != 1:
+                super().answer(message)
+
+    class ReaderPausesAtTheLoss(Network):
+        def written(self, line):
+            if "seq=1 lost" in line:
+                self.time += 200_000_000  # until 50 ms after the second one's time is over
+
+    result = simulate_ping(ForgetsTheFirst, network=ReaderPausesAtTheLoss, count=4, interval=0.15, timeout=0.2)
+    assert result.code == 1
+    assert [lines_about(result.text, seq) for seq in (1, 2, 3, 4)] == [["lost: no reply after 0.2 s"], [""], [""], [""]]
+
+
+def test_after_the_output_was_blocked_a_reply_that_is_missing_is_lost():
+    class ForgetsTheSecond(AnswersOneLater):
+        def answer(self, message):
+            super().answer(message)
+            if self.number == 2:
+                self.held = None
+
+    result = simulate_ping(ForgetsTheSecond, network=ReaderPauses, count=4, interval=0.02, timeout=0.1)
+    assert result.code == 1
+    assert counts(result.text)["lost"] == 1
+    assert lines_about(result.text, 2) == ["lost: no reply after 0.1 s"]
+
+
 def test_a_word_that_nobody_asked_for_is_reported():
     result = simulate_ping(SpeaksUnasked, count=4, interval=0.02, verbose=True)
     assert result.code == 3

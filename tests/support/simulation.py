@@ -178,6 +178,12 @@ class Network:
     def dialer(self, connect, clock):
         return _DialsAtOnce(connect, clock)
 
+    def written(self, line):
+        """The client writes a line of its report. If the reader of its output pauses, this advances the clock."""
+
+    def passed_on(self):
+        """The load of a bench passes on its counts. If the bench does not take them, this advances the clock."""
+
 
 class _DialsAtOnce(Dialer):
     """Connects in the calling thread, which advances the clock."""
@@ -221,6 +227,7 @@ class Simulation:
         self.report = Report(self._write, stderr=self._err, wall=self.network.wall, **report_options)
 
     def _write(self, line):
+        self.network.written(line)
         self._out.write(line + "\n")
 
     def run(self):
@@ -351,6 +358,7 @@ class _Load(threading.Thread):
     # The pipe of the load.
 
     def send(self, data):
+        self._network.passed_on()
         self._pipe.send(data)
 
     def poll(self):
