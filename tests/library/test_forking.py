@@ -542,6 +542,8 @@ def test_the_forking_mixin_of_socketserver_serves_in_children():
 def test_a_child_of_the_forking_mixin_that_a_signal_ends_at_a_stop_is_cut():
     """Row 43: Ctrl-C at a terminal reaches the children, too. Their sessions counted as drained."""
     script = """
+    import signal
+
     class Forking(socketserver.ForkingMixIn, echo.Server):
         pass
 
