@@ -50,7 +50,7 @@ LONGEST_WAIT = 24 * 86400.0
 several."""
 
 _SCRAP = bytearray(64 * 1024)
-"""What is dropped is read into this, in any number of threads: memory for it must not lack."""
+"""Bytes that are dropped are read into this, by any thread. It exists from the start, since memory may run out."""
 
 _IGNORE_RAGGED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Python before 3.10 always sets it
 
