@@ -265,8 +265,8 @@ def _check_not_meant(cls: type, name: str) -> None:
     own = [base for base in cls.__mro__ if not base.__module__.startswith("echo.")]
     if not any(mentions(base, name) for base in own):
         raise TypeError(
-            f"{owner.__name__}.{name} would have no effect, since {owner.__name__} is not a subclass of echo.Server; set it"
-            f" in the body of {cls.__name__}, or give it to the constructor"
+            f"{owner.__name__}.{name} would have no effect, since {owner.__name__} is not a subclass of echo.Server; set"
+            f" it in the body of {cls.__name__}, or give it to the constructor"
         )
 
 

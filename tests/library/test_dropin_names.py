@@ -117,7 +117,7 @@ VALUES = {
 def test_an_option_in_a_mixin_is_an_error_and_is_not_ignored(name):
     """Row 61: it let everybody in."""
     own = type("Own", (type("Mixin", (), {name: VALUES[name]}), echo.Server), {})
-    words = f"Mixin.{name} would have no effect, since Mixin is not a subclass of echo.Server; set it in the body of Own, or"
+    words = f"Mixin.{name} would have no effect, since Mixin is not a subclass of echo.Server; set it in the body of Own,"
     with pytest.raises(TypeError, match=words):
         own(ADDRESS, Lines)
 
