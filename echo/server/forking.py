@@ -21,8 +21,8 @@ import time
 import weakref
 from typing import Any, Callable, List, NoReturn, Optional, Set, Tuple
 
-from ..text import LONGEST, printable
-from .reporting import log_event
+from ..text import LONGEST, format_exception, printable
+from .reporting import log, log_event
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -78,10 +78,12 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
                 print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", file=sys.stderr)
         elif exc is not None:
             code = 1
-            if sys.excepthook is sys.__excepthook__:
-                log_event(logging.ERROR, "error", "exception in the forked process %d", os.getpid(), exc_info=exc)
-            else:
+            if sys.excepthook is not sys.__excepthook__:
                 sys.excepthook(type(exc), exc, exc.__traceback__)
+            elif not log.isEnabledFor(logging.ERROR):  # by logging.config, which disables the loggers that there are
+                print("\n".join(format_exception(exc)), file=sys.stderr)
+            else:
+                log_event(logging.ERROR, "error", "exception in the forked process %d", os.getpid(), exc_info=exc)
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
     finally:
         for stream in (sys.stdout, sys.stderr):

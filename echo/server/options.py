@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import sys
+import warnings
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, TypedDict, TypeVar, Union, cast
 
 from ..class_body import mentions
@@ -197,6 +199,10 @@ FIXED = frozenset(OPTIONS).difference(STANDARD)
 """The others are read once, when the server is made. They may not be assigned later, except ``ssl_context``."""
 
 
+_DECISIVE = frozenset({"allow", "deny", "ssl_context", "proxy_protocol", "proxy_allow_from", "unix_mode"})
+"""Those that decide who gets in."""
+
+
 _INSTEAD = {
     **dict.fromkeys(("allow", "deny", "proxy_allow_from"), "call set_access(allow, deny, proxy_allow_from)"),
     "shutdown_timeout": "call stop(timeout)",
@@ -222,11 +228,11 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
 
     An attribute of another class, an attribute of the object and a method have the name of an option by chance; they
     are the program's own. Raises ``TypeError`` for an unknown option or a value of the wrong type, ``ValueError`` for a
-    wrong value, and ``TypeError`` for an attribute of another class that seems to be meant as an option.
+    wrong value.
     """
     found = Options()
-    for name in FIXED.difference(given):
-        _check_not_meant(type(server), name)
+    for name in _DECISIVE.difference(given):
+        _warn_of_attribute(type(server), name)
     for name in OPTIONS:
         bodies = [vars(cls) for cls in type(server).__mro__ if issubclass(cls, Options) and name in vars(cls)]
         values = [body[name] for body in bodies if not hasattr(body[name], "__get__")]
@@ -256,28 +262,34 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     return found
 
 
-def _check_not_meant(cls: type, name: str) -> None:
-    """``TypeError`` for an attribute of a class that is no server of ours, as of a mixin, if it could be this option
-    and no method of the program uses it: nobody would be refused by it, or served with TLS."""
+def _warn_of_attribute(cls: type, name: str) -> None:
+    """``RuntimeWarning`` for an attribute of a class that is not a server of ours, as of a mixin, if it could be this
+    option and no method of the server's classes uses it: it refuses nobody, and encrypts nothing.
+
+    Rejected: an error. A handler may use it, or any other code of a program that was written for ``socketserver``.
+    """
     owner = next(base for base in cls.__mro__ if name in vars(base))
     if issubclass(owner, Options) or not _could_be(OPTIONS[name], vars(owner)[name]):
         return
-    own = [base for base in cls.__mro__ if not base.__module__.startswith("echo.")]
-    if not any(mentions(base, name) for base in own):
-        raise TypeError(
-            f"{owner.__name__}.{name} would have no effect, since {owner.__name__} is not a subclass of echo.Server; set"
-            f" it in the body of {cls.__name__}, or give it to the constructor"
+    if not any(mentions(base, name) for base in cls.__mro__ if not base.__module__.startswith("echo.")):
+        frame, depth = sys._getframe(), 1  # those of the program begin where it makes the server
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("echo."):
+            frame, depth = frame.f_back, depth + 1
+        warnings.warn(
+            f"{owner.__name__}.{name} is not an option, since {owner.__name__} is not a subclass of echo.Server; to"
+            f" make it one, set it in the body of {cls.__name__}, or give it to the constructor",
+            RuntimeWarning,
+            stacklevel=depth,
         )
 
 
 def _could_be(option: Option, value: Any) -> bool:
-    try:
-        option.check(value)
-        if not option.types:
-            AccessList(value, option=option.name)
+    if option.types:
+        return isinstance(value, option.types) and value is not option.default
+    try:  # only of lists and their like: to look into another iterable could use it up
+        return isinstance(value, (list, tuple, set, frozenset)) and bool(value) and bool(AccessList(value))
     except (TypeError, ValueError):
         return False
-    return value != option.default and bool(option.types or value)
 
 
 def assign(options: Options, name: str, value: Any) -> None:

@@ -28,7 +28,7 @@ import threading
 from typing import Any, Iterable, List, Mapping, Optional
 
 from ..class_body import check_behind
-from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, SEND_TIMEOUT, expect_shut_down, linger, prepare
+from ..sockets import LINGER_SILENCE, LINGER_TIMEOUT, expect_shut_down, linger, prepare
 from ..text import format_address
 from . import forking, threads
 from .access import as_tuple
@@ -290,7 +290,7 @@ class SessionServer(ListeningServer):
         session = self._echo_registry.get(request)
         if session is None:
             if self._echo_registry.was_let_go:  # a child of ForkingMixIn, for example
-                linger(request, send_timeout=SEND_TIMEOUT, shared=True)
+                linger(request, shared=True)
             super().shutdown_request(request)
             return
         session.closing()

@@ -232,14 +232,14 @@ class Session:
                 let_go()
 
     def is_only_lingering(self) -> bool:
-        """Whether the close only waits for the client's own end: the client was refused, or the handler is done, its
-        input was not cut off, and the client's host has all replies."""
+        """Whether the close only waits for the client: it was refused, or the handler is done and its input was not cut
+        off."""
+        return self.refused is not None or (self.state == "closing" and not self.handler.connection.input_ended)
+
+    def is_delivered(self) -> bool:
+        """Whether the client's host has all replies, or there are none, or it can get no more of them."""
         if self.refused is not None:
             return True
-        return self.state == "closing" and not self.handler.connection.input_ended and self._is_delivered()
-
-    def _is_delivered(self) -> bool:
-        """Whether the client's host has all replies, or can get no more of them."""
         try:
             return (undelivered(self.stream) or 0) <= 1 or is_dead(self.stream)  # our FIN counts as a byte
         except Exception:  # closed meanwhile, or an object without a descriptor

@@ -430,6 +430,17 @@ def test_a_session_that_has_ended_and_whose_replies_are_not_delivered_is_cut(ser
         assert server.stop() is False
 
 
+def test_a_stop_at_once_does_not_cut_a_session_whose_replies_are_acknowledged_a_moment_later(serve, dial):
+    """A host acknowledges the last bytes up to 40 ms after it has them."""
+    server = serve()
+    socks = [dial(server) for _ in range(20)]
+    for sock in socks:
+        sock.sendall(b"hello\nexit\n")
+        assert read_all(sock) == b"hello\n"
+    eventually(lambda: {each.state for each in server.connections} == {"closing"})
+    assert server.stop(0) is True
+
+
 def test_a_closing_server_accepts_no_more_waiting_clients_than_its_limit_allows(serve, dial):
     """The limit holds for sessions at a time: those that have drained make room for others."""
 

@@ -174,6 +174,23 @@ def test_a_peer_that_has_taken_every_reply_is_not_waited_for_any_longer(sockets)
     linger(sock, silence=0.01, timeout=0, send_timeout=None)
 
 
+def test_after_the_end_of_the_input_a_peer_that_takes_nothing_is_not_waited_for_for_ever(sockets):
+    sock, _peer = sockets
+    sock.shutdown(socket.SHUT_RD)
+    reply(sock)
+    linger(sock, float("inf"), silence=0.01, timeout=0, send_timeout=0.05)
+    assert undelivered(sock)
+
+
+def test_after_the_end_of_the_input_a_peer_that_takes_replies_is_waited_for(sockets, monkeypatch):
+    sock, _peer = sockets
+    sock.shutdown(socket.SHUT_RD)
+    left = iter([*range(40, 0, -1), *[0] * 10])
+    monkeypatch.setattr("echo.sockets.undelivered", lambda sock: time.sleep(0.005) or next(left))
+    linger(sock, float("inf"), silence=0.001, timeout=0, send_timeout=0.1)
+    assert next(left) == 0
+
+
 def test_what_is_dropped_needs_no_memory(sockets):
     """Row 65: a session that had ended well was logged as an error, and its reply could be lost."""
     sock, peer = sockets
