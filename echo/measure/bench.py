@@ -7,6 +7,7 @@ message itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
@@ -168,7 +169,9 @@ class Bench:
                 process.join()
                 code = process.exitcode  # negative: the number of a signal
                 raise ConnectionClosed(_DIED if code < 0 else f"{_LOAD} has ended with code {code}") from None
-            if isinstance(answer, (OSError, MemoryError)):
+            if isinstance(answer, MemoryError):
+                answer = OSError(errno.ENOMEM, "not enough memory")
+            if isinstance(answer, OSError):
                 raise answer
             if not self._plan.new_connection:  # else it was only to see whether the server is there
                 for took in answer:

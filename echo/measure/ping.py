@@ -32,8 +32,6 @@ PERCENTILES = [50.0, 90.0, 99.0, 99.9]
 CONNECT_PAUSE = 0.1
 """Minimum time in seconds between two attempts to connect, if the interval is shorter."""
 
-_NO_MEMORY = "not enough memory"
-
 
 class Ping:
     """Pings ``endpoint`` with probes of ``size`` bytes, ``count`` times (None: until it is interrupted).
@@ -129,25 +127,32 @@ class Ping:
             self._waited_until = self._clock.now()
 
     def run(self) -> int:
-        """Ping until all is done or it is interrupted, report the summary, and return the exit code."""
+        """Ping until all is done or it is interrupted, report the summary, and return the exit code.
+
+        Raises ``MemoryError``, after the summary of what was sent before.
+        """
+        lacks_memory = False
         self._began = self._next_at = self._clock.now()
         began = self._report.time()
         try:
             while not self._stopped and not self._is_done():
-                try:
-                    self._go_on(self._clock.now())
-                except MemoryError:
-                    self._do_without_memory()
+                self._go_on(self._clock.now())
         except KeyboardInterrupt:
             pass  # probes on their way are neither back nor lost
+        except MemoryError:
+            lacks_memory = True
         finally:  # even if a line could not be written
             waiting = 0
             if self._lane is not None:
                 waiting = len(self._lane.ledger.outstanding)
+                self._sent = max([self._sent, *(probe.seq for probe in self._lane.ledger.outstanding)])
                 self._lane.close()
             self._selector.close()
-        self._report_outage(self._outages.finish(self._clock.now()))
-        self._summarize(waiting, self._clock.now() - self._began, began)
+        if self._sent or not lacks_memory:
+            self._report_outage(self._outages.finish(self._clock.now()))
+            self._summarize(waiting, self._clock.now() - self._began, began)
+        if lacks_memory:
+            raise MemoryError
         return self._exit_code()
 
     def _is_done(self) -> bool:
@@ -162,19 +167,6 @@ class Ping:
         else:
             with self._interruptible():
                 self._clock.sleep((self._next_at - now) / SECOND)
-
-    def _do_without_memory(self) -> None:
-        """It passes, as a lack of descriptors does: the probes on their way are lost, and the next one connects again.
-        A connection may have lost a part of a message."""
-        self._is_explained = True
-        lane, now = self._lane, self._clock.now()
-        if lane is None:
-            self._sent += 1
-            self._report_lost(self._sent, now, _NO_MEMORY)
-        else:
-            self._sent = max([self._sent, *(probe.seq for probe in lane.ledger.outstanding)])
-            self._close(lane, _NO_MEMORY)
-        self._next_at = max(self._next_at + max(self._interval, round(CONNECT_PAUSE * SECOND)), now)
 
     def _may_send(self) -> bool:
         if self._count is not None and self._sent >= self._count:

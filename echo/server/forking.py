@@ -12,7 +12,6 @@ that code calls handlers and methods of subclasses with ``call``, where such a c
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -22,7 +21,6 @@ import weakref
 from typing import Any, Callable, List, NoReturn, Optional, Set, Tuple
 
 from ..text import LONGEST, format_exception, printable
-from .reporting import log, log_event
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -66,8 +64,8 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
     """End this process as Python ends a program, except that the exit functions are its parent's. (``ForkingMixIn``,
     too, does not call them.)
 
-    The text of the exception may hold what a peer sent, and standard error may be the log. So Python does not print it
-    there.
+    The text of the exception may hold what a peer sent, and standard error may be the log. So Python does not print it.
+    Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
     """
     code = 0
     try:
@@ -78,12 +76,11 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
                 print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", file=sys.stderr)
         elif exc is not None:
             code = 1
-            if sys.excepthook is not sys.__excepthook__:
-                sys.excepthook(type(exc), exc, exc.__traceback__)
-            elif not log.isEnabledFor(logging.ERROR):  # by logging.config, which disables the loggers that there are
-                print("\n".join(format_exception(exc)), file=sys.stderr)
+            if sys.excepthook is sys.__excepthook__:
+                lines = [f"exception in the forked process {os.getpid()}", *format_exception(exc)]
+                print("\n  | ".join(lines), file=sys.stderr)
             else:
-                log_event(logging.ERROR, "error", "exception in the forked process %d", os.getpid(), exc_info=exc)
+                sys.excepthook(type(exc), exc, exc.__traceback__)
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
     finally:
         for stream in (sys.stdout, sys.stderr):

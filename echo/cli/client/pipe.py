@@ -193,7 +193,9 @@ class Pipe:
             if not self._in_parts and is_tls(self._connection.socket):
                 # Many services, those of asyncio among them, take the end of TLS output for the end of the session, and
                 # what they have not sent yet is lost.
-                self._changed.wait_for(lambda: not self._outstanding or self._left, self.tls_patience)
+                patience = min([self.tls_patience, *([] if self._timeout is None else [self._timeout / 2])])
+                self._changed.wait_for(lambda: not self._outstanding or self._left, patience)
+                self._due_since = self.clock()  # the server may have waited for this end
         try:
             self._connection.end_output()
         except EchoError:

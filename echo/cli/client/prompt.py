@@ -134,7 +134,8 @@ class Prompt:
                 return True
             left = _WAIT_STEP if deadline is None else min(_WAIT_STEP, deadline - time.monotonic())
             if left <= 0:
-                return False
+                with self.changed:  # a message is being shown, maybe; a signal interrupts this
+                    return done() or self.interrupted
             self._news.wait(left)
 
     def notify(self) -> None:
