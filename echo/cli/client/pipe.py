@@ -193,7 +193,7 @@ class Pipe:
             if not self._in_parts and is_tls(self._connection.socket):
                 # Many services, those of asyncio among them, take the end of TLS output for the end of the session, and
                 # what they have not sent yet is lost.
-                patience = min([self.tls_patience, *([] if self._timeout is None else [self._timeout / 2])])
+                patience = self.tls_patience if self._timeout is None else min(self.tls_patience, self._timeout / 2)
                 self._changed.wait_for(lambda: not self._outstanding or self._left, patience)
                 self._due_since = self.clock()  # the server may have waited for this end
         try:
