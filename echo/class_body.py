@@ -110,11 +110,17 @@ def names_in(method: Any, name: str) -> Optional[Tuple[str, ...]]:
     return method.__code__.co_names + method.__code__.co_freevars
 
 
+_INSIDE = ("__func__", "__wrapped__", "fget", "fset", "fdel", "func")
+"""Where methods, properties, and what ``functools`` makes have the functions that they are made of."""
+
+
 def mentions(cls: type, name: str) -> bool:
     """Whether a function in the body of ``cls`` has the attribute ``name`` of any object in its code, or that word as a
     text."""
-    functions = [getattr(each, "__func__", getattr(each, "fget", each)) for each in vars(cls).values()]
-    codes: List[Any] = [each.__code__ for each in functions if isinstance(each, FunctionType)]
+    codes: List[Any] = []
+    for each in vars(cls).values():
+        inside = (each, *(getattr(each, kind, None) for kind in _INSIDE))
+        codes += [function.__code__ for function in inside if isinstance(function, FunctionType)]
     for code in codes:  # grows: functions inside of functions
         if name in code.co_names or name in code.co_consts:
             return True

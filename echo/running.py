@@ -289,8 +289,9 @@ def run(
     they are for a signal that finds the main thread blocked by the program's own code: for the second one before the
     server is made, and for one that comes two seconds after the second. While the name of the host is looked up, the
     first signal ends that.
-    If the program handles or blocks one of them itself, that stays: a handler may raise an exception, which passes
-    through here when the sessions have ended, or stop the server. If another thread than the main thread calls this,
+    If the program handles or blocks one of them itself, that stays: a handler may stop the server, or raise an
+    exception like ``SystemExit``, which passes through here when the sessions have ended. (An ``Exception`` may be
+    taken for one of the client that is being accepted, as in ``socketserver``.) If another thread than the main thread calls this,
     signals do not stop the server, since Python allows signal handlers in the main thread only. Then it serves
     until ``stop()`` or ``shutdown()`` of the server is called, in a handler as ``self.server.stop()``. The log says
     which signals do not stop the server.

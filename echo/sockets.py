@@ -497,8 +497,12 @@ def _await_delivery(sock: socket.socket, timeout: float, patience: Optional[floa
     began = accepted_at = time.monotonic()
     left = undelivered(sock)
     while left and not is_dead(sock):
-        # The input was ended, so that this read never blocks. It keeps the peer's window open.
-        if not _drop(sock):
+        # The input was ended, or another thread is about to do that (close()). The read keeps the peer's window open.
+        try:
+            dropped = _drop(sock)
+        except BlockingIOError:
+            dropped = 0
+        if not dropped:
             time.sleep(pause)  # no system call waits for "all acknowledged"
             pause = min(2 * pause, 0.05)
         now = time.monotonic()

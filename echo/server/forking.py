@@ -68,19 +68,20 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
     Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
     """
     code = 0
+    stderr: Any = sys.stderr  # None if it was closed at the start
     try:
         if isinstance(exc, SystemExit):
             code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            if exc.code is not None and not isinstance(exc.code, int):
+            if stderr is not None and exc.code is not None and not isinstance(exc.code, int):
                 # The text alone could be a whole line of a log.
-                print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", file=sys.stderr)
+                print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", file=stderr)
         elif exc is not None:
             code = 1
-            if sys.excepthook is sys.__excepthook__:
-                lines = [f"exception in the forked process {os.getpid()}", *format_exception(exc)]
-                print("\n  | ".join(lines), file=sys.stderr)
-            else:
+            if sys.excepthook is not sys.__excepthook__:
                 sys.excepthook(type(exc), exc, exc.__traceback__)
+            elif stderr is not None:  # otherwise print() would write to standard output
+                lines = [f"exception in the forked process {os.getpid()}", *format_exception(exc)]
+                print("\n  | ".join(lines), file=stderr)
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
     finally:
         for stream in (sys.stdout, sys.stderr):

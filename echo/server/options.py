@@ -285,7 +285,8 @@ def _warn_of_attribute(cls: type, name: str) -> None:
 
 def _could_be(option: Option, value: Any) -> bool:
     if option.types:
-        return isinstance(value, option.types) and value is not option.default
+        is_truth = isinstance(value, bool) and bool not in option.types
+        return isinstance(value, option.types) and value is not option.default and not is_truth
     try:  # only of lists and their like: to look into another iterable could use it up
         return isinstance(value, (list, tuple, set, frozenset)) and bool(value) and bool(AccessList(value))
     except (TypeError, ValueError):

@@ -192,6 +192,7 @@ class Stop:
         cut = [session for session in left_over if session not in lingering]
         for session in cut:
             session.abort()
+        grace = time.monotonic() + self._cut_grace
         cut += _undelivered(lingering, time.monotonic() + self._cut_grace / 2)
         for session in lingering:
             session.abort()
@@ -206,7 +207,6 @@ class Stop:
         if not loop_ended:
             self.cut += 1
             log_event(logging.WARNING, "cut", "the accept loop cut: a method of the server's class blocks it")
-        grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
         forking.wait_for(children, lambda: time.monotonic() >= grace)  # the end of those that were killed
         if log_end:

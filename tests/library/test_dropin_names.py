@@ -2,6 +2,7 @@
 Most tests run with the standard library's class, too, since that defines what is right."""
 
 import contextlib
+import functools
 import http.server
 import os
 import queue
@@ -131,9 +132,23 @@ def test_an_attribute_of_a_mixin_that_the_program_uses_itself_may_have_the_name_
         deny = ["192.0.2.1"]
         allow = ["192.0.2.2"]
         max_connections = 5
+        proxy_allow_from = ["192.0.2.3"]
+        unix_mode = 0o600
 
         def verify_request(self, request, client_address):
-            return client_address[0] not in self.deny or client_address[0] in getattr(self, "allow")  # noqa: B009
+            return client_address[0] not in self.deny or client_address[0] in self.allowed
+
+        @functools.lru_cache(maxsize=None)  # noqa: B019
+        def find(self):
+            return self.proxy_allow_from
+
+        @property
+        def allowed(self):
+            return getattr(self, "allow")  # noqa: B009
+
+        @allowed.setter
+        def allowed(self, value):
+            self.unix_mode = value
 
     class Own(Mixin, base):
         daemon_threads = True

@@ -191,6 +191,26 @@ def test_after_the_end_of_the_input_a_peer_that_takes_replies_is_waited_for(sock
     assert next(left) == 0
 
 
+def test_delivery_is_waited_for_although_another_thread_has_not_ended_the_input_yet(sockets):
+    """``Connection.end_input`` says that it is ended before it is."""
+    sock, peer = sockets
+    sent = reply(sock)
+
+    def close():
+        linger(sock, float("inf"), silence=0.01, timeout=0, send_timeout=DEADLINE)
+        sock.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    time.sleep(0.1)
+    sock.shutdown(socket.SHUT_RD)
+    peer.sendall(b"?")
+    assert len(read_all(peer)) == sent
+    peer.close()
+    closing.join(DEADLINE)
+    assert not closing.is_alive()
+
+
 def test_what_is_dropped_needs_no_memory(sockets):
     """Row 65: a session that had ended well was logged as an error, and its reply could be lost."""
     sock, peer = sockets
