@@ -291,9 +291,10 @@ def run(
     first signal ends that.
     If the program handles or blocks one of them itself, that stays: a handler may stop the server, or raise an
     exception like ``SystemExit``, which passes through here when the sessions have ended. (An ``Exception`` may be
-    taken for one of the client that is being accepted, as in ``socketserver``.) If another thread than the main thread calls this,
-    signals do not stop the server, since Python allows signal handlers in the main thread only. Then it serves
-    until ``stop()`` or ``shutdown()`` of the server is called, in a handler as ``self.server.stop()``. The log says
+    taken for one of the client that is being accepted, as in ``socketserver``.)
+
+    If another thread than the main thread calls this, signals do not stop the server, since Python allows signal
+    handlers in the main thread only. Then it serves until ``stop()`` or ``shutdown()`` of the server is called, in a handler as ``self.server.stop()``. The log says
     which signals do not stop the server.
 
     The exit code is 0 if all sessions ended in time, and 1 if any was cut, if the address is not available, or if the
