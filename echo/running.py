@@ -294,8 +294,8 @@ def run(
     taken for one of the client that is being accepted, as in ``socketserver``.)
 
     If another thread than the main thread calls this, signals do not stop the server, since Python allows signal
-    handlers in the main thread only. Then it serves until ``stop()`` or ``shutdown()`` of the server is called, in a handler as ``self.server.stop()``. The log says
-    which signals do not stop the server.
+    handlers in the main thread only. Then it serves until ``stop()`` or ``shutdown()`` of the server is called, in
+    a handler as ``self.server.stop()``. The log says which signals do not stop the server.
 
     The exit code is 0 if all sessions ended in time, and 1 if any was cut, if the address is not available, or if the
     system has no descriptors or memory for the server. The last two are one line in the log. Wrong arguments
