@@ -287,10 +287,13 @@ def _could_be(option: Option, value: Any) -> bool:
     if option.types:
         is_truth = isinstance(value, bool) and bool not in option.types
         return isinstance(value, option.types) and value is not option.default and not is_truth
-    try:  # only of lists and their like: to look into another iterable could use it up
-        return isinstance(value, (list, tuple, set, frozenset)) and bool(value) and bool(AccessList(value))
+    if not isinstance(value, (list, tuple, set, frozenset)):  # to look into another iterable could use it up
+        return False
+    try:
+        AccessList(value)
     except (TypeError, ValueError):
         return False
+    return bool(value)
 
 
 def assign(options: Options, name: str, value: Any) -> None:

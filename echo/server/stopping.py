@@ -88,8 +88,9 @@ def _undelivered(sessions: List[Session], until: float) -> List[Session]:
     """Return those whose clients' hosts have not accepted all replies by then. A host may acknowledge the last ones a
     little later than it has them (40 ms on Linux, seldom 200)."""
     while True:
+        is_over = time.monotonic() >= until  # first, so that the last look comes after the time
         sessions = [session for session in sessions if not session.is_delivered()]
-        if not sessions or time.monotonic() >= until:
+        if not sessions or is_over:
             return sessions
         time.sleep(0.005)
 
