@@ -371,7 +371,7 @@ def test_a_part_of_a_record_that_calls_itself_costs_its_record_alone(pipe, logge
 
 
 DEEP = """
-import logging, os, sys
+import gc, logging, os, sys
 from echo.logs.formatters import JsonFormatter, TextFormatter
 from echo.logs.log_handlers import DirectLog, LogQueue
 from echo.mixins.records import emit
@@ -390,6 +390,7 @@ def deeper(call):
     call()
     deeper(call)
 
+gc.disable()  # until 3.9, a callback of a weak reference that the collector calls there ends the process, too
 sys.setrecursionlimit(200)
 logger = logging.getLogger("echo.session")
 logger.setLevel("INFO")
