@@ -185,7 +185,7 @@ class SessionServer(ListeningServer):
         """A session, in its own thread, from admission to the closed socket."""
         session = self._echo_registry.get(request) or self._echo_adopt(request, client_address)
         session.begun = session.ours = True
-        session.thread_id = threading.get_ident()
+        self._echo_registry.begin(session)
         try:
             if session.opening is not None:
                 session.opening()
@@ -219,7 +219,7 @@ class SessionServer(ListeningServer):
             if session.via is not None:  # a subclass that has wrapped the socket knows only the proxy
                 client_address = session.client_address
             if session.thread_id is None:
-                session.thread_id = threading.get_ident()
+                self._echo_registry.begin(session)
             if request is not session.request:
                 session.wrapped(request)
             if type(request) is not socket.socket:
@@ -289,8 +289,6 @@ class SessionServer(ListeningServer):
         """Close an accepted socket; after a session gently, so that no reply is lost."""
         session = self._echo_registry.get(request)
         if session is None:
-            if self._echo_registry.was_let_go:  # a child of ForkingMixIn, for example
-                linger(request, shared=True)
             super().shutdown_request(request)
             return
         session.closing()

@@ -584,6 +584,79 @@ def test_a_reply_of_a_stock_handler_in_a_child_reaches_a_client_that_has_sent_mo
     assert output_of(script) == ["100000"]
 
 
+@pytest.mark.parametrize(
+    "handler, tls",
+    [
+        ("Stock", False),
+        pytest.param("Stock", True, marks=pytest.mark.slow),
+        pytest.param("Messages", False, marks=pytest.mark.slow),
+        ("Messages", True),
+    ],
+)
+def test_a_child_of_the_forking_mixin_closes_as_patiently_as_the_server(handler, tls, certificates):
+    """Row 83. It waited a second for a client that takes nothing; then what the client sent was answered with a
+    reset, which dropped the reply."""
+    script = f"""
+    import ssl
+
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        _echo_linger_silence = 0.01
+
+    class Stock(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # the reply waits there
+            self.request.recv(4)
+            self.request.sendall(bytes(100000))
+
+    class Messages(echo.MessageRequestHandler):
+        def message_received(self, message):
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            self.send(bytes(99999))
+            self.close()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if {tls} else None
+    if context is not None:
+        context.load_cert_chain(*{tuple(certificates.server)!r})
+    with Forking(("127.0.0.1", 0), {handler}, ssl_context=context).start() as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.server_address)
+        if context is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            client = context.wrap_socket(client)
+        client.sendall(b"ask\\n")
+        time.sleep(1.5)
+        client.sendall(b"and more\\n")
+        time.sleep(0.1)  # a reset would come now
+        print(len(client.makefile("rb").read(100000)))
+        client.shutdown(socket.SHUT_RDWR)
+    """
+    assert output_of(script) == ["100000"]
+
+
+def test_a_child_of_the_forking_mixin_has_the_session_of_its_client():
+    script = """
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        pass
+
+    class Shows(echo.MessageRequestHandler):
+        def message_received(self, message):
+            grandchild = os.fork()  # it returns, and ends
+            if grandchild:
+                ended = code_of(grandchild)
+                shown = self.session, len(self.server.connections), self.server.stats().active, ended
+                self.send(repr(shown).encode())
+
+    with Forking(("127.0.0.1", 0), Shows).start() as server:
+        for _ in range(2):
+            with dial(server) as client:
+                client.sendall(b"hello\\n")
+                print(client.makefile().readline().strip())
+                client.shutdown(socket.SHUT_RDWR)
+    """
+    assert output_of(script) == ["(1, 1, 1, 0)", "(2, 1, 1, 0)"]
+
+
 def test_a_forked_child_that_closes_a_client_leaves_the_connection_to_its_parent():
     script = """
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler).start() as server:
