@@ -188,15 +188,8 @@ class Stop:
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
         lost += forking.wait_for(children, self.is_over)
         killed = forking.kill(children)
-        left_over = self._registry.sessions()
-        lingering = [session for session in left_over if session.is_only_lingering()]
-        cut = [session for session in left_over if session not in lingering]
-        for session in cut:
-            session.abort()
         grace = time.monotonic() + self._cut_grace
-        cut += _undelivered(lingering, time.monotonic() + self._cut_grace / 2)
-        for session in lingering:
-            session.abort()
+        cut = self._cut_rest()
         for session in cut:
             peer = format_address(session.client_address)
             log_event(logging.WARNING, "cut", "%s cut: not done in time", peer, peer=peer, session=session.number)
@@ -216,6 +209,18 @@ class Stop:
                 "; the accept loop cut" if not loop_ended else ""
             )
             log_event(logging.INFO, "stopped", text, drained=drained, cut=sessions_cut)
+
+    def _cut_rest(self) -> List[Session]:
+        """End all sessions that are left. Return those that were not done, or whose replies were not delivered."""
+        left = self._registry.sessions()
+        lingering = [session for session in left if session.is_only_lingering()]
+        cut = [session for session in left if session not in lingering]
+        for session in cut:
+            session.abort()
+        cut += _undelivered(lingering, time.monotonic() + self._cut_grace / 2)
+        for session in lingering:
+            session.abort()
+        return cut
 
     def cut_all(self) -> None:
         """Cut all sessions without waiting: the thread that runs the stop has been interrupted."""
