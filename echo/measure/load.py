@@ -521,10 +521,11 @@ class Load:
         self._idle_since = 0
         self._step_began = asked_at + wait
         ready = self._selector.select(wait / SECOND)
-        now = self._step(self._clock.now())
-        if not wait and not ready:
-            self._idle_since = now
-            self._polled += now - began
+        if not ready:  # otherwise the next step begins with the first reply
+            now = self._step(self._clock.now())
+            if not wait:
+                self._idle_since = now
+                self._polled += now - began
         return ready
 
     def _count(self, probe: Probe, now: int) -> None:
