@@ -3,7 +3,8 @@ otherwise show in each session, or as silence. It knows classes and names, no se
 
 from __future__ import annotations
 
-from types import FunctionType
+import contextlib
+from types import CellType, CodeType, FunctionType
 from typing import Any, Iterator, List, Optional, Set, Tuple
 
 _RUNS_LATER = {0x20: "a generator", 0x80: "async", 0x200: "async"}
@@ -110,21 +111,31 @@ def names_in(method: Any, name: str) -> Optional[Tuple[str, ...]]:
     return method.__code__.co_names + method.__code__.co_freevars
 
 
-_INSIDE = ("__func__", "__wrapped__", "fget", "fset", "fdel", "func")
-"""Where methods, properties, and what ``functools`` makes have the functions that they are made of."""
-
-
 def mentions(cls: type, name: str) -> bool:
-    """Whether a function in the body of ``cls`` has the attribute ``name`` of any object in its code, or that word as a
-    text."""
-    codes: List[Any] = []
-    for each in vars(cls).values():
-        inside = (each, *(getattr(each, kind, None) for kind in _INSIDE))
-        codes += [function.__code__ for function in inside if isinstance(function, FunctionType)]
-    for code in codes:  # grows: functions inside of functions
-        if name in code.co_names or name in code.co_consts:
-            return True
-        codes += [each for each in code.co_consts if isinstance(each, type(code))]
+    """Whether a function in the body of ``cls``, or inside of what decorators have made of one, has the attribute
+    ``name`` of any object in its code, or that word as a text. Runs no code of the program."""
+    found, seen = list(vars(cls).values()), set()
+    for each in found:  # grows
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, CodeType):
+            if name in each.co_names or any(type(const) is str and const == name for const in each.co_consts):
+                return True
+            found += each.co_consts
+        elif isinstance(each, FunctionType):
+            found += [each.__code__, each.__closure__, each.__defaults__, *vars(each).values()]
+        elif isinstance(each, (classmethod, staticmethod)):
+            found.append(each.__func__)
+        elif isinstance(each, property):
+            found += [each.fget, each.fset, each.fdel]
+        elif type(each) is CellType:
+            with contextlib.suppress(ValueError):  # empty
+                found.append(each.cell_contents)
+        elif type(each) in (tuple, list):
+            found += each
+        elif type(each).__module__ == "functools":  # partialmethod and cached_property have the function as func
+            found += [*vars(each).values(), getattr(each, "func", None)]
     return False
 
 

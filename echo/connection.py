@@ -111,6 +111,8 @@ class Connection:
     aborted = False
     """Whether this side has reset the connection."""
 
+    _over = False  # the owner reads and writes no more; whoever closes the socket may still read from it
+
     def __init__(
         self,
         sock: socket.socket,
@@ -338,6 +340,7 @@ class Connection:
         Waits for a message that another thread is sending: if the socket were closed meanwhile, another connection
         could get its descriptor, and with it the rest of the message. Does not raise ``EchoError``.
         """
+        self._over = True
         try:
             if self._queue:
                 self.flush()
@@ -368,9 +371,11 @@ class Connection:
         On Linux a socket whose reading side is shut down still returns what had arrived, and what goes on arriving; the
         number of unread bytes says where to end. Other systems (BSD, macOS) drop the unread bytes.
         """
-        if self.state is not OPEN:
+        if self._over or self.state is not OPEN:
             return
         self._end = INPUT_ENDED
+        if self._over:  # finish_output() came between these lines: its caller sees _end, or has begun to read
+            return
         left = unread(self.socket)
         if left is not None:
             self._recv = _BoundedRead(self.socket, left)
@@ -385,8 +390,10 @@ class Connection:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
             return  # closed already
-        # Waking a thread that is stuck sending costs a FIN before the reset.
-        _shut(self.socket, socket.SHUT_RDWR if self._output.locked() else socket.SHUT_RD)
+        # Waking a thread that is stuck sending costs a FIN before the reset; so does waking one that closes the socket
+        # and waits until the peer has everything, after end_input() has shut the reading side already.
+        is_stuck = self._output.locked() or self._end is INPUT_ENDED
+        _shut(self.socket, socket.SHUT_RDWR if is_stuck else socket.SHUT_RD)
 
     def _refusal(self) -> EchoError:
         assert self._broken is not None

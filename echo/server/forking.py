@@ -68,26 +68,34 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
     Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
     """
     code = 0
-    stderr: Any = sys.stderr  # None if it was closed at the start
     try:
         if isinstance(exc, SystemExit):
             code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            if stderr is not None and exc.code is not None and not isinstance(exc.code, int):
+            if exc.code is not None and not isinstance(exc.code, int):
                 # The text alone could be a whole line of a log.
-                print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", file=stderr)
+                _print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}")
         elif exc is not None:
             code = 1
-            if sys.excepthook is not sys.__excepthook__:
-                sys.excepthook(type(exc), exc, exc.__traceback__)
-            elif stderr is not None:  # otherwise print() would write to standard output
-                lines = [f"exception in the forked process {os.getpid()}", *format_exception(exc)]
-                print("\n  | ".join(lines), file=stderr)
+            hook = _print_exception if sys.excepthook is sys.__excepthook__ else sys.excepthook
+            sys.__excepthook__ = _print_exception  # a hook of the program may end there, as Ubuntu's does (apport)
+            with contextlib.suppress(Exception):
+                hook(type(exc), exc, exc.__traceback__)
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
         os._exit(code & 0xFF)
+
+
+def _print_exception(cls: Any, exc: Any, tracebacks: Any) -> None:
+    _print("\n  | ".join([f"exception in the forked process {os.getpid()}", *format_exception(exc)]))
+
+
+def _print(text: str) -> None:
+    if sys.stderr is not None:  # it was closed at the start; print() would write to standard output
+        with contextlib.suppress(Exception):  # it is closed, or full, or its reader is gone
+            print(text, file=sys.stderr)
 
 
 def reap(children: Set[int]) -> List[int]:

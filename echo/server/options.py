@@ -291,9 +291,9 @@ def _could_be(option: Option, value: Any) -> bool:
         return False
     try:
         AccessList(value)
-    except (TypeError, ValueError):
+        return bool(value)
+    except Exception:  # of the program's own classes, too
         return False
-    return bool(value)
 
 
 def assign(options: Options, name: str, value: Any) -> None:

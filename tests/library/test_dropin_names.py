@@ -11,6 +11,7 @@ import socketserver
 import ssl
 import threading
 import urllib.request
+import warnings
 
 import pytest
 
@@ -161,6 +162,60 @@ def test_an_attribute_of_a_mixin_that_the_program_uses_itself_may_have_the_name_
             super().server_activate()
 
     serve_and_check(Own(ADDRESS, Lines), dial)
+
+
+def wrapped(method):
+    @functools.wraps(method)
+    def wrapper(*arguments):
+        return method(*arguments)
+
+    return wrapper
+
+
+def wrapped_in_silence(method):
+    return lambda *arguments: method(*arguments)
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        lambda method: wrapped(wrapped(method)),
+        wrapped_in_silence,
+        lambda method: wrapped(contextlib.contextmanager(method)),
+        lambda method: property(wrapped(method)),
+        lambda method: property(None, method),
+        lambda method: property(None, None, method),
+        lambda method: classmethod(functools.lru_cache(maxsize=None)(method)),
+        lambda method: staticmethod(wrapped(method)),
+        lambda method: functools.lru_cache(maxsize=None)(wrapped(method)),
+        lambda method: functools.partialmethod(wrapped(method)),
+        lambda method: functools.partial(method, None),
+    ],
+)
+def test_what_a_decorated_method_uses_is_not_warned_of(decorate):
+    def uses(self):
+        return self.deny
+
+    mixin = type("Mixin", (), {"deny": ["192.0.2.1"], "method": decorate(uses)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        type("Own", (mixin, echo.Server), {})(ADDRESS, Lines).server_close()
+
+
+class Refuses:
+    """An object of a program, such as a proxy of ``werkzeug`` out of its context."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+    __len__ = __str__ = __bool__ = __getattr__
+
+
+def test_to_look_for_options_in_mixins_runs_no_code_of_the_program():
+    body = {"deny": ["192.0.2.1"], "allow": [Refuses()], "first": Refuses(), "method": lambda self: b"word"}
+    own = type("Own", (type("Mixin", (), body), echo.Server), {})
+    with pytest.warns(RuntimeWarning, match="Mixin.deny is not an option"):
+        own(ADDRESS, Lines).server_close()
 
 
 @on_both

@@ -246,6 +246,65 @@ def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
     assert len([line for line in lines if re.fullmatch(r"process \d+: " + re.escape(SHOWN), line)]) == 1
 
 
+@pytest.mark.parametrize("stream", ["None", "open(os.devnull)", "closed", "unread"])
+def test_a_child_that_cannot_print_its_exception_waits_for_its_threads(stream):
+    script = f"""
+    closed = open(os.devnull)
+    closed.close()
+    unread = open(os.pipe()[1], "w")
+
+    class Forks(echo.MessageRequestHandler):
+        def message_received(self, message):
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:
+                sys.stderr = {stream}
+                late = threading.Thread(target=lambda: (time.sleep(0.1), os.write(writer, b"done")), daemon=False)
+                late.start()
+                raise ValueError if message == b"error" else SystemExit("text")
+            os.close(writer)
+            self.send(b"%d %b" % (code_of(child) >> 8, os.read(reader, 10)))
+
+    with echo.Server(("127.0.0.1", 0), Forks).start() as server:
+        with echo.connect(server.server_address) as client:
+            for message in (b"error", b"exit"):
+                client.send(message)
+                print(client.recv())
+    """
+    assert output_of(script) == ["b'1 done'"] * 2
+
+
+def test_what_a_peer_sent_forges_no_line_where_the_hook_of_the_program_calls_that_of_python():
+    """Row 63. Ubuntu has such a hook, of apport."""
+    script = f"""
+    os.dup2(1, 2)
+
+    def hook(*exc_info):
+        print("reported", file=sys.stderr)
+        sys.__excepthook__(*exc_info)
+
+    class Forks(echo.MessageRequestHandler):
+        framing = echo.LengthFraming()
+
+        def message_received(self, message):
+            child = os.fork()
+            if not child:
+                raise ValueError(message.decode())
+            self.send(b"%d" % (code_of(child) >> 8))
+
+    sys.excepthook = hook
+    with echo.Server(("127.0.0.1", 0), Forks).start() as server:
+        with echo.connect(server.server_address, framing=echo.LengthFraming()) as client:
+            client.send({FORGED.encode()!r})
+            print(client.recv())
+    """
+    lines = output_of(script)
+    assert not [line for line in lines if line.startswith("2026-01-01") or not line.isprintable()]
+    assert lines[0] == "reported"
+    assert re.fullmatch(r"exception in the forked process \d+", lines[1])
+    assert lines[-2:] == [f"  | ValueError: {SHOWN}", "b'1'"]
+
+
 def test_a_child_that_a_hook_forks_in_a_child_of_the_forking_mixin_ends_where_it_comes_back():
     script = f"""{ENDINGS}
     class Forking(socketserver.ForkingMixIn, echo.Server):

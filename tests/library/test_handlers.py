@@ -291,6 +291,59 @@ def test_replies_before_a_close_from_another_thread_reach_a_client_that_sends_mo
         serving.result()
 
 
+class Replies(echo.MessageRequestHandler):
+    """Sends a reply that waits in this host's buffer, and closes."""
+
+    made = None
+    send_timeout = DEADLINE
+
+    def message_received(self, message):
+        self.connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.send(b"x" * 300000)
+        if message == b"close":
+            self.close()
+        Replies.made = self
+
+
+@contextlib.contextmanager
+def one_reply(cls, message):
+    """A session in its thread, the client's socket, and the session's handler, which has just sent its reply."""
+    Replies.made = None
+    with cls(("127.0.0.1", 0), Replies) as server, socket.socket() as sock:
+        serving = Background(server.handle_request)
+        sock.settimeout(DEADLINE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(server.server_address)
+        sock.sendall(message)
+        eventually(lambda: Replies.made is not None)
+        yield sock, Replies.made
+        serving.result()
+
+
+@pytest.mark.parametrize("cls", [echo.Server, socketserver.ThreadingTCPServer], ids=["ours", "stock"])
+def test_a_close_from_another_thread_after_the_session_has_ended_costs_no_reply(cls):
+    """Row 83: it ended the input for good, so that the client's next byte was answered with a reset."""
+    with one_reply(cls, b"close\n") as (sock, handler):
+        time.sleep(0.1)  # the session's thread waits for the client's end
+        handler.close()
+        time.sleep(0.1)  # and does not stop waiting
+        sock.sendall(b"more\n")
+        assert len(read_all(sock)) == 300001
+
+
+@pytest.mark.parametrize("cls", [echo.Server, socketserver.ThreadingTCPServer], ids=["ours", "stock"])
+def test_abort_ends_a_close_that_waits_for_its_client(cls):
+    with one_reply(cls, b"hello\n") as (sock, handler):
+        handler.close()
+        time.sleep(0.1)  # the session's thread waits until the client has the reply
+        handler.abort()
+        ended = select.poll()
+        ended.register(sock, 0)
+        assert ended.poll(DEADLINE * 500)
+        with pytest.raises(ConnectionResetError):
+            read_all(sock)
+
+
 def test_close_works_from_another_thread(serve, dial):
     class Kept(echo.EchoRequestHandler):
         def connection_made(self):
