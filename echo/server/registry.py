@@ -36,12 +36,14 @@ class Registry:
     """
 
     def __init__(self, closes_unseen: bool = False) -> None:
+        self.was_let_go = False
+        """Whether this is a forked child, whose sessions are its parent's."""
         self._closes_unseen = closes_unseen
         self.publish: Optional[Callable[[int], None]] = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # that the last session has ended, or wake() was called
         self._live: Dict[int, Session] = {}  # by id(): what get_request() returns need not be hashable
-        self._from_parent: Dict[int, Session] = {}  # in a forked child: those that it may have to serve
+        self._from_parent: List[Session] = []  # in a forked child: those whose client it may have to let in
         self._hosts: Dict[str, int] = {}
         self._when_room: Optional[Callable[[], None]] = None
         self._numbers = 0
@@ -61,13 +63,15 @@ class Registry:
         try:
             return self._live[id(request)]
         except KeyError:
-            return self._from_parent.get(id(request)) if self._from_parent else None
+            return None
 
     def find(self, stream: Any, client_address: Any = _ANY) -> Optional[Session]:
         """The session of an accepted socket, or of what has taken its descriptor over: the ``ssl.SSLSocket`` that a
         subclass has made of it, for example. With ``client_address``, not one that has only had the same descriptor as
         another client, which a program has accepted itself."""
         session = self.get(stream)
+        if session is None:  # in a forked child, which has no sessions here, that of a client not let in yet
+            session = getattr(getattr(stream, "guard", None), "session", None)
         if session is not None:
             return session
         newest = self._newest(descriptor_of(stream))
@@ -78,7 +82,7 @@ class Registry:
     def _newest(self, descriptor: int) -> Optional[Session]:
         """The newest session with this descriptor: a handler may have closed the socket of an older one itself, and the
         system has used the number again."""
-        for session in reversed([*self._from_parent.values(), *self.sessions()]):
+        for session in reversed(self._from_parent + self.sessions()):
             if session.descriptor == descriptor != -1:
                 return session
         return None
@@ -230,20 +234,15 @@ class Registry:
                 self.end(session)
             return bool(left)
 
-    def begin(self, session: Session) -> None:
-        """The calling thread serves this session. A child that was forked to do so (``ForkingMixIn``) has it as its
-        own from now on."""
-        session.thread_id = threading.get_ident()
-        if self._from_parent and self._from_parent.pop(id(session.request), None) is not None:
-            self._live[id(session.request)] = session
-
     def let_go(self) -> None:
         """In a forked child: the sessions are its parent's. The child may talk to the client whose session's thread
         has forked. The others' sockets are closed here, so that their clients see the end when the parent closes them.
-        A session that no thread serves yet may be the child's own: ``begin``.
         """
         me = threading.get_ident()
-        self._from_parent = {name: each for name, each in self._live.items() if each.thread_id is None}
+        self.was_let_go = True
+        self._from_parent = [
+            each for each in self._live.values() if each.thread_id is None and each.opening is not None
+        ]
         for session in self._live.values():
             session.host = None
             session.let_go(is_own=session.thread_id == me)

@@ -185,7 +185,7 @@ class SessionServer(ListeningServer):
         """A session, in its own thread, from admission to the closed socket."""
         session = self._echo_registry.get(request) or self._echo_adopt(request, client_address)
         session.begun = session.ours = True
-        self._echo_registry.begin(session)
+        session.thread_id = threading.get_ident()
         try:
             if session.opening is not None:
                 session.opening()
@@ -219,7 +219,7 @@ class SessionServer(ListeningServer):
             if session.via is not None:  # a subclass that has wrapped the socket knows only the proxy
                 client_address = session.client_address
             if session.thread_id is None:
-                self._echo_registry.begin(session)
+                session.thread_id = threading.get_ident()
             if request is not session.request:
                 session.wrapped(request)
             if type(request) is not socket.socket:
@@ -289,6 +289,9 @@ class SessionServer(ListeningServer):
         """Close an accepted socket; after a session gently, so that no reply is lost."""
         session = self._echo_registry.get(request)
         if session is None:
+            if self._echo_registry.was_let_go:  # a child of ForkingMixIn, for example
+                # Rejected: as long as a session. The clients of max_children that read nothing would hold up the loop.
+                linger(request, shared=True)
             super().shutdown_request(request)
             return
         session.closing()
