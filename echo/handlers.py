@@ -243,7 +243,11 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
 
     def stream(self) -> Any:
         """Return what the connection reads from and writes to: the socket. A mixin may return a wrapper of
-        ``super().stream()`` with the methods of a socket, to see or change the bytes on their way."""
+        ``super().stream()`` with the methods of a socket, to see or change the bytes on their way.
+
+        One whose ``recv`` may keep bytes for the next call, or returns more than it has read (decompression), needs a
+        property ``buffered``: how many bytes it has to return before it reads again. Otherwise a stop, or ``close()``
+        from another thread, may leave messages without an answer."""
         return self.request
 
     def close(self) -> None:

@@ -360,22 +360,34 @@ def _has_name(address: Any) -> bool:
 def _log_to_stderr() -> Iterator[None]:
     """Unless the program has configured its log, log to standard error, without waiting for a reader who stalls: that
     would hold up all sessions, and the stop. What Python prints there goes to the log, too, while this lasts."""
-    if log.hasHandlers():
+    global _log_handler
+    if log.hasHandlers() and _log_handler not in logging.getLogger().handlers:
         yield
         return
+    from .logs.printed import logged
+
+    if not log.hasHandlers():
+        _log_handler = _new_handler()
+        logging.basicConfig(level=logging.INFO, handlers=[_log_handler])
+    with logged(also_replaced=False):
+        yield
+
+
+_log_handler: Optional[logging.Handler] = None
+"""That of the first ``run``. It stays, as what ``logging`` configures does, and is that of later ones."""
+
+
+def _new_handler() -> logging.Handler:
     from .logs.formatters import TextFormatter
     from .logs.log_handlers import DirectLog
     from .logs.output import new_lock
-    from .logs.printed import logged
 
     handler: logging.Handler = _StreamHandler()
     if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
         with contextlib.suppress(OSError, ValueError):  # it is closed, or has no descriptor
             handler = DirectLog(sys.stderr.fileno(), TextFormatter(), new_lock())  # a handler may fork
     handler.setFormatter(TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    with logged(also_replaced=False):
-        yield
+    return handler
 
 
 class _StreamHandler(logging.StreamHandler):  # type: ignore[type-arg]  # a generic class for checkers only

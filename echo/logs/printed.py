@@ -1,33 +1,57 @@
-"""What Python itself prints on standard error, as records: exceptions that end a thread or come up in a finalizer, and
-warnings. Their text may hold what a peer sent."""
+"""What Python itself prints on standard error, as records: exceptions that end a thread or a forked child, or come up
+in a finalizer, and warnings. Their text may hold what a peer sent."""
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import io
 import logging
+import os
 import sys
 import threading
 import warnings
 from typing import Any, Iterator
 
+from ..server import forking
 from ..server.reporting import log_event
+
+_lock = threading.Lock()
+_users = 0
+_replaced = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
 def logged(also_replaced: bool = True) -> Iterator[None]:
-    """Replace the functions that print these. ``also_replaced``: whether to replace those of the program, too."""
-    with contextlib.ExitStack() as stack:
-        for place, name, python, ours in (
-            (threading, "excepthook", getattr(_thread, "_excepthook", None), _thread_failed),
-            (sys, "unraisablehook", sys.__unraisablehook__, _unraisable),
-            (warnings, "showwarning", getattr(warnings, "_showwarning_orig", None), _show_warning),
-        ):
-            found = getattr(place, name)
-            if also_replaced or found is python:
-                stack.callback(put_back, place, name, ours, found)
-                setattr(place, name, ours)
+    """Replace the functions that print these. ``also_replaced``: whether to replace those of the program, too.
+
+    Threads may use it at the same time: the last one that leaves puts the functions back.
+    """
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _replace(also_replaced)
+    try:
         yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                _replaced.close()
+
+
+def _replace(also_replaced: bool) -> None:
+    for place, name, python, ours in (
+        (threading, "excepthook", getattr(_thread, "_excepthook", None), _thread_failed),
+        (sys, "unraisablehook", sys.__unraisablehook__, _unraisable),
+        (warnings, "showwarning", getattr(warnings, "_showwarning_orig", None), _show_warning),
+        (forking, "report", forking.print_failure, _process_failed),
+    ):
+        found = getattr(place, name)
+        if also_replaced or found is python:
+            _replaced.callback(put_back, place, name, ours, found)
+            setattr(place, name, ours)
 
 
 def put_back(place: Any, name: str, ours: Any, value: Any) -> None:
@@ -40,6 +64,16 @@ def _thread_failed(args: Any) -> None:
     if args.exc_type is not SystemExit:
         name = "(unknown)" if args.thread is None else args.thread.name
         log_event(logging.ERROR, "error", "exception in thread %s", name, exc_info=_exception(args))
+
+
+def _process_failed(exc: BaseException) -> None:
+    if isinstance(exc, SystemExit):
+        log_event(logging.ERROR, "error", "the forked process %d has ended: %s", os.getpid(), exc.code)
+        return
+    log_event(logging.ERROR, "error", "exception in the forked process %d", os.getpid(), exc_info=exc)
+    if sys.excepthook is not sys.__excepthook__:  # of the program, or of a library: it may report the exception
+        sys.stderr = io.StringIO()  # and print it, once more
+        sys.excepthook(type(exc), exc, exc.__traceback__)
 
 
 def _unraisable(args: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import platform
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional
 
 from ..version import __version__
@@ -37,8 +38,6 @@ def processors() -> int:
 
 def environment() -> Dict[str, Any]:
     """Where a measurement was made."""
-    import platform  # only here: it is needed once, at the end
-
     return {
         "echo": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",

@@ -56,7 +56,10 @@ class AcceptingServer(SessionServer):
                     if _is_over(deadline) or (self._echo_balance is not None and self._echo_balance.is_ahead()):
                         break
             except MemoryError as exc:  # raised by any line: it passes, as a shortage of descriptors does
-                self._echo_rest(exc)
+                try:
+                    self._echo_rest(exc)
+                except MemoryError:  # for its line in the log, too
+                    pass
             if polls:
                 self._echo_call_service_actions()
                 deadline = _after(seconds)
@@ -124,7 +127,11 @@ class AcceptingServer(SessionServer):
 
     def _echo_begin_session(self, request: Any, client_address: Any) -> bool:
         """Admit an accepted client, and give it a session; return whether to go on accepting."""
-        session = Session(request, client_address, proxied=self._echo_options.proxy_protocol)
+        try:
+            session = Session(request, client_address, proxied=self._echo_options.proxy_protocol)
+        except MemoryError:
+            self.close_request(request)
+            raise
         try:
             if self._echo_options.proxy_protocol or self._echo_options.ssl_context is not None:
                 self._echo_admission.guard(self, session)

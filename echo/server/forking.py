@@ -64,22 +64,17 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
     """End this process as Python ends a program, except that the exit functions are its parent's. (``ForkingMixIn``,
     too, does not call them.)
 
-    The text of the exception may hold what a peer sent, and standard error may be the log. So Python does not print it.
-    Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
+    Python would print the exception. Its text may hold what a peer sent, and standard error may be the log.
     """
     code = 0
     try:
         if isinstance(exc, SystemExit):
             code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            if exc.code is not None and not isinstance(exc.code, int):
-                # The text alone could be a whole line of a log.
-                _print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}")
         elif exc is not None:
             code = 1
-            hook = _print_exception if sys.excepthook is sys.__excepthook__ else sys.excepthook
-            sys.__excepthook__ = _print_exception  # a hook of the program may end there, as Ubuntu's does (apport)
-            with contextlib.suppress(Exception):
-                hook(type(exc), exc, exc.__traceback__)
+        if exc is not None and not (isinstance(exc, SystemExit) and isinstance(exc.code, (int, type(None)))):
+            with contextlib.suppress(Exception):  # standard error may be closed, or full, or its reader gone
+                report(exc)
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -88,14 +83,30 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
         os._exit(code & 0xFF)
 
 
+def print_failure(exc: BaseException) -> None:
+    """Report on standard error.
+
+    Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
+    """
+    if isinstance(exc, SystemExit):
+        _print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}")  # alone it could be a line of a log
+    else:
+        hook = _print_exception if sys.excepthook is sys.__excepthook__ else sys.excepthook
+        sys.__excepthook__ = _print_exception  # a hook of the program may end there, as Ubuntu's does (apport)
+        hook(type(exc), exc, exc.__traceback__)
+
+
 def _print_exception(cls: Any, exc: Any, tracebacks: Any) -> None:
     _print("\n  | ".join([f"exception in the forked process {os.getpid()}", *format_exception(exc)]))
 
 
 def _print(text: str) -> None:
     if sys.stderr is not None:  # it was closed at the start; print() would write to standard output
-        with contextlib.suppress(Exception):  # it is closed, or full, or its reader is gone
-            print(text, file=sys.stderr)
+        print(text, file=sys.stderr)
+
+
+report = print_failure
+"""How a child reports the exception that ends it. A log of ours has a function of its own."""
 
 
 def reap(children: Set[int]) -> List[int]:

@@ -42,7 +42,11 @@ def _log(
     fields = {"event": event, **fields}
     args = tuple(value if isinstance(value, (int, float)) else printable(str(value)) for value in args)
     exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
-    record = with_fields(log.makeRecord, log.name, level, __file__, 0, text, args, exc_info, fields=fields)
+
+    def make(extra: Dict[str, Any]) -> logging.LogRecord:  # by position, as logging calls what a program may replace
+        return log.makeRecord(log.name, level, __file__, 0, text, args, exc_info, None, extra, None)
+
+    record = with_fields(make, fields=fields)
     if exc is not None:
         record.exc_text = "\n".join(format_exception(exc))
     log.handle(record)

@@ -37,7 +37,7 @@ from .listening import ListeningServer, check_addresses
 from .options import Options
 from .registry import Registry
 from .reporting import log_event
-from .sessions import Session, is_loss
+from .sessions import Session, descriptor_of, is_loss
 from .statistics import ConnectionInfo, Statistics
 from .stopping import Stop
 
@@ -246,6 +246,8 @@ class SessionServer(ListeningServer):
             return None
         handler.via, handler.unnamed = session.via, session.unnamed
         session.attach(handler)
+        if type(session.stream) is not socket.socket:
+            expect_shut_down(session.stream)
         return session.number
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -296,10 +298,11 @@ class SessionServer(ListeningServer):
             return
         session.closing()
         connection = session.handler.connection
+        stream = session.stream if descriptor_of(request) == -1 else request  # a wrapper may have taken it over
         if connection.aborted:
             ended = True  # a FIN must not come before the reset
         elif session.refused not in (None, "handshake"):  # nothing was sent to it, and it must not stay by sending
-            ended = linger(request, silence=0.0, timeout=0.0, shared=True)
+            ended = linger(stream, silence=0.0, timeout=0.0, shared=True)
         elif connection.peer_ended:  # nothing more can arrive that a close would answer with a reset
             # close() ends the connection. It does not where a forked child has a copy of the socket, and TLS has to
             # send its own end first. shutdown() takes 7 % of a short session, since it releases the GIL.
@@ -307,7 +310,7 @@ class SessionServer(ListeningServer):
         else:
             delivery_timeout = self._echo_delivery_timeout() if connection.input_ended else None
             timeouts = delivery_timeout, self._echo_linger_silence, LINGER_TIMEOUT, connection.send_timeout
-            ended = linger(request, *timeouts, shared=not session.attached)
+            ended = linger(stream, *timeouts, shared=not session.attached)
         if ended:
             self.close_request(request)
         else:

@@ -136,7 +136,10 @@ class Session:
         # The socket must not be closed while another thread acts on it: the system could give its descriptor to another
         # connection (gh-116912). abort() holds this lock meanwhile. drain() may block, so closing() waits for _drained.
         # attach() and wrapped() run in the session's own thread, which is the one that closes.
-        self._lock = threading.Lock()
+        try:
+            self._lock = threading.Lock()
+        except RuntimeError as exc:  # "can't allocate lock"
+            raise MemoryError(str(exc)) from None
 
     @property
     def attached(self) -> bool:
@@ -177,6 +180,8 @@ class Session:
     def attach(self, handler: Any) -> None:
         with self._lock:
             self.handler = handler
+            if descriptor_of(self.stream) == -1:  # its setup() or stream() has wrapped the socket (TLS, for example)
+                self.stream = getattr(handler.connection, "socket", self.stream)
             draining = self.state == "draining"
         if draining:  # the stop was faster
             self._end_input(handler)

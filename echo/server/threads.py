@@ -89,7 +89,7 @@ class Threads:
         while task is not None:
             function, args = task
             if waiting is not None:
-                waiting[1].name = _name()
+                _patiently(lambda: setattr(threading.current_thread(), "name", _name()))
             _patiently(contextvars.Context).run(function, *args)
             del task, function, args  # a waiting thread must not keep a session alive
             waiting = waiting or (queue.SimpleQueue(), threading.current_thread())
@@ -121,9 +121,12 @@ def _patiently(make: Callable[[], _Result]) -> _Result:
     ends."""
     while True:
         try:
-            return make()
-        except MemoryError:
-            time.sleep(0.01)
+            try:
+                return make()
+            except MemoryError:
+                time.sleep(0.01)
+        except MemoryError:  # for the pause
+            pass
 
 
 class NotStarted(RuntimeError):

@@ -77,6 +77,28 @@ def test_a_full_disk_cuts_no_line_and_what_is_lost_is_counted(tmp_path, append):
 
 
 @posix
+def test_the_rest_of_a_line_is_not_the_beginning_of_a_file_that_was_emptied_meanwhile(tmp_path, monkeypatch):
+    """Row 86: that empties a full disk. What was left of a client's text became a line of its own."""
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = Output(descriptor)
+    real = os.write
+
+    def write_some(number, data):
+        monkeypatch.setattr(os, "write", real)
+        done = real(number, data[:150])
+        os.truncate(path, 0)
+        return done
+
+    monkeypatch.setattr(os, "write", write_some)
+    assert output.write(lines_of(100, 100)) == 1
+    assert output.write(lines_of(50)) == 0
+    output.close()
+    os.close(descriptor)
+    assert [len(line) for line in path.read_bytes().split(b"\n")] == [49, 0]
+
+
+@posix
 def test_a_line_that_was_written_in_part_is_finished_before_the_next(pipe):
     reader, writer = pipe
     os.set_blocking(writer, False)

@@ -528,7 +528,7 @@ begun, late = False, []
 def watch(event, arguments):
     global begun
     begun = begun or event == "socket.connect"
-    if begun and event == "import" and arguments[0].startswith("echo."):
+    if begun and event == "import" and arguments[0].startswith(("echo.", "platform")):
         late.append(arguments[0])
 
 

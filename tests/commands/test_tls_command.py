@@ -245,22 +245,34 @@ def send_back_until_the_end(sock):
     data = sock.recv(65536)
     sock.settimeout(0.2)
     try:
-        assert sock.recv(65536) == b""
+        while data:
+            data += sock.recv(65536) or pytest.fail("the end came before the reply")
     except socket.timeout:
         sock.settimeout(DEADLINE)
-        sock.sendall(data)
+        sock.sendall(data.replace(b"exit\n", b""))
 
 
-def test_piped_input_comes_back_from_a_tls_server_that_knows_no_half_close(client, certificates, monkeypatch):
+@pytest.mark.parametrize(
+    "end, code, error",
+    [
+        (b"", 0, ""),
+        (b"exit\n", 0, ""),
+        (b"x" * 65537 + b"\n", 1, "echo.client: line 4 of the input is over 65536 bytes; it was not sent\n"),
+    ],
+    ids=["end", "exit", "error"],
+)
+def test_piped_input_comes_back_from_a_tls_server_that_knows_no_half_close(
+    client, certificates, monkeypatch, end, code, error
+):
     monkeypatch.setattr("echo.cli.client.pipe.Pipe.tls_patience", DEADLINE)  # however busy this machine is
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificates.server)
     with socketserver.TCPServer(("127.0.0.1", 0), plain(send_back_until_the_end)) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         serving = Background(server.handle_request)
-        outcome = client(server, data=b"1\n2\n3\n")
+        outcome = client(server, data=b"1\n2\n3\n" + end)
         serving.result()
-    assert outcome == (0, b"1\n2\n3\n", "")
+    assert outcome == (code, b"1\n2\n3\n", error)
 
 
 @pytest.mark.parametrize("size", [1_000_000, pytest.param(20_000_000, marks=pytest.mark.stress)])

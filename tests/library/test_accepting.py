@@ -3,6 +3,7 @@
 ``test_session_errors.py`` is about exceptions of handlers.
 """
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -10,6 +11,7 @@ import os
 import socket
 import socketserver
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -232,6 +234,33 @@ def test_no_memory_anywhere_in_the_loop_is_waited_out(serve, dial, caplog, monke
     assert echoes(dial(server))
     assert not left
     assert caplog.text.count("cannot accept connections for now: MemoryError; trying again") == 1
+    assert server.stop() is True
+
+
+def test_no_memory_for_a_lock_of_a_session_or_for_the_line_about_it_is_waited_out(serve, dial, caplog, monkeypatch):
+    """Row 65: Python calls it a ``RuntimeError`` where a lock has none. Either ended the loop, and clients hung."""
+    left = [RuntimeError("can't allocate lock") for _ in range(3)]
+    left_to_log = [MemoryError()]
+
+    def lock():
+        if left:
+            raise left.pop()
+        return threading.Lock()
+
+    def log_event(*arguments, **fields):
+        if left_to_log:
+            raise left_to_log.pop()
+        real(*arguments, **fields)
+
+    real = echo.server.accepting.log_event
+    monkeypatch.setattr("echo.server.sessions.threading", SimpleNamespace(Lock=lock, Event=threading.Event))
+    monkeypatch.setattr("echo.server.accepting.log_event", log_event)
+    server = serve()
+    for _ in range(3):
+        with contextlib.suppress(ConnectionError):
+            assert read_all(dial(server)) == b""
+    assert not left and not left_to_log
+    assert echoes(dial(server))
     assert server.stop() is True
 
 

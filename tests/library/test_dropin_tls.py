@@ -11,6 +11,7 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 
 import pytest
 
@@ -644,6 +645,66 @@ def test_whatever_a_subclass_replaces_a_client_with_tls_is_served(cls, context, 
         client = dial_tls(server)
         client.sendall(b"hello\n")
         assert read_exactly(client, len(SECRET) + 6) == SECRET + b"hello\n"
+        client.close()
+
+
+def begins_tls(place, context, base):
+    """A server's and a handler's class that begin TLS in this method."""
+
+    class Replies(base):
+        sent = 1_000_000
+
+        def setup(self):
+            if place == "setup":
+                self.request = context.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def stream(self):
+            return context.wrap_socket(super().stream(), server_side=True) if place == "stream" else super().stream()
+
+        def reply(self, send):
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22) if self.request.fileno() != -1 else 0
+            send(bytes(self.sent))
+
+        def message_received(self, message):
+            self.reply(self.send)
+            self.close()
+
+        def handle(self):
+            if base is echo.MessageRequestHandler:
+                super().handle()
+            else:
+                self.rfile.readline()
+                self.reply(self.request.sendall)
+
+    class Begins(echo.Server):
+        def finish_request(self, request, client_address):
+            if place == "finish_request":
+                request = context.wrap_socket(request, server_side=True)
+            super().finish_request(request, client_address)
+
+    return Begins, Replies
+
+
+@pytest.mark.parametrize(
+    "place, base",
+    [
+        ("finish_request", echo.MessageRequestHandler),
+        ("finish_request", socketserver.StreamRequestHandler),
+        ("setup", echo.MessageRequestHandler),
+        ("stream", echo.MessageRequestHandler),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in socketserver, none closes it
+def test_wherever_a_program_begins_tls_a_reply_reaches_a_client_that_sends_more(place, base, context, dial_tls):
+    """Row 83: the server closed gently what it had accepted, which had no descriptor any more."""
+    cls, handler = begins_tls(place, context, base)
+    with cls(("127.0.0.1", 0), handler).start() as server:
+        client = dial_tls(server)
+        client.sendall(b"hello\n")
+        client.sendall(b"more\n")
+        time.sleep(0.1)  # the reply was lost by now
+        assert len(read_exactly(client, handler.sent)) == handler.sent
         client.close()
 
 

@@ -241,9 +241,52 @@ def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
     lines = output_of(script)
     assert not [line for line in lines if line.startswith("2026-01-01") or not line.isprintable()]
     assert [line for line in lines if line.startswith("code")] == ["code 1"] * 2
-    assert len([line for line in lines if re.fullmatch(r"exception in the forked process \d+", line)]) == 1
+    time, exited = (
+        ("[-0-9]+ [.:0-9]+ ERROR   ", "the forked process {} has ended: {}") if log == "run" else ("", "process {}: {}")
+    )
+    patterns = rf"{time}exception in the forked process \d+", time + exited.format(r"\d+", re.escape(SHOWN))
+    assert [sum(bool(re.fullmatch(pattern, line)) for line in lines) for pattern in patterns] == [1, 1]
     assert lines.count(f"  | ValueError: {SHOWN}") == 1
-    assert len([line for line in lines if re.fullmatch(r"process \d+: " + re.escape(SHOWN), line)]) == 1
+
+
+def test_in_the_log_of_run_a_hook_of_a_library_prints_no_exception_of_a_child():
+    """Row 63. Until Python 3.10, ``exceptiongroup`` has such a hook, for anyio, trio and pytest."""
+    script = f"""
+    import signal
+
+    os.dup2(1, 2)
+
+    def hook(cls, exc, traceback):
+        print(exc, file=sys.stderr)
+        os.write(1, b"hook called\\n")
+
+    class Forks(echo.MessageRequestHandler):
+        framing = echo.LengthFraming()
+
+        def message_received(self, message):
+            child = os.fork()
+            if not child:
+                raise ValueError(message.decode())
+            self.send(b"%d" % (code_of(child) >> 8))
+
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            threading.Thread(target=talk, args=(self,)).start()
+
+    def talk(server):
+        with echo.connect(server.server_address, framing=echo.LengthFraming()) as client:
+            client.send({FORGED.encode()!r})
+            client.recv()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sys.excepthook = hook
+    echo.run(Forks, ("127.0.0.1", 0), server_class=Server)
+    """
+    lines = output_of(script)
+    assert not [line for line in lines if line.startswith("2026-01-01") or not line.isprintable()]
+    assert lines.count("hook called") == 1
+    assert lines.count(f"  | ValueError: {SHOWN}") == 1
 
 
 @pytest.mark.parametrize("stream", ["None", "open(os.devnull)", "closed", "unread"])

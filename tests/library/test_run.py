@@ -687,6 +687,51 @@ def test_what_python_prints_of_threads_finalizers_and_warnings_is_logged_and_no_
     assert all(getattr(place, name) is python for (place, name), python in zip(places, pythons))
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_second_run_logs_what_python_prints_as_the_first_one_does(monkeypatch, at_once):
+    """Row 63: it took the handler of the first one for the program's own, and the first one's end was that of both."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    places = (threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")
+    pythons = _thread._excepthook, sys.__unraisablehook__, warnings._showwarning_orig
+    for (place, name), python in zip(places, pythons):  # pytest has its own there
+        monkeypatch.setattr(place, name, python)
+
+    def replaced():
+        return [getattr(place, name) is not python for (place, name), python in zip(places, pythons)]
+
+    seen = []
+
+    def look(server):
+        seen.append(replaced())
+        server.shutdown()
+
+    def begin_another(server):
+        other.start()
+        assert begun.wait(DEADLINE)
+        look(server)
+
+    def look_after_the_first(server):
+        begun.set()
+        assert ended.wait(DEADLINE)
+        look(server)
+
+    begun, ended = threading.Event(), threading.Event()
+    other = threading.Thread(target=serve, args=(look_after_the_first if at_once else look,))
+    level = root.level
+    try:
+        assert serve(begin_another if at_once else look) == 0
+        ended.set()
+        if not at_once:
+            other.start()
+        other.join()
+    finally:
+        root.setLevel(level)
+    assert seen == [[True] * 3] * 2
+    assert replaced() == [False] * 3
+    assert len(root.handlers) == 1
+
+
 @posix
 def test_long_lines_of_processes_that_the_program_forks_are_not_mixed(monkeypatch):
     """Rows 63 and 67: a client's text in the middle of one would begin a line."""

@@ -54,6 +54,36 @@ def test_exceptions_in_the_reporting_itself_do_not_end_the_server(serve, dial, m
     eventually(lambda: raised == [ZeroDivisionError])
 
 
+class Positional(logging.Logger):
+    """Takes arguments as ``logging`` gives them: by position, and all."""
+
+    def makeRecord(self, *arguments):  # noqa: N802
+        record = super().makeRecord(*arguments)
+        record.everything = arguments[8], arguments[9]
+        return record
+
+
+def test_records_of_the_server_are_made_by_a_method_of_the_program_as_others_are(serve, dial, monkeypatch):
+    """Row 85: they were lost, without a word, the traceback of a handler among them."""
+    seen = []
+
+    class Collects(logging.Handler):
+        def emit(self, record):
+            seen.append(record)
+
+    own = Positional("echo.server", logging.INFO)
+    own.addHandler(Collects())
+    monkeypatch.setattr("echo.server.reporting.log", own)
+
+    class Bad(socketserver.BaseRequestHandler):
+        def handle(self):
+            raise ValueError("in the handler")
+
+    assert read_all(dial(serve(Bad))) == b""
+    (record,) = [each for each in seen if each.exc_info]
+    assert record.event == "error" and record.everything[0]["event"] == "error"
+
+
 def test_a_log_that_raises_costs_no_session_and_does_not_end_the_server(serve, dial):
     """Row 28: a full disk."""
 

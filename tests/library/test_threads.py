@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
@@ -605,6 +607,32 @@ def test_no_task_is_lost_to_a_thread_that_has_no_memory_to_wait_for_it(monkeypat
     threads.run((second.set, ()), lambda: None)
     given.set()
     assert second.wait(DEADLINE)
+    threads.close()
+
+
+@pytest.mark.parametrize("place, name", [(echo.server.threads, "_name"), (contextvars, "Context")])
+def test_no_task_is_lost_to_a_thread_that_has_no_memory_to_begin_it(monkeypatch, place, name):
+    """Row 65: nor any for the pause until it tries again. Its session was left behind."""
+    left = [MemoryError, MemoryError]
+    real, sleep = getattr(place, name), time.sleep
+
+    def fails(original):
+        def replacement(*arguments):
+            if left:
+                raise left.pop()
+            return original(*arguments)
+
+        return replacement
+
+    threads = Threads()
+    first, second = threading.Event(), threading.Event()
+    threads.run((first.set, ()), lambda: None)
+    eventually(lambda: threads._idle)
+    monkeypatch.setattr(place, name, fails(real))
+    monkeypatch.setattr(echo.server.threads, "time", SimpleNamespace(sleep=fails(sleep), monotonic=time.monotonic))
+    threads.run((second.set, ()), lambda: None)
+    assert second.wait(DEADLINE)
+    assert not left
     threads.close()
 
 

@@ -70,7 +70,7 @@ class Pipe:
         """Bytes of messages that are back."""
         self._exit_word = b""  # the "exit" that was sent; a server that does not know the word sends it back
         self._exit_at = ""  # where in the input it was
-        self._in_parts = True  # whether the server may wait for more of the last message
+        self._in_parts = False  # whether the server may wait for more of the last message
         self._goes_on = False  # whether more input was read behind it
         self._error: Optional[Exception] = None
         self._ended = False  # all input was sent
@@ -190,7 +190,7 @@ class Pipe:
         with self._changed:
             self._ended = True
             self._changed.notify()
-            if not self._in_parts and is_tls(self._connection.socket):
+            if not self._in_parts and self._outstanding and is_tls(self._connection.socket):
                 # Many services, those of asyncio among them, take the end of TLS output for the end of the session, and
                 # what they have not sent yet is lost.
                 patience = self.tls_patience if self._timeout is None else min(self.tls_patience, self._timeout / 2)
