@@ -3,8 +3,7 @@ otherwise show in each session, or as silence. It knows classes and names, no se
 
 from __future__ import annotations
 
-import contextlib
-from types import CellType, CodeType, FunctionType
+from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Iterator, List, Optional, Set, Tuple
 
 _RUNS_LATER = {0x20: "a generator", 0x80: "async", 0x200: "async"}
@@ -111,32 +110,27 @@ def names_in(method: Any, name: str) -> Optional[Tuple[str, ...]]:
     return method.__code__.co_names + method.__code__.co_freevars
 
 
-def mentions(cls: type, name: str) -> bool:
-    """Whether a function in the body of ``cls``, or inside of what decorators have made of one, has the attribute
-    ``name`` of any object in its code, or that word as a text. Runs no code of the program."""
-    found, seen = list(vars(cls).values()), set()
-    for each in found:  # grows
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, CodeType):
-            if name in each.co_names or any(type(const) is str and const == name for const in each.co_consts):
+def may_use(cls: type, name: str) -> bool:
+    """Whether code in the body of ``cls`` may use an attribute of this name. A function does if it has the name, or the
+    word as a text, in its code. What a decorator has made may use anything."""
+    codes: List[Any] = []
+    for each in vars(cls).values():
+        kind = type(each)
+        for part in (each.fget, each.fset, each.fdel) if kind is property else (each,):
+            function = part.__func__ if type(part) in (classmethod, staticmethod) else part
+            if type(function) is FunctionType and {"__class__"}.issuperset(function.__code__.co_freevars):
+                codes.append(function.__code__)
+            elif type(function) not in _OF_CLASSES and (callable(function) or hasattr(kind, "__get__")):
                 return True
-            found += each.co_consts
-        elif isinstance(each, FunctionType):
-            found += [each.__code__, each.__closure__, each.__defaults__, *vars(each).values()]
-        elif isinstance(each, (classmethod, staticmethod)):
-            found.append(each.__func__)
-        elif isinstance(each, property):
-            found += [each.fget, each.fset, each.fdel]
-        elif type(each) is CellType:
-            with contextlib.suppress(ValueError):  # empty
-                found.append(each.cell_contents)
-        elif type(each) in (tuple, list):
-            found += each
-        elif type(each).__module__ == "functools":  # partialmethod and cached_property have the function as func
-            found += [*vars(each).values(), getattr(each, "func", None)]
+    for code in codes:  # grows: functions inside of functions
+        if name in code.co_names or any(type(const) is str and const == name for const in code.co_consts):
+            return True
+        codes += [const for const in code.co_consts if type(const) is CodeType]
     return False
+
+
+_OF_CLASSES = (type(None), GetSetDescriptorType, MemberDescriptorType)
+"""Of what each class has, and of the accessors that a property lacks."""
 
 
 def _forgets_super(method: Any) -> bool:

@@ -392,7 +392,7 @@ class Connection:
             return  # closed already
         # Waking a thread that is stuck sending costs a FIN before the reset; so does waking one that closes the socket
         # and waits until the peer has everything, after end_input() has shut the reading side already.
-        is_stuck = self._output.locked() or self._end is INPUT_ENDED
+        is_stuck = self._output.locked() or (self._over and self._end is INPUT_ENDED)
         _shut(self.socket, socket.SHUT_RDWR if is_stuck else socket.SHUT_RD)
 
     def _refusal(self) -> EchoError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -71,9 +70,8 @@ def _process_failed(exc: BaseException) -> None:
         log_event(logging.ERROR, "error", "the forked process %d has ended: %s", os.getpid(), exc.code)
         return
     log_event(logging.ERROR, "error", "exception in the forked process %d", os.getpid(), exc_info=exc)
-    if sys.excepthook is not sys.__excepthook__:  # of the program, or of a library: it may report the exception
-        sys.stderr = io.StringIO()  # and print it, once more
-        sys.excepthook(type(exc), exc, exc.__traceback__)
+    if sys.excepthook is not sys.__excepthook__:
+        forking.printed_by_hook(exc, [])  # once more; but the hook may report it elsewhere, too
 
 
 def _unraisable(args: Any) -> None:

@@ -12,6 +12,7 @@ that code calls handlers and methods of subclasses with ``call``, where such a c
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ import time
 import weakref
 from typing import Any, Callable, List, NoReturn, Optional, Set, Tuple
 
-from ..text import LONGEST, format_exception, printable
+from ..text import LONGEST, format_exception, printable, shorten
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -73,13 +74,15 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
         elif exc is not None:
             code = 1
         if exc is not None and not (isinstance(exc, SystemExit) and isinstance(exc.code, (int, type(None)))):
-            with contextlib.suppress(Exception):  # standard error may be closed, or full, or its reader gone
+            try:
                 report(exc)
+            except BaseException:  # standard error may be closed, or full, or its reader gone; a hook may exit
+                pass
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for name in ("stdout", "stderr"):
             with contextlib.suppress(Exception):
-                stream.flush()
+                getattr(sys, name).flush()
         os._exit(code & 0xFF)
 
 
@@ -89,20 +92,27 @@ def print_failure(exc: BaseException) -> None:
     Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
     """
     if isinstance(exc, SystemExit):
-        _print(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}")  # alone it could be a line of a log
+        text = f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}"  # alone it could be a line of a log
     else:
-        hook = _print_exception if sys.excepthook is sys.__excepthook__ else sys.excepthook
-        sys.__excepthook__ = _print_exception  # a hook of the program may end there, as Ubuntu's does (apport)
-        hook(type(exc), exc, exc.__traceback__)
-
-
-def _print_exception(cls: Any, exc: Any, tracebacks: Any) -> None:
-    _print("\n  | ".join([f"exception in the forked process {os.getpid()}", *format_exception(exc)]))
-
-
-def _print(text: str) -> None:
-    if sys.stderr is not None:  # it was closed at the start; print() would write to standard output
+        lines = format_exception(exc)
+        if sys.excepthook is not sys.__excepthook__:
+            lines = shorten([printable(line, LONGEST) for line in printed_by_hook(exc, lines)], 2 * LONGEST)
+        text = "\n  | ".join([f"exception in the forked process {os.getpid()}", *lines]) if lines else ""
+    if text and sys.stderr is not None:  # None: it was closed at the start, and print() would use standard output
         print(text, file=sys.stderr)
+
+
+def printed_by_hook(exc: BaseException, otherwise: List[str]) -> List[str]:
+    """Call ``sys.excepthook``, of the program or of a library, for this exception. Return the lines that it prints, or
+    ``otherwise`` if it fails. Most hooks print the exception as Python does, and so what a peer sent."""
+    stderr, sys.stderr = sys.stderr, io.StringIO()
+    try:
+        sys.excepthook(type(exc), exc, exc.__traceback__)
+        return sys.stderr.getvalue().splitlines()
+    except Exception:
+        return otherwise
+    finally:
+        sys.stderr = stderr
 
 
 report = print_failure

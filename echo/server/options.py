@@ -14,7 +14,7 @@ import sys
 import warnings
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, TypedDict, TypeVar, Union, cast
 
-from ..class_body import mentions
+from ..class_body import may_use
 from .access import AccessList
 
 MIN_HEADER_TIMEOUT = 3.0
@@ -262,6 +262,9 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     return found
 
 
+_NOT_OF_PROGRAMS = ("echo.", "builtins.", "socketserver.")
+
+
 def _warn_of_attribute(cls: type, name: str) -> None:
     """``RuntimeWarning`` for an attribute of a class that is not a server of ours, as of a mixin, if it could be this
     option and no method of the server's classes uses it: it refuses nobody, and encrypts nothing.
@@ -271,7 +274,8 @@ def _warn_of_attribute(cls: type, name: str) -> None:
     owner = next(base for base in cls.__mro__ if name in vars(base))
     if issubclass(owner, Options) or not _could_be(OPTIONS[name], vars(owner)[name]):
         return
-    if not any(mentions(base, name) for base in cls.__mro__ if not base.__module__.startswith("echo.")):
+    own = [base for base in cls.__mro__ if not f"{base.__module__}.".startswith(_NOT_OF_PROGRAMS)]
+    if not any(may_use(base, name) for base in own):
         frame, depth = sys._getframe(), 1  # those of the program begin where it makes the server
         while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("echo."):
             frame, depth = frame.f_back, depth + 1

@@ -188,6 +188,7 @@ class Stop:
         self._registry.wait_until_empty(lambda: self.deadline or 0.0)
         lost += forking.wait_for(children, self.is_over)
         killed = forking.kill(children)
+        grace = time.monotonic() + self._cut_grace
         cut = self._cut_rest()
         for session in cut:
             peer = format_address(session.client_address)
@@ -200,7 +201,6 @@ class Stop:
         if not loop_ended:
             self.cut += 1
             log_event(logging.WARNING, "cut", "the accept loop cut: a method of the server's class blocks it")
-        grace = time.monotonic() + self._cut_grace
         self._registry.wait_until_empty(lambda: grace)
         forking.wait_for(children, lambda: time.monotonic() >= grace)  # the end of those that were killed
         if log_end:

@@ -430,6 +430,24 @@ def test_a_session_that_has_ended_and_whose_replies_are_not_delivered_is_cut(ser
         assert server.stop() is False
 
 
+def test_sessions_that_are_cut_have_a_moment_to_end(serve, dial):
+    ended = []
+
+    class Slow(echo.EchoRequestHandler):
+        def connection_lost(self, reason):
+            time.sleep(0.1)
+            ended.append(reason)
+
+        def drain(self):
+            pass
+
+    server = serve(Slow)
+    server._echo_cut_grace = DEADLINE  # however busy this machine is
+    assert echoes(dial(server))
+    assert server.stop(0) is False
+    assert len(ended) == 1
+
+
 def test_a_stop_at_once_does_not_cut_a_session_whose_replies_are_acknowledged_a_moment_later(serve, dial, monkeypatch):
     """A host acknowledges the last bytes up to 40 ms after it has them."""
     first_looks = iter([3] * 25)

@@ -289,8 +289,17 @@ def test_in_the_log_of_run_a_hook_of_a_library_prints_no_exception_of_a_child():
     assert lines.count(f"  | ValueError: {SHOWN}") == 1
 
 
-@pytest.mark.parametrize("stream", ["None", "open(os.devnull)", "closed", "unread"])
-def test_a_child_that_cannot_print_its_exception_waits_for_its_threads(stream):
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "stderr = None",
+        "stderr = open(os.devnull)",
+        "stderr = closed",
+        "stderr = unread",
+        "excepthook = lambda *_: sys.exit(3)",
+    ],
+)
+def test_a_child_that_cannot_print_its_exception_waits_for_its_threads(problem):
     script = f"""
     closed = open(os.devnull)
     closed.close()
@@ -301,7 +310,7 @@ def test_a_child_that_cannot_print_its_exception_waits_for_its_threads(stream):
             reader, writer = os.pipe()
             child = os.fork()
             if not child:
-                sys.stderr = {stream}
+                sys.{problem}
                 late = threading.Thread(target=lambda: (time.sleep(0.1), os.write(writer, b"done")), daemon=False)
                 late.start()
                 raise ValueError if message == b"error" else SystemExit("text")
@@ -317,14 +326,18 @@ def test_a_child_that_cannot_print_its_exception_waits_for_its_threads(stream):
     assert output_of(script) == ["b'1 done'"] * 2
 
 
-def test_what_a_peer_sent_forges_no_line_where_the_hook_of_the_program_calls_that_of_python():
+@pytest.mark.parametrize("python", ["sys.__excepthook__", "found", "traceback.print_exception"])
+def test_what_a_peer_sent_forges_no_line_where_the_hook_of_the_program_prints_as_python(python):
     """Row 63. Ubuntu has such a hook, of apport."""
     script = f"""
+    import traceback
+
     os.dup2(1, 2)
+    found = sys.excepthook
 
     def hook(*exc_info):
         print("reported", file=sys.stderr)
-        sys.__excepthook__(*exc_info)
+        {python}(*exc_info)
 
     class Forks(echo.MessageRequestHandler):
         framing = echo.LengthFraming()
@@ -343,9 +356,9 @@ def test_what_a_peer_sent_forges_no_line_where_the_hook_of_the_program_calls_tha
     """
     lines = output_of(script)
     assert not [line for line in lines if line.startswith("2026-01-01") or not line.isprintable()]
-    assert lines[0] == "reported"
-    assert re.fullmatch(r"exception in the forked process \d+", lines[1])
-    assert lines[-2:] == [f"  | ValueError: {SHOWN}", "b'1'"]
+    assert re.fullmatch(r"exception in the forked process \d+", lines[0])
+    assert lines[1:3] == ["  | reported", "  | Traceback (most recent call last):"]
+    assert lines[-1] == "b'1'"
 
 
 def test_a_child_that_a_hook_forks_in_a_child_of_the_forking_mixin_ends_where_it_comes_back():

@@ -344,6 +344,30 @@ def test_abort_ends_a_close_that_waits_for_its_client(cls):
             read_all(sock)
 
 
+@pytest.mark.parametrize("before", ["nothing", "drain", "close in another thread"])
+def test_abort_is_a_reset_and_no_end_of_the_output(serve, dial, before):
+    """A client would take the half of a reply for all of it."""
+
+    class Aborts(echo.MessageRequestHandler):
+        framing = echo.RawFraming()
+
+        def message_received(self, message):
+            self.send(b"half")
+            self.flush()
+            if before == "drain":
+                self.drain()
+            elif before == "close in another thread":
+                closing = threading.Thread(target=self.close)
+                closing.start()
+                closing.join()
+            self.abort()
+
+    sock = dial(serve(Aborts))
+    sock.sendall(b"hello")
+    with pytest.raises(ConnectionResetError):
+        read_all(sock)
+
+
 def test_close_works_from_another_thread(serve, dial):
     class Kept(echo.EchoRequestHandler):
         def connection_made(self):
