@@ -28,6 +28,10 @@ class Owned:
             return self.number
         return 2 if self.identity is not None and _identity(2) == self.identity else -1
 
+    def refers_to_that_of(self, number: int) -> bool:
+        """Whether it was made for the same file, pipe, ... as this descriptor refers to."""
+        return self.identity is not None and _identity(number) == self.identity
+
     def is_file(self) -> bool:
         """Whether it is a regular file."""
         return self.identity is not None and stat.S_ISREG(self.identity[2])

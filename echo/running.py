@@ -360,34 +360,51 @@ def _has_name(address: Any) -> bool:
 def _log_to_stderr() -> Iterator[None]:
     """Unless the program has configured its log, log to standard error, without waiting for a reader who stalls: that
     would hold up all sessions, and the stop. What Python prints there goes to the log, too, while this lasts."""
-    global _log_handler
-    if log.hasHandlers() and _log_handler not in logging.getLogger().handlers:
+    if log.hasHandlers() and _log_handler() is None:
         yield
         return
     from .logs.printed import logged
 
     if not log.hasHandlers():
-        _log_handler = _new_handler()
-        logging.basicConfig(level=logging.INFO, handlers=[_log_handler])
+        _configure_log()
     with logged(also_replaced=False):
         yield
 
 
-_log_handler: Optional[logging.Handler] = None
-"""That of the first ``run``. It stays, as what ``logging`` configures does, and is that of later ones."""
+def _log_handler() -> Any:
+    """The handler that the first ``run`` has added. It stays, as what ``logging`` configures does, and is that of later
+    ones. None: there is none."""
+    return next((each for each in logging.getLogger().handlers if hasattr(each, "of_run")), None)
 
 
-def _new_handler() -> logging.Handler:
+def _configure_log() -> None:
     from .logs.formatters import TextFormatter
     from .logs.log_handlers import DirectLog
     from .logs.output import new_lock
 
-    handler: logging.Handler = _StreamHandler()
+    handler: Any = _StreamHandler()
     if type(sys.stderr) is io.TextIOWrapper:  # an object of the program's own may keep, show or copy what it gets
         with contextlib.suppress(OSError, ValueError):  # it is closed, or has no descriptor
             handler = DirectLog(sys.stderr.fileno(), TextFormatter(), new_lock())  # a handler may fork
+            forking.show = _show_in_log
+    handler.of_run = True
     handler.setFormatter(TextFormatter())
-    return handler
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if _log_handler() is not handler:  # another thread was faster
+        handler.close()
+
+
+def _show_in_log(title: str, lines: List[str]) -> None:
+    """In a forked child. Not through a logger: another handler of the program may wait for a thread of the parent."""
+    from .logs.log_handlers import DirectLog
+
+    handler = _log_handler()
+    if not isinstance(handler, DirectLog) or not handler.takes_what_is_written_to(sys.stderr):  # it has its own file
+        forking.show_on_stderr(title, lines)
+        return
+    record = logging.LogRecord(log.name, logging.ERROR, "", 0, "%s", (title,), None)
+    record.exc_text = "\n".join(lines)
+    handler.handle(record)
 
 
 class _StreamHandler(logging.StreamHandler):  # type: ignore[type-arg]  # a generic class for checkers only

@@ -363,6 +363,10 @@ class DirectLog(CountingHandler):
     def __init__(self, descriptor: int, formatter: logging.Formatter, lock: Optional[Owned] = None) -> None:
         super().__init__(formatter, Output(descriptor, lock=lock, waits=False))
 
+    def takes_what_is_written_to(self, stream: Any) -> bool:
+        """Whether the log is where a stream writes."""
+        return self._output.takes_what_is_written_to(stream)
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._write([self.encode(record)])

@@ -86,6 +86,13 @@ class Output:
             return NOT_READ
         return f"the log could not be written ({self._error.strerror if self._error else 'unknown'})"
 
+    def takes_what_is_written_to(self, stream: Any) -> bool:
+        """Whether this is where a stream writes; True, too, if it is closed, or has no descriptor."""
+        try:
+            return self._own.refers_to_that_of(stream.fileno())
+        except Exception:
+            return True
+
     def has_room(self) -> bool:
         """Whether a write would not block now."""
         return not self._waits_for_lock and not self.is_full()

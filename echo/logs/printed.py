@@ -1,5 +1,5 @@
-"""What Python itself prints on standard error, as records: exceptions that end a thread or a forked child, or come up
-in a finalizer, and warnings. Their text may hold what a peer sent."""
+"""What Python itself prints on standard error, as records: exceptions that end a thread or come up in a finalizer, and
+warnings. Their text may hold what a peer sent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import threading
 import warnings
 from typing import Any, Iterator
 
-from ..server import forking
 from ..server.reporting import log_event
 
-_lock = threading.Lock()
+_lock = threading.Lock()  # a child of fork() has one of its own
 _users = 0
 _replaced = contextlib.ExitStack()
 
@@ -45,12 +44,20 @@ def _replace(also_replaced: bool) -> None:
         (threading, "excepthook", getattr(_thread, "_excepthook", None), _thread_failed),
         (sys, "unraisablehook", sys.__unraisablehook__, _unraisable),
         (warnings, "showwarning", getattr(warnings, "_showwarning_orig", None), _show_warning),
-        (forking, "report", forking.print_failure, _process_failed),
     ):
         found = getattr(place, name)
         if also_replaced or found is python:
             _replaced.callback(put_back, place, name, ours, found)
             setattr(place, name, ours)
+
+
+def _let_go() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def put_back(place: Any, name: str, ours: Any, value: Any) -> None:
@@ -63,15 +70,6 @@ def _thread_failed(args: Any) -> None:
     if args.exc_type is not SystemExit:
         name = "(unknown)" if args.thread is None else args.thread.name
         log_event(logging.ERROR, "error", "exception in thread %s", name, exc_info=_exception(args))
-
-
-def _process_failed(exc: BaseException) -> None:
-    if isinstance(exc, SystemExit):
-        log_event(logging.ERROR, "error", "the forked process %d has ended: %s", os.getpid(), exc.code)
-        return
-    log_event(logging.ERROR, "error", "exception in the forked process %d", os.getpid(), exc_info=exc)
-    if sys.excepthook is not sys.__excepthook__:
-        forking.printed_by_hook(exc, [])  # once more; but the hook may report it elsewhere, too
 
 
 def _unraisable(args: Any) -> None:

@@ -130,7 +130,10 @@ class AcceptingServer(SessionServer):
         try:
             session = Session(request, client_address, proxied=self._echo_options.proxy_protocol)
         except MemoryError:
-            self.close_request(request)
+            try:
+                request.close()  # not close_request(): that of a subclass has never seen this client
+            except Exception:
+                pass
             raise
         try:
             if self._echo_options.proxy_protocol or self._echo_options.ssl_context is not None:

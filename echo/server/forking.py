@@ -75,7 +75,7 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
             code = 1
         if exc is not None and not (isinstance(exc, SystemExit) and isinstance(exc.code, (int, type(None)))):
             try:
-                report(exc)
+                _report(exc)
             except BaseException:  # standard error may be closed, or full, or its reader gone; a hook may exit
                 pass
         getattr(threading, "_shutdown")()  # noqa: B009  # waits for the threads that are not daemons
@@ -86,37 +86,44 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
         os._exit(code & 0xFF)
 
 
-def print_failure(exc: BaseException) -> None:
-    """Report on standard error.
-
-    Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
-    """
+def _report(exc: BaseException) -> None:
+    """Say what has ended this process, as Python does: by ``sys.excepthook``, if the program or a library has one."""
     if isinstance(exc, SystemExit):
-        text = f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}"  # alone it could be a line of a log
-    else:
-        lines = format_exception(exc)
-        if sys.excepthook is not sys.__excepthook__:
-            lines = shorten([printable(line, LONGEST) for line in printed_by_hook(exc, lines)], 2 * LONGEST)
-        text = "\n  | ".join([f"exception in the forked process {os.getpid()}", *lines]) if lines else ""
-    if text and sys.stderr is not None:  # None: it was closed at the start, and print() would use standard output
-        print(text, file=sys.stderr)
+        show(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", [])  # alone it could be a line of a log
+        return
+    lines = format_exception(exc)
+    if sys.excepthook is not sys.__excepthook__:
+        lines = shorten([printable(line, LONGEST) for line in _printed_by_hook(exc, lines)], 2 * LONGEST)
+    if lines:
+        show(f"exception in the forked process {os.getpid()}", lines)
 
 
-def printed_by_hook(exc: BaseException, otherwise: List[str]) -> List[str]:
-    """Call ``sys.excepthook``, of the program or of a library, for this exception. Return the lines that it prints, or
-    ``otherwise`` if it fails. Most hooks print the exception as Python does, and so what a peer sent."""
-    stderr, sys.stderr = sys.stderr, io.StringIO()
+def _printed_by_hook(exc: BaseException, otherwise: List[str]) -> List[str]:
+    """Call ``sys.excepthook``. Return the lines that it prints, or ``otherwise`` if it fails. Most hooks print the
+    exception as Python does, and so what a peer sent."""
+    stderr, printed = sys.stderr, io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
+    sys.stderr = printed
     try:
         sys.excepthook(type(exc), exc, exc.__traceback__)
-        return sys.stderr.getvalue().splitlines()
     except Exception:
         return otherwise
     finally:
         sys.stderr = stderr
+    printed.seek(0)
+    return printed.read().splitlines()
 
 
-report = print_failure
-"""How a child reports the exception that ends it. A log of ours has a function of its own."""
+def show_on_stderr(title: str, lines: List[str]) -> None:
+    """Print a title, and marked lines below it.
+
+    Rejected: a record. The thread of a ``QueueListener`` is the parent's, and the program may have disabled the logger.
+    """
+    if sys.stderr is not None:  # it was closed at the start; print() would write to standard output
+        print("\n  | ".join([title, *lines]), file=sys.stderr)
+
+
+show = show_on_stderr
+"""How a child shows what has ended it. ``echo.run`` has a function of its own for its log."""
 
 
 def reap(children: Set[int]) -> List[int]:

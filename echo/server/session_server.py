@@ -298,7 +298,8 @@ class SessionServer(ListeningServer):
             return
         session.closing()
         connection = session.handler.connection
-        stream = session.stream if descriptor_of(request) == -1 else request  # a wrapper may have taken it over
+        # A wrapper may have taken the descriptor over. A plain handler may have handed it on, as with socketserver.
+        stream = session.stream if session.attached and descriptor_of(request) == -1 else request
         if connection.aborted:
             ended = True  # a FIN must not come before the reset
         elif session.refused not in (None, "handshake"):  # nothing was sent to it, and it must not stay by sending

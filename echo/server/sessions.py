@@ -181,7 +181,7 @@ class Session:
         with self._lock:
             self.handler = handler
             if descriptor_of(self.stream) == -1:  # its setup() or stream() has wrapped the socket (TLS, for example)
-                self.stream = getattr(handler.connection, "socket", self.stream)
+                self.stream = getattr(getattr(handler, "connection", None), "socket", self.stream)
             draining = self.state == "draining"
         if draining:  # the stop was faster
             self._end_input(handler)

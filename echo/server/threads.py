@@ -89,7 +89,7 @@ class Threads:
         while task is not None:
             function, args = task
             if waiting is not None:
-                _patiently(lambda: setattr(threading.current_thread(), "name", _name()))
+                _patiently(_rename)
             _patiently(contextvars.Context).run(function, *args)
             del task, function, args  # a waiting thread must not keep a session alive
             waiting = waiting or (queue.SimpleQueue(), threading.current_thread())
@@ -114,6 +114,10 @@ _numbers = itertools.count(1)
 
 def _name() -> str:
     return f"echo-session-{next(_numbers)}"
+
+
+def _rename() -> None:
+    threading.current_thread().name = _name()
 
 
 def _patiently(make: Callable[[], _Result]) -> _Result:

@@ -255,7 +255,19 @@ def test_no_memory_for_a_lock_of_a_session_or_for_the_line_about_it_is_waited_ou
     real = echo.server.accepting.log_event
     monkeypatch.setattr("echo.server.sessions.threading", SimpleNamespace(Lock=lock, Event=threading.Event))
     monkeypatch.setattr("echo.server.accepting.log_event", log_event)
-    server = serve()
+
+    class KeepsATable(echo.Server):
+        table = {}
+
+        def process_request(self, request, client_address):
+            self.table[request] = client_address
+            super().process_request(request, client_address)
+
+        def close_request(self, request):
+            del self.table[request]
+            super().close_request(request)
+
+    server = serve(cls=KeepsATable)
     for _ in range(3):
         with contextlib.suppress(ConnectionError):
             assert read_all(dial(server)) == b""

@@ -6,6 +6,7 @@ In all combinations, no data that should be encrypted is sent in clear, and no h
 import contextlib
 import gc
 import os
+import queue
 import signal
 import socket
 import socketserver
@@ -648,12 +649,10 @@ def test_whatever_a_subclass_replaces_a_client_with_tls_is_served(cls, context, 
         client.close()
 
 
-def begins_tls(place, context, base):
+def begins_tls(place, context):
     """A server's and a handler's class that begin TLS in this method."""
 
-    class Replies(base):
-        sent = 1_000_000
-
+    class Replies(echo.MessageRequestHandler):
         def setup(self):
             if place == "setup":
                 self.request = context.wrap_socket(self.request, server_side=True)
@@ -662,20 +661,10 @@ def begins_tls(place, context, base):
         def stream(self):
             return context.wrap_socket(super().stream(), server_side=True) if place == "stream" else super().stream()
 
-        def reply(self, send):
-            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22) if self.request.fileno() != -1 else 0
-            send(bytes(self.sent))
-
         def message_received(self, message):
-            self.reply(self.send)
+            self.connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+            self.send(bytes(999_999))
             self.close()
-
-        def handle(self):
-            if base is echo.MessageRequestHandler:
-                super().handle()
-            else:
-                self.rfile.readline()
-                self.reply(self.request.sendall)
 
     class Begins(echo.Server):
         def finish_request(self, request, client_address):
@@ -686,26 +675,51 @@ def begins_tls(place, context, base):
     return Begins, Replies
 
 
-@pytest.mark.parametrize(
-    "place, base",
-    [
-        ("finish_request", echo.MessageRequestHandler),
-        ("finish_request", socketserver.StreamRequestHandler),
-        ("setup", echo.MessageRequestHandler),
-        ("stream", echo.MessageRequestHandler),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in socketserver, none closes it
-def test_wherever_a_program_begins_tls_a_reply_reaches_a_client_that_sends_more(place, base, context, dial_tls):
+nobody_closes = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""What a program has wrapped itself is closed when nobody has it any more, as with ``socketserver``."""
+
+
+@nobody_closes
+@pytest.mark.parametrize("place", ["finish_request", "setup", "stream"])
+def test_wherever_a_program_begins_tls_a_reply_reaches_a_client_that_sends_more(place, context, dial_tls):
     """Row 83: the server closed gently what it had accepted, which had no descriptor any more."""
-    cls, handler = begins_tls(place, context, base)
+    cls, handler = begins_tls(place, context)
     with cls(("127.0.0.1", 0), handler).start() as server:
         client = dial_tls(server)
         client.sendall(b"hello\n")
         client.sendall(b"more\n")
         time.sleep(0.1)  # the reply was lost by now
-        assert len(read_exactly(client, handler.sent)) == handler.sent
+        assert len(read_exactly(client, 1_000_000)) == 1_000_000
         client.close()
+
+
+@nobody_closes
+@pytest.mark.parametrize("base", [socketserver.ThreadingTCPServer, echo.Server])
+def test_a_plain_handler_may_hand_its_client_on_if_the_server_has_wrapped_the_socket(base, context, dial_tls):
+    handed_on = queue.Queue()
+
+    class HandsOn(socketserver.BaseRequestHandler):
+        def handle(self):
+            handed_on.put(self.request)
+
+    class Wraps(base):
+        daemon_threads = True
+
+        def finish_request(self, request, client_address):
+            super().finish_request(context.wrap_socket(request, server_side=True), client_address)
+
+    with Wraps(("127.0.0.1", 0), HandsOn) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        client = dial_tls(server)
+        with handed_on.get(timeout=DEADLINE) as sock:
+            client.sendall(b"hello")
+            assert read_exactly(sock, 5) == b"hello"
+            time.sleep(0.1)  # by now the server has done what it does at the end
+            sock.sendall(b"world")
+            assert read_exactly(client, 5) == b"world"
+        server.shutdown()
+        serving.join()
 
 
 @pytest.mark.parametrize("cls", [InTheServingThread, ACopyOfTheStandardBody, WithoutAHandler])

@@ -241,10 +241,8 @@ def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
     lines = output_of(script)
     assert not [line for line in lines if line.startswith("2026-01-01") or not line.isprintable()]
     assert [line for line in lines if line.startswith("code")] == ["code 1"] * 2
-    time, exited = (
-        ("[-0-9]+ [.:0-9]+ ERROR   ", "the forked process {} has ended: {}") if log == "run" else ("", "process {}: {}")
-    )
-    patterns = rf"{time}exception in the forked process \d+", time + exited.format(r"\d+", re.escape(SHOWN))
+    begin = "[-0-9]+ [.:0-9]+ ERROR   " if log == "run" else ""
+    patterns = rf"{begin}exception in the forked process \d+", rf"{begin}process \d+: {re.escape(SHOWN)}"
     assert [sum(bool(re.fullmatch(pattern, line)) for line in lines) for pattern in patterns] == [1, 1]
     assert lines.count(f"  | ValueError: {SHOWN}") == 1
 
@@ -286,7 +284,7 @@ def test_in_the_log_of_run_a_hook_of_a_library_prints_no_exception_of_a_child():
     lines = output_of(script)
     assert not [line for line in lines if line.startswith("2026-01-01") or not line.isprintable()]
     assert lines.count("hook called") == 1
-    assert lines.count(f"  | ValueError: {SHOWN}") == 1
+    assert [line for line in lines if "| " in line] == [f"  | {line}" for line in SHOWN.split(r"\n")]
 
 
 @pytest.mark.parametrize(
