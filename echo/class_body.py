@@ -120,7 +120,9 @@ def may_use(cls: type, name: str) -> bool:
             function = part.__func__ if type(part) in (classmethod, staticmethod) else part
             if type(function) is FunctionType and {"__class__"}.issuperset(function.__code__.co_freevars):
                 codes.append(function.__code__)
-            elif type(function) not in _OF_CLASSES and (callable(function) or hasattr(kind, "__get__")):
+            elif issubclass(type(function), _PLAIN):
+                continue
+            elif callable(function) or hasattr(kind, "__get__"):
                 return True
     for code in codes:  # grows: functions inside of functions
         if name in code.co_names or any(type(const) is str and const == name for const in code.co_consts):
@@ -129,8 +131,8 @@ def may_use(cls: type, name: str) -> bool:
     return False
 
 
-_OF_CLASSES = (type(None), GetSetDescriptorType, MemberDescriptorType)
-"""Of what each class has, and of the accessors that a property lacks."""
+_PLAIN = (type, type(None), GetSetDescriptorType, MemberDescriptorType)
+"""Classes, the accessors that a property lacks, and what each class has."""
 
 
 def _forgets_super(method: Any) -> bool:

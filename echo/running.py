@@ -399,7 +399,8 @@ def _show_in_log(title: str, lines: List[str]) -> None:
     from .logs.log_handlers import DirectLog
 
     handler = _log_handler()
-    if not isinstance(handler, DirectLog) or not handler.takes_what_is_written_to(sys.stderr):  # it has its own file
+    is_plain = isinstance(sys.stderr, (io.TextIOWrapper, type(None)))  # else an object of the program's own
+    if not (is_plain and isinstance(handler, DirectLog) and handler.takes_what_is_written_to(sys.stderr)):
         forking.show_on_stderr(title, lines)
         return
     record = logging.LogRecord(log.name, logging.ERROR, "", 0, "%s", (title,), None)

@@ -12,7 +12,6 @@ that code calls handlers and methods of subclasses with ``call``, where such a c
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ import time
 import weakref
 from typing import Any, Callable, List, NoReturn, Optional, Set, Tuple
 
-from ..text import LONGEST, format_exception, printable, shorten
+from ..text import LONGEST, format_exception, printable
 
 has_forked = False
 """Whether this process has forked. A child may have copies of its sockets, and then ``close()`` does not end a
@@ -87,30 +86,26 @@ def _end(exc: Optional[BaseException]) -> NoReturn:
 
 
 def _report(exc: BaseException) -> None:
-    """Say what has ended this process, as Python does: by ``sys.excepthook``, if the program or a library has one."""
+    """Say what has ended this process. A ``sys.excepthook`` of the program does that itself, and in its own way."""
+    hook = sys.excepthook
     if isinstance(exc, SystemExit):
         show(f"process {os.getpid()}: {printable(str(exc.code), LONGEST)}", [])  # alone it could be a line of a log
-        return
-    lines = format_exception(exc)
-    if sys.excepthook is not sys.__excepthook__:
-        lines = shorten([printable(line, LONGEST) for line in _printed_by_hook(exc, lines)], 2 * LONGEST)
-    if lines:
-        show(f"exception in the forked process {os.getpid()}", lines)
+    elif hook is sys.__excepthook__ or getattr(hook, "__module__", "") in _PRINT_AS_PYTHON:
+        _show_exception(type(exc), exc, None)
+    else:
+        sys.__excepthook__ = _show_exception  # many hooks end there, as that of Ubuntu (apport)
+        try:
+            hook(type(exc), exc, exc.__traceback__)
+        except Exception:
+            _show_exception(type(exc), exc, None)
 
 
-def _printed_by_hook(exc: BaseException, otherwise: List[str]) -> List[str]:
-    """Call ``sys.excepthook``. Return the lines that it prints, or ``otherwise`` if it fails. Most hooks print the
-    exception as Python does, and so what a peer sent."""
-    stderr, printed = sys.stderr, io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
-    sys.stderr = printed
-    try:
-        sys.excepthook(type(exc), exc, exc.__traceback__)
-    except Exception:
-        return otherwise
-    finally:
-        sys.stderr = stderr
-    printed.seek(0)
-    return printed.read().splitlines()
+_PRINT_AS_PYTHON = ("exceptiongroup._formatting",)
+"""Modules with hooks that only print: that of ``exceptiongroup``, until Python 3.10, comes with anyio and trio."""
+
+
+def _show_exception(cls: Any, exc: Any, tracebacks: Any) -> None:
+    show(f"exception in the forked process {os.getpid()}", format_exception(exc))
 
 
 def show_on_stderr(title: str, lines: List[str]) -> None:

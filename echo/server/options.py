@@ -262,7 +262,7 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     return found
 
 
-_NOT_OF_PROGRAMS = ("echo.", "builtins.", "socketserver.")
+_NOT_OF_PROGRAMS = ("echo.", "builtins.", "socketserver.", "typing.")
 
 
 def _warn_of_attribute(cls: type, name: str) -> None:

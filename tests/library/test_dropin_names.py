@@ -10,8 +10,10 @@ import socket
 import socketserver
 import ssl
 import threading
+import types
 import urllib.request
 import warnings
+from typing import Generic, TypeVar
 
 import pytest
 
@@ -212,8 +214,9 @@ class Refuses:
 
 
 def test_to_look_for_options_in_mixins_runs_no_code_of_the_program():
-    body = {"deny": ["192.0.2.1"], "allow": [Refuses()], "first": Refuses(), "method": lambda self: b"word"}
-    own = type("Own", (type("Mixin", (), body), echo.Server), {})
+    body = {"deny": ["192.0.2.1"], "allow": [Refuses()], "first": Refuses(), "Meta": Refuses}
+    body["method"] = lambda self: b"word"
+    own = types.new_class("Own", (type("Mixin", (), body), echo.Server, Generic[TypeVar("Some")]))
     with pytest.warns(RuntimeWarning, match="Mixin.deny is not an option"):
         own(ADDRESS, Lines).server_close()
 

@@ -709,17 +709,18 @@ def test_a_plain_handler_may_hand_its_client_on_if_the_server_has_wrapped_the_so
             super().finish_request(context.wrap_socket(request, server_side=True), client_address)
 
     with Wraps(("127.0.0.1", 0), HandsOn) as server:
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
-        client = dial_tls(server)
-        with handed_on.get(timeout=DEADLINE) as sock:
-            client.sendall(b"hello")
-            assert read_exactly(sock, 5) == b"hello"
-            time.sleep(0.1)  # by now the server has done what it does at the end
-            sock.sendall(b"world")
-            assert read_exactly(client, 5) == b"world"
-        server.shutdown()
-        serving.join()
+        serving = Background(server.serve_forever)
+        try:
+            client = dial_tls(server)
+            with handed_on.get(timeout=DEADLINE) as sock:
+                client.sendall(b"hello")
+                assert read_exactly(sock, 5) == b"hello"
+                time.sleep(0.1)  # by now the server has done what it does at the end
+                sock.sendall(b"world")
+                assert read_exactly(client, 5) == b"world"
+        finally:
+            server.shutdown()
+            serving.result()
 
 
 @pytest.mark.parametrize("cls", [InTheServingThread, ACopyOfTheStandardBody, WithoutAHandler])
