@@ -124,6 +124,8 @@ def may_use(cls: type, name: str) -> bool:
                 continue
             elif callable(function) or hasattr(kind, "__get__"):
                 return True
+            elif kind in (list, tuple, dict) and FunctionType in map(type, each.values() if kind is dict else each):
+                return True
     for code in codes:  # grows: functions inside of functions
         if name in code.co_names or any(type(const) is str and const == name for const in code.co_consts):
             return True

@@ -87,11 +87,11 @@ class Output:
         return f"the log could not be written ({self._error.strerror if self._error else 'unknown'})"
 
     def takes_what_is_written_to(self, stream: Any) -> bool:
-        """Whether this is where a stream writes; True, too, if it is closed, or has no descriptor."""
+        """Whether this is where a stream writes; True, too, if it is None or closed, False if it has no descriptor."""
         try:
-            return self._own.refers_to_that_of(stream.fileno())
+            return stream is None or stream.closed or self._own.refers_to_that_of(stream.fileno())
         except Exception:
-            return True
+            return False
 
     def has_room(self) -> bool:
         """Whether a write would not block now."""

@@ -192,6 +192,8 @@ def wrapped_in_silence(method):
         lambda method: functools.lru_cache(maxsize=None)(wrapped(method)),
         lambda method: functools.partialmethod(wrapped(method)),
         lambda method: functools.partial(method, None),
+        lambda method: [method],
+        lambda method: {"rule": method},
     ],
 )
 def test_what_a_decorated_method_uses_is_not_warned_of(decorate):

@@ -247,10 +247,20 @@ def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
     assert lines.count(f"  | ValueError: {SHOWN}") == 1
 
 
-@pytest.mark.parametrize("stderr", ["sys.stderr", "open(2, 'w', closefd=False)", "open(os.dup(1), 'w')", "Tee()"])
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "sys.stderr",
+        "open(2, 'w', closefd=False)",
+        "None",
+        "open(os.dup(1), 'w')",
+        "Tee()",
+        "Wrapper(os.fdopen(2, 'wb'))",
+    ],
+)
 def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_the_log_of_run(stderr, tmp_path):
     script = f"""
-    import signal
+    import io, signal
 
     log = os.open({str(tmp_path / "log")!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
@@ -261,6 +271,10 @@ def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_t
 
         def flush(self):
             pass
+
+    class Wrapper(io.TextIOWrapper):
+        def write(self, text):
+            os.write(1, text.encode())
 
     class Forks(echo.MessageRequestHandler):
         def message_received(self, message):
@@ -284,9 +298,47 @@ def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_t
     echo.run(Forks, ("127.0.0.1", 0), server_class=Server)
     """
     output, log = output_of(script), (tmp_path / "log").read_text().splitlines()
-    own = stderr in ("Tee()", "open(os.dup(1), 'w')")
+    own = stderr.startswith(("Tee", "Wrapper", "open(os.dup"))
     assert output.count("  | ValueError: b'hello'") == own
     assert log.count("  | ValueError: b'hello'") == (not own)
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        "addFilter(lambda record: record.missing)",
+        "addFilter(lambda record: False)",
+        "setFormatter(logging.Formatter('%(event)s %(message)s'))",
+    ],
+)
+def test_an_exception_of_a_child_is_shown_whatever_the_program_has_added_to_the_handler_of_run(failing):
+    script = f"""
+    import logging, signal
+
+    os.dup2(1, 2)
+
+    class Forks(echo.MessageRequestHandler):
+        def message_received(self, message):
+            child = os.fork()
+            if not child:
+                raise ValueError(message)
+            self.send(b"%d" % (code_of(child) >> 8))
+
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            logging.getLogger().handlers[0].{failing}
+            threading.Thread(target=talk, args=(self,)).start()
+
+    def talk(server):
+        with echo.connect(server.server_address) as client:
+            client.send(b"hello")
+            client.recv()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    echo.run(Forks, ("127.0.0.1", 0), server_class=Server)
+    """
+    assert len([line for line in output_of(script) if line.endswith("ValueError: b'hello'")]) == 1
 
 
 @pytest.mark.parametrize(
