@@ -247,40 +247,14 @@ def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
     assert lines.count(f"  | ValueError: {SHOWN}") == 1
 
 
-@pytest.mark.parametrize(
-    "stderr",
-    [
-        "sys.stderr",
-        "open(2, 'w', closefd=False)",
-        "None",
-        "open(os.dup(1), 'w')",
-        "Tee()",
-        "Wrapper(os.fdopen(2, 'wb'))",
-    ],
-)
-def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_the_log_of_run(stderr, tmp_path):
-    script = f"""
-    import io, signal
-
-    log = os.open({str(tmp_path / "log")!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 2)
-
-    class Tee:
-        def write(self, text):
-            os.write(1, text.encode())
-
-        def flush(self):
-            pass
-
-    class Wrapper(io.TextIOWrapper):
-        def write(self, text):
-            os.write(1, text.encode())
+RUN_WITH_A_CHILD_THAT_FAILS = """
+    import signal
 
     class Forks(echo.MessageRequestHandler):
         def message_received(self, message):
             child = os.fork()
             if not child:
-                sys.stderr = {stderr}
+                in_child()
                 raise ValueError(message)
             self.send(b"%d" % (code_of(child) >> 8))
 
@@ -296,6 +270,42 @@ def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_t
         os.kill(os.getpid(), signal.SIGTERM)
 
     echo.run(Forks, ("127.0.0.1", 0), server_class=Server)
+"""
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "sys.stderr",
+        "open(2, 'w', closefd=False)",
+        "None",
+        "open(os.dup(1), 'w')",
+        "Tee()",
+        "Wrapper(os.fdopen(2, 'wb'))",
+    ],
+)
+def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_the_log_of_run(stderr, tmp_path):
+    script = f"""
+    import io
+
+    log = os.open({str(tmp_path / "log")!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 2)
+
+    class Tee:
+        def write(self, text):
+            os.write(1, text.encode())
+
+        def flush(self):
+            pass
+
+    class Wrapper(io.TextIOWrapper):
+        def write(self, text):
+            os.write(1, text.encode())
+
+    def in_child():
+        sys.stderr = {stderr}
+
+    {RUN_WITH_A_CHILD_THAT_FAILS}
     """
     output, log = output_of(script), (tmp_path / "log").read_text().splitlines()
     own = stderr.startswith(("Tee", "Wrapper", "open(os.dup"))
@@ -313,30 +323,14 @@ def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_t
 )
 def test_an_exception_of_a_child_is_shown_whatever_the_program_has_added_to_the_handler_of_run(failing):
     script = f"""
-    import logging, signal
+    import logging
 
     os.dup2(1, 2)
 
-    class Forks(echo.MessageRequestHandler):
-        def message_received(self, message):
-            child = os.fork()
-            if not child:
-                raise ValueError(message)
-            self.send(b"%d" % (code_of(child) >> 8))
+    def in_child():
+        logging.getLogger().handlers[0].{failing}
 
-    class Server(echo.Server):
-        def server_activate(self):
-            super().server_activate()
-            logging.getLogger().handlers[0].{failing}
-            threading.Thread(target=talk, args=(self,)).start()
-
-    def talk(server):
-        with echo.connect(server.server_address) as client:
-            client.send(b"hello")
-            client.recv()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    echo.run(Forks, ("127.0.0.1", 0), server_class=Server)
+    {RUN_WITH_A_CHILD_THAT_FAILS}
     """
     assert len([line for line in output_of(script) if line.endswith("ValueError: b'hello'")]) == 1
 

@@ -646,6 +646,17 @@ def test_a_program_that_has_closed_its_standard_error_may_log(monkeypatch, strea
         rest.close()
 
 
+def as_python(monkeypatch):
+    """Let the log be as Python begins, and put Python's own functions where pytest has others. Return a function that
+    says which of them are replaced."""
+    places = (threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")
+    pythons = _thread._excepthook, sys.__unraisablehook__, warnings._showwarning_orig
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for (place, name), python in zip(places, pythons):
+        monkeypatch.setattr(place, name, python)
+    return lambda: [getattr(place, name) is not python for (place, name), python in zip(places, pythons)]
+
+
 class Dies:
     def __del__(self):
         raise ValueError("\x1b[2J\n2026-11-27 forged")
@@ -654,11 +665,7 @@ class Dies:
 def test_what_python_prints_of_threads_finalizers_and_warnings_is_logged_and_no_line_is_forged(monkeypatch, capsys):
     """Row 63: the session of a client may end with an exception that ends its thread, such as CancelledError."""
     root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [])
-    places = (threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")
-    pythons = _thread._excepthook, sys.__unraisablehook__, warnings._showwarning_orig
-    for (place, name), python in zip(places, pythons):  # pytest has its own there
-        monkeypatch.setattr(place, name, python)
+    replaced = as_python(monkeypatch)
 
     def act(server):
         def fail():
@@ -684,22 +691,14 @@ def test_what_python_prints_of_threads_finalizers_and_warnings_is_logged_and_no_
         r"WARNING own.py:7: UserWarning: \x1b[2J\n2026-11-27 forged",
     ]
     assert "Dies.__del__" in lines[2] and len(lines) == 5
-    assert all(getattr(place, name) is python for (place, name), python in zip(places, pythons))
+    assert replaced() == [False] * 3
 
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_second_run_logs_what_python_prints_as_the_first_one_does(monkeypatch, at_once):
     """Row 63: it took the handler of the first one for the program's own, and the first one's end was that of both."""
     root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [])
-    places = (threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")
-    pythons = _thread._excepthook, sys.__unraisablehook__, warnings._showwarning_orig
-    for (place, name), python in zip(places, pythons):  # pytest has its own there
-        monkeypatch.setattr(place, name, python)
-
-    def replaced():
-        return [getattr(place, name) is not python for (place, name), python in zip(places, pythons)]
-
+    replaced = as_python(monkeypatch)
     seen = []
 
     def look(server):
