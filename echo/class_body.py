@@ -134,7 +134,8 @@ def may_use(cls: type, name: str) -> bool:
 
 
 _PLAIN = (type, type(None), GetSetDescriptorType, MemberDescriptorType)
-"""Classes, the accessors that a property lacks, and what each class has."""
+"""What uses no attribute by itself: classes, None (an accessor that a property lacks), and the descriptors that Python
+adds to each class."""
 
 
 def _forgets_super(method: Any) -> bool:

@@ -20,17 +20,17 @@ class Owned:
 
     def is_ours(self) -> bool:
         """Whether it still refers to what it was made for."""
-        return self.identity is not None and _identity(self.number) == self.identity
+        return self.is_also(self.number)
+
+    def is_also(self, number: int) -> bool:
+        """Whether this descriptor, too, refers to what it was made for."""
+        return self.identity is not None and _identity(number) == self.identity
 
     def find(self) -> int:
         """Return its number; if other code has closed it, that of stderr's own if that is the same file, else -1."""
         if self.is_ours():
             return self.number
-        return 2 if self.identity is not None and _identity(2) == self.identity else -1
-
-    def refers_to_that_of(self, number: int) -> bool:
-        """Whether it was made for the same file, pipe, ... as this descriptor refers to."""
-        return self.identity is not None and _identity(number) == self.identity
+        return 2 if self.is_also(2) else -1
 
     def is_file(self) -> bool:
         """Whether it is a regular file."""

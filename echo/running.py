@@ -372,8 +372,8 @@ def _log_to_stderr() -> Iterator[None]:
 
 
 def _log_handler() -> Any:
-    """The handler that the first ``run`` has added. It stays, as what ``logging`` configures does, and is that of later
-    ones. None: there is none."""
+    """Return the handler that the first ``run`` has added, or None. It stays when that run is over, as handlers of
+    ``logging`` do, and later runs use it."""
     return next((each for each in logging.getLogger().handlers if hasattr(each, "of_run")), None)
 
 

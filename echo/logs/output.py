@@ -89,7 +89,7 @@ class Output:
     def takes_what_is_written_to(self, stream: Any) -> bool:
         """Whether this is where a stream writes; True, too, if it is None or closed, False if it has no descriptor."""
         try:
-            return stream is None or stream.closed or self._own.refers_to_that_of(stream.fileno())
+            return stream is None or stream.closed or self._own.is_also(stream.fileno())
         except Exception:
             return False
 

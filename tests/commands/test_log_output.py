@@ -78,7 +78,7 @@ def test_a_full_disk_cuts_no_line_and_what_is_lost_is_counted(tmp_path, append):
 
 @posix
 def test_the_rest_of_a_line_is_not_the_beginning_of_a_file_that_was_emptied_meanwhile(tmp_path, monkeypatch):
-    """Row 86: that empties a full disk. What was left of a client's text became a line of its own."""
+    """Row 86: somebody empties the log, since its disk is full. The rest of a client's text became a line."""
     path = tmp_path / "log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     output = Output(descriptor)

@@ -238,7 +238,7 @@ def test_no_memory_anywhere_in_the_loop_is_waited_out(serve, dial, caplog, monke
 
 
 def test_no_memory_for_a_lock_of_a_session_or_for_the_line_about_it_is_waited_out(serve, dial, caplog, monkeypatch):
-    """Row 65: Python calls it a ``RuntimeError`` where a lock has none. Either ended the loop, and clients hung."""
+    """Row 65: Python raises ``RuntimeError`` if a lock has no memory. Each of the two ended the loop; clients hung."""
     left = [RuntimeError("can't allocate lock") for _ in range(3)]
     left_to_log = [MemoryError()]
 

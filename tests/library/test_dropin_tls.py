@@ -676,7 +676,7 @@ def begins_tls(place, context):
 
 
 nobody_closes = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""What a program has wrapped itself is closed when nobody has it any more, as with ``socketserver``."""
+"""Python closes a socket that the program has wrapped when nothing refers to it any more, as with ``socketserver``."""
 
 
 @nobody_closes

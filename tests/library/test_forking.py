@@ -198,6 +198,14 @@ FORGED = "2026-01-01 00:00:00.000 INFO    forged\n2026-01-01 00:00:00.000 INFO  
 SHOWN = r"2026-01-01 00:00:00.000 INFO    forged\n2026-01-01 00:00:00.000 INFO    forged\x1b[2J"
 
 
+TALKS = """
+    class Server(echo.Server):
+        def server_activate(self):
+            super().server_activate()
+            threading.Thread(target=talk, args=(self,)).start()
+"""
+
+
 @pytest.mark.parametrize("log", ["run", "own", "none"])
 def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
     """Row 63: in the log of ``echo.run``, in one of the program's own, and where none is configured."""
@@ -215,10 +223,7 @@ def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
                 raise (ValueError if message[:1] == b"V" else SystemExit)(message[1:].decode())
             self.send(b"%d" % (code_of(child) >> 8))
 
-    class Server(echo.Server):
-        def server_activate(self):
-            super().server_activate()
-            threading.Thread(target=talk, args=(self,)).start()
+    {TALKS}
 
     def talk(server):
         with echo.connect(server.server_address, framing=echo.LengthFraming()) as client:
@@ -247,8 +252,10 @@ def test_what_a_peer_sent_forges_no_line_of_the_log_when_it_ends_a_child(log):
     assert lines.count(f"  | ValueError: {SHOWN}") == 1
 
 
-RUN_WITH_A_CHILD_THAT_FAILS = """
+RUN_WITH_A_CHILD_THAT_FAILS = f"""
     import signal
+
+    {TALKS}
 
     class Forks(echo.MessageRequestHandler):
         def message_received(self, message):
@@ -257,11 +264,6 @@ RUN_WITH_A_CHILD_THAT_FAILS = """
                 in_child()
                 raise ValueError(message)
             self.send(b"%d" % (code_of(child) >> 8))
-
-    class Server(echo.Server):
-        def server_activate(self):
-            super().server_activate()
-            threading.Thread(target=talk, args=(self,)).start()
 
     def talk(server):
         with echo.connect(server.server_address) as client:
