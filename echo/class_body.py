@@ -112,25 +112,34 @@ def names_in(method: Any, name: str) -> Optional[Tuple[str, ...]]:
 
 def may_use(cls: type, name: str) -> bool:
     """Whether code in the body of ``cls`` may use an attribute of this name. A function does if it has the name, or the
-    word as a text, in its code. What a decorator has made may use anything."""
+    word as a text, in its code; functions in a table count, too. What a decorator has made may use anything."""
     codes: List[Any] = []
     for each in vars(cls).values():
         kind = type(each)
         for part in (each.fget, each.fset, each.fdel) if kind is property else (each,):
-            function = part.__func__ if type(part) in (classmethod, staticmethod) else part
-            if type(function) is FunctionType and {"__class__"}.issuperset(function.__code__.co_freevars):
-                codes.append(function.__code__)
-            elif issubclass(type(function), _PLAIN):
-                continue
-            elif callable(function) or hasattr(kind, "__get__"):
+            value = part.__func__ if type(part) in (classmethod, staticmethod) else part
+            functions = list(_functions(value))
+            if any(not {"__class__"}.issuperset(function.__code__.co_freevars) for function in functions):
                 return True
-            elif kind in (list, tuple, dict) and FunctionType in map(type, each.values() if kind is dict else each):
+            codes += [function.__code__ for function in functions]
+            if functions or issubclass(type(value), _PLAIN):
+                continue
+            if callable(value) or hasattr(kind, "__get__"):
                 return True
     for code in codes:  # grows: functions inside of functions
         if name in code.co_names or any(type(const) is str and const == name for const in code.co_consts):
             return True
         codes += [const for const in code.co_consts if type(const) is CodeType]
     return False
+
+
+def _functions(value: Any, depth: int = 2) -> Iterator[FunctionType]:
+    """The functions in a value of a class body: one, or a table of them, or of pairs like ``("GET", function)``."""
+    if type(value) is FunctionType:
+        yield value
+    elif depth and type(value) in (list, tuple, set, frozenset, dict):
+        for each in value.values() if type(value) is dict else value:
+            yield from _functions(each, depth - 1)
 
 
 _PLAIN = (type, type(None), GetSetDescriptorType, MemberDescriptorType)

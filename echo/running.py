@@ -398,17 +398,18 @@ def _show_in_log(title: str, lines: List[str]) -> None:
     """In a forked child. Not through a logger: another handler of the program may wait for a thread of the parent."""
     from .logs.log_handlers import DirectLog
 
-    handler, handled = _log_handler(), False
+    handler = _log_handler()
     is_plain = type(sys.stderr) in (io.TextIOWrapper, type(None))  # else an object of the program's own
-    if is_plain and isinstance(handler, DirectLog) and handler.takes_what_is_written_to(sys.stderr):
-        record = logging.LogRecord(log.name, logging.ERROR, "", 0, "%s", (title,), None)
-        record.event, record.exc_text = "error", "\n".join(lines)
-        with contextlib.suppress(Exception):  # sys.stderr is closed
-            sys.stderr.flush()  # what was printed before
-        with contextlib.suppress(Exception):  # a filter of the program has failed
-            handled = bool(handler.handle(record))
-    if not handled:
+    if not (is_plain and isinstance(handler, DirectLog) and handler.takes_what_is_written_to(sys.stderr)):
         forking.show_on_stderr(title, lines)
+        return
+    record = logging.LogRecord(log.name, logging.ERROR, "", 0, "%s", (title,), None)
+    record.event, record.exc_text = "error", "\n".join(lines)
+    handled = False
+    with contextlib.suppress(Exception):  # a filter of the program has failed
+        handled = bool(handler.handle(record))
+    if not handled:
+        handler.emit(record)  # which never waits for a slow reader, as print() would
 
 
 class _StreamHandler(logging.StreamHandler):  # type: ignore[type-arg]  # a generic class for checkers only

@@ -194,6 +194,8 @@ def wrapped_in_silence(method):
         lambda method: functools.partial(method, None),
         lambda method: [method],
         lambda method: {"rule": method},
+        lambda method: [("GET", method)],
+        lambda method: {wrapped(method)},
     ],
 )
 def test_what_a_decorated_method_uses_is_not_warned_of(decorate):
@@ -218,6 +220,8 @@ class Refuses:
 def test_to_look_for_options_in_mixins_runs_no_code_of_the_program():
     body = {"deny": ["192.0.2.1"], "allow": [Refuses()], "first": Refuses(), "Meta": Refuses}
     body["method"] = lambda self: b"word"
+    body["table"] = {"GET": body["method"], "POST": [body["method"], len]}
+    body["table"]["itself"] = body["table"]
     own = types.new_class("Own", (type("Mixin", (), body), echo.Server, Generic[TypeVar("Some")]))
     with pytest.warns(RuntimeWarning, match="Mixin.deny is not an option"):
         own(ADDRESS, Lines).server_close()

@@ -268,7 +268,7 @@ RUN_WITH_A_CHILD_THAT_FAILS = f"""
     def talk(server):
         with echo.connect(server.server_address) as client:
             client.send(b"hello")
-            client.recv()
+            print("code", client.recv().decode())
         os.kill(os.getpid(), signal.SIGTERM)
 
     echo.run(Forks, ("127.0.0.1", 0), server_class=Server)
@@ -281,6 +281,7 @@ RUN_WITH_A_CHILD_THAT_FAILS = f"""
         "sys.stderr",
         "open(2, 'w', closefd=False)",
         "None",
+        "closed",
         "open(os.dup(1), 'w')",
         "Tee()",
         "Wrapper(os.fdopen(2, 'wb'))",
@@ -304,6 +305,9 @@ def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_t
         def write(self, text):
             os.write(1, text.encode())
 
+    closed = open(os.devnull)
+    closed.close()
+
     def in_child():
         sys.stderr = {stderr}
 
@@ -315,26 +319,31 @@ def test_an_exception_of_a_child_goes_to_its_own_standard_error_if_that_is_not_t
     assert log.count("  | ValueError: b'hello'") == (not own)
 
 
-@pytest.mark.parametrize(
-    "failing",
-    [
-        "addFilter(lambda record: record.missing)",
-        "addFilter(lambda record: False)",
-        "setFormatter(logging.Formatter('%(event)s %(message)s'))",
-    ],
-)
-def test_an_exception_of_a_child_is_shown_whatever_the_program_has_added_to_the_handler_of_run(failing):
+@pytest.mark.parametrize("refuses", ["lambda record: record.missing", "lambda record: False"])
+@pytest.mark.parametrize("is_read", [True, False])
+def test_an_exception_of_a_child_is_a_record_although_a_filter_of_the_program_refuses_it(refuses, is_read):
+    """It must not wait for a reader either, as ``print()`` would."""
     script = f"""
     import logging
 
-    os.dup2(1, 2)
+    os.dup2(1 if {is_read} else os.pipe()[1], 2)
 
     def in_child():
-        logging.getLogger().handlers[0].{failing}
+        logging.getLogger().handlers[0].addFilter({refuses})
+        os.set_blocking(2, False)
+        try:
+            while not {is_read}:
+                os.write(2, bytes(1000))
+        except BlockingIOError:
+            pass
+        os.set_blocking(2, True)
 
     {RUN_WITH_A_CHILD_THAT_FAILS}
     """
-    assert len([line for line in output_of(script) if line.endswith("ValueError: b'hello'")]) == 1
+    output = output_of(script)
+    assert "code 1" in output
+    assert sum(" ERROR " in line and "exception in the forked process" in line for line in output) == is_read
+    assert output.count("  | ValueError: b'hello'") == is_read
 
 
 @pytest.mark.parametrize(
