@@ -56,6 +56,7 @@ from .sockets import (
     is_dead,
     is_tls,
     is_unix,
+    sends_all,
     set_send_timeout,
     share_tls,
     shut_down,
@@ -130,6 +131,7 @@ class Connection:
         self._decoder = framing.decoder()
         share_tls(sock)
         self._recv: Callable[[int], bytes] = sock.recv
+        self._send_all = sends_all(sock)
         self._read_size = MIN_READ
         self._shrink_below = 0  # bytes; a read of fewer is nearly empty
         self._queue: List[bytes] = []  # encoded
@@ -314,7 +316,7 @@ class Connection:
             self.messages_out += messages
             self.bytes_out += len(data)
             try:
-                self.socket.sendall(data)
+                self._send_all(data)
             except BaseException as exc:  # a signal handler may raise anything, in the middle of a message
                 self.messages_out -= messages
                 self.bytes_out -= len(data)

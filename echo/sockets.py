@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 if sys.platform != "win32":  # Windows has neither of them, and cannot say how much waits in a socket's queues
     import fcntl
@@ -194,6 +194,36 @@ def wait_for_room(sock: socket.socket, seconds: Optional[float]) -> None:
         if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) >= least:  # not a shorter one of the program's
             limit = int(milliseconds) if milliseconds < 2**31 else 0  # 0: none
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
+
+
+def sends_all(sock: Any) -> Callable[[Any], None]:
+    """Return what sends all of some bytes: ``sendall`` of a socket that has its own, and of others one that is not
+    timed out while the peer takes something."""
+    if issubclass(type(sock), socket.socket) and sock.sendall == socket.socket.sendall.__get__(sock):
+        return functools.partial(_send_all, sock)
+    return lambda data: sock.sendall(data)  # type: ignore[no-any-return]
+
+
+def _send_all(sock: socket.socket, data: Any) -> None:
+    while True:
+        sent = send_some(sock, data)
+        if sent == len(data):
+            return
+        data = memoryview(data)[sent:]
+
+
+def send_some(sock: socket.socket, data: Any) -> int:
+    """As ``socket.send``. When the kernel's timeout has passed, there may be room all the same, and then the peer has
+    taken something: Linux wakes a thread that sends when a third of the send buffer is free, up to 1.3 MB."""
+    try:
+        return _system_send(sock, data)
+    except BlockingIOError:
+        if not _DO_NOT_WAIT:
+            raise
+        return _system_send(sock, data, _DO_NOT_WAIT)
+
+
+_system_send = socket.socket.send
 
 
 def receive_timeout(sock: socket.socket) -> Optional[float]:

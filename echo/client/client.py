@@ -30,6 +30,7 @@ from ..protocol import DEFAULT_HOST, DEFAULT_PORT
 from ..sockets import (
     LINGER_SILENCE,
     LINGER_TIMEOUT,
+    SEND_TIMEOUT,
     has_input,
     has_room,
     keep_urgent_data,
@@ -42,6 +43,10 @@ from .endpoint import open_socket
 _FITS = 64 * 1024  # bytes that any server can send while its client does not read
 _GLANCE = 0.001  # seconds to wait for what is true already
 _STEP = 0.05  # seconds between two looks at whether the sending thread is stuck or was only slow
+
+REPLIES_TIMEOUT = 60.0
+"""Maximum time in seconds that ``close()`` waits for a server that owes replies: it would drop the messages that it has
+not handled yet when it finds the client gone."""
 
 
 def connect(
@@ -94,6 +99,7 @@ class Client:
         )
         self._timeout = self._delivery_timeout = timeout
         self._linger_timeout = LINGER_TIMEOUT
+        self._patient = False  # whether close() waits for the replies that the server owes
         self._limit = self.framing.max_sent
         if self._limit is None and self.framing.keeps_boundaries:
             # The server's limit is most likely the same. It would end the session, and not say why.
@@ -114,6 +120,7 @@ class Client:
         """
         if self._closed:
             raise ConnectionClosed("this client is closed")
+        self._patient = True
         self.connection.send_raw(self._encode(message), 1)
 
     def _encode(self, message: bytes) -> bytes:
@@ -129,7 +136,8 @@ class Client:
         ``MessageTooLong`` if a message is longer than the framing allows. Raises ``ReceiveTimeout`` or
         ``MessageTimeout`` after ``timeout`` seconds; no byte is lost then, and ``recv`` can be called again. So it can
         if a signal handler's exception, like ``KeyboardInterrupt``, has ended the wait; if it has ended the work on
-        bytes that had come, each later ``recv`` raises ``ConnectionClosed``.
+        bytes that had come, each later ``recv`` raises ``ConnectionClosed``. Only over an ``ssl.SSLSocket`` that you have
+        made yourself, a part of a message may be missing then.
         """
         if not self._messages:
             if self._closed:
@@ -155,6 +163,7 @@ class Client:
             self._messages.extend(messages)
         except EchoError:
             unhandled.clear()
+            self._patient = False  # it has had its time
             raise
         unhandled.clear()
 
@@ -247,25 +256,35 @@ class Client:
         """End the session: half-close, read and drop what the server still sends, then close. Never raises.
 
         Waits for messages that are on their way, and for one that another thread is sending, as long as the server
-        accepts something within ``timeout`` seconds. An exception that ends the ``with`` block does not wait for the
-        former. In a child that was forked since the client was made, it only closes: the session is the parent's.
+        accepts something within ``timeout`` seconds. If fewer messages have come back than were sent, and ``recv`` has
+        not timed out, the server may have some to handle: it has a minute for that, as long as it sends something
+        within ``timeout``. To be sure that it has handled all, receive the replies. An exception that ends the ``with``
+        block waits for none of these. In a child that was forked since the client was made, this only closes: the
+        session is the parent's.
         """
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        connection = self.connection
+        try:
             if self._process == os.getpid():
                 if self._sender is not None:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
-                self.connection.finish_output()
-                limit = self._linger_timeout
-                linger(self.connection.socket, timeout=limit, send_timeout=self._delivery_timeout, until_read=True)
-            self.connection.socket.close()
+                connection.finish_output()
+                limits = {"timeout": self._linger_timeout}
+                if self._patient and connection.messages_in < connection.messages_out:
+                    patience = REPLIES_TIMEOUT if self._timeout is None else max(LINGER_SILENCE, self._timeout)
+                    limits = {"silence": min(patience, REPLIES_TIMEOUT), "timeout": REPLIES_TIMEOUT}
+                linger(connection.socket, send_timeout=self._delivery_timeout, until_read=True, **limits)
+        finally:
+            connection.socket.close()
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, cls: Optional[type] = None, *exc_info: Any) -> None:
         if cls is not None:  # Ctrl-C or a timeout, for example: do not wait once more
-            self._delivery_timeout, self._linger_timeout = 0.0, LINGER_SILENCE
+            self._delivery_timeout, self._linger_timeout, self._patient = 0.0, LINGER_SILENCE, False
         self.close()
 
 
@@ -303,6 +322,7 @@ class _Sender:
         self._thread = Thread(target=self._run, name="echo-send", daemon=True)
 
     def put(self, message: bytes) -> None:
+        self._client._patient = True
         self._queue.put(self._client._encode(message))
 
     def _run(self) -> None:
@@ -330,13 +350,25 @@ class _Sender:
     def stop(self, abandoned: bool = True) -> None:
         """Wait for the thread: until it has sent everything or, if ``abandoned``, only what it has begun to send.
 
-        It may be stuck until replies are read. The connection is lost if the server neither reads nor sends in time.
+        It may be stuck until replies are read. The connection is lost if the server neither reads nor sends in time, or
+        if a signal handler's exception ends the wait: nothing else would wake the thread, and ``close`` waits for it.
         """
         client = self._client
-        sock = client.connection.socket
         client._sender = None
         self._abandoned = abandoned
         self._queue.put(None)
+        try:
+            self._join(client._timeout if client._timeout is not None or not abandoned else SEND_TIMEOUT)
+        except BaseException:
+            client.connection.abort()
+            raise
+        finally:
+            self._limit_sends(client._timeout)
+
+    def _join(self, patience: Optional[float]) -> None:
+        """``patience``: maximum time in seconds in which the server neither reads nor sends; None: no limit."""
+        client = self._client
+        sock = client.connection.socket
         self._thread.join(_STEP)
         before, moved_at = not_taken(sock), time.monotonic()
         while self._thread.is_alive():
@@ -344,11 +376,10 @@ class _Sender:
             now, left = time.monotonic(), not_taken(sock)
             if received or left != before:
                 before, moved_at = left, now
-            elif client._timeout is not None and now - moved_at >= client._timeout and not has_room(sock, _GLANCE):
+            elif patience is not None and now - moved_at >= patience and not has_room(sock, _GLANCE):
                 client.connection.abort()  # with room, the thread only waits for a processor
             if not received:
                 self._thread.join(_STEP)
-        self._limit_sends(client._timeout)
 
     def _limit_sends(self, seconds: Optional[float]) -> None:
         with contextlib.suppress(OSError):  # the client is closed

@@ -26,7 +26,7 @@ import threading
 import time
 from typing import Any, List, Optional
 
-from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, set_deadline
+from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, send_some, set_deadline
 from .guarded import GuardedSocket
 from .tls_messages import check_resumed, explain, format_subject
 
@@ -248,7 +248,7 @@ class TLSSocket(GuardedSocket):
         """Send all encrypted bytes in order. The caller holds ``_output``."""
         while True:
             while self._unsent:
-                self._unsent = self._unsent[super(GuardedSocket, self).send(self._unsent) :]
+                self._unsent = self._unsent[send_some(self, self._unsent) :]
             with self._lock:
                 if not self._outgoing.pending:
                     return

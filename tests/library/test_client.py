@@ -518,6 +518,52 @@ def test_an_exception_does_not_wait_for_a_server_that_goes_on_sending(serve, mon
     assert waited == [1.0, 5.0]
 
 
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_closing_waits_for_a_server_that_still_handles_what_it_has_accepted(serve, monkeypatch, timeout):
+    """Row 83: after the close its replies would be answered with a reset, and the messages that it has not read yet be
+    lost."""
+
+    class Slow(echo.MessageRequestHandler):
+        def message_received(self, message):
+            time.sleep(0.1)
+            self.send(b"done")
+            self.flush()
+
+    monkeypatch.setattr("echo.client.client.LINGER_SILENCE", 0.01)
+    monkeypatch.setattr("echo.client.client.LINGER_TIMEOUT", 0.01)
+    monkeypatch.setattr("echo.client.client.linger", functools.partial(linger, silence=0.01))
+    handler = Recorder.of(Slow)
+    with echo.connect(serve(handler).server_address, framing=echo.LineFraming(60000), timeout=timeout) as client:
+        for _ in range(10):
+            client.send(b"m" * 60000)
+    assert handler.ended.wait(DEADLINE)
+    assert (handler.events.count(b"m" * 60000), handler.reasons) == (10, ["eof"])
+
+
+def test_closing_waits_only_a_moment_for_a_server_that_is_silent_or_owes_nothing(serve, monkeypatch):
+    def first_is_answered(sock):
+        sock.sendall(b"done\n")
+        read_all(sock)
+
+    limits = []
+    monkeypatch.setattr(
+        "echo.client.client.linger", lambda sock, **more: limits.append((more.get("silence"), more["timeout"]))
+    )
+    address = serve(plain(first_is_answered)).server_address
+    for sent in range(3):
+        with echo.connect(address, timeout=3.0) as client:
+            for _ in range(sent):
+                client.send(b"work")
+            assert client.recv() == b"done"
+    with echo.connect(address, timeout=0.05) as client:
+        client.send(b"work")
+        client.send(b"work")
+        assert client.recv() == b"done"
+        with pytest.raises(echo.ReceiveTimeout):
+            client.recv()
+    assert limits == [(None, 5.0), (None, 5.0), (3.0, 60.0), (None, 5.0)]
+
+
 def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monkeypatch):
     """Row 83: a reply to a closed socket would be answered with a reset, and the messages on their way be lost."""
 
@@ -536,6 +582,7 @@ def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monk
     client = echo.connect(server.server_address, timeout=DEADLINE)
     client.connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     client.send(b"m" * 60000)
+    client._patient = False  # for the reply
     closing = threading.Thread(target=client.close)
     closing.start()
     closing.join(0.2)  # many times the silence

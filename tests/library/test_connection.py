@@ -698,6 +698,27 @@ def test_a_peer_that_reads_slowly_is_not_timed_out(connect, timeout):
     eventually(all_is_sent)
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_send_whose_time_is_over_is_tried_once_more(monkeypatch, has_room):
+    """Linux wakes a thread that sends when a third of the send buffer is free: there may be room all the same."""
+
+    def send(sock, data, flags=0):
+        if flags != socket.MSG_DONTWAIT or not has_room:
+            raise BlockingIOError
+        return sock.send(data[:3], flags)
+
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        connection = Connection(ours, LineFraming(), send_timeout=DEADLINE)
+        monkeypatch.setattr("echo.sockets._system_send", send)
+        if has_room:
+            connection.send(b"hello")
+            assert read_exactly(peer, 6) == b"hello\n"
+        else:
+            with pytest.raises(SendTimeout):
+                connection.send(b"hello")
+
+
 def test_a_send_that_fails_wakes_the_owner_with_the_same_error(connect):
     connection, _peer = connect(LengthFraming(BIG), buffer_size=16_384, send_timeout=SHORT)
     receiving = Background(connection.receive)

@@ -575,6 +575,42 @@ def test_closing_is_not_held_up_by_an_echo_many_that_was_not_finished(narrow):
     assert not sending_threads()
 
 
+@pytest.mark.parametrize("is_interrupted", [True, False])
+@pytest.mark.parametrize("timeout", [None, DEADLINE * 10])
+def test_closing_is_not_held_up_by_a_thread_that_sends_to_a_server_that_does_not_read(
+    narrow, monkeypatch, timeout, is_interrupted
+):
+    """A second Ctrl-C ended the wait for the thread, which had no limit; without a timeout, the wait had none either."""
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    def leave():
+        if is_interrupted:
+            monkeypatch.setattr(client, "_take_in", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                replies.close()
+        replies.close()
+        client.close()
+
+    done = threading.Event()
+    monkeypatch.setattr("echo.client.client.SEND_TIMEOUT", 0.2, raising=False)
+    framing = echo.LineFraming()
+    client = narrow(plain(lambda sock: (sock.sendall(b"0\n"), done.wait(4 * DEADLINE))), framing, timeout=timeout)
+    replies = client.echo_many([b"0", *numbered(50, 60000)], window=50)
+    assert next(replies) == b"0"
+    eventually(lambda: client.connection._output.locked())
+    if timeout is not None and not is_interrupted:
+        client._timeout = 0.2
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    leaving.join(DEADLINE)
+    has_left = not leaving.is_alive()
+    done.set()  # otherwise nothing would end here
+    leaving.join(DEADLINE)
+    assert has_left and not sending_threads()
+
+
 # Input that arrives while a message is still being sent.
 
 
