@@ -7,7 +7,10 @@ import contextlib
 import errno
 import os
 import stat
-from typing import Optional, Tuple
+from typing import Optional, Set, Tuple
+
+_opened: Set[int] = set()
+"""The standard descriptors that ``open_missing`` has opened."""
 
 
 class Owned:
@@ -65,7 +68,18 @@ def open_missing() -> None:
             os.fstat(number)
         except OSError:
             with contextlib.suppress(OSError):  # a bare chroot has none, for example
-                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+                opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+                _opened.add(opened)
+                os.set_inheritable(opened, True)
+
+
+def was_passed(number: int) -> bool:
+    """Whether this process began with this descriptor, and has not opened it itself: what Python opens is not
+    inheritable."""
+    try:
+        return os.get_inheritable(number) and number not in _opened
+    except OSError:
+        return False
 
 
 def _identity(descriptor: int) -> Optional[Tuple[int, int, int]]:

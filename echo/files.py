@@ -10,12 +10,15 @@ import codecs
 import contextlib
 import errno
 import os
+import re
 import select
 import stat
 import sys
 import tempfile
 import time
 from typing import Any, Dict, Iterator, List, Optional, Set
+
+from .descriptors import was_passed
 
 MAX_SIZE = 32 * 1024 * 1024
 """Maximum size of a file, in bytes."""
@@ -30,6 +33,9 @@ that was being written, 872 returned a part of it."""
 
 _CHUNK = 1024 * 1024
 
+_NUMBER = re.compile("[0-9]{1,9}")
+_MAX_LINKS = 40  # as in Linux; opening a path with more fails
+
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -37,13 +43,18 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
     """Return the content of a regular file, a device or a pipe. ``path`` may be relative to ``folder``.
 
     It waits for a pipe (the shell's ``<(...)``), at most ``pipe_timeout`` seconds, and for ``QUIET`` seconds if a file
-    was written just now. A pipe without any content is an error: the program that was to write it has failed.
+    was written just now. A pipe without any content is an error: the program that was to write it has failed. So is a
+    descriptor (``/dev/fd/3``) that was not passed to this process: its number may be that of an empty file of our own.
     """
     if not path:  # of the shell's "$FILE", maybe
         raise ValueError("the name of a file is empty")
+    place = os.path.join(folder, path)
     try:
+        number = _descriptor_in(place)
+        if number is not None and not was_passed(number):
+            raise OSError(errno.EBADF, f"descriptor {number} was not passed to this program")
         # Waiting would block in open() for a FIFO's writer.
-        descriptor = os.open(os.path.join(folder, path), os.O_RDONLY | _DO_NOT_WAIT)
+        descriptor = os.open(place, os.O_RDONLY | _DO_NOT_WAIT)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise ValueError(f"cannot read {path}: {_reason(exc)}") from exc
     try:
@@ -62,6 +73,21 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
     if is_regular and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ValueError(f"{path} was written while it was read; try again")
     return data
+
+
+def _descriptor_in(path: str) -> Optional[int]:
+    """The number of the descriptor of this process that a path like ``/dev/fd/3`` or ``/dev/stdin`` names; else
+    None."""
+    ours = {os.path.realpath(folder) for folder in ("/dev/fd", "/proc/self/fd")}
+    for _ in range(_MAX_LINKS):
+        folder, name = os.path.split(path)
+        # All threads have the same descriptors (/proc/thread-self/fd).
+        if _NUMBER.fullmatch(name) and re.sub("/task/[0-9]+/fd$", "/fd", os.path.realpath(folder)) in ours:
+            return int(name)
+        if not os.path.islink(path):
+            break
+        path = os.path.join(folder, os.readlink(path))
+    return None
 
 
 def _read(path: str, descriptor: int, pipe_deadline: float) -> bytes:

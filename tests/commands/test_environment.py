@@ -553,6 +553,28 @@ def test_a_list_from_a_pipe_is_in_force_and_stays_so_when_the_files_are_read_aga
 
 
 @on_posix
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for descriptors here")
+@pytest.mark.parametrize(
+    "option, path, number",
+    [
+        ("--deny", "@/dev/stdin", 0),
+        ("--deny", "@/dev/fd/1", 1),
+        ("--deny", "@/dev/fd/3", 3),
+        ("--deny", "@/dev/fd/5", 5),
+        ("--allow", "@/dev/fd/3", 3),
+        ("--tls-cert", "/dev/fd/3", 3),
+    ],
+)
+def test_a_descriptor_that_did_not_reach_the_server_is_not_an_empty_list(run, option, path, number):
+    """Row 61: the server had opened one of its own with this number, such as the null device, and denied nobody."""
+    process = run("echo.server", "0", option, path, preexec_fn=lambda: os.close(number) if number < 2 else None)
+    assert process.popen.wait(DEADLINE) == 2
+    why = f"cannot read {path.lstrip('@')}: descriptor {number} was not passed to this program"
+    process.read_log_until("\n")
+    assert process.log == f"echo.server: {why}; see --help\n"
+
+
+@on_posix
 def test_a_file_of_denied_networks_that_is_empty_for_a_moment_lets_no_client_in(server_command, tmp_path):
     """Row 61."""
     (tmp_path / "deny").write_text("127.0.0.1\n")

@@ -27,6 +27,7 @@ def pipe():
 
     def make(data):
         reading, writing = os.pipe()
+        os.set_inheritable(reading, True)  # as one that was passed to this process
         descriptors.append(reading)
         os.write(writing, data)
         os.close(writing)
@@ -65,6 +66,26 @@ def test_a_pipe_without_content_or_writer_is_an_error_after_a_limited_time(fifo,
     with open(os.open(fifo, os.O_RDWR), "wb", buffering=0) as slow:
         slow.write(b"begun")
         assert "did not end in time" in error_of(read_file, fifo, 0.01)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for descriptors here")
+def test_a_descriptor_that_was_not_passed_to_this_process_is_an_error_by_any_name(tmp_path):
+    """Row 61: the null device that the server had opened itself was taken for an empty list, which denies nobody."""
+    own = os.open(os.devnull, os.O_RDONLY)
+    os.symlink(f"/dev/fd/{own}", str(tmp_path / "file"))
+    os.symlink("/dev/fd", str(tmp_path / "folder"))
+    paths = [f"/dev/fd/{own}", str(tmp_path / "file"), str(tmp_path / "folder" / str(own))]
+    if os.path.isdir("/proc/thread-self"):
+        paths += [f"/proc/{process}/fd/{own}" for process in ("self", "thread-self", os.getpid())]
+    try:
+        for path in paths:
+            assert error_of(read_file, path) == f"cannot read {path}: descriptor {own} was not passed to this program"
+        os.set_inheritable(own, True)  # as one that was passed
+        assert [read_file(path) for path in paths] == [b""] * len(paths)
+        assert read_file(f"fd/{own}", folder="/dev") == b""
+    finally:
+        os.close(own)
+    assert error_of(read_file, paths[0]).startswith(f"cannot read {paths[0]}: ")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such devices here")

@@ -1356,6 +1356,7 @@ def test_openssl_gets_the_content_that_was_checked(certificates, tmp_path):
 def piped(data):
     """The path of a pipe with this content, like a shell's ``<(...)``."""
     reading, writing = os.pipe()
+    os.set_inheritable(reading, True)  # as one that was passed to this process
     try:
         with open(writing, "wb") as file:
             file.write(data)
