@@ -25,6 +25,8 @@ _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----
 _PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[\w#. \x80-\xff-]*(?:CRL|REVOCATION|PKCS|CMS)")
 """Outside of these blocks: binary data, as which CAs publish their lists, containers, and first or last lines that are
 misspelt or alone."""
+_CUT = re.compile(rb"(?m)^-(?:-{0,4}|----B(?:E|EG|EGI|EGIN|EGIN [A-Z0-9 ]*-*)?\s*)\Z")
+"""At the end, outside of these blocks: a first line that was cut, by a full disk for example."""
 
 
 def server_context(
@@ -150,7 +152,12 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
     crls = [b"".join(found.split()) for found in _CRL_CONTENT.findall(without_marks(authorities.content))]
     if lists - (len(crls) - len(set(crls))) != context.cert_store_stats()["crl"]:  # OpenSSL keeps equal ones once
         raise ValueError(f"{authorities.path} holds {lists} revocation lists (CRLs), and not all of them are usable")
-    if _PASSED_OVER.search(_BLOCK.sub(b"", without_marks(authorities.content))):
+    outside = _BLOCK.sub(b"", without_marks(authorities.content))
+    if _CUT.search(outside):
+        raise ValueError(
+            f"{authorities.path} ends in a first line that was cut, maybe of a revocation list (CRL); give it whole"
+        )
+    if _PASSED_OVER.search(outside):
         raise ValueError(
             f"{authorities.path} holds data that is not PEM, maybe a revocation list (CRL); convert that with"
             " openssl crl -inform DER"

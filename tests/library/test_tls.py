@@ -1303,6 +1303,20 @@ def test_a_revocation_list_that_openssl_does_not_recognize_is_an_error(certifica
         server_context(*certificates.server, str(path))
 
 
+def test_a_file_that_was_cut_in_the_first_line_of_a_revocation_list_is_an_error(certificates, tmp_path):
+    """Row 72: it was accepted without the list."""
+    path = tmp_path / "cut.pem"
+    authority = read_bytes(certificates.authority.certificate)
+    path.write_bytes(authority + b"-----\n----- END OF LIST -----\n")
+    server_context(*certificates.server, str(path))
+    first = b"-----BEGIN X509 CRL-----\n"
+    for cut in (*(first[:length] for length in range(1, len(first) + 1)), b"-----BEGI\r\n"):
+        path.write_bytes(authority + cut)
+        for make in (client_context, lambda path: server_context(*certificates.server, path)):
+            with pytest.raises(ValueError, match=re.escape(str(path))):
+                make(str(path))
+
+
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", "utf-16"], ids=["UTF-8", "UTF-16"])
 def test_a_byte_order_mark_in_a_pem_file_is_accepted(plain, certificates, contexts, tmp_path, mark):
     """Row 78."""
