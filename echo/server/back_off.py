@@ -45,6 +45,11 @@ class BackOff:
         self.pause = self.resume_at = 0.0
         return log
 
+    def rest(self, seconds: float) -> None:
+        """Pause from now on, without a failure: what is freed meanwhile is for something else."""
+        self.pause = self.pause or MIN_PAUSE
+        self.resume_at = max(self.resume_at, self._clock() + seconds)
+
     def resume(self) -> None:
         """End the pause, without a success: the next attempt is the last one."""
         self.resume_at = 0.0

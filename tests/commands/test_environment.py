@@ -18,6 +18,7 @@ from echo.cli.server import workers
 from echo.cli.server.command import main
 from echo.cli.server.options import ROWS, parser
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly, tiers
+from support.background import Background
 from support.commands import call
 from support.processes import processes_of
 from support.usage_errors import error_line
@@ -530,6 +531,47 @@ def test_a_reload_for_which_no_descriptor_is_free_is_tried_again_until_it_is_don
         "SIGHUP: cannot read deny: no descriptor; all stays as it was; trying again",
         "SIGHUP: certificates and networks read again",
     ]
+
+
+def test_while_a_reload_lacks_descriptors_no_client_gets_those_that_others_free(serve, dial, monkeypatch):
+    """Row 61: certificates need several, and a flood of clients kept a new list from being in force for 45 s."""
+
+    class Files:
+        lacks, failure = False, OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        def server_options(self):
+            raise self.failure
+
+    files, server = Files(), serve()
+    command._reload(server, files)
+    assert not server._echo_failures.resting()  # nothing would be freed
+    session = dial(server)
+    assert echoes(session)
+    monkeypatch.setattr(command, "RETRY", 0.05)
+    command._reload(server, files)
+    assert echoes(dial(server))  # it waits until then, and not for ever
+    files.failure = MemoryError()
+    monkeypatch.setattr(command, "RETRY", DEADLINE)
+    command._reload(server, files)
+    assert not server._echo_failures.resting()
+    files.failure = OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+    command._reload(server, files)
+    assert server._echo_failures.resting()
+    accepted = server.stats().accepted
+    waiting = dial(server)
+    assert echoes(session)
+    assert server.stats().accepted == accepted
+    server.shutdown()  # a stop does not wait
+    stop = Background(server.stop, DEADLINE)
+    assert echoes(waiting)
+    for sock in (session, waiting):
+        sock.close()
+    assert stop.result()
+
+
+def echoes(sock):
+    sock.sendall(b"hello\n")
+    return read_exactly(sock, 6) == b"hello\n"
 
 
 @on_posix

@@ -327,6 +327,15 @@ def test_any_time_between_two_service_actions_is_short_enough(dial, seconds):
         thread.join(DEADLINE)
 
 
+def test_a_rest_ends_by_itself_and_is_no_failure():
+    now = 1000.0
+    backoff = BackOff(clock=lambda: now)
+    backoff.rest(2.0)
+    assert backoff.resting()
+    now += 2.0
+    assert not backoff.resting() and not backoff.succeeded()
+
+
 def test_a_shortage_is_reported_once_in_a_while_and_each_report_has_its_end():
     now = 1000.0
     backoff = BackOff(clock=lambda: now)

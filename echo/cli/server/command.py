@@ -284,6 +284,9 @@ def _reload_or_retry(server: Server, files: Files) -> bool:
     return not _reload(server, files) and files.lacks
 
 
+_NO_DESCRIPTOR = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
+
+
 def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[None]] = contextlib.nullcontext) -> bool:
     """Read the files again, and return True; if one is broken, all stays as it is. If ``files.lacks``, try again.
     ``reading`` returns the context in which the files and their lists are read."""
@@ -301,6 +304,10 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
         before = files.lacks
         lack = shortage(exc)
         files.lacks = lack is not None
+        if lack is not None and lack[0] in _NO_DESCRIPTOR and len(server._echo_registry):
+            # The certificates need several, and each that a session frees would go to the next client. Without sessions
+            # none will be freed, and the server must not wait for ever.
+            server._echo_failures.rest(2 * RETRY)
         if not (before and files.lacks):  # each shortage once
             text = "SIGHUP: %s; all stays as it was" + ("; trying again" if files.lacks else "")
             why = str(exc) or "; ".join(lack or [type(exc).__name__])  # a MemoryError has no text
