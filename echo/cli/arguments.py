@@ -376,6 +376,13 @@ def count(text: str) -> int:
     return number
 
 
+def file(text: str) -> str:
+    """The name of a file to read."""
+    if not text:  # of the shell's "$FILE", maybe
+        raise argparse.ArgumentTypeError("the name of a file is empty")
+    return text
+
+
 def own_address(text: str) -> str:
     """An IP address, to connect from."""
     try:

@@ -1087,6 +1087,14 @@ def test_the_command_in_the_advice_starts_a_server_on_this_host():
     assert one_complaint(done, "start a server there: python3 -m echo.server localhost:1\n")
 
 
+@pytest.mark.parametrize("host, address", [("127.1", "1"), ("127.0.0.01", "1"), ("0x7f000002", "127.0.0.2:1")])
+def test_the_command_in_the_advice_has_an_address_that_the_server_takes(host, address):
+    """Row 57: it does not take 127.1, which the client's look-up reads as 127.0.0.1."""
+    done = call_client(host, "1", "-m", "hello")
+    assert done[:2] == (1, b"")
+    assert one_complaint(done, f"start a server there: python3 -m echo.server {address}\n")
+
+
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "localhost:{}"])
 def test_a_host_may_have_its_port(serve, form):
     """Row 75."""

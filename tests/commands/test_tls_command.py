@@ -632,6 +632,9 @@ def filled(text, paths):
         ("--tls-cert CERT --tls-key LOCKED", "the key in LOCKED needs a password; give one without"),
         ("--tls-cert CERT --tls-key KEY --tls-client-ca NO-PEM", "NO-PEM holds no certificate, as PEM"),
         ("--tls-cert CERT --tls-key KEY --handshake-timeout soon", "invalid duration 'soon'"),
+        ("--tls-cert=", "argument --tls-cert: the name of a file is empty"),
+        ("--tls-cert CERT --tls-key=", "argument --tls-key: the name of a file is empty"),
+        ("--tls-cert CERT --tls-key KEY --tls-client-ca=", "argument --tls-client-ca: the name of a file is empty"),
     ],
 )
 def test_invalid_tls_options_of_the_server_are_a_usage_error(capsys, paths, options, words):
@@ -662,6 +665,9 @@ def test_the_password_of_a_key_is_never_read_from_standard_input(run, paths):
         ("--tls --cacert NO-PEM", "NO-PEM holds no certificate, as PEM"),
         ("--tls --cert CERT --key OTHER", "the key in OTHER is not that of the certificate in CERT"),
         ("--tls --cert CERT --key LOCKED", "the key in LOCKED needs a password; give one without"),
+        ("--tls --cacert=", "argument --cacert: the name of a file is empty"),
+        ("--tls --cert=", "argument --cert: the name of a file is empty"),
+        ("--tls --cert CERT --key=", "argument --key: the name of a file is empty"),
     ],
 )
 def test_invalid_tls_options_of_the_client_are_a_usage_error(capsys, paths, options, words):

@@ -32,7 +32,7 @@ from ...measure.probes import CLOSED_DEPTH, MIN_SIZE, OPEN_DEPTH
 from ...measure.report import Report, milliseconds
 from ...sockets import trouble_with_path
 from ...starting import INTERRUPTED, Interruptible
-from ...text import escape, plural
+from ...text import escape, format_address, plural
 from ...transport.tls import TLSSocket
 from ...transport.tls_messages import explain
 from .. import arguments
@@ -396,6 +396,13 @@ def _advice(exc: OSError, options: argparse.Namespace) -> str:
     return "check the address, the network, firewalls"
 
 
+def _as_for_server(host: str) -> str:
+    """The host as the server takes it: all four numbers, and no leading zeros, of 127.1."""
+    with contextlib.suppress(OSError, UnicodeError):
+        return socket.inet_ntoa(socket.inet_aton(host.encode("idna").decode()))
+    return host
+
+
 @contextlib.contextmanager
 def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
     """If no connection can be made, end the program with one line; in JSON that line is in the summary."""
@@ -419,8 +426,8 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         command = arguments.invocation(f"{PROG[: -len('client')]}server")
         if options.unix is not None:
             command += f" --unix {shlex.quote(options.unix)}"
-        elif options.host != protocol.DEFAULT_HOST:  # where a server with the port alone would listen
-            command += f" {shlex.quote(where)}"
+        elif _as_for_server(options.host) != protocol.DEFAULT_HOST:  # where a server with the port alone would listen
+            command += f" {shlex.quote(format_address((_as_for_server(options.host), options.port)))}"
         elif options.port != protocol.DEFAULT_PORT:
             command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
@@ -552,11 +559,18 @@ GROUPS = [
         Row(
             "--cacert FILE",
             "CA certificates to verify the server's certificate with",
+            arguments.file,
             shown="the system's",
             needs=("tls",),
         ),
-        Row("--cert FILE", "client certificate, for a server that requires one", needs=("tls",)),
-        Row("--key FILE", "private key of the client certificate", shown="in the same file", needs=("cert",)),
+        Row("--cert FILE", "client certificate, for a server that requires one", arguments.file, needs=("tls",)),
+        Row(
+            "--key FILE",
+            "private key of the client certificate",
+            arguments.file,
+            shown="in the same file",
+            needs=("cert",),
+        ),
         Row(
             "--sni NAME",
             "name that the server's certificate must have",

@@ -233,12 +233,20 @@ GROUPS = [
         Row(
             "--tls-cert FILE",
             "serve TLS with this certificate, and its intermediate certificates in the same file",
+            arguments.file,
             shown=OPTIONS["ssl_context"].none,
         ),
-        Row("--tls-key FILE", "private key of the certificate", shown="in the same file", needs=("tls_cert",)),
+        Row(
+            "--tls-key FILE",
+            "private key of the certificate",
+            arguments.file,
+            shown="in the same file",
+            needs=("tls_cert",),
+        ),
         Row(
             "--tls-client-ca FILE",
             "require a client certificate that this CA has issued",
+            arguments.file,
             shown="not required",
             needs=("tls_cert",),
             guards=True,
