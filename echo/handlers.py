@@ -24,7 +24,7 @@ from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
 from .record_fields import with_fields
 from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger
-from .text import format_address, printable
+from .text import LONGEST_PART, format_address, printable
 
 log = logging.getLogger("echo.session")
 
@@ -300,7 +300,8 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             reason = "drain" if lost and self.__draining and not self.connection.aborted else exc.reason
             broken = isinstance(exc, ProtocolError) and not isinstance(exc, IncompleteMessage)
             level = logging.WARNING if broken else logging.DEBUG
-            word, why = printable(reason), printable(str(exc))  # a framing of your own may quote the client in them
+            # A framing of your own may quote the client in them.
+            word, why = printable(reason, LONGEST_PART), printable(str(exc), LONGEST_PART)
             fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": word}
             if not self.__forked:
                 with_fields(log.log, level, "%s %s: %s", self.peer, word, why, fields=fields)

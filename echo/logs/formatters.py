@@ -117,6 +117,8 @@ class JsonFormatter(logging.Formatter):
             if self._with_thread:
                 fields["thread"] = record.threadName or ""
             fields["message"] = message = record.getMessage()
+            if len(message) > LONGEST:  # JSON writes up to six bytes for a byte
+                return self._strict(record)
             try:
                 texts = "".join((record.levelname, record.name, record.threadName or "", message))
                 line = self._encode(fields)

@@ -11,7 +11,7 @@ import logging
 from typing import Any, Dict, Optional, Tuple
 
 from ..record_fields import with_fields
-from ..text import format_exception, printable
+from ..text import LONGEST_PART, format_exception, printable
 
 log = logging.getLogger("echo.server")
 
@@ -38,9 +38,9 @@ def log_always(event: str, text: str, *args: Any, **fields: Any) -> None:
 def _log(
     level: int, event: str, text: str, args: Tuple[Any, ...], exc: Optional[BaseException], fields: Dict[str, Any]
 ) -> None:
-    fields = {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+    fields = {name: _shown(value) if isinstance(value, str) else value for name, value in fields.items()}
     fields = {"event": event, **fields}
-    args = tuple(value if isinstance(value, (int, float)) else printable(str(value)) for value in args)
+    args = tuple(value if isinstance(value, (int, float)) else _shown(str(value)) for value in args)
     exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
 
     def make(extra: Dict[str, Any]) -> logging.LogRecord:  # by position, as logging calls what a program may replace
@@ -50,3 +50,7 @@ def _log(
     if exc is not None:
         record.exc_text = "\n".join(format_exception(exc))
     log.handle(record)
+
+
+def _shown(text: str) -> str:
+    return printable(text, LONGEST_PART)  # the name of a thread, or a warning, may hold a whole message of a peer

@@ -14,6 +14,8 @@ import pytest
 
 import echo
 from echo.server import admission
+from echo.server.reporting import log_event
+from echo.text import LONGEST, LONGEST_PART
 from support import DEADLINE, eventually, read_all, reset
 from support.servers import FailingServer, echoes
 
@@ -160,6 +162,29 @@ def test_what_a_peer_sent_is_escaped_in_records_and_tracebacks_of_a_programs_own
     assert [line for line in lines if line.startswith("2026")] == []
     assert f"ValueError: {SHOWN}" in lines
     assert len([line for line in lines if SHOWN in line]) == 7  # also as the reason, and of get_request()
+
+
+def test_a_long_text_in_a_record_of_the_server_is_cut(caplog):
+    """Row 63: a warning, or the name of a thread, may hold a message of megabytes."""
+    for text, shown in (
+        ("a\n" * 10, r"a\n" * 10),
+        ("\x01" * 1_000_000, r"\x01" * (LONGEST_PART // 4) + "... (989000 more characters)"),
+    ):
+        log_event(logging.ERROR, "error", "in thread %s: %d", text, 7, why=text)
+        record = caplog.records[-1]
+        assert (record.getMessage(), record.why) == (f"in thread {shown}: 7", shown)
+
+
+def test_what_a_framing_quotes_of_a_client_is_cut(serve, dial, caplog):
+    class Quotes(echo.EchoRequestHandler):
+        def message_received(self, message):
+            raise self.connection.failed(echo.ProtocolError("\x01" * 1_000_000))
+
+    client = dial(serve(Quotes))
+    client.sendall(b"hello\n")
+    assert read_all(client) == b""
+    (line,) = [record.getMessage() for record in caplog.records if r"\x01" in record.getMessage()]
+    assert len(line) <= LONGEST and line.endswith("... (989000 more characters)")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import random
 import socket
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
@@ -132,6 +133,48 @@ def test_text_becomes_one_printable_line_and_its_backslashes_stay():
     assert printable("\u20ac" * 3, 8) == "\u20ac\u20ac... (1 more character)"
     assert printable("\u20ac" * 3, 9) == "\u20ac" * 3
     assert printable("abc", 0) == "... (3 more characters)"
+
+
+def naive_printable(text, limit, keep):
+    """``printable``, character by character."""
+    shown, size = "", 0
+    for number, character in enumerate(text):
+        code = character.encode("unicode_escape").decode()
+        code = f"\\u00{ord(character):02x}" if "\x80" <= character <= "\xff" else code
+        form = character if character.isprintable() or character in keep else code
+        size += len(form.encode())
+        if limit is not None and size > limit:
+            rest = len(text) - number
+            return f"{shown}... ({rest} more character{'s' * (rest != 1)})"
+        shown += form
+    return shown
+
+
+def test_any_text_is_escaped_as_character_by_character_and_cut_at_the_same_place():
+    rng = random.Random(10)
+    pool = "ab\\\t\n\x00\x1b\x7f\x80\x85\x9f\xa0\xad\xe9\u0301\u200b\u202e\u2028\u4e2d\ud800\udc80\ue000\ufeff"
+    pool += "\U0001f600\U000e0041\U0010ffff"
+    for size in [*range(12), 100, 999, 1000, 1001, 2500]:
+        text = "".join(rng.choices(pool, k=size))
+        limits = range(10 * size + 2) if size < 12 else [0, size, 10 * size, *rng.sample(range(10 * size), 10)]
+        for limit in [None, *limits]:
+            for keep in ("", "\t"):
+                assert printable(text, limit, keep=keep) == naive_printable(text, limit, keep)
+
+
+@pytest.mark.parametrize("character", ["\x01", "\n", "\x80", "\ud800", "\u202e", "\U000e0041", "\u4e2d\n"])
+def test_to_escape_a_long_text_takes_a_small_multiple_of_the_memory_that_it_shows(character):
+    """Row 63: all sessions may do so at the same time. A list of all characters took 60 bytes for each."""
+    text = character * (60_000 // len(character))
+    printable(text, 1000)
+    tracemalloc.start()
+    try:
+        shown = printable(text, LONGEST)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(shown.encode()) <= LONGEST + 100
+    assert peak < 4 * len(text.encode("utf-8", "surrogatepass")) + 4 * LONGEST
 
 
 def test_an_exception_is_printable_lines_and_its_own_text_is_one_of_them():
