@@ -159,7 +159,7 @@ def _parts(tree: Any) -> Iterator[Any]:
 
 def _make_printable(part: Any, limit: int) -> None:
     # Where TracebackException keeps the texts of an exception: its str(), notes (3.11), and those of a SyntaxError.
-    for name in ("_str", "msg", "text", "filename"):
+    for name in ("_str", "msg", "text", "filename", "lineno"):
         value = getattr(part, name, None)
         if isinstance(value, str):
             setattr(part, name, printable(value.rstrip("\n") if name == "text" else value, limit))
@@ -167,7 +167,16 @@ def _make_printable(part: Any, limit: int) -> None:
         frame.filename, frame.name = printable(frame.filename), printable(frame.name)
     notes = getattr(part, "__notes__", None)
     if isinstance(notes, (list, tuple)):
-        part.__notes__ = [printable(note, limit) if isinstance(note, str) else note for note in notes]
+        # Indented: in a log that does not mark the lines of a traceback, a client's text must not begin a line.
+        part.__notes__ = ["  " + printable(_note(note), limit) for note in notes]
+
+
+def _note(note: Any) -> str:
+    try:
+        return str(note)
+    except Exception as exc:
+        raise_if_deep(exc)
+        return "<note str() failed>"  # as Python prints it
 
 
 def shorten(lines: List[str], limit: int) -> List[str]:

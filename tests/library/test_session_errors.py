@@ -164,6 +164,31 @@ def test_what_a_peer_sent_is_escaped_in_records_and_tracebacks_of_a_programs_own
     assert len([line for line in lines if SHOWN in line]) == 7  # also as the reason, and of get_request()
 
 
+class Note:
+    def __init__(self, text):
+        self.text = text
+
+    def __str__(self):
+        return self.text  # TypeError if it is not text
+
+
+def test_no_line_of_a_traceback_in_a_programs_own_log_begins_with_what_a_peer_sent(caplog):
+    """Row 63: a note of an exception began a line (since Python 3.11), and looked like a record."""
+    forged, shown = FORGED[len("a\r\n") :], SHOWN[len(r"a\r\n") :]
+
+    def lines_of(exc):
+        log_event(logging.ERROR, "error", "failed", exc_info=exc)
+        return logging.Formatter().format(caplog.records[-1]).split("\n")
+
+    noted = ValueError("hello")
+    noted.__notes__ = [forged, Note(f"a\n{forged}"), Note(None)]  # as of add_note()
+    notes = [f"  {shown}", rf"  a\n{shown}", "  <note str() failed>"]
+    has_notes = sys.version_info >= (3, 11) or "exceptiongroup" in sys.modules  # pytest imports it
+    assert lines_of(noted) == ["failed", "ValueError: hello", *(notes if has_notes else [])]
+    error = SyntaxError("hello", ("mine.txt", f"1\n{forged}", 1, "text"))
+    assert not [line for line in lines_of(error) if line.startswith(shown)]
+
+
 def test_a_long_text_in_a_record_of_the_server_is_cut(caplog):
     """Row 63: a warning, or the name of a thread, may hold a message of megabytes."""
     for text, shown in (
