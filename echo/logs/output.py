@@ -162,17 +162,20 @@ class Output:
         """End the line of another process that died in it, or could not go on; and forget the rest of our own if
         another process has ended it. The file of the lock holds the number of the process."""
         if self._lock is not None and self._locked_now:
+            unmarked = bool(self._rest) and not self._unfinished  # no other process knows that it is to be ended
             self._unfinished = os.pread(self._lock.number, 20, 0)
             if self._unfinished != b"%d" % os.getpid():
-                self._rest = b"\n" if self._unfinished else b""
+                self._rest = b"\n" if self._unfinished or unmarked else b""
 
     def _mark(self, unfinished: bool) -> None:
         """Note whether a line of this process is unfinished."""
         owner = b"%d" % os.getpid() if unfinished else b""
         if self._lock is not None and self._locked_now and owner != self._unfinished:
             os.ftruncate(self._lock.number, 0)
-            os.pwrite(self._lock.number, owner, 0)
-            self._unfinished = owner
+            self._unfinished = b""
+            with contextlib.suppress(OSError):  # no room, or `ulimit -f 0`: the line goes out all the same
+                os.pwrite(self._lock.number, owner, 0)
+                self._unfinished = owner
 
     def _find_again(self) -> None:
         """Other code has closed our descriptor: go on with stderr's own, if that is where the log goes."""

@@ -208,6 +208,30 @@ def test_a_line_that_another_process_left_unfinished_is_ended_before_the_next(pi
 
 
 @posix
+def test_where_files_must_not_grow_a_long_line_is_written_to_a_pipe_all_the_same(pipe, lock):
+    """Row 86: under ``ulimit -f 0`` the file of the lock takes no note of an unfinished line."""
+    import resource
+
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    output = Output(writer, lock=lock, waits=False)
+    output.patience = 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        assert output.write(lines_of(6000, 5000, 10)) == 0
+        assert os.read(reader, 1 << 20) == b"".join(lines_of(6000, 5000, 10))
+        assert output.write(lines_of(1 << 20)) == 0  # on its way
+        begun = os.read(reader, 1 << 20)
+        assert output.write([b"next\n", b"last\n"]) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert begun == b"a" * len(begun)
+    assert os.read(reader, 1 << 20) == b"\nnext\nlast\n"
+    output.close()
+
+
+@posix
 def test_a_file_that_got_the_descriptor_of_the_lock_is_left_alone(pipe, lock, tmp_path):
     output = Output(pipe[1], lock=lock)
     (tmp_path / "mine").write_bytes(b"mine")
