@@ -5,6 +5,7 @@ It knows its own session. It sees no messages, but the bytes that pass the socke
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import threading
@@ -38,8 +39,7 @@ class TranscriptMixin(MessageRequestHandler):
         os.makedirs(self.transcript_folder, exist_ok=True)
         moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S.%f")
         peer = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.peer[:_LONGEST_NAME])
-        path = os.path.join(self.transcript_folder, f"{moment}-{peer}.txt")
-        self.__transcript = open(path, "x", encoding="utf-8")
+        self.__transcript = _open_new(os.path.join(self.transcript_folder, f"{moment}-{peer}"))
         return _Recorder(stream, self.__transcript)
 
     def finish(self) -> None:
@@ -47,6 +47,16 @@ class TranscriptMixin(MessageRequestHandler):
             super().finish()
         finally:
             self.__transcript.close()
+
+
+def _open_new(path: str) -> TextIO:
+    """Another worker may take the same name: all clients of a Unix socket from one process have the same."""
+    name, number = path, 1
+    while True:
+        with contextlib.suppress(FileExistsError):
+            return open(f"{name}.txt", "x", encoding="utf-8")
+        number += 1
+        name = f"{path}-{number}"
 
 
 class _Recorder(SocketWrapper):

@@ -1,5 +1,6 @@
 """The mixins: logging, throttling, transcripts, faults; and their orders."""
 
+import datetime
 import io
 import itertools
 import logging
@@ -9,6 +10,7 @@ import socket
 import struct
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -454,6 +456,29 @@ def test_a_peer_with_a_long_name_has_a_transcript(serve, dial, tmp_path):
     sock.sendall(header + b"hello\n")
     assert read_exactly(sock, 6) == b"hello\n"
     assert len(transcripts(tmp_path)) == 1
+
+
+def test_sessions_of_the_same_moment_and_peer_have_a_transcript_each(serve, dial, tmp_path, monkeypatch):
+    """Workers of a Unix socket: all clients from one process have the same name."""
+
+    class Kept(echo.TranscriptMixin, echo.EchoRequestHandler):
+        transcript_folder = str(tmp_path)
+
+    class Stopped(datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 11, 29)
+
+    monkeypatch.setattr("echo.mixins.transcript.datetime", SimpleNamespace(datetime=Stopped))
+    header = b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x31" + struct.pack("!H108s108s", 216, b"/peer", b"")
+    server = serve(Kept, proxy_protocol=True)
+    for _ in range(3):
+        sock = dial(server)
+        sock.sendall(header + b"hello\n")
+        assert read_exactly(sock, 6) == b"hello\n"
+    names = [f"20261129-000000.000000-_peer{end}.txt" for end in ("-2", "-3", "")]
+    assert sorted(os.listdir(tmp_path)) == names
+    assert {len((tmp_path / name).read_text().splitlines()) for name in names} == {2}  # what came, and what went
 
 
 def test_a_transcript_that_cannot_be_written_ends_its_session_as_an_error(serve, dial, tmp_path, caplog):
