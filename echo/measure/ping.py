@@ -77,6 +77,7 @@ class Ping:
         self._selector = clock.selector()
         self._next_at = 0
         self._waited_until = 0  # the end of the last wait
+        self._noticed_at = self._noticed_cpu = 0  # of the last look for a stop, and the processor time then
         self._spared_until = 0  # no probe is given up before
         self._stopped = self._waiting = self._is_explained = False
         self._sent = 0
@@ -124,7 +125,8 @@ class Ping:
             yield
         finally:
             self._waiting = False
-            self._waited_until = self._clock.now()
+            self._waited_until = self._noticed_at = self._clock.now()
+            self._noticed_cpu = self._clock.cpu()
 
     def run(self) -> int:
         """Ping until all is done or it is interrupted, report the summary, and return the exit code.
@@ -251,6 +253,7 @@ class Ping:
                     self._give_up(lane, now)  # first: a reply after its time is late
                     for reply in lane.receive():
                         self._report_reply(reply, now)
+                        self._notice_stop(self._clock.now())  # of each line: a flood of lines is not a pause
         except EchoError as exc:
             lost = exc.__cause__
             self._is_explained = isinstance(lost, OSError) and lost.errno is None  # TLS has its reason in words
@@ -261,10 +264,13 @@ class Ping:
             self._remove(lane)
 
     def _notice_stop(self, now: int) -> None:
-        """Spare the probes if this process has not waited for replies in a while: a line of the report may have waited
-        for the reader of the output."""
-        if now - self._waited_until > STOPPED:
+        """Spare the probes if this process has not run in a while: it was stopped, or a line of the report has waited
+        for the reader of the output. Time in which it computed does not count: a service that sends without end would
+        have its probes spared for ever."""
+        cpu = self._clock.cpu()
+        if now - self._noticed_at - (cpu - self._noticed_cpu) > STOPPED:
             self._spare(now)
+        self._noticed_at, self._noticed_cpu = now, cpu
 
     def _spare(self, now: int) -> None:
         """Give up no probe for a moment: the replies that have come are read first."""

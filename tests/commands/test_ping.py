@@ -409,6 +409,29 @@ def test_after_the_output_was_blocked_a_reply_that_is_missing_is_lost():
     assert lines_about(result.text, 2) == ["lost: no reply after 0.1 s"]
 
 
+@pytest.mark.parametrize("lines, takes, busy", [(200, 1_000_000, 0.0), (2, 150_000_000, 1.0)], ids=["many", "slow"])
+def test_probes_are_lost_in_time_although_the_service_floods_the_client(lines, takes, busy):
+    """Each read brought lines for longer than a pause of the process, and spared the probes again, for ever."""
+
+    class Floods(NeverAnswers):
+        def turn(self):
+            super().turn()
+            if self.is_open:
+                self.send_raw(b"x\n" * lines)
+            if self.network.time > 60_000_000_000:
+                self.network.simulation.client.stop()
+
+    class TakesTime(Network):
+        def written(self, line):
+            self.time += takes
+
+    TakesTime.busy = busy
+    result = simulate_ping(Floods, network=TakesTime, count=4, interval=1.0, timeout=2.0)
+    assert result.code == 3
+    assert counts(result.text)["lost"] == 4
+    assert result.network.time < 7_000_000_000
+
+
 def test_a_word_that_nobody_asked_for_is_reported():
     result = simulate_ping(SpeaksUnasked, count=4, interval=0.02, verbose=True)
     assert result.code == 3
