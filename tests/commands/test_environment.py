@@ -709,11 +709,11 @@ def at_terminal(server_command):
     pty = pytest.importorskip("pty", reason="this platform has no pseudo-terminals")
     masters = []
 
-    def start(*options, **popen_options):
+    def start(*options, command=server_command, **popen_options):
         master, slave = pty.openpty()
         masters.append(master)
         try:
-            server = server_command(
+            server = command(
                 *options, python_options=("-c", OWN_TERMINAL), stdin=slave, start_new_session=True, **popen_options
             )
         finally:
@@ -738,6 +738,22 @@ def test_a_terminal_that_hangs_up_stops_the_server_with_code_0(at_terminal, dial
     assert server.finish()[0] == 0
     assert "SIGHUP: stopping" in server.log
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("waits_for", ["an import", "a pipe"])
+def test_a_terminal_that_hangs_up_while_the_server_starts_stops_it(at_terminal, run, tmp_path, waits_for, count):
+    """SIGHUP counted as a reload, and the server stayed for ever."""
+    os.mkfifo(str(tmp_path / "pipe"))
+    (tmp_path / "slow.py").write_text("with open('pipe') as pipe:\n    pipe.read()\n")
+    options = ("--handler", "slow:Echo") if waits_for == "an import" else ("--deny", "@pipe")
+    start = functools.partial(run, "echo.server", "0")
+    server, close_terminal = at_terminal(*options, "--workers", count, command=start, cwd=str(tmp_path))
+    with (tmp_path / "pipe").open("w"):  # the server reads it now
+        close_terminal()
+        server.popen.stdin = None
+        assert server.finish()[0] == 0
+    assert server.log == ""
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from echo.cli.server import command, workers
-from echo.cli.server.process import Process
+from echo.cli.server.process import Process, watch_terminal
 from support import ROOT, TESTS, eventually, read_exactly
 from support.commands import SLOW_HANDLER, start_changed, write_changed_command
 from support.processes import is_alive, state_of
@@ -443,7 +443,7 @@ def test_a_terminal_that_cannot_be_opened_for_want_of_descriptors_is_not_gone(mo
     """Row 69."""
     descriptor = os.open(os.devnull, os.O_RDONLY)
     monkeypatch.setattr(os, "open", lambda *arguments: descriptor)
-    terminal_is_gone = command._watch_terminal()
+    terminal_is_gone = watch_terminal()
 
     def fail(*arguments):
         raise OSError(number, os.strerror(number))

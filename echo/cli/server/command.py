@@ -10,7 +10,6 @@ import argparse
 import collections
 import contextlib
 import copy
-import errno
 import functools
 import logging
 import os
@@ -41,7 +40,7 @@ from .failures import log_failure, shortage
 from .loading import combine, load_handler, load_mixin
 from .networks import NetworkLists
 from .options import PROG, ROWS, ServerRow, handler_attributes, parser, settings
-from .process import Process, stopped_by
+from .process import Process, stopped_by, watch_terminal
 from .queue_logging import QueueLoggingMixin, names_kept
 from .workers import RETRY, Workers
 
@@ -152,7 +151,7 @@ def _by_options(text: str) -> str:
 def _run_alone(server: Server, process: Process, log: Log, files: Files) -> int:
     log.to(log.queue())
     reload = functools.partial(_reload_or_retry, server, files)
-    return _serve(server, process, lambda: _announce(server), reload, _watch_terminal())
+    return _serve(server, process, lambda: _announce(server), reload, watch_terminal())
 
 
 def _run_workers(server: Server, count: int, process: Process, log: Log, files: Files) -> int:
@@ -175,7 +174,7 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
 
     server.socket.setblocking(False)  # all processes share this mode; none may restore another at its end
     log.to(log.direct())
-    processes = Workers(count, work, process, stop, reload, _watch_terminal())
+    processes = Workers(count, work, process, stop, reload, watch_terminal())
     _announce(server)
     server._echo_balance = processes.balance
     return processes.run()
@@ -228,25 +227,6 @@ def _serve(
 def _sum(counts: Dict[str, int]) -> str:
     parts = ", ".join(f"{reason} {count}" for reason, count in counts.items())
     return f"{sum(counts.values())} ({parts})" if parts else "0"
-
-
-def _watch_terminal() -> Callable[[], bool]:
-    """Return a function that says whether the terminal of this process is gone. SIGHUP means that, or reload."""
-    had = _terminal() == 0
-    return lambda: had and _terminal() in _GONE
-
-
-_GONE = {errno.ENXIO, errno.EIO, errno.ENODEV, errno.ENOENT}
-"""Errors of a terminal that is gone. Others do not mean that: all descriptors may be in use at the moment."""
-
-
-def _terminal() -> int:
-    """The error of opening the terminal of this process; 0: it is there."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY))
-    except OSError as exc:
-        return exc.errno or errno.EIO
-    return 0
 
 
 def in_thread() -> Callable[[Callable[[], object]], None]:

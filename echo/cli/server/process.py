@@ -35,6 +35,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import errno
 import faulthandler
 import logging
 import os
@@ -80,6 +81,7 @@ class Process(StopSignals):
         self.deadline: Optional[float] = None  # of time.monotonic()
         self._on_signal: Optional[Callable[[int], None]] = None
         self._early: List[int] = []
+        self._terminal_is_gone = watch_terminal()
         self.close_log: Callable[[], None] = lambda: None
         """Writes the log's last records."""
         self._code: Optional[int] = None  # once nothing is left that could be cut
@@ -112,6 +114,8 @@ class Process(StopSignals):
             self.stop(number)
         elif self._on_signal is not None:
             self._on_signal(number)
+        elif number == getattr(signal, "SIGHUP", None) and self._terminal_is_gone():
+            self.stop(number)  # now: an import or a list from a pipe may take for ever, and later it would be a reload
         else:
             self._early.append(number)
 
@@ -164,6 +168,7 @@ class Process(StopSignals):
         """In a forked child: it has its own signals, and no deadline."""
         super().let_go()
         self.deadline = None
+        self._terminal_is_gone = lambda: False  # a module may have made a daemon, which has left its terminal
 
     def become_parent(self) -> None:
         """This process forks workers."""
@@ -255,6 +260,25 @@ def end_daemonic_children() -> None:
         if child.daemon:
             with contextlib.suppress(Exception):  # it has ended
                 child.kill()
+
+
+def watch_terminal() -> Callable[[], bool]:
+    """Return a function that says whether the terminal of this process is gone. SIGHUP means that, or reload."""
+    had = _terminal() == 0
+    return lambda: had and _terminal() in _GONE
+
+
+_GONE = {errno.ENXIO, errno.EIO, errno.ENODEV, errno.ENOENT}
+"""Errors of a terminal that is gone. Others do not mean that: all descriptors may be in use at the moment."""
+
+
+def _terminal() -> int:
+    """The error of opening the terminal of this process; 0: it is there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError as exc:
+        return exc.errno or errno.EIO
+    return 0
 
 
 def stopped_by() -> str:
