@@ -30,19 +30,22 @@ HANDLER = '''
 import echo, os, threading
 
 class Tells(echo.MessageRequestHandler):
-    """Sends its process or its processors; or it takes its time, until there is a file ``go``."""
+    """Sends its process or its processors; or it takes its time, until there is a file ``go``, and may end its process
+    then."""
 
     def message_received(self, message):
         if message == b"pid":
             self.send(b"%d" % os.getpid())
         elif message == b"cpu":
             self.send(b"%d %d" % (os.getpid(), sum(1 << number for number in os.sched_getaffinity(0))))
-        elif message == b"work":
+        elif message.startswith((b"work", b"exit")):
             self.send(b"begun")
             self.flush()
             pause = threading.Event()
             while not os.path.exists("go"):
                 pause.wait(0.005)
+            if message.startswith(b"exit"):
+                os._exit(int(message[4:]))
             self.send(b"done")
         else:
             self.send(message)
@@ -633,6 +636,24 @@ def test_a_worker_that_dies_while_all_drain_makes_the_code_1(start, dial, folder
     assert read_all(clients[other]) == b"done\n"
     assert server.finish()[0] == 1
     assert len(re.findall(" is process ", server.log)) == 2  # it was not replaced
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_worker_that_ends_itself_while_all_drain_is_reported_and_makes_the_code_1(start, dial, folder, code):
+    """Nothing was logged, and with code 0 the session that it had counted as drained."""
+    server = start(2)
+    clients = client_of_each(server, dial, 2)
+    victim, other = clients
+    assert ask(clients[other], b"work") == b"begun"
+    assert ask(clients[victim], b"exit%d" % code) == b"begun"
+    server.popen.send_signal(signal.SIGTERM)
+    server.read_log_until("(?s)draining.*draining")
+    (folder / "go").write_text("")
+    assert read_all(clients[other]) == b"done\n"
+    assert server.finish()[0] == 1
+    ends = re.findall(r"WARNING .*(worker \d: .*)\n", server.log)
+    number = next(number for number, pid in started(server, 2).items() if pid == victim)
+    assert ends == [f"worker {number}: process {victim} ended with exit code {code}, before it was done"]
 
 
 def test_workers_whose_parent_is_killed_drain_and_end(start, dial, folder):

@@ -127,6 +127,7 @@ class Workers:
         self._lifeline, self._lifeline_end = map(Owned, os.pipe())
         self.balance = Balance(count)
         self._in_haste = mmap.mmap(-1, 1)  # shared with the workers: whether the parent has had a second signal
+        self._done = mmap.mmap(-1, count)  # shared, too: which workers have come to their own end
         self._orphaned = False
         self._notes: Deque[Tuple[Callable[[int], None], int]] = collections.deque()
         self._alarm, self._bell = socket.socketpair()
@@ -209,6 +210,7 @@ class Workers:
     def _start(self, worker: _Worker) -> None:
         worker.due_at = None
         worker.started_at = time.monotonic()
+        self._done[worker.number] = 0
         self.balance.began(worker.number)
         flush()  # otherwise each child would write what waits in the buffers, too
         # Blocked until the worker has its own handlers: the default action would kill it.
@@ -228,6 +230,7 @@ class Workers:
     def _run_worker(self, worker: _Worker) -> NoReturn:
         """The worker's process, from the fork to its exit."""
         if self._process.is_stopping():  # since just before the fork: faulthandler would wait for its parent's thread
+            self._done[worker.number] = 1
             os._exit(0)
         code = 1
         try:
@@ -240,6 +243,7 @@ class Workers:
         except BaseException:
             traceback.print_exc()
         finally:
+            self._done[worker.number] = 1
             self._process.exit(code)
 
     def _let_go(self) -> None:
@@ -278,12 +282,13 @@ class Workers:
                     name = _name(os.WTERMSIG(status))
                     how = f"process {pid} was killed by {name}" + (", not done in time" if self._killed else "")
                     self._died(worker, how, name, from_outside=name in FROM_OUTSIDE)
-                elif self._stopped:
+                elif self._stopped and self._done[worker.number]:
                     self._failed = self._failed or os.WEXITSTATUS(status) != 0
                 else:
                     code = os.WEXITSTATUS(status)
                     reason = "a shortage" if code == SHORTAGE else f"exit code {code}"
-                    self._died(worker, f"process {pid} ended with {reason}", reason, from_outside=code == SHORTAGE)
+                    how = f"process {pid} ended with {reason}" + (", before it was done" if self._stopped else "")
+                    self._died(worker, how, reason, from_outside=code == SHORTAGE)
 
     def _died(self, worker: _Worker, how: str, reason: str = "", *, from_outside: bool = False) -> None:
         now = time.monotonic()
