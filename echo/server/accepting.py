@@ -61,7 +61,8 @@ class AcceptingServer(SessionServer):
                 except MemoryError:  # for its line in the log, too
                     pass
             if polls:
-                self._echo_call_service_actions()
+                if not serving.stopping:  # as in the standard library; the stop counts children that a signal has ended
+                    self._echo_call_service_actions()
                 deadline = _after(seconds)
             elif _is_over(deadline):
                 self.handle_timeout()

@@ -121,6 +121,16 @@ show = show_on_stderr
 """How a child shows what has ended it. ``echo.run`` has a function of its own for its log."""
 
 
+def end_by_interrupt() -> NoReturn:
+    """End this process by SIGINT, as Python ends a program after a ``KeyboardInterrupt``. So its parent sees that a
+    signal has done it (``reap``)."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        os._exit(128 + signal.SIGINT)  # it is blocked
+
+
 def reap(children: Set[int]) -> List[int]:
     """Remove the processes that have ended. Return those that a signal has ended, in the middle of their sessions."""
     killed = []

@@ -32,7 +32,7 @@ _CALLED = (
 )
 """The methods of ``socketserver`` that this server itself calls."""
 
-_FORKING: Any = getattr(socketserver, "ForkingMixIn", ())
+FORKING: Any = getattr(socketserver, "ForkingMixIn", ())
 
 
 class PlainListener(socket.socket):
@@ -100,7 +100,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     def _echo_prepare(self) -> None:
         self._echo_inherited: Optional[socket.socket] = None  # the listening socket, if it was made elsewhere
         self._echo_forks = forking.forks
-        self._echo_waits_for_children = isinstance(self, _FORKING) and self.block_on_close
+        self._echo_waits_for_children = isinstance(self, FORKING) and self.block_on_close
         if self._echo_waits_for_children:
             self.block_on_close = False  # the mixin would wait without a limit, even in a signal handler
         self._echo_path: Any = None
@@ -275,7 +275,7 @@ def takes_nothing(cls: type) -> bool:
 def check_addresses(server: Any, allow: Any, deny: Any, proxy_allow_from: Any = ()) -> None:
     """``ValueError`` for networks, or a limit for each host, that would do nothing: the clients have no addresses, or
     no header is read, or forked children serve them, which nobody counts."""
-    if server._echo_options.max_connections_per_host is not None and isinstance(server, _FORKING):
+    if server._echo_options.max_connections_per_host is not None and isinstance(server, FORKING):
         raise ValueError("max_connections_per_host counts threads; ForkingMixIn has max_children, for all hosts")
     if server.address_family in INET:
         if proxy_allow_from and not server._echo_options.proxy_protocol:

@@ -33,7 +33,7 @@ from ..text import format_address
 from . import forking, threads
 from .access import as_tuple
 from .admission import Admission, Refused, import_what_options_need, log_refused
-from .listening import ListeningServer, check_addresses
+from .listening import FORKING, ListeningServer, check_addresses
 from .options import Options
 from .registry import Registry
 from .reporting import log_event
@@ -291,10 +291,16 @@ class SessionServer(ListeningServer):
         """Close an accepted socket; after a session gently, so that no reply is lost."""
         session = self._echo_registry.get(request)
         if session is None:
-            if self._echo_registry.was_let_go:  # a child of ForkingMixIn, for example
-                # Rejected: as long as a session. The clients of max_children that read nothing would hold up the loop.
-                linger(request, shared=True)
-            super().shutdown_request(request)
+            was_let_go = self._echo_registry.was_let_go  # in a child of ForkingMixIn, for example
+            interrupted = was_let_go and isinstance(self, FORKING) and isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            try:
+                if was_let_go:
+                    # Rejected: as long as a session. Clients of max_children that read nothing would hold up the loop.
+                    linger(request, shared=True)
+                super().shutdown_request(request)
+            finally:
+                if interrupted:  # the mixin would exit with a code, as after any exception, and nothing count as cut
+                    forking.end_by_interrupt()
             return
         session.closing()
         connection = session.handler.connection

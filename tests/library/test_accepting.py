@@ -308,6 +308,26 @@ def test_clients_are_served_even_if_service_actions_always_raises(dial, caplog):
         thread.join(DEADLINE)
 
 
+def test_after_a_stop_service_actions_is_not_called(dial):
+    """That of ``ForkingMixIn`` forgets its children that have ended, and those that a signal has ended are cut."""
+    calls = []
+
+    class Stops(echo.Server):
+        def get_request(self):
+            self.shutdown()
+            return super().get_request()
+
+        def service_actions(self):
+            calls.append(self)
+
+    with Stops(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(60,))
+        thread.start()
+        dial(server)
+        thread.join(DEADLINE)
+        assert not calls
+
+
 @pytest.mark.parametrize("seconds", [3e6, 1e10, float("inf")])
 def test_any_time_between_two_service_actions_is_short_enough(dial, seconds):
     class Polling(echo.Server):
