@@ -136,8 +136,8 @@ class Client:
         ``MessageTooLong`` if a message is longer than the framing allows. Raises ``ReceiveTimeout`` or
         ``MessageTimeout`` after ``timeout`` seconds; no byte is lost then, and ``recv`` can be called again. So it can
         if a signal handler's exception, like ``KeyboardInterrupt``, has ended the wait; if it has ended the work on
-        bytes that had come, each later ``recv`` raises ``ConnectionClosed``. Only over an ``ssl.SSLSocket`` that you have
-        made yourself, a part of a message may be missing then.
+        bytes that had come, each later ``recv`` raises ``ConnectionClosed``. Only over an ``ssl.SSLSocket`` of your
+        own, a part of a message may be missing then.
         """
         if not self._messages:
             if self._closed:

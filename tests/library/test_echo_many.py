@@ -580,7 +580,7 @@ def test_closing_is_not_held_up_by_an_echo_many_that_was_not_finished(narrow):
 def test_closing_is_not_held_up_by_a_thread_that_sends_to_a_server_that_does_not_read(
     narrow, monkeypatch, timeout, is_interrupted
 ):
-    """A second Ctrl-C ended the wait for the thread, which had no limit; without a timeout, the wait had none either."""
+    """A second Ctrl-C ended the wait for the thread, which had no limit. Without a timeout the wait had none, too."""
 
     def interrupted(seconds):
         raise KeyboardInterrupt
