@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import errno
 import functools
 import logging
 import os
