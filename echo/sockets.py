@@ -201,7 +201,7 @@ def sends_all(sock: Any) -> Callable[[Any], None]:
     timed out while the peer takes something."""
     if issubclass(type(sock), socket.socket) and sock.sendall == socket.socket.sendall.__get__(sock):
         return functools.partial(_send_all, sock)
-    return lambda data: sock.sendall(data)  # type: ignore[no-any-return]
+    return lambda data: sock.sendall(data)
 
 
 def _send_all(sock: socket.socket, data: Any) -> None:

@@ -12,7 +12,7 @@ import queue
 import socket
 import ssl
 import time
-from typing import Any, Deque, Iterable, Iterator, Optional, Tuple, Union
+from typing import Any, Deque, Dict, Iterable, Iterator, Optional, Tuple, Union
 
 from ..beginning import Thread
 from ..connection import Connection
@@ -271,7 +271,7 @@ class Client:
                 if self._sender is not None:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
                 connection.finish_output()
-                limits = {"timeout": self._linger_timeout}
+                limits: Dict[str, Any] = {"timeout": self._linger_timeout}
                 if self._patient and connection.messages_in < connection.messages_out:
                     patience = REPLIES_TIMEOUT if self._timeout is None else max(LINGER_SILENCE, self._timeout)
                     limits = {"silence": min(patience, REPLIES_TIMEOUT), "timeout": REPLIES_TIMEOUT}
