@@ -197,8 +197,8 @@ def wait_for_room(sock: socket.socket, seconds: Optional[float]) -> None:
 
 
 def sends_all(sock: Any) -> Callable[[Any], None]:
-    """Return what sends all of some bytes: ``sendall`` of a socket that has its own, and of others one that is not
-    timed out while the peer takes something."""
+    """Return what sends all of some bytes: ``sendall`` of a socket that has its own, and for others ``send_some`` again
+    and again."""
     if issubclass(type(sock), socket.socket) and sock.sendall == socket.socket.sendall.__get__(sock):
         return functools.partial(_send_all, sock)
     return lambda data: sock.sendall(data)
@@ -206,21 +206,29 @@ def sends_all(sock: Any) -> Callable[[Any], None]:
 
 def _send_all(sock: socket.socket, data: Any) -> None:
     while True:
-        sent = send_some(sock, data)
+        try:
+            sent = _system_send(sock, data)  # not send_some(): that is a call more for each message
+        except BlockingIOError:
+            sent = _send_what_fits(sock, data)
         if sent == len(data):
             return
         data = memoryview(data)[sent:]
 
 
 def send_some(sock: socket.socket, data: Any) -> int:
-    """As ``socket.send``. When the kernel's timeout has passed, there may be room all the same, and then the peer has
-    taken something: Linux wakes a thread that sends when a third of the send buffer is free, up to 1.3 MB."""
+    """As ``socket.send``, but if the kernel's timeout has passed and there is room all the same, it sends what fits."""
     try:
         return _system_send(sock, data)
     except BlockingIOError:
-        if not _DO_NOT_WAIT:
-            raise
-        return _system_send(sock, data, _DO_NOT_WAIT)
+        return _send_what_fits(sock, data)
+
+
+def _send_what_fits(sock: socket.socket, data: Any) -> int:
+    """After a timeout. Linux wakes a thread that sends when a third of the send buffer is free, up to 1.3 MB. If there
+    is any room, the peer has taken something meanwhile."""
+    if not _DO_NOT_WAIT:
+        raise BlockingIOError("timed out")
+    return _system_send(sock, data, _DO_NOT_WAIT)
 
 
 _system_send = socket.socket.send

@@ -258,7 +258,8 @@ class Client:
         Waits for messages that are on their way, and for one that another thread is sending, as long as the server
         accepts something within ``timeout`` seconds. If fewer messages have come back than were sent, and ``recv`` has
         not timed out, the server may have some to handle: it has a minute for that, as long as it sends something
-        within ``timeout``. To be sure that it has handled all, receive the replies. An exception that ends the ``with``
+        within ``timeout``, and so has one that never replies and does not end. To be sure that it has handled all,
+        receive the replies. An exception that ends the ``with``
         block waits for none of these. In a child that was forked since the client was made, this only closes: the
         session is the parent's.
         """
@@ -272,12 +273,18 @@ class Client:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
                 connection.finish_output()
                 limits: Dict[str, Any] = {"timeout": self._linger_timeout}
-                if self._patient and connection.messages_in < connection.messages_out:
+                if self._patient and self._is_owed_replies():
                     patience = REPLIES_TIMEOUT if self._timeout is None else max(LINGER_SILENCE, self._timeout)
                     limits = {"silence": min(patience, REPLIES_TIMEOUT), "timeout": REPLIES_TIMEOUT}
                 linger(connection.socket, send_timeout=self._delivery_timeout, until_read=True, **limits)
         finally:
             connection.socket.close()
+
+    def _is_owed_replies(self) -> bool:
+        connection = self.connection
+        if self.framing.keeps_boundaries:
+            return connection.messages_in < connection.messages_out
+        return connection.bytes_in < connection.bytes_out
 
     def __enter__(self) -> Client:
         return self
@@ -360,7 +367,9 @@ class _Sender:
         try:
             self._join(client._timeout if client._timeout is not None or not abandoned else SEND_TIMEOUT)
         except BaseException:
-            client.connection.abort()
+            self._thread.join(_STEP)
+            if self._thread.is_alive():
+                client.connection.abort()
             raise
         finally:
             self._limit_sends(client._timeout)

@@ -542,6 +542,7 @@ def test_while_a_reload_lacks_descriptors_no_client_gets_those_that_others_free(
         def server_options(self):
             raise self.failure
 
+    monkeypatch.setattr(command, "REST", 3 * DEADLINE)
     files, server = Files(), serve()
     command._reload(server, files)
     assert not server._echo_failures.resting()  # nothing would be freed
@@ -554,7 +555,11 @@ def test_while_a_reload_lacks_descriptors_no_client_gets_those_that_others_free(
     monkeypatch.setattr(command, "RETRY", DEADLINE)
     command._reload(server, files)
     assert not server._echo_failures.resting()
-    files.failure = OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+    files.failure, rests_until = OSError(errno.ENFILE, os.strerror(errno.ENFILE)), files.rests_until
+    files.rests_until = 0.0  # the sessions may stay, and too few descriptors be free for ever
+    command._reload(server, files)
+    assert not server._echo_failures.resting()
+    files.rests_until = rests_until
     command._reload(server, files)
     assert server._echo_failures.resting()
     accepted = server.stats().accepted

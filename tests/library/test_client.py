@@ -561,7 +561,17 @@ def test_closing_waits_only_a_moment_for_a_server_that_is_silent_or_owes_nothing
         assert client.recv() == b"done"
         with pytest.raises(echo.ReceiveTimeout):
             client.recv()
-    assert limits == [(None, 5.0), (None, 5.0), (3.0, 60.0), (None, 5.0)]
+    with pytest.raises(KeyboardInterrupt), echo.connect(address, timeout=3.0) as client:
+        client.send(b"work")
+        raise KeyboardInterrupt
+    with echo.connect(address, framing=echo.RawFraming(), timeout=3.0) as client:
+        client.send(b"do")
+        client.send(b"ne\n")
+        assert client.recv() == b"done\n"  # both, in one read
+    with echo.connect(address, timeout=3.0) as client:
+        replies = client.echo_many([b"done", b"work", b"work"], window=2)
+        assert next(replies) == b"done"
+    assert limits == [(None, 5.0), (None, 5.0), (3.0, 60.0), (None, 5.0), (None, 1.0), (None, 5.0), (3.0, 60.0)]
 
 
 def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monkeypatch):

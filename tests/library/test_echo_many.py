@@ -611,6 +611,21 @@ def test_closing_is_not_held_up_by_a_thread_that_sends_to_a_server_that_does_not
     assert has_left and not sending_threads()
 
 
+def test_an_interruption_at_the_end_of_echo_many_leaves_the_connection_as_it_is(connect, serve, monkeypatch):
+    client = connect(serve())
+    replies = client.echo_many(numbered(3))
+    assert [next(replies) for _ in range(3)] == numbered(3)
+
+    def interrupted(self, seconds=None):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("echo.client.client.Thread.join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(replies)
+    assert client.echo(b"usable") == b"usable"
+
+
 # Input that arrives while a message is still being sent.
 
 

@@ -19,6 +19,7 @@ import random
 import signal
 import ssl
 import sys
+import time
 from typing import Any, Callable, ContextManager, Deque, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
 
 from ... import protocol
@@ -267,6 +268,9 @@ def _reload_or_retry(server: Server, files: Files) -> bool:
 
 _NO_DESCRIPTOR = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
 
+REST = 10.0
+"""Maximum time in seconds that no client is accepted while a reload lacks descriptors."""
+
 
 def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[None]] = contextlib.nullcontext) -> bool:
     """Read the files again, and return True; if one is broken, all stays as it is. If ``files.lacks``, try again.
@@ -285,10 +289,13 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
         before = files.lacks
         lack = shortage(exc)
         files.lacks = lack is not None
+        if not before:
+            files.rests_until = time.monotonic() + REST
         if lack is not None and lack[0] in _NO_DESCRIPTOR and len(server._echo_registry):
             # The certificates need several, and each that a session frees would go to the next client. Without sessions
-            # none will be freed, and the server must not wait for ever.
-            server._echo_failures.rest(2 * RETRY)
+            # none will be freed; and those that stay may leave too few for ever.
+            if time.monotonic() < files.rests_until:
+                server._echo_failures.rest(2 * RETRY)
         if not (before and files.lacks):  # each shortage once
             text = "SIGHUP: %s; all stays as it was" + ("; trying again" if files.lacks else "")
             why = str(exc) or "; ".join(lack or [type(exc).__name__])  # a MemoryError has no text
@@ -312,6 +319,7 @@ class Files:
         self._lists = NetworkLists(self._files.read)
         self.lacks = False
         """Whether the last reload failed since the system lacked descriptors or memory."""
+        self.rests_until = 0.0  # of time.monotonic(): no client is accepted until then if it lacked descriptors
         self.networks: Tuple[Any, ...] = ()
         """The lists of networks, as they were put in force last."""
         self._revoked = False  # whether the file of the client CA has held revocation lists
