@@ -99,7 +99,9 @@ class Client:
         )
         self._timeout = self._delivery_timeout = timeout
         self._linger_timeout = LINGER_TIMEOUT
-        self._patient = False  # whether close() waits for the replies that the server owes
+        # Whether close() waits for replies that the server owes. Not for those to messages that went out by way of
+        # ``connection``: whoever sent these, such as a terminal, has waited as long as it wanted.
+        self._patient = False
         self._limit = self.framing.max_sent
         if self._limit is None and self.framing.keeps_boundaries:
             # The server's limit is most likely the same. It would end the session, and not say why.
@@ -256,12 +258,11 @@ class Client:
         """End the session: half-close, read and drop what the server still sends, then close. Never raises.
 
         Waits for messages that are on their way, and for one that another thread is sending, as long as the server
-        accepts something within ``timeout`` seconds. If fewer messages have come back than were sent, and ``recv`` has
-        not timed out, the server may have some to handle: it has a minute for that, as long as it sends something
-        within ``timeout``, and so has one that never replies and does not end. To be sure that it has handled all,
-        receive the replies. An exception that ends the ``with``
-        block waits for none of these. In a child that was forked since the client was made, this only closes: the
-        session is the parent's.
+        accepts something within ``timeout`` seconds. If fewer messages have come back than were sent, and no ``recv``
+        has failed since, the server may have some to handle. Then this waits until the server ends its side: at most
+        ``timeout`` seconds without a byte from it, and a minute in all. To be sure that it has handled all, receive the
+        replies. An exception that ends the ``with`` block waits for none of these. In a child that was forked since the
+        client was made, this only closes: the session is the parent's.
         """
         if self._closed:
             return
@@ -367,8 +368,7 @@ class _Sender:
         try:
             self._join(client._timeout if client._timeout is not None or not abandoned else SEND_TIMEOUT)
         except BaseException:
-            self._thread.join(_STEP)
-            if self._thread.is_alive():
+            if self._is_stuck():
                 client.connection.abort()
             raise
         finally:
@@ -385,10 +385,14 @@ class _Sender:
             now, left = time.monotonic(), not_taken(sock)
             if received or left != before:
                 before, moved_at = left, now
-            elif patience is not None and now - moved_at >= patience and not has_room(sock, _GLANCE):
-                client.connection.abort()  # with room, the thread only waits for a processor
+            elif patience is not None and now - moved_at >= patience and self._is_stuck():
+                client.connection.abort()
             if not received:
                 self._thread.join(_STEP)
+
+    def _is_stuck(self) -> bool:
+        """Whether the thread waits for the server. With room, it only waits for a processor."""
+        return self._thread.is_alive() and not has_room(self._client.connection.socket, _GLANCE)
 
     def _limit_sends(self, seconds: Optional[float]) -> None:
         with contextlib.suppress(OSError):  # the client is closed

@@ -551,27 +551,29 @@ def test_closing_waits_only_a_moment_for_a_server_that_is_silent_or_owes_nothing
     )
     address = serve(plain(first_is_answered)).server_address
     for sent in range(3):
-        with echo.connect(address, timeout=3.0) as client:
+        with echo.connect(address, timeout=50.0) as client:
             for _ in range(sent):
                 client.send(b"work")
             assert client.recv() == b"done"
-    with echo.connect(address, timeout=0.05) as client:
+    with echo.connect(address, timeout=50.0) as client:
         client.send(b"work")
         client.send(b"work")
         assert client.recv() == b"done"
+        client.connection.idle_timeout = 0.05
         with pytest.raises(echo.ReceiveTimeout):
             client.recv()
-    with pytest.raises(KeyboardInterrupt), echo.connect(address, timeout=3.0) as client:
+    with pytest.raises(KeyboardInterrupt), echo.connect(address, timeout=50.0) as client:
         client.send(b"work")
         raise KeyboardInterrupt
-    with echo.connect(address, framing=echo.RawFraming(), timeout=3.0) as client:
+    with echo.connect(address, framing=echo.RawFraming(), timeout=50.0) as client:
         client.send(b"do")
         client.send(b"ne\n")
         assert client.recv() == b"done\n"  # both, in one read
-    with echo.connect(address, timeout=3.0) as client:
+    with echo.connect(address, timeout=50.0) as client:
         replies = client.echo_many([b"done", b"work", b"work"], window=2)
         assert next(replies) == b"done"
-    assert limits == [(None, 5.0), (None, 5.0), (3.0, 60.0), (None, 5.0), (None, 1.0), (None, 5.0), (3.0, 60.0)]
+        eventually(lambda: client.connection.messages_out == 2)
+    assert limits == [(None, 5.0), (None, 5.0), (50.0, 60.0), (None, 5.0), (None, 1.0), (None, 5.0), (50.0, 60.0)]
 
 
 def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monkeypatch):

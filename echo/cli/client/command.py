@@ -424,10 +424,11 @@ def _connecting(options: argparse.Namespace, report: Report) -> Iterator[None]:
         why = f"TLS with {where} failed: {explain(exc)}; check that the server uses TLS, and what it requires"
     except (ConnectionRefusedError, FileNotFoundError) as exc:
         command = arguments.invocation(f"{PROG[: -len('client')]}server")
+        host = None if options.unix is not None else _as_for_server(options.host)
         if options.unix is not None:
             command += f" --unix {shlex.quote(options.unix)}"
-        elif _as_for_server(options.host) != protocol.DEFAULT_HOST:  # where a server with the port alone would listen
-            command += f" {shlex.quote(format_address((_as_for_server(options.host), options.port)))}"
+        elif host != protocol.DEFAULT_HOST:  # where a server with the port alone would listen
+            command += f" {shlex.quote(format_address((host, options.port)))}"
         elif options.port != protocol.DEFAULT_PORT:
             command += f" {options.port}"
         why = f"nothing listens on {where}; start a server there: {command}"
