@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import io
+import signal
 import socket
 
 from echo import LengthFraming
@@ -16,11 +17,16 @@ def call(main, *arguments):
     It runs in this process, which takes a hundredth of the time that a new interpreter needs to start.
     """
     out, err = io.StringIO(), io.StringIO()
+    blocks = hasattr(signal, "pthread_sigmask")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) if blocks else None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(list(arguments))
         except SystemExit as exc:
             code = exc.code
+        finally:
+            if blocks:  # a client that Ctrl-C ends blocks further signals, until its process is gone
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return Outcome(code or 0, out.getvalue(), err.getvalue())
 
 
