@@ -19,7 +19,6 @@ The rules of this one:
 from __future__ import annotations
 
 import _thread
-import atexit
 import contextlib
 import threading
 import time
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Callable, ContextManager, Optional, TypeVar
 
 from ..beginning import Thread
 from ..sockets import expect_shut_down
-from . import forking, threads
+from . import at_exit, forking, threads
 from .accepting import AcceptingServer
 from .listening import is_listening
 from .options import FIXED, OPTIONS, assign
@@ -135,7 +134,7 @@ class Server(AcceptingServer):
                 thread = Thread(target=self._echo_serve, args=(serving,), name="echo-server", daemon=True)
                 self._echo_thread = thread
             # Without the lock: starting waits for the thread, and a signal handler may run in the meantime.
-            atexit.register(self._echo_close_at_exit)  # daemon threads would die in mid-reply (gh-113964)
+            at_exit.register(self._echo_close_at_exit)  # daemon threads would die in mid-reply (gh-113964)
             thread.start()
             serving.thread_id = thread.ident or 0  # from here on this thread may wait for it
         except BaseException:
@@ -392,7 +391,7 @@ class Server(AcceptingServer):
         finally:
             stop.ended.set()
             # Last: an exit that comes during the stop waits for it, and holds the lock of atexit.
-            atexit.unregister(self._echo_close_at_exit)
+            at_exit.unregister(self._echo_close_at_exit)
 
     def _echo_accept_waiting(self, stop: Stop) -> None:
         """Accept the clients that wait in the backlog: closing the listening socket would reset them, together with

@@ -3,10 +3,12 @@
 A build without the GIL is the hardest test; these run on all builds.
 """
 
+import atexit
 import collections
 import random
 import socket
 import threading
+import time
 
 import pytest
 
@@ -368,3 +370,28 @@ def test_servers_made_and_stopped_at_the_same_time_do_not_disturb_each_other():
             assert server.stats().active == 0
 
     at_once(*(lambda seed=seed: live(seed) for seed in range(6)))
+
+
+def test_one_thread_at_a_time_uses_atexit(monkeypatch):
+    """Without the GIL, CPython 3.13 crashes if two do (gh-126907)."""
+    inside, together = [], []
+
+    def slowly(function):
+        def call(*arguments):
+            inside.append(arguments)
+            together.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(atexit, "register", slowly(atexit.register))
+    monkeypatch.setattr(atexit, "unregister", slowly(atexit.unregister))
+
+    def live():
+        with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler, shutdown_timeout=DEADLINE) as server:
+            server.start()
+
+    at_once(*[live] * 6)
+    assert together == [1] * 12
