@@ -129,9 +129,10 @@ class Serving:
         that is further off than ``LONGEST_WAIT`` takes several calls."""
         if listening != self._listening:
             if listening:
-                if self._listener.fileno() == -1:
+                try:
+                    self._selector.register(self._listener, selectors.EVENT_READ)
+                except ValueError:
                     return  # closed elsewhere; accept() will raise
-                self._selector.register(self._listener, selectors.EVENT_READ)
             else:
                 self._selector.unregister(self._listener)
             self._listening = listening

@@ -15,6 +15,7 @@ import pytest
 
 import echo
 from echo.server import signal_safe
+from echo.server.listening import PlainListener
 from echo.server.signal_safe import ReentrantEvent
 from echo.server.stopping import Stop
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly
@@ -491,6 +492,24 @@ def test_a_second_signals_stop_in_the_moment_in_which_the_first_sets_its_deadlin
     ends_in_time(lambda: server.stop())
     assert server.stop() is False
     server.freed.set()
+
+
+def test_a_listening_socket_that_is_closed_as_the_accept_loop_begins_to_wait_for_it_ends_the_loop(monkeypatch):
+    """A stop that does not wait for the loop any longer closes it."""
+
+    about_to_wait = []
+
+    def fileno(listener):
+        number = socket.socket.fileno(listener)
+        if about_to_wait:
+            about_to_wait.clear()
+            listener.close()
+        return number
+
+    monkeypatch.setattr(PlainListener, "fileno", fileno, raising=False)
+    with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        monkeypatch.setattr(server, "_echo_has_room", lambda serving: about_to_wait.append(serving) or True)
+        ends_in_time(server.serve_forever)
 
 
 @pytest.mark.parametrize("hook", ["get_request", "verify_request", "process_request", "service_actions"])
