@@ -72,8 +72,11 @@ class Serving:
         is closed: forked processes share the mode, and one that goes on serving would block in accept()."""
         with self._lock:
             if self._previous_wakeup is not None:
-                with contextlib.suppress(OSError, ValueError):  # its owner has closed it
+                try:
                     signal.set_wakeup_fd(self._previous_wakeup, warn_on_full_buffer=self._previous_wakeup != -1)
+                except (OSError, ValueError):  # its owner has closed it; the bell's number must not stay, either
+                    with contextlib.suppress(ValueError):
+                        signal.set_wakeup_fd(-1, warn_on_full_buffer=False)
                 self._previous_wakeup = None
             self._selector.close()
             self._alarm.close()

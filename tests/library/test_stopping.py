@@ -444,6 +444,21 @@ def test_ctrl_c_at_the_start_of_a_run_leaves_no_descriptor_to_which_signals_woul
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_a_wakeup_descriptor_that_its_owner_closes_during_a_run_leaves_none_to_which_signals_would_be_written():
+    before = signal.set_wakeup_fd(-1)
+    try:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+            theirs.setblocking(False)
+            signal.set_wakeup_fd(theirs.fileno())
+            server.service_actions = lambda: (theirs.close(), server.shutdown())
+            server.serve_forever(poll_interval=0.01)
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_no_flood_of_signals_is_worth_a_warning_that_the_bell_is_full(monkeypatch):
     """Python looks at the flag after it has looked at the number: one that is set for an instant is too long."""
     set_wakeup_fd, warns = signal.set_wakeup_fd, []
