@@ -1,4 +1,4 @@
-"""What a server asks of ``atexit``, by one thread at a time.
+"""Registers functions with ``atexit``, and removes them, in one thread at a time.
 
 Without the GIL, CPython 3.13 crashes when two threads register or unregister functions at once (gh-126907).
 
