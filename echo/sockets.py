@@ -205,14 +205,16 @@ def sends_all(sock: Any) -> Callable[[Any], None]:
 
 
 def _send_all(sock: socket.socket, data: Any) -> None:
+    left = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
     while True:
         try:
             sent = _system_send(sock, data)  # not send_some(): that is a call more for each message
         except BlockingIOError:
             sent = _send_what_fits(sock, data)
-        if sent == len(data):
+        left -= sent
+        if not left:
             return
-        data = memoryview(data)[sent:]
+        data = memoryview(data).cast("B")[sent:]  # an array's items may be wider
 
 
 def send_some(sock: socket.socket, data: Any) -> int:

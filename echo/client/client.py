@@ -163,9 +163,10 @@ class Client:
                 ended = IncompleteMessage(rest) if rest else ConnectionClosed("the server has ended the session")
                 raise self.connection.failed(ended)
             self._messages.extend(messages)
-        except EchoError:
-            unhandled.clear()
-            self._patient = False  # it has had its time
+        except BaseException as exc:
+            self._patient = False  # the server has had its time, or Ctrl-C has ended it
+            if isinstance(exc, EchoError):
+                unhandled.clear()
             raise
         unhandled.clear()
 
@@ -259,10 +260,10 @@ class Client:
 
         Waits for messages that are on their way, and for one that another thread is sending, as long as the server
         accepts something within ``timeout`` seconds. If fewer messages have come back than were sent, and no ``recv``
-        has failed since, the server may have some to handle. Then this waits until the server ends its side: at most
-        ``timeout`` seconds without a byte from it, and a minute in all. To be sure that it has handled all, receive the
-        replies. An exception that ends the ``with`` block waits for none of these. In a child that was forked since the
-        client was made, this only closes: the session is the parent's.
+        has failed or was interrupted since, the server may have some to handle. Then this waits until the server ends
+        its side: at most ``timeout`` seconds without a byte from it, and a minute in all. To be sure that it has
+        handled all, receive the replies. An exception that ends the ``with`` block waits for none of these. In a child
+        that was forked since the client was made, this only closes: the session is the parent's.
         """
         if self._closed:
             return

@@ -33,6 +33,9 @@ made when this number was smaller."""
 _generation = 0
 """How many of its ancestors have forked this process by way of Python."""
 
+_handled_by_parent: Optional[BaseException] = None
+"""In a child: the exception in whose handling its parent forked."""
+
 _methods: Tuple[Any, ...] = ()  # never changed in place: a child may not wait for a lock that another thread held
 _lock = threading.RLock()
 
@@ -131,6 +134,12 @@ def end_by_interrupt() -> NoReturn:
         os._exit(128 + signal.SIGINT)  # it is blocked
 
 
+def is_interrupted() -> bool:
+    """In a child: whether a ``KeyboardInterrupt`` is ending it. Its parent may have handled another as it forked."""
+    exc = sys.exc_info()[1]
+    return isinstance(exc, KeyboardInterrupt) and exc is not _handled_by_parent
+
+
 def reap(children: Set[int]) -> List[int]:
     """Remove the processes that have ended. Return those that a signal has ended, in the middle of their sessions."""
     killed = []
@@ -173,8 +182,9 @@ def _note() -> None:
 
 
 def _let_go() -> None:
-    global _generation, _lock, has_forked
+    global _generation, _handled_by_parent, _lock, has_forked
     _lock = threading.RLock()
+    _handled_by_parent = sys.exc_info()[1]
     has_forked = False
     _generation += 1
     for reference in _methods:

@@ -292,7 +292,7 @@ class SessionServer(ListeningServer):
         session = self._echo_registry.get(request)
         if session is None:
             was_let_go = self._echo_registry.was_let_go  # in a child of ForkingMixIn, for example
-            interrupted = was_let_go and isinstance(self, FORKING) and isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            interrupted = was_let_go and isinstance(self, FORKING) and forking.is_interrupted()
             try:
                 if was_let_go:
                     # Rejected: as long as a session. Clients of max_children that read nothing would hold up the loop.

@@ -545,6 +545,9 @@ def test_closing_waits_only_a_moment_for_a_server_that_is_silent_or_owes_nothing
         sock.sendall(b"done\n")
         read_all(sock)
 
+    def interrupted():
+        raise KeyboardInterrupt
+
     limits = []
     monkeypatch.setattr(
         "echo.client.client.linger", lambda sock, **more: limits.append((more.get("silence"), more["timeout"]))
@@ -565,6 +568,11 @@ def test_closing_waits_only_a_moment_for_a_server_that_is_silent_or_owes_nothing
     with pytest.raises(KeyboardInterrupt), echo.connect(address, timeout=50.0) as client:
         client.send(b"work")
         raise KeyboardInterrupt
+    with echo.connect(address, timeout=50.0) as client:
+        client.send(b"work")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(client.connection, "receive", interrupted)
+            client.recv()
     with echo.connect(address, framing=echo.RawFraming(), timeout=50.0) as client:
         client.send(b"do")
         client.send(b"ne\n")
@@ -573,7 +581,16 @@ def test_closing_waits_only_a_moment_for_a_server_that_is_silent_or_owes_nothing
         replies = client.echo_many([b"done", b"work", b"work"], window=2)
         assert next(replies) == b"done"
         eventually(lambda: client.connection.messages_out == 2)
-    assert limits == [(None, 5.0), (None, 5.0), (50.0, 60.0), (None, 5.0), (None, 1.0), (None, 5.0), (50.0, 60.0)]
+    assert limits == [
+        (None, 5.0),
+        (None, 5.0),
+        (50.0, 60.0),
+        (None, 5.0),
+        (None, 1.0),
+        (None, 5.0),
+        (None, 5.0),
+        (50.0, 60.0),
+    ]
 
 
 def test_closing_waits_for_a_server_that_has_not_taken_every_message(serve, monkeypatch):

@@ -1,5 +1,6 @@
 """A connection: messages over a real socket in batches, in time or with the right error, and without losing a byte."""
 
+import array
 import contextlib
 import signal
 import socket
@@ -717,6 +718,16 @@ def test_a_send_whose_time_is_over_is_tried_once_more(monkeypatch, has_room):
         else:
             with pytest.raises(SendTimeout):
                 connection.send(b"hello")
+
+
+def test_an_array_whose_items_are_wider_than_a_byte_is_sent_to_its_last_byte(monkeypatch):
+    message = array.array("I", range(5))
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        # The first call sends as many bytes as there are items.
+        monkeypatch.setattr("echo.sockets._system_send", lambda sock, data: sock.send(memoryview(data).cast("B")[:5]))
+        Connection(ours, RawFraming()).write_raw(message)
+        assert read_exactly(peer, 20) == message.tobytes()
 
 
 def test_a_send_that_fails_wakes_the_owner_with_the_same_error(connect):

@@ -742,6 +742,30 @@ def test_a_child_of_the_forking_mixin_that_a_signal_ends_at_a_stop_is_cut(name):
     assert output_of(script) == ["True", "b''", "False"]
 
 
+def test_a_child_that_a_stop_forks_while_its_parent_handles_ctrl_c_is_drained():
+    """The stop accepts the clients that wait. They were cut as if Ctrl-C had reached the child."""
+    script = """
+    class Forking(socketserver.ForkingMixIn, echo.Server):
+        interrupted = False
+
+        def verify_request(self, request, client_address):
+            if not self.interrupted:
+                self.interrupted = True
+                raise KeyboardInterrupt  # as a signal would, that comes now
+            return True
+
+    server = Forking(("127.0.0.1", 0), echo.EchoRequestHandler)
+    first, client = dial(server), dial(server)
+    client.sendall(b"hi\\nexit\\n")
+    client.shutdown(socket.SHUT_WR)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print(server.stop(), client.makefile("rb").read())
+    """
+    assert output_of(script) == [r"True b'hi\n'"]
+
+
 def test_a_reply_of_a_stock_handler_in_a_child_reaches_a_client_that_has_sent_more():
     """Row 83."""
     script = """

@@ -509,17 +509,17 @@ def test_a_second_signals_stop_in_the_moment_in_which_the_first_sets_its_deadlin
     server.freed.set()
 
 
-def test_a_listening_socket_that_is_closed_as_the_accept_loop_begins_to_wait_for_it_ends_the_loop(monkeypatch):
-    """A stop that does not wait for the loop any longer closes it."""
-
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_listening_socket_that_is_closed_as_the_accept_loop_begins_to_wait_for_it_ends_the_loop(monkeypatch, moment):
+    """A stop that does not wait for the loop any longer closes it. Before or after the loop asks for its number."""
     about_to_wait = []
 
     def fileno(listener):
-        number = socket.socket.fileno(listener)
+        before = socket.socket.fileno(listener)
         if about_to_wait:
             about_to_wait.clear()
             listener.close()
-        return number
+        return before if moment == "after" else socket.socket.fileno(listener)
 
     monkeypatch.setattr(PlainListener, "fileno", fileno, raising=False)
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
