@@ -138,10 +138,12 @@ class Output:
             while done < len(data):
                 if done and not self._own.is_ours():  # closed while this waited: the number may be a client's
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                if done and self._was_truncated():  # the rest of a line must not be the first of the new file
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 try:
                     done += os.write(self._own.number, view[done : done + size])
+                    if done < len(data) and self._own.is_file():
+                        # Its disk is full. To write the rest would make it the beginning of the file, if somebody
+                        # empties that at this moment.
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     must_look = not self._waits and done < len(data)
                 except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
                     must_look = True
@@ -202,12 +204,6 @@ class Output:
             self._rest = data[done : end + len(lines[whole])]
             whole += 1
         return len(lines) - whole
-
-    def _was_truncated(self) -> bool:
-        """Whether another program has emptied the file since the last write, as one does when its disk is full."""
-        if not self._own.is_file():
-            return False
-        return os.fstat(self._own.number).st_size < os.lseek(self._own.number, 0, os.SEEK_CUR)
 
     def _take_back(self, size: int) -> None:
         """Shorten the file by what was written last, unless another program has written to it since."""

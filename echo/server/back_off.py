@@ -24,7 +24,8 @@ class BackOff:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.pause = 0.0
-        self.resume_at = 0.0
+        self._pauses_until = 0.0
+        self._rests_until = 0.0
         self._logged = False
         self._silent_until = 0.0
 
@@ -36,24 +37,29 @@ class BackOff:
             self._logged = True
             self._silent_until = now + SILENCE
         self.pause = min(2 * self.pause, MAX_PAUSE) or MIN_PAUSE
-        self.resume_at = now + self.pause
+        self._pauses_until = now + self.pause
         return log
 
     def succeeded(self) -> bool:
         """End the pause; return whether to log it."""
         log, self._logged = self._logged, False
-        self.pause = self.resume_at = 0.0
+        self.pause = self._pauses_until = 0.0
         return log
-
-    def rest(self, seconds: float) -> None:
-        """Pause from now on, without a failure: what is freed meanwhile is for something else."""
-        self.pause = self.pause or MIN_PAUSE
-        self.resume_at = max(self.resume_at, self._clock() + seconds)
 
     def resume(self) -> None:
         """End the pause, without a success: the next attempt is the last one."""
-        self.resume_at = 0.0
+        self._pauses_until = 0.0
+
+    def rest(self, seconds: float) -> None:
+        """Rest for so long from now on, without a failure: what is freed meanwhile is for something else. 0 ends it; no
+        success does."""
+        self._rests_until = self._clock() + seconds
+
+    @property
+    def resume_at(self) -> float:
+        """When both the pause and the rest are over."""
+        return max(self._pauses_until, self._rests_until)
 
     def resting(self) -> bool:
-        """Whether the pause lasts."""
-        return bool(self.pause) and self._clock() < self.resume_at
+        """Whether the pause or the rest lasts."""
+        return self.resume_at > 0 and self._clock() < self.resume_at

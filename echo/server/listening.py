@@ -143,6 +143,8 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         check_addresses(server, options_now.allow, options_now.deny, options_now.proxy_allow_from)
         if options_now.unix_mode is not None:
             raise ValueError("unix_mode needs a path that the server itself binds")
+        if not options_now.dual_stack and accepts_ipv4(sock):
+            raise ValueError("dual_stack=False needs an address that the server itself binds; this socket accepts IPv4")
         server.socket = server._echo_inherited = sock
         sock.setblocking(False)
         server.server_activate()
@@ -216,6 +218,12 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         """Remove a Unix socket's path, while the socket is open."""
         if self._echo_inode is not None and self._echo_bound_by == os.getpid():
             unix_paths.release_path(self._echo_path, self._echo_inode)
+
+
+def accepts_ipv4(sock: socket.socket) -> bool:
+    """Whether IPv4 clients can connect to this IPv6 socket, too."""
+    wide = sock.family == socket.AF_INET6 and sock.getsockname()[0] == "::"
+    return wide and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
 
 def set_dual_stack(sock: socket.socket, dual_stack: bool) -> None:

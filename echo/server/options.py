@@ -199,7 +199,19 @@ FIXED = frozenset(OPTIONS).difference(STANDARD)
 """The others are read once, when the server is made. They may not be assigned later, except ``ssl_context``."""
 
 
-_DECISIVE = frozenset({"allow", "deny", "ssl_context", "proxy_protocol", "proxy_allow_from", "unix_mode"})
+_DECISIVE = frozenset(
+    [
+        "max_connections",
+        "max_connections_per_host",
+        "allow",
+        "deny",
+        "ssl_context",
+        "proxy_protocol",
+        "proxy_allow_from",
+        "dual_stack",
+        "unix_mode",
+    ]
+)
 """Those that decide who gets in."""
 
 
@@ -247,6 +259,8 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
             vars(server)[name] = value
     for name, option in OPTIONS.items():
         option.check(getattr(found, name))
+    if found.ssl_context is not None:
+        _check_context(found.ssl_context)
     if found.cpu_affinity is not None:
         from ..transport import affinity
 
@@ -271,7 +285,7 @@ def _warn_of_attribute(cls: type, name: str) -> None:
 
     Rejected: an error. A handler may use it, or any other code of a program that was written for ``socketserver``.
     """
-    owner = next(base for base in cls.__mro__ if name in vars(base))
+    owner = next((base for base in cls.__mro__ if name in vars(base) and base is not Options), Options)
     if issubclass(owner, Options) or not _could_be(OPTIONS[name], vars(owner)[name]):
         return
     own = [base for base in cls.__mro__ if not f"{base.__module__}.".startswith(_NOT_OF_PROGRAMS)]
@@ -300,11 +314,18 @@ def _could_be(option: Option, value: Any) -> bool:
         return False
 
 
+def _check_context(context: ssl.SSLContext) -> None:
+    from ..transport import certificates
+
+    certificates.check_revocation(context)
+
+
 def assign(options: Options, name: str, value: Any) -> None:
     """A program assigns one of the ``FIXED`` options of a server that has been made. Only a TLS context takes effect,
     in the place of another one. Anything else is an ``AttributeError``."""
     now = getattr(options, name)
     if name == "ssl_context" and now is not None and isinstance(value, ssl.SSLContext):
+        _check_context(value)
         options.ssl_context = value
     elif value is not now:
         how = _INSTEAD.get(name, "give it to the constructor")

@@ -138,6 +138,17 @@ def _no_password(path: str) -> str:
     raise ValueError(f"the key in {path} needs a password; give one without")
 
 
+def check_revocation(context: ssl.SSLContext) -> None:
+    """``ValueError`` for a context that has revocation lists and does not look at them: OpenSSL does not, unless told
+    so."""
+    asks = context.verify_mode != ssl.CERT_NONE
+    if asks and context.cert_store_stats()["crl"] and not context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF:
+        raise ValueError(
+            "ssl_context has revocation lists (CRLs) and ignores them; to reject revoked certificates, set"
+            " context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN"
+        )
+
+
 def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
     if not authorities.has(_CERTIFICATE):
         raise ValueError(f"{authorities.path} holds no certificate, as PEM")

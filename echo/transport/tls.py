@@ -27,6 +27,7 @@ import time
 from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, send_some, set_deadline
+from .certificates import check_revocation
 from .guarded import GuardedSocket
 from .tls_messages import check_resumed, explain, format_subject
 
@@ -75,10 +76,13 @@ class TLSSocket(GuardedSocket):
 
         Raises ``ssl.SSLError``, ``TimeoutError``, or ``ConnectionError`` if the peer has closed the connection.
         ``tls_messages.explain`` puts each into words. Raises ``ValueError`` if the context verifies the server's name
-        and none is given: ``wrap_bio``, unlike ``wrap_socket``, would verify none then.
+        and none is given: ``wrap_bio``, unlike ``wrap_socket``, would verify none then. A client raises it, too, for a
+        context that ignores its revocation lists.
         """
         if context.check_hostname and not server_side and server_hostname is None:
             raise ValueError("ssl_context verifies the server's name; give it as server_hostname")
+        if not server_side:  # a server asks once, when it gets the context
+            check_revocation(context)
         tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         deadline = None if timeout is None else time.monotonic() + timeout
         before = self.gettimeout()

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import signal
+import sys
 import threading
 
 import pytest
@@ -409,10 +410,10 @@ def test_a_process_that_a_handler_starts_ends_when_it_is_terminated(leaves, dial
     assert "Traceback" not in server.log
 
 
-def started_child(server, dial):
+def started_child(server, dial, kind=b"child"):
     """The process that the handler has started for a client."""
     client = dial(server.address)
-    client.sendall(b"child\n")
+    client.sendall(kind + b"\n")
     child = int(client.makefile("rb").readline())
     assert is_alive(child)
     return child
@@ -431,6 +432,15 @@ def test_a_daemonic_process_of_a_handler_ends_with_a_server_that_is_cut(leaves, 
     knows them."""
     server = leaves("thread", "--shutdown-timeout", "0")
     child = started_child(server, dial)
+    assert server.terminate() == 1
+    eventually(lambda: not is_alive(child))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="concurrent.futures does not tell them to others")
+def test_the_processes_of_an_executor_end_with_a_server_that_is_cut(leaves, dial):
+    """Row 64: they waited for their next task for ever, and kept the pipe of the log open."""
+    server = leaves("", "--shutdown-timeout", "0")
+    child = started_child(server, dial, b"pool")
     assert server.terminate() == 1
     eventually(lambda: not is_alive(child))
 

@@ -77,7 +77,8 @@ def test_a_full_disk_cuts_no_line_and_what_is_lost_is_counted(tmp_path, append):
 
 
 @posix
-def test_the_rest_of_a_line_is_not_the_beginning_of_a_file_that_was_emptied_meanwhile(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["after the first write", "before the second write"])
+def test_the_rest_of_a_line_is_not_the_beginning_of_a_file_that_was_emptied_meanwhile(tmp_path, monkeypatch, moment):
     """Row 86: somebody empties the log, since its disk is full. The rest of a client's text became a line."""
     path = tmp_path / "log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -85,10 +86,15 @@ def test_the_rest_of_a_line_is_not_the_beginning_of_a_file_that_was_emptied_mean
     real = os.write
 
     def write_some(number, data):
-        monkeypatch.setattr(os, "write", real)
+        monkeypatch.setattr(os, "write", real if moment == "after the first write" else after_the_look)
         done = real(number, data[:150])
-        os.truncate(path, 0)
+        if moment == "after the first write":
+            os.truncate(path, 0)
         return done
+
+    def after_the_look(number, data):
+        os.truncate(path, 0)
+        return real(number, data)
 
     monkeypatch.setattr(os, "write", write_some)
     assert output.write(lines_of(100, 100)) == 1

@@ -108,13 +108,18 @@ VALUES = {
     "proxy_protocol": True,
     "proxy_allow_from": ["192.0.2.1"],
     "unix_mode": 0o600,
+    "max_connections": 1,
+    "max_connections_per_host": 1,
+    "dual_stack": False,
 }
 
 
+@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("name", VALUES)
-def test_a_mixin_with_an_option_that_nobody_uses_is_warned_of(name):
+def test_a_mixin_with_an_option_that_nobody_uses_is_warned_of(name, behind):
     """Row 61: it was ignored silently, and everybody got in."""
-    own = type("Own", (type("Mixin", (), {name: VALUES[name]}), echo.Server), {})
+    bases = type("Mixin", (), {name: VALUES[name]}), echo.Server
+    own = type("Own", bases[::-1] if behind else bases, {})
     words = f"Mixin.{name} is not an option, since Mixin is not a subclass of echo.Server; to make it one, set it in"
     with pytest.warns(RuntimeWarning, match=words) as warned:
         own(ADDRESS, Lines).server_close()

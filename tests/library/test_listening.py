@@ -115,6 +115,22 @@ def test_a_dual_stack_server_allows_and_denies_ipv4_clients_by_their_ipv4_addres
 
 
 @needs_ipv6
+def test_the_dual_stack_of_a_socket_made_elsewhere_cannot_be_switched_off():
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(("::", 0))
+        listener.listen()
+        with pytest.raises(ValueError, match="dual_stack=False needs an address that the server itself binds"):
+            echo.Server.from_socket(listener, echo.EchoRequestHandler, dual_stack=False)
+        assert listener.fileno() != -1
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(("::", 0))
+        listener.listen()
+        echo.Server.from_socket(listener, echo.EchoRequestHandler, dual_stack=False).server_close()
+
+
+@needs_ipv6
 def test_the_dual_stack_can_be_switched_off(dial):
     with contextlib.ExitStack() as stack:
 

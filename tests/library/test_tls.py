@@ -1230,6 +1230,27 @@ def test_a_server_whose_certificate_is_revoked_is_rejected(plain, certificates, 
         server_side.result()
 
 
+def test_a_context_that_ignores_its_revocation_lists_is_an_error(plain, certificates, revocation_list):
+    """Row 72: OpenSSL checks them only if the context says so."""
+    path = revocation_list(certificates.client)
+    ignoring = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ignoring.load_cert_chain(*certificates.server)
+    ignoring.load_verify_locations(path)
+    address = ("127.0.0.1", 0)
+    with echo.Server(address, echo.EchoRequestHandler, ssl_context=ignoring) as server:  # it asks for no certificate
+        ignoring.verify_mode = ssl.CERT_REQUIRED
+        with pytest.raises(ValueError, match=r"has revocation lists.*VERIFY_CRL_CHECK_CHAIN"):
+            echo.Server(address, echo.EchoRequestHandler, ssl_context=ignoring)
+        with pytest.raises(ValueError, match="has revocation lists"):
+            server.ssl_context = ignoring
+        ignoring.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        server.ssl_context = ignoring
+    connecting = ssl.create_default_context(cafile=path)
+    _, client = plain()
+    with pytest.raises(ValueError, match="has revocation lists"):
+        client.handshake(connecting, server_hostname="localhost", timeout=DEADLINE)
+
+
 DAMAGED_LISTS = {
     "indented": lambda text: text.replace("-----BEGIN X509", " -----BEGIN X509"),
     "with another name": lambda text: text.replace("X509 CRL", "CRL"),

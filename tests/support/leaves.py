@@ -149,6 +149,10 @@ class Leaves(echo.EchoRequestHandler):
             process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
             process.start()
             message = b"%d" % process.pid
+        elif message == b"pool":
+            self.server.pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
+            message = b"%d" % self.server.pool.submit(os.getpid).result()
+            self.server.pool.submit(time.sleep, 600)  # the exit function of the pool waits for it
         self.send(message)
 
     def drain(self):

@@ -302,6 +302,7 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
             log_event(logging.WARNING, "reload-failed", text, why, why=why)
     else:
         files.lacks = False
+        server._echo_failures.rest(0.0)
         kept = files.kept
         text = f", except {', '.join(kept)}: a pipe can be read only once" if kept else ""
         log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again%s", text)

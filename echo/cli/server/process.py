@@ -253,12 +253,18 @@ def _ignore(number: int, frame: Optional[FrameType]) -> None:
 
 
 def end_daemonic_children() -> None:
-    """Kill the children of ``multiprocessing`` that end with this process: its exit function, which does that, has been
-    cut. That of a pool waits for ever if a signal has killed a child that held the lock of the pool's queue."""
+    """Kill the children of ``multiprocessing`` that end with this process, and those of a ``ProcessPoolExecutor``: the
+    exit function that does that has been cut. That of a pool waits for ever if a signal has killed a child that held
+    the lock of the pool's queue. The processes of an executor would wait for their next task for ever."""
     process = sys.modules.get("multiprocessing.process")
     for child in list(process._children) if process is not None else ():
         if child.daemon:
             with contextlib.suppress(Exception):  # it has ended
+                child.kill()
+    executors = getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", ())
+    for thread in list(executors):  # since CPython 3.9; 3.8 has no way to them
+        for child in list(getattr(thread, "processes", {}).values()):
+            with contextlib.suppress(Exception):
                 child.kill()
 
 
