@@ -141,9 +141,8 @@ class Output:
                 try:
                     done += os.write(self._own.number, view[done : done + size])
                     if done < len(data) and self._own.is_file():
-                        # Its disk is full. To write the rest would make it the beginning of the file, if somebody
-                        # empties that at this moment.
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                        # To write the rest would make it the beginning of the file, if somebody empties that now.
+                        raise OSError(errno.ENOSPC, "no room on the disk, or below ulimit -f")
                     must_look = not self._waits and done < len(data)
                 except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
                     must_look = True

@@ -7,6 +7,7 @@ command line and the reference refer to ``OPTIONS``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -303,8 +304,10 @@ def _warn_of_attribute(cls: type, name: str) -> None:
 
 def _could_be(option: Option, value: Any) -> bool:
     if option.types:
-        is_truth = isinstance(value, bool) and bool not in option.types
-        return isinstance(value, option.types) and value is not option.default and not is_truth
+        with contextlib.suppress(TypeError, ValueError):
+            option.check(value)
+            return value is not None and value is not option.default
+        return False
     if not isinstance(value, (list, tuple, set, frozenset)):  # to look into another iterable could use it up
         return False
     try:

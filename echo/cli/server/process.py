@@ -84,7 +84,7 @@ class Process(StopSignals):
         self._terminal_is_gone = watch_terminal()
         self.close_log: Callable[[], None] = lambda: None
         """Writes the log's last records."""
-        self._code: Optional[int] = None  # once nothing is left that could be cut
+        self._code: Optional[int] = None  # the exit code, once that is settled
         self._last_grace = LAST_GRACE
         open_missing()  # first: programs that a handler starts would not have a descriptor that is opened below
         self._nowhere = Owned(os.open(os.devnull, os.O_WRONLY))  # opened now, since later no descriptor may be free
@@ -227,25 +227,27 @@ class Process(StopSignals):
             except BaseException:  # CPython 3.8 raises an exit function's after it has printed it
                 if function is not getattr(atexit, "_run_exitfuncs"):  # noqa: B009
                     traceback.print_exc()
-        self._code = code
+        if self._code is None:  # else they were cut, and have ended only since their children were killed
+            self._code = code
         flush()
         with contextlib.suppress(Exception):
             self.close_log()
             logging.shutdown()
-        os._exit(code)
+        os._exit(self._code)
 
     def _end_in_time(self) -> None:
         least = time.monotonic() + LEAST
         while self.deadline is None or time.monotonic() < max(self.deadline + CUT_GRACE, least):
             time.sleep(0.02)  # looked at again and again: a signal may bring it forward
         if self._code is None:
+            self._code = 1
             main, me = threading.main_thread(), threading.current_thread()
             names = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread in (main, me))]
             what = ", ".join(f"thread {name}" for name in names) or "exit functions"
             log_event(logging.WARNING, "cut", "%s cut: not done in time", what)
             end_daemonic_children()
             self.close_log()  # if nobody reads it, the last deadline remains
-        os._exit(1 if self._code is None else self._code)
+        os._exit(self._code)
 
 
 def _ignore(number: int, frame: Optional[FrameType]) -> None:
