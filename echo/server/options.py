@@ -202,7 +202,6 @@ FIXED = frozenset(OPTIONS).difference(STANDARD)
 
 _DECISIVE = frozenset(
     [
-        "max_connections",
         "max_connections_per_host",
         "allow",
         "deny",

@@ -724,6 +724,7 @@ def test_an_array_whose_items_are_wider_than_a_byte_is_sent_to_its_last_byte(mon
     message = array.array("I", range(5))
     ours, peer = socket.socketpair()
     with ours, peer:
+        peer.settimeout(DEADLINE)
         # The first call sends as many bytes as there are items.
         monkeypatch.setattr("echo.sockets._system_send", lambda sock, data: sock.send(memoryview(data).cast("B")[:5]))
         Connection(ours, RawFraming()).write_raw(message)

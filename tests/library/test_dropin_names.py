@@ -108,7 +108,6 @@ VALUES = {
     "proxy_protocol": True,
     "proxy_allow_from": ["192.0.2.1"],
     "unix_mode": 0o600,
-    "max_connections": 1,
     "max_connections_per_host": 1,
     "dual_stack": False,
 }

@@ -291,10 +291,10 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
         files.lacks = lack is not None
         if not before:
             files.rests_until = time.monotonic() + REST
-        if lack is not None and lack[0] in _NO_DESCRIPTOR and time.monotonic() < files.rests_until:
-            # The certificates need several, and each that is freed would go to the next client. Not for ever: those
-            # that stay in use may leave too few.
-            server._echo_failures.rest(2 * RETRY)
+        # The certificates need several, and each that is freed would go to the next client. Not for ever: those that
+        # stay in use may leave too few.
+        rests = lack is not None and lack[0] in _NO_DESCRIPTOR and time.monotonic() < files.rests_until
+        server._echo_failures.rest(2 * RETRY if rests else 0.0)
         if not (before and files.lacks):  # each shortage once
             text = "SIGHUP: %s; all stays as it was" + ("; trying again" if files.lacks else "")
             why = str(exc) or "; ".join(lack or [type(exc).__name__])  # a MemoryError has no text

@@ -264,10 +264,11 @@ def end_daemonic_children() -> None:
             with contextlib.suppress(Exception):  # it has ended
                 child.kill()
     executors = getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", ())
-    for thread in list(executors):  # since CPython 3.9; 3.8 has no way to them
-        for child in list(getattr(thread, "processes", {}).values()):
-            with contextlib.suppress(Exception):
-                child.kill()
+    with contextlib.suppress(Exception):  # a session may begin one now
+        for thread in list(executors):  # since CPython 3.9; 3.8 has no way to them
+            for child in list(getattr(thread, "processes", {}).values()):
+                if child._parent_pid == os.getpid():  # a worker knows those of its parent, too
+                    child.kill()
 
 
 def watch_terminal() -> Callable[[], bool]:
