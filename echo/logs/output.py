@@ -17,10 +17,12 @@ from ..descriptors import Owned, duplicate
 from ..server import forking
 
 fcntl: Any
+resource: Any
 try:
     import fcntl  # here, and not when the first lock is taken: the process may fork inside an import of a thread
+    import resource
 except ImportError:  # Windows, where processes do not fork
-    fcntl = None
+    fcntl = resource = None
 
 PATIENCE = 0.25
 """Seconds that an output which must not wait waits for another process to finish its line, or for the reader to let it
@@ -142,7 +144,7 @@ class Output:
                     done += os.write(self._own.number, view[done : done + size])
                     if done < len(data) and self._own.is_file():
                         # To write the rest would make it the beginning of the file, if somebody empties that now.
-                        raise OSError(errno.ENOSPC, "no room on the disk, or below ulimit -f")
+                        raise self._cut()
                     must_look = not self._waits and done < len(data)
                 except BlockingIOError:  # the descriptor is shared, and another program has made it non-blocking
                     must_look = True
@@ -203,6 +205,12 @@ class Output:
             self._rest = data[done : end + len(lines[whole])]
             whole += 1
         return len(lines) - whole
+
+    def _cut(self) -> OSError:
+        """Why a file has taken only a part: the limit of the process (``ulimit -f``), or the disk is full."""
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource is not None else None
+        number = errno.EFBIG if os.lseek(self._own.number, 0, os.SEEK_CUR) == limit else errno.ENOSPC
+        return OSError(number, os.strerror(number))
 
     def _take_back(self, size: int) -> None:
         """Shorten the file by what was written last, unless another program has written to it since."""

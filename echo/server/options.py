@@ -303,9 +303,11 @@ def _warn_of_attribute(cls: type, name: str) -> None:
 
 def _could_be(option: Option, value: Any) -> bool:
     if option.types:
+        if not isinstance(value, option.types) or value is option.default:
+            return False
         with contextlib.suppress(TypeError, ValueError):
             option.check(value)
-            return value is not None and value is not option.default
+            return True
         return False
     if not isinstance(value, (list, tuple, set, frozenset)):  # to look into another iterable could use it up
         return False

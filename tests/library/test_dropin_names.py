@@ -125,6 +125,15 @@ def test_a_mixin_with_an_option_that_nobody_uses_is_warned_of(name, behind):
     assert [each.filename for each in warned] == [__file__]
 
 
+def test_an_object_of_another_type_in_a_mixin_is_not_asked_for_its_text():
+    class Unready:
+        def __repr__(self):
+            raise LookupError("settings are not configured yet")
+
+    own = type("Own", (type("Mixin", (), dict.fromkeys(VALUES, Unready())), echo.Server), {})
+    own(ADDRESS, Lines).server_close()
+
+
 def test_a_generator_in_a_mixin_is_not_used_up():
     class Mixin:
         allow = (each for each in ["192.0.2.1"])

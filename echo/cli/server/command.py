@@ -168,6 +168,7 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
         options.cpu_affinity = affinity.share(options.cpu_affinity, first + number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
         log.to(log.queue())
+        server._echo_failures.rest(0.0)  # that of its parent, which accepts nobody
         return _serve(server, process, ready, functools.partial(_reload_or_retry, server, files), lambda: False)
 
     def stop() -> None:
