@@ -68,8 +68,8 @@ def connect(
 
     Raises ``OSError`` (``ConnectionRefusedError``, ``TimeoutError``, ``socket.gaierror``, ``ssl.SSLError``) if it
     cannot connect, ``UnicodeError`` if the host is not a valid name, and ``ValueError`` if ``ssl_context`` verifies a
-    name and none is known, if a name is given without a context, if the port is over 65535, or if ``address`` is a
-    string like ``"127.0.0.1:65432"``.
+    name and none is known, if it ignores the revocation lists that it has, if a name is given without a context, if the
+    port is over 65535, or if ``address`` is a string like ``"127.0.0.1:65432"``.
     """
     if ssl_context is None and server_hostname is not None:
         raise ValueError("server_hostname needs ssl_context; without that, nothing is encrypted or verified")

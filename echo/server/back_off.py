@@ -1,4 +1,5 @@
-"""The pause after a failure: longer with each failure in a row, and logged once for each shortage.
+"""The pause after a failure: longer with each failure in a row, and logged once for each shortage. And a rest, which
+the server asks for.
 
 It knows a clock and nothing else.
 """
@@ -51,8 +52,8 @@ class BackOff:
         self._pauses_until = 0.0
 
     def rest(self, seconds: float) -> None:
-        """Rest for so long from now on, without a failure: what is freed meanwhile is for something else. 0 ends it; no
-        success does."""
+        """Accept nobody for so many seconds from now on, although nothing has failed: what is freed meanwhile is for
+        something else. 0 ends the rest; a success does not."""
         self._rests_until = self._clock() + seconds
 
     @property

@@ -139,8 +139,7 @@ def _no_password(path: str) -> str:
 
 
 def check_revocation(context: ssl.SSLContext) -> None:
-    """``ValueError`` for a context that has revocation lists and does not look at them: OpenSSL does not, unless told
-    so."""
+    """``ValueError`` for a context that has revocation lists and ignores them, as OpenSSL does by default."""
     asks = context.verify_mode != ssl.CERT_NONE
     if asks and context.cert_store_stats()["crl"] and not context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF:
         raise ValueError(

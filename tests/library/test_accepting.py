@@ -368,17 +368,6 @@ def test_neither_a_success_nor_the_end_of_a_pause_ends_a_rest():
     assert not backoff.resting()
 
 
-def test_a_stop_accepts_nobody_while_a_reload_lacks_descriptors(serve, dial):
-    """Row 61: the clients that wait may be those whom the new list denies."""
-    server = serve()
-    server._echo_failures.rest(60.0)
-    waiting = dial(server)
-    waiting.sendall(b"hello\n")
-    assert server.stop()
-    with contextlib.suppress(ConnectionResetError):
-        assert waiting.recv(100) == b""
-
-
 def test_a_shortage_is_reported_once_in_a_while_and_each_report_has_its_end():
     now = 1000.0
     backoff = BackOff(clock=lambda: now)
