@@ -18,6 +18,7 @@ from echo.cli.server import command as command
 from echo.cli.server import workers
 from echo.cli.server.command import main
 from echo.cli.server.options import ROWS, parser
+from echo.server.back_off import BackOff
 from support import DEADLINE, ROOT, eventually, read_all, read_exactly, tiers
 from support.background import Background
 from support.commands import call
@@ -525,9 +526,11 @@ def test_a_reload_for_which_no_descriptor_is_free_is_tried_again_until_it_is_don
             return {"allow": [], "deny": ["192.0.2.2"], "proxy_allow_from": [], "ssl_context": None}
 
     with echo.Server(("127.0.0.1", 0), echo.EchoRequestHandler) as server:
+        server._echo_failures = BackOff(clock=lambda: 1000.0)  # no rest ends by itself
         command.in_thread()(functools.partial(command._reload_or_retry, server, Files()))
         eventually(lambda: len(caplog.records) == 2)
         assert server.deny == ("192.0.2.2",)
+        assert not server._echo_failures.resting()  # else it accepts nobody for two more seconds
     assert [record.message for record in caplog.records[:2]] == [
         "SIGHUP: cannot read deny: no descriptor; all stays as it was; trying again",
         "SIGHUP: certificates and networks read again",

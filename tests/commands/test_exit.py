@@ -1,17 +1,19 @@
 """How the server command ends: signals from its start to its end, one deadline for all that it leaves behind, and the
 exit code."""
 
+import concurrent.futures.process
 import errno
 import os
 import re
 import signal
 import sys
 import threading
+import types
 
 import pytest
 
 from echo.cli.server import command, workers
-from echo.cli.server.process import Process, watch_terminal
+from echo.cli.server.process import Process, end_daemonic_children, watch_terminal
 from support import ROOT, TESTS, eventually, read_exactly
 from support.commands import SLOW_HANDLER, start_changed, write_changed_command
 from support.processes import is_alive, state_of
@@ -308,6 +310,24 @@ def test_without_memory_for_a_thread_the_end_waits_for_none_and_the_code_is_0(ru
     assert server.terminate() == 0
 
 
+ENDS_WHEN_CUT = f"""\
+import atexit, threading
+is_cut = threading.Event()
+def cut():
+    is_cut.set()
+    threading.Event().wait()  # the thread that cuts comes second
+process.end_daemonic_children = cut
+atexit.register(is_cut.wait)
+{SOON}"""
+
+
+def test_what_ends_only_since_its_children_are_killed_counts_as_cut(run, tmp_path):
+    """Row 64: an exit function that waited for a child returned when that was killed, and the code was 0 at times."""
+    server = start_changed(run, tmp_path, ENDS_WHEN_CUT, "--shutdown-timeout", "0")
+    assert server.terminate() == 1
+    assert "exit functions cut: not done in time" in server.log
+
+
 def test_a_second_signal_cuts_what_is_left(leaves):
     server = leaves("thread", "--shutdown-timeout", "10m", change=f"running.SAME_SIGNAL = 0; {SOON}")
     server.popen.send_signal(signal.SIGTERM)
@@ -443,6 +463,23 @@ def test_the_processes_of_an_executor_end_with_a_server_that_is_cut(leaves, dial
     child = started_child(server, dial, b"pool")
     assert server.terminate() == 1
     eventually(lambda: not is_alive(child))
+
+
+def test_a_worker_that_is_cut_kills_no_process_of_an_executor_of_its_parent(monkeypatch):
+    """A forked worker has its parent's table of executors, with their processes."""
+
+    class Child:
+        def __init__(self, parent):
+            self._parent_pid, self.killed = parent, False
+
+        def kill(self):
+            self.killed = True
+
+    own, parents = Child(os.getpid()), Child(os.getppid())
+    executor = types.SimpleNamespace(processes={1: parents, 2: own})
+    monkeypatch.setattr(concurrent.futures.process, "_threads_wakeups", [executor], raising=False)
+    end_daemonic_children()
+    assert own.killed and not parents.killed
 
 
 # The terminal.
