@@ -20,9 +20,12 @@ fcntl: Any
 resource: Any
 try:
     import fcntl  # here, and not when the first lock is taken: the process may fork inside an import of a thread
-    import resource
 except ImportError:  # Windows, where processes do not fork
-    fcntl = resource = None
+    fcntl = None
+try:
+    import resource
+except ImportError:
+    resource = None
 
 PATIENCE = 0.25
 """Seconds that an output which must not wait waits for another process to finish its line, or for the reader to let it

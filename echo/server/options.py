@@ -303,13 +303,14 @@ def _warn_of_attribute(cls: type, name: str) -> None:
 
 def _could_be(option: Option, value: Any) -> bool:
     if option.types:
-        if not isinstance(value, option.types) or value is option.default:
+        # Its type, and not isinstance(), for which an object that loads its content late would load it.
+        if not issubclass(type(value), option.types) or value is option.default:
             return False
         with contextlib.suppress(TypeError, ValueError):
             option.check(value)
             return True
         return False
-    if not isinstance(value, (list, tuple, set, frozenset)):  # to look into another iterable could use it up
+    if not issubclass(type(value), (list, tuple, set, frozenset)):  # to look into another iterable could use it up
         return False
     try:
         AccessList(value)

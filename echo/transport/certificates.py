@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import re
 import ssl
+import weakref
 from typing import Any, Callable, ContextManager, NamedTuple, Optional
 
 from ..files import named_copy, read_file, without_marks
@@ -138,14 +139,25 @@ def _no_password(path: str) -> str:
     raise ValueError(f"the key in {path} needs a password; give one without")
 
 
+_checked: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
+"""Contexts that do not ignore their lists. Each is asked before its first handshake, and not beside a later one, which
+may load certificates at that moment: until CPython 3.11.9 and 3.12.3 nothing guards that (CVE-2024-0397)."""
+
+
 def check_revocation(context: ssl.SSLContext) -> None:
     """``ValueError`` for a context that has revocation lists and ignores them, as OpenSSL does by default."""
-    asks = context.verify_mode != ssl.CERT_NONE
-    if asks and context.cert_store_stats()["crl"] and not context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF:
+    if not isinstance(context, ssl.SSLContext) or context.verify_mode == ssl.CERT_NONE or context in _checked:
+        return
+    try:
+        lists = context.cert_store_stats()["crl"]
+    except NotImplementedError:  # truststore: the system verifies, and knows its own lists
+        lists = 0
+    if lists and not context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF:
         raise ValueError(
             "ssl_context has revocation lists (CRLs) and ignores them; to reject revoked certificates, set"
             " context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN"
         )
+    _checked.add(context)
 
 
 def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:

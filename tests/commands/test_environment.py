@@ -566,6 +566,7 @@ def test_while_a_reload_lacks_descriptors_no_client_gets_those_that_others_free(
     assert server._echo_failures.resting()
     accepted = server.stats().accepted
     waiting = dial(server)
+    waiting.sendall(b"hello\n")
     assert echoes(session)
     assert server.stats().accepted == accepted
     server.shutdown()

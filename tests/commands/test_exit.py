@@ -3,18 +3,20 @@ exit code."""
 
 import concurrent.futures.process
 import errno
+import multiprocessing.process
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import types
 
 import pytest
 
 from echo.cli.server import command, workers
 from echo.cli.server.process import Process, end_daemonic_children, watch_terminal
-from support import ROOT, TESTS, eventually, read_exactly
+from support import DEADLINE, ROOT, TESTS, eventually, read_exactly
 from support.commands import SLOW_HANDLER, start_changed, write_changed_command
 from support.processes import is_alive, state_of
 
@@ -154,6 +156,16 @@ def test_a_signal_while_the_handlers_module_is_imported_ends_the_process_with_co
     assert server.terminate() == 0
     assert server.log == ""
     assert (tmp_path / "caught").exists() == (what == "import that catches all")
+
+
+def test_a_child_of_an_import_that_is_interrupted_ends_with_the_process(run, tmp_path):
+    """Row 64: it lived on, and kept the pipe of the log open."""
+    environment = {"LEAVES": "thread, child and an import that hangs", "PYTHONPATH": PATH, "PYTHONWARNINGS": "ignore"}
+    server = run("echo.server", "0", "--handler", "support.leaves:Leaves", cwd=str(tmp_path), env=environment)
+    eventually((tmp_path / "importing").exists)
+    child = int((tmp_path / "child").read_text())
+    assert server.terminate() == 0
+    eventually(lambda: not is_alive(child))
 
 
 LOCKED = """
@@ -465,7 +477,27 @@ def test_the_processes_of_an_executor_end_with_a_server_that_is_cut(leaves, dial
     eventually(lambda: not is_alive(child))
 
 
-def test_a_worker_that_is_cut_kills_no_process_of_an_executor_of_its_parent(monkeypatch):
+@pytest.fixture
+def cut(monkeypatch):
+    """``cut()`` ends the children of this process, as at a deadline; afterwards it may start some again."""
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", multiprocessing.process.BaseProcess.start)
+    return end_daemonic_children
+
+
+@pytest.mark.skipif(not workers.SUPPORTED, reason="this system has no fork()")
+def test_a_pool_does_not_replace_its_processes_when_they_are_cut(cut):
+    """Row 64: the new ones waited for ever for a lock that a killed one had held, and kept the log's pipe open."""
+    fork = multiprocessing.get_context("fork")
+    first = fork.Process(target=time.sleep, args=(600,), daemon=True)
+    first.start()
+    cut()
+    first.join(DEADLINE)
+    assert first.exitcode == -signal.SIGKILL
+    with pytest.raises(SystemExit):  # in a thread, nobody hears of it
+        fork.Process(target=time.sleep, args=(0,)).start()
+
+
+def test_a_worker_that_is_cut_kills_no_process_of_an_executor_of_its_parent(monkeypatch, cut):
     """A forked worker has its parent's table of executors, with their processes."""
 
     class Child:
@@ -478,7 +510,7 @@ def test_a_worker_that_is_cut_kills_no_process_of_an_executor_of_its_parent(monk
     own, parents = Child(os.getpid()), Child(os.getppid())
     executor = types.SimpleNamespace(processes={1: parents, 2: own})
     monkeypatch.setattr(concurrent.futures.process, "_threads_wakeups", [executor], raising=False)
-    end_daemonic_children()
+    cut()
     assert own.killed and not parents.killed
 
 

@@ -77,6 +77,28 @@ def test_a_full_disk_cuts_no_line_and_what_is_lost_is_counted(tmp_path, append):
 
 
 @posix
+@pytest.mark.parametrize("limit, number", [(250, errno.EFBIG), (None, errno.ENOSPC)], ids=["limit", "disk"])
+def test_the_log_says_what_has_cut_a_line(tmp_path, monkeypatch, limit, number):
+    """Row 86: the disk was blamed for a limit of the process, and the other way round."""
+    import resource
+
+    if limit is None:
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:50]))
+    with (tmp_path / "log").open("wb") as file:
+        output = Output(file.fileno())
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or limits[0], limits[1]))
+        try:
+            assert output.write(lines_of(100, 100, 100)) > 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            monkeypatch.undo()
+        assert os.strerror(number) in output.problem()
+        output.close()
+
+
+@posix
 @pytest.mark.parametrize("moment", ["after the first write", "before the second write"])
 def test_the_rest_of_a_line_is_not_the_beginning_of_a_file_that_was_emptied_meanwhile(tmp_path, monkeypatch, moment):
     """Row 86: somebody empties the log, since its disk is full. The rest of a client's text became a line."""

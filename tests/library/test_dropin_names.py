@@ -134,6 +134,18 @@ def test_an_object_of_another_type_in_a_mixin_is_not_asked_for_its_text():
     own(ADDRESS, Lines).server_close()
 
 
+def test_an_object_in_a_mixin_that_loads_its_content_late_does_not_load_it():
+    """As ``LazySettings`` of Django, and ``LocalProxy`` of Werkzeug."""
+
+    class Late:
+        @property
+        def __class__(self):
+            raise ValueError("settings are not configured yet")
+
+    own = type("Own", (type("Mixin", (), dict.fromkeys(VALUES, Late())), echo.Server), {})
+    own(ADDRESS, Lines).server_close()
+
+
 def test_a_generator_in_a_mixin_is_not_used_up():
     class Mixin:
         allow = (each for each in ["192.0.2.1"])

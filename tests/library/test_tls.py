@@ -1246,9 +1246,41 @@ def test_a_context_that_ignores_its_revocation_lists_is_an_error(plain, certific
         ignoring.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         server.ssl_context = ignoring
     connecting = ssl.create_default_context(cafile=path)
-    _, client = plain()
-    with pytest.raises(ValueError, match="has revocation lists"):
-        client.handshake(connecting, server_hostname="localhost", timeout=DEADLINE)
+    for _ in range(2):
+        _, client = plain()
+        with pytest.raises(ValueError, match="has revocation lists"):
+            client.handshake(connecting, server_hostname="localhost", timeout=DEADLINE)
+
+
+def test_a_context_that_does_not_know_its_revocation_lists_is_no_error(certificates, serve):
+    """As truststore's, whose certificates are the system's: ``connect()`` raised ``NotImplementedError``."""
+
+    class System(ssl.SSLContext):
+        def cert_store_stats(self):
+            raise NotImplementedError
+
+    context = System(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certificates.authority.certificate)
+    server = serve(ssl_context=server_context(*certificates.server))
+    with echo.connect(server.server_address, ssl_context=context, server_hostname="localhost") as client:
+        assert client.echo(b"hello") == b"hello"
+
+
+def test_a_context_is_asked_for_revocation_lists_once_and_not_beside_its_handshakes(certificates, serve):
+    """CVE-2024-0397: the question crashes CPython 3.11.8, for example, while a handshake loads a certificate."""
+    asked = []
+
+    class Asked(ssl.SSLContext):
+        def cert_store_stats(self):
+            asked.append(self)
+            return super().cert_store_stats()
+
+    context = Asked(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certificates.authority.certificate)
+    server = serve(ssl_context=server_context(*certificates.server))
+    for _ in range(3):
+        echo.connect(server.server_address, ssl_context=context, server_hostname="localhost").close()
+    assert asked == [context]
 
 
 DAMAGED_LISTS = {

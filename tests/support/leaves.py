@@ -39,6 +39,13 @@ RUN = "running.set(); import time; time.sleep(600)"
 """The program of a process that a handler starts."""
 
 
+def start_child():
+    """A process of ``multiprocessing`` that ends with this one."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+    process.start()
+    return process
+
+
 class Blocks(logging.Handler):
     """Blocks at one event, when it is logged the ``count``th time."""
 
@@ -111,6 +118,12 @@ def leave(what):
         threading.Thread(target=threading.Event().wait).start()
         touch("importing")
         block()
+    elif what == "thread, child and an import that hangs":
+        threading.Thread(target=threading.Event().wait).start()
+        with open("child", "w") as file:
+            file.write(str(start_child().pid))
+        touch("importing")
+        block()
     elif what == "import that hangs":
         touch("importing")
         block()
@@ -146,9 +159,7 @@ class Leaves(echo.EchoRequestHandler):
             process.join()
             message = b"%d" % process.exitcode
         elif message == b"child":
-            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
-            process.start()
-            message = b"%d" % process.pid
+            message = b"%d" % start_child().pid
         elif message == b"pool":
             self.server.pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
             message = b"%d" % self.server.pool.submit(os.getpid).result()

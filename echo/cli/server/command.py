@@ -168,7 +168,8 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
         options.cpu_affinity = affinity.share(options.cpu_affinity, first + number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
         log.to(log.queue())
-        server._echo_failures.rest(0.0)  # that of its parent, which accepts nobody
+        files.lacks = False  # its parent's shortage, as the rest of its parent is not its own
+        server._echo_failures.rest(0.0)
         return _serve(server, process, ready, functools.partial(_reload_or_retry, server, files), lambda: False)
 
     def stop() -> None:

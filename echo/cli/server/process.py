@@ -239,15 +239,17 @@ class Process(StopSignals):
         least = time.monotonic() + LEAST
         while self.deadline is None or time.monotonic() < max(self.deadline + CUT_GRACE, least):
             time.sleep(0.02)  # looked at again and again: a signal may bring it forward
-        if self._code is None:
+        settled = self._code
+        if settled is None:
             self._code = 1
             main, me = threading.main_thread(), threading.current_thread()
             names = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread in (main, me))]
             what = ", ".join(f"thread {name}" for name in names) or "exit functions"
             log_event(logging.WARNING, "cut", "%s cut: not done in time", what)
-            end_daemonic_children()
+        end_daemonic_children()  # a module whose import was interrupted leaves some, too
+        if settled is None:
             self.close_log()  # if nobody reads it, the last deadline remains
-        os._exit(self._code)
+        os._exit(1 if settled is None else settled)
 
 
 def _ignore(number: int, frame: Optional[FrameType]) -> None:
@@ -259,16 +261,23 @@ def end_daemonic_children() -> None:
     exit function that does that has been cut. That of a pool waits for ever if a signal has killed a child that held
     the lock of the pool's queue. The processes of an executor would wait for their next task for ever."""
     process = sys.modules.get("multiprocessing.process")
-    for child in list(process._children) if process is not None else ():
-        if child.daemon:
-            with contextlib.suppress(Exception):  # it has ended
-                child.kill()
+    if process is not None:
+        process.BaseProcess.start = _start_none
+        for child in list(process._children):
+            if child.daemon:
+                with contextlib.suppress(Exception):  # it has ended
+                    child.kill()
     executors = getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", ())
     with contextlib.suppress(Exception):  # a session may begin one now
         for thread in list(executors):  # since CPython 3.9; 3.8 has no way to them
             for child in list(getattr(thread, "processes", {}).values()):
                 if child._parent_pid == os.getpid():  # a worker knows those of its parent, too
                     child.kill()
+
+
+def _start_none(process: Any) -> NoReturn:
+    """A pool replaces a child that is killed. The new one would wait for ever for the lock that the other held."""
+    sys.exit()  # the thread that wants it; only the main thread's would be heard of
 
 
 def watch_terminal() -> Callable[[], bool]:
