@@ -147,6 +147,7 @@ class AcceptingServer(SessionServer):
             self._echo_turn_away(session, exc.reason)
         except threads.NotStarted as exc:
             self._echo_registry.accept_failed()
+            log_refused(client_address, Refused("error", str(exc)))
             self._echo_turn_away(session, "error")
             self._echo_back_off(exc)
             return False

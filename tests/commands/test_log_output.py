@@ -99,6 +99,33 @@ def test_the_log_says_what_has_cut_a_line(tmp_path, monkeypatch, limit, number):
 
 
 @posix
+def test_a_terminal_of_another_user_that_is_not_read_delays_nobody_for_long(monkeypatch):
+    """Row 50: it cannot be opened again, and has less room than it says. ``echo.run`` after ``su`` waited for ever."""
+
+    def denied(path, *arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    master, slave = os.openpty()
+    monkeypatch.setattr(os, "open", denied)
+    output = Output(slave, waits=False)
+    monkeypatch.undo()
+    output.patience = 0.01
+
+    def fill():
+        while output.write(lines_of(20)) == 0:
+            pass
+
+    filling = Background(fill)
+    try:
+        filling.result()
+        assert os.get_blocking(slave)
+    finally:
+        os.close(master)
+        os.close(slave)
+        output.close()
+
+
+@posix
 @pytest.mark.parametrize("moment", ["after the first write", "before the second write"])
 def test_the_rest_of_a_line_is_not_the_beginning_of_a_file_that_was_emptied_meanwhile(tmp_path, monkeypatch, moment):
     """Row 86: somebody empties the log, since its disk is full. The rest of a client's text became a line."""

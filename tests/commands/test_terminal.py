@@ -1334,6 +1334,24 @@ def test_ctrl_c_ends_the_wait_for_a_reply(serve, terminal):
     assert user.leave() == 0
 
 
+@pytest.mark.parametrize("keys", [CTRL_C, CTRL_D, b"hello\r" + CTRL_C], ids=["Ctrl-C", "Ctrl-D", "Ctrl-C after a line"])
+def test_who_leaves_does_not_wait_for_a_server_that_does_not_end_its_side(serve, terminal, keys):
+    """With ``-w 0`` for ever, and else for the time of a reply, although none was owed."""
+    released = threading.Event()
+
+    class Stays(echo.EchoRequestHandler):
+        def connection_made(self):
+            released.wait(10 * DEADLINE)
+
+    user = terminal(serve(Stays), "-w", "0")
+    user.until(rb"> ")
+    user.type(keys)
+    try:
+        assert user.leave() == 0
+    finally:
+        released.set()
+
+
 def test_no_reply_in_time_brings_the_prompt_back(serve, terminal):
     class Silent(echo.EchoRequestHandler):
         def message_received(self, message):

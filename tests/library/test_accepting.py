@@ -179,6 +179,7 @@ def test_an_exception_out_of_verify_request_closes_that_socket_and_is_logged(ser
 def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypatch, method, daemon):
     """Row 14: closed, counted, waited out; closing the server afterwards does not raise. A subinterpreter that has no
     daemon threads, or none at all, refuses to make one."""
+    caplog.set_level("INFO")
     server = serve(daemon_threads=daemon, shutdown_timeout=DEADLINE)
     real = getattr(threading.Thread, method)
     failures = [RuntimeError("can't start new thread"), MemoryError()]
@@ -196,6 +197,7 @@ def test_a_thread_that_cannot_start_is_rolled_back(serve, dial, caplog, monkeypa
     stats = server.stats()
     assert stats.accept_errors == 2
     assert (stats.accepted, stats.active, stats.refused) == (3, 1, {"error": 2})
+    assert caplog.text.count(" refused: error (") == 2
     assert server.stop() is True
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 from typing import List, Optional
 
+from ...client.client import is_owed_replies
 from ...connection import Connection
 from ...exceptions import EchoError, MessageTimeout, ReceiveTimeout
 from ...framing import LineFraming
 from ...protocol import is_exit
+from ...sockets import LINGER_SILENCE
 from ...text import escape, plural
 from ..color import Paint, plain
 from .history import History
@@ -38,6 +40,8 @@ class Terminal:
         self._received = 0
         self._ended = False
         self._error: Optional[Exception] = None
+        self.interrupted = False
+        """Whether the user has left with Ctrl-C, or has ended the wait for the rest with it."""
 
     def run(self) -> int:
         """Hold the session; return the exit code: 0 if the user ended it, 1 if the server did."""
@@ -45,13 +49,14 @@ class Terminal:
             start_thread(self._receive, "echo-receive")
             left = self._converse()
             self._history.save()
-            self._prompt.interrupted = False  # another Ctrl-C ends the wait for the rest
+            self.interrupted, self._prompt.interrupted = self._prompt.interrupted, False
             try:
                 if not self._ended:
                     self._connection.end_output()
-                    self._prompt.wait(lambda: self._ended, self._timeout)
+                    self._prompt.wait(lambda: self._ended, self._patience())  # another Ctrl-C ends it
             except EchoError:
                 pass
+            self.interrupted |= self._prompt.interrupted
             if not left:
                 self._prompt.discard_typed()
         if self._error is not None and not isinstance(self._error, EchoError):
@@ -63,6 +68,13 @@ class Terminal:
         exits = f" ({self._exits} exit)" if self._exits else ""
         _print_status(f"{plural(sent, 'message')} sent{exits}, {received} received")
         return 0 if left else 1
+
+    def _patience(self) -> Optional[float]:
+        """Maximum time in seconds to wait for the server's end: as long as for a reply, if it owes one and the user has
+        not pressed Ctrl-C."""
+        if is_owed_replies(self._connection) and not self.interrupted:
+            return self._timeout
+        return LINGER_SILENCE if self._timeout is None else min(self._timeout, LINGER_SILENCE)
 
     def _converse(self) -> bool:
         """Send each line, until the user leaves (return true) or the server ends the session (return false)."""
