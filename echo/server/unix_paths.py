@@ -86,7 +86,14 @@ def _remove_dead(path: Any) -> None:
         probe.setblocking(False)  # a live server's backlog may be full
         failure = probe.connect_ex(path)
     if failure == errno.ECONNREFUSED:  # nobody listens any more
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except OSError as exc:
+            if exc.errno != errno.EPERM:
+                raise
+            # In a sticky folder, such as /tmp; its user may write to the folder all the same.
+            why = f"{name} is the socket of a dead server, and only its owner may remove it"
+            raise OSError(errno.EADDRINUSE, why) from None
     elif failure == errno.EACCES:  # the folder may be writable all the same
         raise OSError(errno.EADDRINUSE, f"{name} is a socket that you may not use; it is left alone")
     elif failure in (0, errno.EAGAIN, errno.EPROTOTYPE):  # the last one: another kind of socket

@@ -679,6 +679,25 @@ def test_a_socket_that_the_user_may_not_use_is_not_a_lack_of_rights_in_its_folde
 
 
 @needs_unix
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can leave another user's socket")
+def test_a_dead_socket_of_another_user_in_a_sticky_folder_is_named_as_that(run):
+    """Row 57: the advice was to take a folder that the user may write to, as this one."""
+    folder = tempfile.mkdtemp(prefix="echo")
+    path = folder + "/s"
+    try:
+        os.chmod(folder, 0o1777)
+        leave_dead_socket(path)
+        os.chmod(path, 0o666)
+        server = run("echo.server", "--unix", path, python_options=("-c", AS_NOBODY))
+        assert server.finish() == (1, b"")
+        why = f"{path} is the socket of a dead server, and only its owner may remove it"
+        assert server.log == f"echo.server: cannot listen on {path}: {why}; give another path\n"
+    finally:
+        os.unlink(path)
+        os.rmdir(folder)
+
+
+@needs_unix
 def test_clients_connect_to_a_unix_socket_by_a_path_of_text_or_bytes(capsys, path):
     with echo.Server(path, echo.EchoRequestHandler).start():
         with echo.connect(path, timeout=DEADLINE) as one, echo.connect(os.fsencode(path), timeout=DEADLINE) as two:
