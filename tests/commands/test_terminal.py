@@ -16,6 +16,7 @@ import time
 import pytest
 
 import echo
+from echo.cli.client import editors
 from echo.cli.client.command import _replies
 from echo.cli.client.history import History, history_file
 from echo.cli.client.letters import Letters
@@ -1232,6 +1233,20 @@ def test_a_message_that_came_during_a_pause_does_not_show_the_prompt_twice(conve
         user.until(rb"news\r\n")
         user.type(b"o\r")
         assert user.until(rb"([^\n\r]*)\r\nhello\r\n[^\n]*> ").group(1).count(b"> hell") == 1
+
+
+def test_a_message_right_after_a_pause_leaves_the_rows_of_the_shell_and_the_line_comes_once(monkeypatch):
+    """Row 51: without readline it removed as many rows as the typed line had before the pause."""
+    for step in ("take_terminal", "release_terminal"):
+        monkeypatch.setattr(editors._TerminalEditor, step, lambda editor: None)
+    written = []
+    monkeypatch.setattr(editors, "_write", written.append)
+    editor = object.__new__(editors.PlainEditor)
+    editor._shown, editor._waits, editor._is_lost = "hello " * 40, True, False
+    editor.release_terminal()
+    editor.above("news")
+    editor.take_terminal()
+    assert "".join(written) == "\rnews\n\r> " + "hello " * 40
 
 
 @both

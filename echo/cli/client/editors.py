@@ -284,12 +284,19 @@ class PlainEditor(_TerminalEditor):
         return self._waits
 
     def above(self, text: str) -> None:
-        _write(f"{self._leave_line()}{text}\n{PROMPT}{self._shown}")
+        if self._is_lost:  # the process has just gone on; what is on the screen is the shell's
+            _write(f"\r{text}\n")
+        else:
+            _write(f"{self._leave_line()}{text}\n{PROMPT}{self._shown}")
 
     def take_terminal(self) -> None:
         super().take_terminal()
         self._is_lost = True
         self._show_again()
+
+    def release_terminal(self) -> None:
+        self._is_lost = True
+        super().release_terminal()
 
     def _show_again(self) -> None:
         if self._waits and self._is_lost:
