@@ -275,12 +275,18 @@ class Client:
                     self._sender.stop()  # of an echo_many() that was not iterated to its end; it may be stuck
                 connection.finish_output()
                 limits: Dict[str, Any] = {"timeout": self._linger_timeout}
-                if self._patient and is_owed_replies(connection):
+                if self._patient and self._is_owed_replies():
                     patience = REPLIES_TIMEOUT if self._timeout is None else max(LINGER_SILENCE, self._timeout)
                     limits = {"silence": min(patience, REPLIES_TIMEOUT), "timeout": REPLIES_TIMEOUT}
                 linger(connection.socket, send_timeout=self._delivery_timeout, until_read=True, **limits)
         finally:
             connection.socket.close()
+
+    def _is_owed_replies(self) -> bool:
+        connection = self.connection
+        if self.framing.keeps_boundaries:
+            return connection.messages_in < connection.messages_out
+        return connection.bytes_in < connection.bytes_out
 
     def __enter__(self) -> Client:
         return self
@@ -289,13 +295,6 @@ class Client:
         if cls is not None:  # Ctrl-C or a timeout, for example: do not wait once more
             self._delivery_timeout, self._linger_timeout, self._patient = 0.0, LINGER_SILENCE, False
         self.close()
-
-
-def is_owed_replies(connection: Connection) -> bool:
-    """Whether less has come back than was sent."""
-    if connection.framing.keeps_boundaries:
-        return connection.messages_in < connection.messages_out
-    return connection.bytes_in < connection.bytes_out
 
 
 class _Connection(Connection):

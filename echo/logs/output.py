@@ -54,7 +54,6 @@ class Output:
         self._rest = b""  # of a line that was written in part
         self._unfinished = b""
         self._waits_for_lock = False
-        self._sets_mode = False
         self._own = duplicate(descriptor)
         if not waits:
             self.wait_no_more()
@@ -67,13 +66,13 @@ class Output:
         # blocks, and must not be opened again, since all its writers share one position.
         if self._own.is_file() or not self._own.is_ours():  # its number may be a file of other code
             return
-        try:
-            again = os.open(f"/dev/fd/{self._own.number}", os.O_WRONLY | os.O_NONBLOCK | _NO_TERMINAL)
-        except OSError:
-            # A socket; or another user's, for example after `su`. Of these a terminal alone may have less room than a
-            # look promises.
-            self._sets_mode = os.isatty(self._own.number)
-        else:
+        flags = os.O_WRONLY | os.O_NONBLOCK | _NO_TERMINAL
+        with contextlib.suppress(OSError):
+            try:
+                again = os.open(f"/dev/fd/{self._own.number}", flags)
+            except PermissionError:  # another user's, as after `su`
+                os.tcgetpgrp(self._own.number)  # raises unless it is the terminal of this session
+                again = os.open("/dev/tty", flags)
             self._own.close()
             self._own = Owned(again)
 
@@ -150,7 +149,7 @@ class Output:
                 if done and not self._own.is_ours():  # closed while this waited: the number may be a client's
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 try:
-                    done += self._put(view[done : done + size])
+                    done += os.write(self._own.number, view[done : done + size])
                     if done < len(data) and self._own.is_file():
                         # To write the rest would make it the beginning of the file, if somebody empties that now.
                         raise self._cut()
@@ -169,17 +168,6 @@ class Output:
             lost, self._rest = 0, b""
         self._mark(bool(self._rest))
         return lost
-
-    def _put(self, data: memoryview) -> int:
-        """Write what there is room for; return how many bytes that was."""
-        number = self._own.number
-        if not self._sets_mode or not os.get_blocking(number):
-            return os.write(number, data)
-        os.set_blocking(number, False)  # the others who write to this terminal see that too, for a few microseconds
-        try:
-            return os.write(number, data)
-        finally:
-            os.set_blocking(number, True)
 
     def _look_for_unfinished(self) -> None:
         """End the line of another process that died in it, or could not go on; and forget the rest of our own if

@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import re
 import ssl
+import sys
 import weakref
 from typing import Any, Callable, ContextManager, NamedTuple, Optional
 
@@ -139,14 +140,26 @@ def _no_password(path: str) -> str:
     raise ValueError(f"the key in {path} needs a password; give one without")
 
 
+_IS_GUARDED = sys.version_info >= (3, 12, 3) or (3, 11, 9) <= sys.version_info < (3, 12)
+"""Whether a context may be asked for its lists while another thread shakes hands with it, which may load certificates.
+Earlier versions of CPython may crash (CVE-2024-0397)."""
+
 _checked: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
-"""Contexts that do not ignore their lists. Each is asked before its first handshake, and not beside a later one, which
-may load certificates at that moment: until CPython 3.11.9 and 3.12.3 nothing guards that (CVE-2024-0397)."""
+"""Contexts of clients that did not ignore their lists when they were asked for the first time."""
+
+
+def check_client(context: ssl.SSLContext) -> None:
+    """``check_revocation`` before each handshake; without that guard, only before the first one with this context."""
+    if _IS_GUARDED:
+        check_revocation(context)
+    elif context not in _checked:
+        check_revocation(context)
+        _checked.add(context)
 
 
 def check_revocation(context: ssl.SSLContext) -> None:
     """``ValueError`` for a context that has revocation lists and ignores them, as OpenSSL does by default."""
-    if not isinstance(context, ssl.SSLContext) or context.verify_mode == ssl.CERT_NONE or context in _checked:
+    if context.verify_mode == ssl.CERT_NONE:
         return
     try:
         lists = context.cert_store_stats()["crl"]
@@ -157,7 +170,6 @@ def check_revocation(context: ssl.SSLContext) -> None:
             "ssl_context has revocation lists (CRLs) and ignores them; to reject revoked certificates, set"
             " context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN"
         )
-    _checked.add(context)
 
 
 def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:

@@ -27,7 +27,7 @@ import time
 from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, send_some, set_deadline
-from .certificates import check_revocation
+from .certificates import check_client
 from .guarded import GuardedSocket
 from .tls_messages import check_resumed, explain, format_subject
 
@@ -82,7 +82,7 @@ class TLSSocket(GuardedSocket):
         if context.check_hostname and not server_side and server_hostname is None:
             raise ValueError("ssl_context verifies the server's name; give it as server_hostname")
         if not server_side:  # a server asks once, when it gets the context
-            check_revocation(context)
+            check_client(context)
         tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         deadline = None if timeout is None else time.monotonic() + timeout
         before = self.gettimeout()

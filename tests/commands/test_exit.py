@@ -2,6 +2,7 @@
 exit code."""
 
 import concurrent.futures.process
+import contextlib
 import errno
 import multiprocessing.process
 import os
@@ -164,8 +165,12 @@ def test_a_child_of_an_import_that_is_interrupted_ends_with_the_process(run, tmp
     server = run("echo.server", "0", "--handler", "support.leaves:Leaves", cwd=str(tmp_path), env=environment)
     eventually((tmp_path / "importing").exists)
     child = int((tmp_path / "child").read_text())
-    assert server.terminate() == 0
-    eventually(lambda: not is_alive(child))
+    try:
+        assert server.terminate() == 0
+        eventually(lambda: not is_alive(child))
+    finally:  # it has the pipe of the log, for whose end the fixture waits
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 LOCKED = """

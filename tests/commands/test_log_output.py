@@ -5,12 +5,14 @@ import errno
 import os
 import select
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from echo.logs import output as output_module
 from echo.logs.output import Output, new_lock
-from support import DEADLINE
+from support import DEADLINE, ROOT
 from support.background import Background
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and limits as POSIX has them")
@@ -98,31 +100,40 @@ def test_the_log_says_what_has_cut_a_line(tmp_path, monkeypatch, limit, number):
         output.close()
 
 
-@posix
-def test_a_terminal_of_another_user_that_is_not_read_delays_nobody_for_long(monkeypatch):
-    """Row 50: it cannot be opened again, and has less room than it says. ``echo.run`` after ``su`` waited for ever."""
-
-    def denied(path, *arguments):
+OF_ANOTHER_USER = """\
+import errno, os
+os.close(os.open(os.ttyname(2), os.O_RDWR))  # which makes it the terminal of this session
+open_any = os.open
+def open_mine(path, *arguments):
+    if str(path).startswith("/dev/fd/"):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return open_any(path, *arguments)
+os.open = open_mine
+from echo.logs.output import Output
+output = Output(2, waits=False)
+output.patience = 0.01
+while output.write([19 * b"x" + b"\\n"]) == 0:
+    pass
+assert os.get_blocking(2)
+"""
+"""A program fills the terminal of its session, which belongs to another user, as after ``su``."""
 
+
+@posix
+def test_a_terminal_of_another_user_that_is_not_read_delays_nobody_for_long():
+    """Row 50: it cannot be opened again, and has less room than it says. ``echo.run`` after ``su`` waited for ever."""
     master, slave = os.openpty()
-    monkeypatch.setattr(os, "open", denied)
-    output = Output(slave, waits=False)
-    monkeypatch.undo()
-    output.patience = 0.01
-
-    def fill():
-        while output.write(lines_of(20)) == 0:
-            pass
-
-    filling = Background(fill)
+    program = subprocess.Popen(
+        [sys.executable, "-c", OF_ANOTHER_USER],
+        **dict(stdin=slave, stderr=slave, start_new_session=True, env={**os.environ, "PYTHONPATH": ROOT}),
+    )
     try:
-        filling.result()
-        assert os.get_blocking(slave)
+        assert program.wait(DEADLINE) == 0
     finally:
+        program.kill()
+        program.wait()
         os.close(master)
         os.close(slave)
-        output.close()
 
 
 @posix

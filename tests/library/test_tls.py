@@ -21,6 +21,7 @@ import pytest
 
 import echo
 from echo.sockets import LINGER_TIMEOUT, has_input, linger, set_receive_timeout, set_send_timeout, unread
+from echo.transport import certificates as certificates_module
 from echo.transport import tls_messages
 from echo.transport.certificates import client_context, server_context
 from echo.transport.guarded import GuardedSocket
@@ -1266,8 +1267,12 @@ def test_a_context_that_does_not_know_its_revocation_lists_is_no_error(certifica
         assert client.echo(b"hello") == b"hello"
 
 
-def test_a_context_is_asked_for_revocation_lists_once_and_not_beside_its_handshakes(certificates, serve):
-    """CVE-2024-0397: the question crashes CPython 3.11.8, for example, while a handshake loads a certificate."""
+@pytest.mark.parametrize("guarded, times", [(True, 3), (False, 1)])
+def test_a_context_is_not_asked_for_revocation_lists_beside_its_handshakes(
+    certificates, serve, monkeypatch, guarded, times
+):
+    """CVE-2024-0397: the question may crash CPython 3.11.8, for example, while a handshake loads a certificate."""
+    monkeypatch.setattr(certificates_module, "_IS_GUARDED", guarded)
     asked = []
 
     class Asked(ssl.SSLContext):
@@ -1280,7 +1285,7 @@ def test_a_context_is_asked_for_revocation_lists_once_and_not_beside_its_handsha
     server = serve(ssl_context=server_context(*certificates.server))
     for _ in range(3):
         echo.connect(server.server_address, ssl_context=context, server_hostname="localhost").close()
-    assert asked == [context]
+    assert asked == [context] * times
 
 
 DAMAGED_LISTS = {

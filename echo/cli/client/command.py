@@ -152,7 +152,8 @@ def _run(options: argparse.Namespace) -> int:
             terminal = Terminal(client.connection, options.timeout, painter(sys.stderr, options.color))
             code = terminal.run()
             if terminal.interrupted:
-                client.__exit__(KeyboardInterrupt)  # as if it had been raised: do not wait for replies
+                with contextlib.suppress(KeyboardInterrupt):
+                    client.__exit__(KeyboardInterrupt)  # as if it had been raised: do not wait for replies
             if code and not client.connection.bytes_in and not options.tls:  # TLS gives the reason
                 print(hints.unanswered(options, "refuse this client", "have another --framing"), file=sys.stderr)
             return code

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import List, Optional
 
-from ...client.client import is_owed_replies
 from ...connection import Connection
 from ...exceptions import EchoError, MessageTimeout, ReceiveTimeout
 from ...framing import LineFraming
@@ -53,7 +52,10 @@ class Terminal:
             try:
                 if not self._ended:
                     self._connection.end_output()
-                    self._prompt.wait(lambda: self._ended, self._patience())  # another Ctrl-C ends it
+                    patience = self._timeout  # the service may have more to say at the end
+                    if self.interrupted and (patience is None or patience > LINGER_SILENCE):
+                        patience = LINGER_SILENCE
+                    self._prompt.wait(lambda: self._ended, patience)  # another Ctrl-C ends it
             except EchoError:
                 pass
             self.interrupted |= self._prompt.interrupted
@@ -68,13 +70,6 @@ class Terminal:
         exits = f" ({self._exits} exit)" if self._exits else ""
         _print_status(f"{plural(sent, 'message')} sent{exits}, {received} received")
         return 0 if left else 1
-
-    def _patience(self) -> Optional[float]:
-        """Maximum time in seconds to wait for the server's end: as long as for a reply, if it owes one and the user has
-        not pressed Ctrl-C."""
-        if is_owed_replies(self._connection) and not self.interrupted:
-            return self._timeout
-        return LINGER_SILENCE if self._timeout is None else min(self._timeout, LINGER_SILENCE)
 
     def _converse(self) -> bool:
         """Send each line, until the user leaves (return true) or the server ends the session (return false)."""

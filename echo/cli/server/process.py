@@ -249,6 +249,8 @@ class Process(StopSignals):
         end_daemonic_children()  # a module whose import was interrupted leaves some, too
         if settled is None:
             self.close_log()  # if nobody reads it, the last deadline remains
+        time.sleep(0.02)
+        end_daemonic_children()  # one that was just being started
         os._exit(1 if settled is None else settled)
 
 
@@ -260,8 +262,8 @@ def end_daemonic_children() -> None:
     """Kill the children of ``multiprocessing`` that end with this process, and those of a ``ProcessPoolExecutor``: the
     exit function that does that has been cut. That of a pool waits for ever if a signal has killed a child that held
     the lock of the pool's queue. The processes of an executor would wait for their next task for ever."""
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None:
+    process: Any = sys.modules.get("multiprocessing.process")
+    with contextlib.suppress(AttributeError):  # it has not been imported, or not to its end
         process.BaseProcess.start = _start_none
         for child in list(process._children):
             if child.daemon:
