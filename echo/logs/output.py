@@ -73,8 +73,9 @@ class Output:
             except PermissionError:  # another user's, as after `su`
                 os.tcgetpgrp(self._own.number)  # raises unless it is the terminal of this session
                 again = os.open("/dev/tty", flags)
+            new = Owned(again, instead_of=self._own)
             self._own.close()
-            self._own = Owned(again)
+            self._own = new
 
     def let_go(self) -> None:
         """In a forked child, which has no thread that could wait: a line that was begun is its parent's."""

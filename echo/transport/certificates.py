@@ -152,7 +152,7 @@ def check_client(context: ssl.SSLContext) -> None:
     """``check_revocation`` before each handshake; without that guard, only before the first one with this context."""
     if _IS_GUARDED:
         check_revocation(context)
-    elif context not in _checked:
+    elif context.verify_mode != ssl.CERT_NONE and context not in _checked:
         check_revocation(context)
         _checked.add(context)
 

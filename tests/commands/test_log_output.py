@@ -101,7 +101,7 @@ def test_the_log_says_what_has_cut_a_line(tmp_path, monkeypatch, limit, number):
 
 
 OF_ANOTHER_USER = """\
-import errno, os
+import errno, os, sys
 os.close(os.open(os.ttyname(2), os.O_RDWR))  # which makes it the terminal of this session
 open_any = os.open
 def open_mine(path, *arguments):
@@ -115,6 +115,9 @@ output.patience = 0.01
 while output.write([19 * b"x" + b"\\n"]) == 0:
     pass
 assert os.get_blocking(2)
+assert output.takes_what_is_written_to(sys.stderr)
+output.let_go()  # as in a forked child
+assert output.takes_what_is_written_to(sys.stderr)
 """
 """A program fills the terminal of its session, which belongs to another user, as after ``su``."""
 
