@@ -54,6 +54,7 @@ class Output:
         self._rest = b""  # of a line that was written in part
         self._unfinished = b""
         self._waits_for_lock = False
+        self._is_reopened = False
         self._own = duplicate(descriptor)
         if not waits:
             self.wait_no_more()
@@ -66,6 +67,8 @@ class Output:
         # blocks, and must not be opened again, since all its writers share one position.
         if self._own.is_file() or not self._own.is_ours():  # its number may be a file of other code
             return
+        if self._is_reopened:  # once: in a child of pty.fork(), /dev/tty is another terminal
+            return
         flags = os.O_WRONLY | os.O_NONBLOCK | _NO_TERMINAL
         with contextlib.suppress(OSError):
             try:
@@ -75,7 +78,7 @@ class Output:
                 again = os.open("/dev/tty", flags)
             new = Owned(again, instead_of=self._own)
             self._own.close()
-            self._own = new
+            self._own, self._is_reopened = new, True
 
     def let_go(self) -> None:
         """In a forked child, which has no thread that could wait: a line that was begun is its parent's."""
@@ -194,7 +197,9 @@ class Output:
         number = self._own.find()
         if number == -1:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self._own = duplicate(number)
+        self._own, self._is_reopened = duplicate(number), False
+        if not self._waits:
+            self.wait_no_more()
 
     def _lost(self, lines: List[bytes], data: bytes, done: int) -> int:
         """Only ``done`` bytes were written: how many of the lines are lost? One that was written in part is taken back
