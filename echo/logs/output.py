@@ -67,7 +67,7 @@ class Output:
         # blocks, and must not be opened again, since all its writers share one position.
         if self._own.is_file() or not self._own.is_ours():  # its number may be a file of other code
             return
-        if self._is_reopened:  # once: in a child of pty.fork(), /dev/tty is another terminal
+        if self._is_reopened:  # not once more: in a child of pty.fork(), /dev/tty is another terminal
             return
         flags = os.O_WRONLY | os.O_NONBLOCK | _NO_TERMINAL
         with contextlib.suppress(OSError):

@@ -91,7 +91,7 @@ def _remove_dead(path: Any) -> None:
         except OSError as exc:
             if exc.errno != errno.EPERM:
                 raise
-            # In a sticky folder, such as /tmp; its user may write to the folder all the same.
+            # The folder is sticky, as /tmp is. The user may write to it, so its permissions are not the reason.
             why = f"{name} is the socket of a dead server, and only its owner may remove it"
             raise OSError(errno.EADDRINUSE, why) from None
     elif failure == errno.EACCES:  # the folder may be writable all the same

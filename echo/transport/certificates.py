@@ -149,7 +149,8 @@ _checked: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
 
 
 def check_client(context: ssl.SSLContext) -> None:
-    """``check_revocation`` before each handshake; without that guard, only before the first one with this context."""
+    """``check_revocation``, for a client, before each handshake. Where CPython does not guard that, only before the
+    first one with this context."""
     if _IS_GUARDED:
         check_revocation(context)
     elif context.verify_mode != ssl.CERT_NONE and context not in _checked:

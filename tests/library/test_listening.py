@@ -660,38 +660,34 @@ def test_a_folder_without_write_permission_ends_the_command_with_one_line_and_co
         os.rmdir(folder)
 
 
+OF_ANOTHER_USER = pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can leave another user's socket"
+)
+
+
 @needs_unix
-def test_a_socket_that_the_user_may_not_use_is_not_a_lack_of_rights_in_its_folder(run):
+@pytest.mark.parametrize(
+    "folder_mode, mode, why",
+    [
+        pytest.param(0o777, 0, "is a socket that you may not use; it is left alone", id="used"),
+        pytest.param(
+            *(0o1777, 0o666, "is the socket of a dead server, and only its owner may remove it"),
+            marks=OF_ANOTHER_USER,
+            id="removed, in a sticky folder",
+        ),
+    ],
+)
+def test_a_socket_that_may_not_be_used_or_removed_is_not_a_lack_of_rights_in_its_folder(run, folder_mode, mode, why):
     """Row 57: root's dead socket in a folder that everybody may write to."""
     folder = tempfile.mkdtemp(prefix="echo")  # not in tmp_path, which other users cannot enter
     path = folder + "/s"
     try:
-        os.chmod(folder, 0o777)
+        os.chmod(folder, folder_mode)
         leave_dead_socket(path)
-        os.chmod(path, 0)
+        os.chmod(path, mode)
         server = run("echo.server", "--unix", path, python_options=("-c", AS_NOBODY))
         assert server.finish() == (1, b"")
-        words = f"cannot listen on {path}: {path} is a socket that you may not use; it is left alone; give another path"
-        assert server.log == f"echo.server: {words}\n"
-    finally:
-        os.unlink(path)
-        os.rmdir(folder)
-
-
-@needs_unix
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can leave another user's socket")
-def test_a_dead_socket_of_another_user_in_a_sticky_folder_is_named_as_that(run):
-    """Row 57: the advice was to take a folder that the user may write to, as this one."""
-    folder = tempfile.mkdtemp(prefix="echo")
-    path = folder + "/s"
-    try:
-        os.chmod(folder, 0o1777)
-        leave_dead_socket(path)
-        os.chmod(path, 0o666)
-        server = run("echo.server", "--unix", path, python_options=("-c", AS_NOBODY))
-        assert server.finish() == (1, b"")
-        why = f"{path} is the socket of a dead server, and only its owner may remove it"
-        assert server.log == f"echo.server: cannot listen on {path}: {why}; give another path\n"
+        assert server.log == f"echo.server: cannot listen on {path}: {path} {why}; give another path\n"
     finally:
         os.unlink(path)
         os.rmdir(folder)

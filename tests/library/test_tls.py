@@ -1253,6 +1253,18 @@ def test_a_context_that_ignores_its_revocation_lists_is_an_error(plain, certific
             client.handshake(connecting, server_hostname="localhost", timeout=DEADLINE)
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_clients_context_that_verifies_only_later_is_asked_then(monkeypatch, certificates, revocation_list, guarded):
+    monkeypatch.setattr(certificates_module, "_IS_GUARDED", guarded)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(revocation_list(certificates.client))
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    certificates_module.check_client(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with pytest.raises(ValueError, match="has revocation lists"):
+        certificates_module.check_client(context)
+
+
 def test_a_context_that_does_not_know_its_revocation_lists_is_no_error(certificates, serve):
     """As truststore's, whose certificates are the system's: ``connect()`` raised ``NotImplementedError``."""
 
