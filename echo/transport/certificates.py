@@ -142,15 +142,15 @@ def _no_password(path: str) -> str:
 
 _IS_GUARDED = sys.version_info >= (3, 12, 3) or (3, 11, 9) <= sys.version_info < (3, 12)
 """Whether a context may be asked for its lists while another thread shakes hands with it, which may load certificates.
-Earlier versions of CPython may crash (CVE-2024-0397)."""
+Others may crash (CVE-2024-0397), or are later ones of 3.8 to 3.10."""
 
 _checked: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
 """Contexts of clients that did not ignore their lists when they were asked for the first time."""
 
 
 def check_client(context: ssl.SSLContext) -> None:
-    """``check_revocation``, for a client, before each handshake. Where CPython does not guard that, only before the
-    first one with this context."""
+    """``check_revocation``, for a client, before each handshake. Where CPython may crash, only before the first one
+    with this context."""
     if _IS_GUARDED:
         check_revocation(context)
     elif context.verify_mode != ssl.CERT_NONE and context not in _checked:

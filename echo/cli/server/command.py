@@ -168,7 +168,7 @@ def _run_workers(server: Server, count: int, process: Process, log: Log, files: 
         options.cpu_affinity = affinity.share(options.cpu_affinity, first + number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the parent notifies
         log.to(log.queue())
-        files.lacks = False  # neither its parent's shortage is its own, nor its parent's rest
+        files.lacks = False  # its parent's shortage, and the rest after it, are not its own
         server._echo_failures.rest(0.0)
         return _serve(server, process, ready, functools.partial(_reload_or_retry, server, files), lambda: False)
 
