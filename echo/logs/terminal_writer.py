@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import queue
@@ -55,8 +54,10 @@ class TerminalWriter:
 
     def _write_all(self) -> None:
         while True:
-            with contextlib.suppress(Exception):  # no memory
+            try:
                 self._pieces.get().write()
+            except Exception:  # no memory, not even for suppress()
+                pass
 
 
 class _Piece:

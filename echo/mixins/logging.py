@@ -158,6 +158,7 @@ class LoggingMixin(SessionLoggingMixin):
         super().dispatch_eof(rest)
 
     def __log_message(self, level: int, event: str, message: bytes, how: str = "") -> None:
+        message = bytes(message)  # a handler may send an array, too
         size = len(message)
         text = escape(message, self.shown_bytes)
         line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"

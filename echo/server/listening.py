@@ -16,7 +16,7 @@ from ..class_body import check_chain, check_methods, defining
 from ..sockets import INET, check_path, keep_urgent_data, prepare, with_zone
 from . import forking, unix_paths
 from .admission import guarded_socket
-from .options import Options, options_of
+from .options import Options, options_of, warn_of_handler
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # none of the checkers' packages is needed to run
@@ -85,7 +85,8 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
         if bind_and_activate:  # else its file may exist, as in from_socket()
             check_path(server_address)
         check_arguments(server_address, RequestHandlerClass, bind_and_activate)
-        self._echo_choose(options, family_of(server_address) or self.address_family)
+        chosen = self._echo_choose(options, family_of(server_address) or self.address_family)
+        warn_of_handler(RequestHandlerClass, chosen)
         methods = type(self).server_bind, type(self).server_activate
         ours = ListeningServer.server_bind, ListeningServer.server_activate
         self._echo_starts_at_once = bind_and_activate and methods == ours

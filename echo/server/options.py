@@ -243,8 +243,10 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     wrong value.
     """
     found = Options()
+    cls = type(server)
+    advice = f"to make it one, set it in the body of {cls.__name__}, or give it to the constructor"
     for name in _DECISIVE.difference(given):
-        _warn_of_attribute(type(server), name)
+        _warn_of_attribute(cls, name, advice)
     for name in OPTIONS:
         bodies = [vars(cls) for cls in type(server).__mro__ if issubclass(cls, Options) and name in vars(cls)]
         values = [body[name] for body in bodies if not hasattr(body[name], "__get__")]
@@ -279,9 +281,18 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
 _NOT_OF_PROGRAMS = ("echo.", "builtins.", "socketserver.", "typing.")
 
 
-def _warn_of_attribute(cls: type, name: str) -> None:
+def warn_of_handler(handler: Any, options: Options) -> None:
+    """``RuntimeWarning`` for an attribute of a handler class that could be an option, if the server has none of its
+    own, and no method of the handler uses it."""
+    if isinstance(handler, type):
+        for name in _DECISIVE:
+            if getattr(options, name) in (OPTIONS[name].default, []):
+                _warn_of_attribute(handler, name, "give it to the server")
+
+
+def _warn_of_attribute(cls: type, name: str, advice: str) -> None:
     """``RuntimeWarning`` for an attribute of a class that is not a server of ours, as of a mixin, if it could be this
-    option and no method of the server's classes uses it: it refuses nobody, and encrypts nothing.
+    option and no method of ``cls`` and its bases uses it: it refuses nobody, and encrypts nothing.
 
     Rejected: an error. A handler may use it, or any other code of a program that was written for ``socketserver``.
     """
@@ -294,8 +305,8 @@ def _warn_of_attribute(cls: type, name: str) -> None:
         while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("echo."):
             frame, depth = frame.f_back, depth + 1
         warnings.warn(
-            f"{owner.__name__}.{name} is not an option, since {owner.__name__} is not a subclass of echo.Server; to"
-            f" make it one, set it in the body of {cls.__name__}, or give it to the constructor",
+            f"{owner.__name__}.{name} is not an option, since {owner.__name__} is not a subclass of echo.Server;"
+            f" {advice}",
             RuntimeWarning,
             stacklevel=depth,
         )

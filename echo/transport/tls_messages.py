@@ -9,7 +9,7 @@ import re
 import ssl
 from itertools import starmap
 from time import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Union
 
 from ..text import printable
 
@@ -79,7 +79,9 @@ def format_subject(certificate: Any) -> Optional[str]:
     return printable(",".join(names))
 
 
-def _attribute(name: str, value: str) -> str:
+def _attribute(name: str, value: Union[str, bytes]) -> str:
+    if isinstance(value, bytes):  # of a BIT STRING, as a unique identifier is
+        return f"{_SHORT_NAMES.get(name, name)}=#{value.hex()}"
     # Escaped so that no value can look like another attribute (RFC 4514, section 2.4).
     return f"{_SHORT_NAMES.get(name, name)}={re.sub(_SPECIAL, _ESCAPED, value)}"
 

@@ -1107,7 +1107,7 @@ def test_a_host_may_have_its_port(serve, form):
     [
         (["localhost:7000", "8000"], "two ports are given, 7000 and 8000"),
         (["localhost:0"], "invalid port 0: give the port that the server logs"),
-        (["7000"], "invalid host '7000': the host comes first, as in: echo.client 127.0.0.1 7000\n"),
+        (["7000"], "invalid host '7000': the host comes first, as in: python3 -m echo.client 127.0.0.1 7000\n"),
         (["", "7000"], "invalid address ''"),
         (["/run/echo.sock"], "invalid address '/run/echo.sock'"),
         (["--unix", "s", "localhost:7000"], "--unix excludes host and port"),

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
@@ -457,6 +458,23 @@ def test_the_thread_of_a_signal_handler_does_not_wait_for_a_reload_and_calls_tha
     may_go_on.set()
     assert ended.wait(DEADLINE)
     assert threading.current_thread() not in threads and len(threads) == 2 and len(set(threads)) == 1
+
+
+def test_the_thread_of_a_signal_handler_outlives_a_lack_of_memory_between_any_two_calls(monkeypatch):
+    """Row 65: to ignore the lack needs memory, too. Later signals did nothing, and nobody said so."""
+    lacks, acted = threading.Event(), threading.Event()
+
+    def suppress(*classes):
+        if not lacks.is_set():
+            lacks.set()
+            raise MemoryError
+        return contextlib.suppress(*classes)
+
+    monkeypatch.setattr(command, "contextlib", types.SimpleNamespace(suppress=suppress))
+    later = command.in_thread()
+    assert lacks.wait(DEADLINE)
+    later(acted.set)
+    assert acted.wait(DEADLINE)
 
 
 @pytest.mark.parametrize(

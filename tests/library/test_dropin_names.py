@@ -125,6 +125,31 @@ def test_a_mixin_with_an_option_that_nobody_uses_is_warned_of(name, behind):
     assert [each.filename for each in warned] == [__file__]
 
 
+@pytest.mark.parametrize("name", VALUES)
+def test_a_handler_with_an_option_of_the_server_that_nobody_uses_is_warned_of(name):
+    """Row 61: it was ignored silently, and everybody got in."""
+    base = type("Base", (Lines,), {name: VALUES[name]})
+    handler = type("Handler", (base,), {})
+    words = f"Base.{name} is not an option, since Base is not a subclass of echo.Server; give it to the server"
+    with pytest.warns(RuntimeWarning, match=words) as warned:
+        echo.Server(ADDRESS, handler).server_close()
+    assert [each.filename for each in warned] == [__file__]
+
+
+def test_an_attribute_of_a_handler_by_the_name_of_an_option_is_no_fault_if_it_is_used_or_cannot_be_meant(dial):
+    class Uses(Lines):
+        deny = ("192.0.2.1",)
+        allow = ("GET", "HEAD")
+        dual_stack = None
+
+        def setup(self):
+            super().setup()
+            assert self.deny
+
+    serve_and_check(echo.Server(ADDRESS, Uses), dial)
+    serve_and_check(echo.Server(ADDRESS, type("Handler", (Lines,), {"deny": ["192.0.2.1"]}), deny=["192.0.2.2"]), dial)
+
+
 def test_an_object_of_another_type_in_a_mixin_is_not_asked_for_its_text():
     class Unready:
         def __repr__(self):

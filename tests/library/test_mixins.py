@@ -1,5 +1,6 @@
 """The mixins: logging, throttling, transcripts, faults; and their orders."""
 
+import array
 import datetime
 import io
 import itertools
@@ -82,6 +83,19 @@ def test_a_long_message_is_shortened(log_of):
 
     _, records = log_of(Short, b"x" * 1000 + b"\n")
     assert records[1].getMessage().endswith("received 1000 bytes: xxxxxxxxxx... (990 more bytes)")
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview, lambda data: array.array("H", data)], ids=str)
+def test_what_can_be_sent_without_the_log_can_be_sent_with_it(log_of, kind):
+    class Answers(Logged):
+        framing = echo.RawFraming()
+
+        def message_received(self, message):
+            self.send(kind(message))
+
+    _, records = log_of(Answers, b"hi")
+    assert [(record.event, record.size) for record in records[1:-1]] == [("received", 2), ("sent", 2)]
+    assert (records[2].text, records[-1].reason) == ("hi", "eof")
 
 
 def test_a_last_line_without_its_end_is_logged_too(log_of):

@@ -1049,6 +1049,8 @@ def test_the_subject_of_a_certificate_is_one_printable_line_that_cannot_be_forge
 def test_a_subject_that_python_decodes_to_anything_is_printable_and_one_that_it_cannot_decode_is_none():
     certificate = {"subject": ((("commonName", "a\tb\ud800\x85"),),)}
     assert format_subject(certificate) == r"CN=a\tb\ud800\u0085"
+    certificate = {"subject": ((("commonName", "alice"),), (("x500UniqueIdentifier", b"\n\xff"),))}
+    assert format_subject(certificate) == "x500UniqueIdentifier=#0aff,CN=alice"  # a BIT STRING is bytes for CPython
 
     def undecodable():
         return b"\xff".decode()
@@ -1370,6 +1372,19 @@ def test_a_revocation_list_that_openssl_does_not_recognize_is_an_error(certifica
     server_context(*certificates.server, str(path))
     path.write_bytes(authority + form(own))
     with pytest.raises(ValueError, match=r"holds data that is not PEM, maybe a revocation list \(CRL\)"):
+        server_context(*certificates.server, str(path))
+
+
+@pytest.mark.parametrize("cut", [100, None], ids=["cut", "whole"])
+def test_a_revocation_list_as_text_is_an_error(certificates, revocation_list, tmp_path, cut):
+    """Row 72: the text that ``openssl crl -text`` writes before a list was all that a full disk had left."""
+    path = tmp_path / "joined.pem"
+    both = read_bytes(revocation_list(certificates.client))
+    text = b"Certificate Revocation List (CRL):\n        Version 2 (0x1)\n    Revoked Certificates:\n"
+    path.write_bytes(text + both)
+    server_context(*certificates.server, str(path))
+    path.write_bytes(both + text[:cut])
+    with pytest.raises(ValueError, match=r"holds a revocation list \(CRL\) as text only; give it as PEM"):
         server_context(*certificates.server, str(path))
 
 

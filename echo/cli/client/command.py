@@ -82,7 +82,8 @@ def _main(argv: Optional[List[str]]) -> int:
     if port == 0:
         arguments.fail(PROG, "invalid port 0: give the port that the server logs", 2)
     if host is not None and host.isdigit():
-        arguments.fail(PROG, f"invalid host {host!r}: the host comes first, as in: {PROG} 127.0.0.1 {host}", 2)
+        right = f"{arguments.invocation(PROG)} 127.0.0.1 {host}"
+        arguments.fail(PROG, f"invalid host {host!r}: the host comes first, as in: {right}", 2)
     if options.merge and (host or port or options.unix is not None):
         arguments.fail(PROG, "--merge connects to no server; leave out the address", 2)
     if options.unix is not None and (host or port):
@@ -151,9 +152,11 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"connected to {where} ({framing.name} framing); Ctrl-D leaves", file=sys.stderr)
             terminal = Terminal(client.connection, options.timeout, painter(sys.stderr, options.color))
             code = terminal.run()
-            if terminal.interrupted:
-                with contextlib.suppress(KeyboardInterrupt):
-                    client.__exit__(KeyboardInterrupt)  # as if it had been raised: do not wait for replies
+            with contextlib.suppress(KeyboardInterrupt):  # the user has left: another Ctrl-C only ends the wait
+                # As if it had been raised: do not wait for replies.
+                client.__exit__(KeyboardInterrupt if terminal.interrupted else None)
+            _settle()
+            terminal.report()
             if code and not client.connection.bytes_in and not options.tls:  # TLS gives the reason
                 print(hints.unanswered(options, "refuse this client", "have another --framing"), file=sys.stderr)
             return code

@@ -243,15 +243,20 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
 
     def run() -> None:
         while True:
-            with contextlib.suppress(Exception):  # no memory, for example; the next signal needs this thread
-                with contextlib.suppress(queue.Empty):
-                    bell.get(timeout=RETRY if again else None)
-                waiting.extend(again)
-                again.clear()
-                while waiting:
-                    call = waiting.popleft()
-                    if call() is True:
-                        again.append(call)
+            try:
+                step()
+            except Exception:  # no memory, for example, not even for suppress(); the next signal needs this thread
+                pass
+
+    def step() -> None:
+        with contextlib.suppress(queue.Empty):
+            bell.get(timeout=RETRY if again else None)
+        waiting.extend(again)
+        again.clear()
+        while waiting:
+            call = waiting.popleft()
+            if call() is True:
+                again.append(call)
 
     def later(call: Callable[[], object]) -> None:
         if call not in waiting:
