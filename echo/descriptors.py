@@ -15,19 +15,24 @@ _opened: Set[int] = set()
 
 class Owned:
     """A descriptor that only this module uses. Other code may still close it, since it is just a number
-    (``os.closerange``). The number may then belong to the next client."""
+    (``os.closerange``). The number may then belong to the next client.
 
-    def __init__(self, number: int) -> None:
+    ``instead_of``: an earlier descriptor of the same terminal, which was opened by another name than ``/dev/tty``.
+    """
+
+    def __init__(self, number: int, instead_of: Optional[Owned] = None) -> None:
         self.number = number
         self.identity = _identity(number)
+        self._identities: Set[object] = {self.identity, *(instead_of._identities if instead_of is not None else ())}
 
     def is_ours(self) -> bool:
         """Whether it still refers to what it was made for."""
-        return self.is_also(self.number)
+        return self.identity is not None and _identity(self.number) == self.identity
 
     def is_also(self, number: int) -> bool:
-        """Whether this descriptor, too, refers to what it was made for."""
-        return self.identity is not None and _identity(number) == self.identity
+        """Whether that descriptor refers to the same, by any of its names."""
+        found = _identity(number)
+        return self.identity is not None and found is not None and found in self._identities
 
     def find(self) -> int:
         """Return its number; if other code has closed it, that of stderr's own if that is the same file, else -1."""

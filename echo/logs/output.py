@@ -15,7 +15,6 @@ from typing import Any, Iterator, List, Optional
 
 from ..descriptors import Owned, duplicate
 from ..server import forking
-from .terminal_writer import TerminalWriter
 
 fcntl: Any
 resource: Any
@@ -55,7 +54,7 @@ class Output:
         self._rest = b""  # of a line that was written in part
         self._unfinished = b""
         self._waits_for_lock = False
-        self._writer: Optional[TerminalWriter] = None
+        self._is_reopened = False
         self._own = duplicate(descriptor)
         if not waits:
             self.wait_no_more()
@@ -68,20 +67,23 @@ class Output:
         # blocks, and must not be opened again, since all its writers share one position.
         if self._own.is_file() or not self._own.is_ours():  # its number may be a file of other code
             return
-        try:
-            again = os.open(f"/dev/fd/{self._own.number}", os.O_WRONLY | os.O_NONBLOCK | _NO_TERMINAL)
-        except OSError:
-            if os.isatty(self._own.number):  # another user's, as after `su`; it may have less room than it says
-                self._writer = self._writer or TerminalWriter()
-        else:
+        if self._is_reopened:  # not once more: in a child of pty.fork(), /dev/tty is another terminal
+            return
+        flags = os.O_WRONLY | os.O_NONBLOCK | _NO_TERMINAL
+        with contextlib.suppress(OSError):
+            try:
+                again = os.open(f"/dev/fd/{self._own.number}", flags)
+            except PermissionError:  # another user's, as after `su`
+                os.tcgetpgrp(self._own.number)  # raises unless it is the terminal of this session
+                again = os.open("/dev/tty", flags)
+            new = Owned(again, instead_of=self._own)
             self._own.close()
-            self._own = Owned(again)
+            self._own, self._is_reopened = new, True
 
     def let_go(self) -> None:
         """In a forked child, which has no thread that could wait: a line that was begun is its parent's."""
         self._rest = b""
         self._locked_now = False
-        self._writer = None
         self.wait_no_more()
 
     def hurry(self) -> None:
@@ -111,10 +113,7 @@ class Output:
 
     def is_full(self) -> bool:
         """Whether a write would wait for the reader now."""
-        return self._is_held_up() or not _can_write(self._own.number, 0)
-
-    def _is_held_up(self) -> bool:
-        return self._writer is not None and self._writer.is_busy()
+        return not _can_write(self._own.number, 0)
 
     def write(self, lines: List[bytes]) -> int:
         """Write the lines, each as a whole; return how many were lost."""
@@ -153,10 +152,8 @@ class Output:
             while done < len(data):
                 if done and not self._own.is_ours():  # closed while this waited: the number may be a client's
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                if self._is_held_up():
-                    raise BlockingIOError
                 try:
-                    done += self._put(view[done : done + size], deadline)
+                    done += os.write(self._own.number, view[done : done + size])
                     if done < len(data) and self._own.is_file():
                         # To write the rest would make it the beginning of the file, if somebody empties that now.
                         raise self._cut()
@@ -175,11 +172,6 @@ class Output:
             lost, self._rest = 0, b""
         self._mark(bool(self._rest))
         return lost
-
-    def _put(self, data: memoryview, deadline: Optional[float]) -> int:
-        if self._writer is not None:
-            return self._writer.write(self._own, bytes(data), _time_left(deadline))
-        return os.write(self._own.number, data)
 
     def _look_for_unfinished(self) -> None:
         """End the line of another process that died in it, or could not go on; and forget the rest of our own if
@@ -205,7 +197,7 @@ class Output:
         number = self._own.find()
         if number == -1:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self._own = duplicate(number)
+        self._own, self._is_reopened = duplicate(number), False
         if not self._waits:
             self.wait_no_more()
 

@@ -144,7 +144,7 @@ def _no_password(path: str) -> str:
 
 _IS_GUARDED = sys.version_info >= (3, 12, 3) or (3, 11, 9) <= sys.version_info < (3, 12)
 """Whether a context may be asked for its lists while another thread shakes hands with it, which may load certificates.
-Others may crash (CVE-2024-0397), or are later ones of 3.8 to 3.10."""
+Other versions may crash (CVE-2024-0397); later ones of 3.8 to 3.10 do not, but count as such here."""
 
 _checked: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
 """Contexts of clients that did not ignore their lists when they were asked for the first time."""

@@ -279,7 +279,7 @@ def end_daemonic_children() -> None:
 
 def _start_none(process: Any) -> NoReturn:
     """A pool replaces a child that is killed. The new one would wait for ever for the lock that the other held."""
-    sys.exit()  # ends the thread that wants to start it; only the main thread's would be heard of
+    sys.exit()  # ends the thread that wants to start it; outside of the main thread, nothing is printed
 
 
 def watch_terminal() -> Callable[[], bool]:
