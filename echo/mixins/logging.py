@@ -158,7 +158,8 @@ class LoggingMixin(SessionLoggingMixin):
         super().dispatch_eof(rest)
 
     def __log_message(self, level: int, event: str, message: bytes, how: str = "") -> None:
-        message = bytes(message)  # a handler may send an array, too
+        if not isinstance(message, (bytes, bytearray)):  # a handler may send an array, too
+            message = bytes(message)
         size = len(message)
         text = escape(message, self.shown_bytes)
         line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"

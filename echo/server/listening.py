@@ -86,7 +86,7 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
             check_path(server_address)
         check_arguments(server_address, RequestHandlerClass, bind_and_activate)
         chosen = self._echo_choose(options, family_of(server_address) or self.address_family)
-        warn_of_handler(RequestHandlerClass, chosen)
+        warn_of_handler(type(self), RequestHandlerClass, chosen)
         methods = type(self).server_bind, type(self).server_activate
         ours = ListeningServer.server_bind, ListeningServer.server_activate
         self._echo_starts_at_once = bind_and_activate and methods == ours

@@ -243,10 +243,8 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     wrong value.
     """
     found = Options()
-    cls = type(server)
-    advice = f"to make it one, set it in the body of {cls.__name__}, or give it to the constructor"
     for name in _DECISIVE.difference(given):
-        _warn_of_attribute(cls, name, advice)
+        _warn_of_attribute(type(server), name)
     for name in OPTIONS:
         bodies = [vars(cls) for cls in type(server).__mro__ if issubclass(cls, Options) and name in vars(cls)]
         values = [body[name] for body in bodies if not hasattr(body[name], "__get__")]
@@ -281,35 +279,37 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
 _NOT_OF_PROGRAMS = ("echo.", "builtins.", "socketserver.", "typing.")
 
 
-def warn_of_handler(handler: Any, options: Options) -> None:
-    """``RuntimeWarning`` for an attribute of a handler class that could be an option, if the server has none of its
-    own, and no method of the handler uses it."""
-    if isinstance(handler, type):
-        for name in _DECISIVE:
-            if getattr(options, name) in (OPTIONS[name].default, []):
-                _warn_of_attribute(handler, name, "give it to the server")
+def warn_of_handler(server: type, handler: Any, options: Options) -> None:
+    """``RuntimeWarning`` for an attribute of the class ``handler`` that could be an option, if ``options`` have its
+    default, and no method of either class uses it."""
+    for name, option in OPTIONS.items():
+        if name in _DECISIVE and isinstance(handler, type) and getattr(options, name) in (option.default, []):
+            _warn_of_attribute(handler, name, server)
 
 
-def _warn_of_attribute(cls: type, name: str, advice: str) -> None:
+def _warn_of_attribute(cls: type, name: str, server: Optional[type] = None) -> None:
     """``RuntimeWarning`` for an attribute of a class that is not a server of ours, as of a mixin, if it could be this
-    option and no method of ``cls`` and its bases uses it: it refuses nobody, and encrypts nothing.
+    option and no method of the classes uses it: it refuses nobody, and encrypts nothing. ``server``: the server's
+    class, if ``cls`` is that of its handlers.
 
     Rejected: an error. A handler may use it, or any other code of a program that was written for ``socketserver``.
     """
     owner = next((base for base in cls.__mro__ if name in vars(base) and base is not Options), Options)
     if issubclass(owner, Options) or not _could_be(OPTIONS[name], vars(owner)[name]):
         return
-    own = [base for base in cls.__mro__ if not f"{base.__module__}.".startswith(_NOT_OF_PROGRAMS)]
+    classes = cls.__mro__ + (() if server is None else server.__mro__)
+    own = [base for base in classes if not f"{base.__module__}.".startswith(_NOT_OF_PROGRAMS)]
     if not any(may_use(base, name) for base in own):
         frame, depth = sys._getframe(), 1  # those of the program begin where it makes the server
         while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("echo."):
             frame, depth = frame.f_back, depth + 1
-        warnings.warn(
-            f"{owner.__name__}.{name} is not an option, since {owner.__name__} is not a subclass of echo.Server;"
-            f" {advice}",
-            RuntimeWarning,
-            stacklevel=depth,
+        text = (
+            f"{owner.__name__}.{name} is not an option, since {owner.__name__} is not a subclass of echo.Server; to"
+            f" make it one, set it in the body of {cls.__name__}, or give it to the constructor"
         )
+        if server is not None:
+            text = f"{owner.__name__}.{name} has no effect: {name} is an option of the server, not of its handlers"
+        warnings.warn(text, RuntimeWarning, stacklevel=depth)
 
 
 def _could_be(option: Option, value: Any) -> bool:

@@ -27,8 +27,8 @@ _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----
 _PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[\w#. \x80-\xff-]*(?:CRL|REVOCATION|PKCS|CMS)")
 """Outside of these blocks: binary data, as which CAs publish their lists, containers, and first or last lines that are
 misspelt or alone."""
-_AS_TEXT = re.compile(rb"(?i)Certificate Revocation List \(CRL\):")
-"""What `openssl crl -text` writes before a list, or in its place."""
+_AS_TEXT = re.compile(rb"(?im)^\s*Certificate Revocation List \(CRL\):\s*$")
+"""The line that ``openssl crl -text`` writes before a list and, with ``-noout``, in its place."""
 _CUT = re.compile(rb"(?m)^-(?:-{0,4}|----B(?:E|EG|EGI|EGIN|EGIN [A-Z0-9 ]*-*)?\s*)\Z")
 """At the end, outside of these blocks: a first line that was cut, by a full disk for example."""
 
@@ -199,8 +199,7 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
             f"{authorities.path} holds data that is not PEM, maybe a revocation list (CRL); convert that with"
             " openssl crl -inform DER"
         )
-    after_texts = _AS_TEXT.split(without_marks(authorities.content))[1:]
-    if not all(map(_REVOCATION_LIST.search, after_texts)):
+    if len(_AS_TEXT.findall(outside)) > lists:
         raise ValueError(f"{authorities.path} holds a revocation list (CRL) as text only; give it as PEM")
     if any(_DELTA in binascii.a2b_base64(found) for found in crls):
         raise ValueError(

@@ -1349,16 +1349,6 @@ def test_ctrl_c_ends_the_wait_for_a_reply(serve, terminal):
     assert user.leave() == 0
 
 
-@pytest.mark.parametrize("key", [CTRL_C, CTRL_D, b"exit\r"], ids=["Ctrl-C", "Ctrl-D", "exit"])
-def test_ctrl_c_after_the_summary_does_not_change_the_code(serve, terminal, key):
-    user = terminal(serve(echo.EchoRequestHandler))
-    user.until(rb"> ")
-    user.type(key)
-    user.until(rb" received")
-    user.type(CTRL_C)
-    assert user.leave() == 0
-
-
 @pytest.mark.parametrize("line", [b"", b"hello\r"], ids=["at once", "after a line"])
 def test_ctrl_c_does_not_wait_for_a_server_that_does_not_end_its_side(serve, terminal, line):
     """With ``-w 0`` for ever, and else for the time of a reply."""

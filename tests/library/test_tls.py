@@ -1380,10 +1380,13 @@ def test_a_revocation_list_as_text_is_an_error(certificates, revocation_list, tm
     """Row 72: the text that ``openssl crl -text`` writes before a list was all that a full disk had left."""
     path = tmp_path / "joined.pem"
     both = read_bytes(revocation_list(certificates.client))
+    authority = read_bytes(certificates.authority.certificate)
     text = b"Certificate Revocation List (CRL):\n        Version 2 (0x1)\n    Revoked Certificates:\n"
+    path.write_bytes(b"# Certificate Revocation List (CRL): none\n" + authority)
+    server_context(*certificates.server, str(path))
     path.write_bytes(text + both)
     server_context(*certificates.server, str(path))
-    path.write_bytes(both + text[:cut])
+    path.write_bytes(authority + text[:cut])
     with pytest.raises(ValueError, match=r"holds a revocation list \(CRL\) as text only; give it as PEM"):
         server_context(*certificates.server, str(path))
 

@@ -152,11 +152,9 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"connected to {where} ({framing.name} framing); Ctrl-D leaves", file=sys.stderr)
             terminal = Terminal(client.connection, options.timeout, painter(sys.stderr, options.color))
             code = terminal.run()
-            with contextlib.suppress(KeyboardInterrupt):  # the user has left: another Ctrl-C only ends the wait
-                # As if it had been raised: do not wait for replies.
-                client.__exit__(KeyboardInterrupt if terminal.interrupted else None)
-            _settle()
-            terminal.report()
+            if terminal.interrupted:
+                with contextlib.suppress(KeyboardInterrupt):
+                    client.__exit__(KeyboardInterrupt)  # as if it had been raised: do not wait for replies
             if code and not client.connection.bytes_in and not options.tls:  # TLS gives the reason
                 print(hints.unanswered(options, "refuse this client", "have another --framing"), file=sys.stderr)
             return code

@@ -37,7 +37,7 @@ class Terminal:
         self._history = History()
         self._prompt = Prompt(self._history.save)
         self._received = 0
-        self._ended = self._left = False
+        self._ended = False
         self._error: Optional[Exception] = None
         self.interrupted = False
         """Whether the user has left with Ctrl-C, or has ended the wait for the rest with it."""
@@ -63,17 +63,13 @@ class Terminal:
                 self._prompt.discard_typed()
         if self._error is not None and not isinstance(self._error, EchoError):
             raise self._error
-        self._left = left
-        return 0 if left else 1
-
-    def report(self) -> None:
-        """Show why the session has ended, and the number of its messages."""
-        if not self._left:
+        if not left:
             why = "the server has ended the session" if self._error is None else str(self._error)
             _print_status(self._paint("doubtful" if self._error is None else "bad", why))
         sent, received = self._connection.messages_out, self._connection.messages_in
         exits = f" ({self._exits} exit)" if self._exits else ""
         _print_status(f"{plural(sent, 'message')} sent{exits}, {received} received")
+        return 0 if left else 1
 
     def _converse(self) -> bool:
         """Send each line, until the user leaves (return true) or the server ends the session (return false)."""

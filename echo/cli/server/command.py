@@ -246,7 +246,7 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
             try:
                 step()
             except Exception:  # no memory, for example, not even for suppress(); the next signal needs this thread
-                pass
+                time.sleep(RETRY)
 
     def step() -> None:
         with contextlib.suppress(queue.Empty):
