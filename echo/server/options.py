@@ -308,7 +308,7 @@ def _warn_of_attribute(cls: type, name: str, server: Optional[type] = None) -> N
             f" make it one, set it in the body of {cls.__name__}, or give it to the constructor"
         )
         if server is not None:
-            text = f"{owner.__name__}.{name} has no effect: {name} is an option of the server, not of its handlers"
+            text = f"{owner.__name__}.{name} sets no option: {name} is one of the server, not of its handlers"
         warnings.warn(text, RuntimeWarning, stacklevel=depth)
 
 

@@ -130,7 +130,7 @@ def test_a_handler_with_an_option_of_the_server_that_nobody_uses_is_warned_of(na
     """Row 61: it was ignored silently, and everybody got in."""
     base = type("Base", (Lines,), {name: VALUES[name]})
     handler = type("Handler", (base,), {})
-    words = f"Base.{name} has no effect: {name} is an option of the server, not of its handlers"
+    words = f"Base.{name} sets no option: {name} is one of the server, not of its handlers"
     with pytest.warns(RuntimeWarning, match=words) as warned:
         echo.Server(ADDRESS, handler).server_close()
     assert [each.filename for each in warned] == [__file__]
