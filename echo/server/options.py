@@ -321,7 +321,7 @@ def _could_be(option: Option, value: Any) -> bool:
             option.check(value)
             return True
         return False
-    if not issubclass(type(value), (list, tuple, set, frozenset)):  # to look into another iterable could use it up
+    if not issubclass(type(value), (str, list, tuple, set, frozenset)):  # to look into another iterable could use it up
         return False
     try:
         AccessList(value)

@@ -106,7 +106,7 @@ VALUES = {
     "deny": ("127.0.0.1",),
     "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
     "proxy_protocol": True,
-    "proxy_allow_from": ["192.0.2.1"],
+    "proxy_allow_from": "192.0.2.1",
     "unix_mode": 0o600,
     "max_connections_per_host": 1,
     "dual_stack": False,
