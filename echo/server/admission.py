@@ -181,10 +181,11 @@ class Admission:
 
 def _named(source: Any) -> Any:
     """The client's address in a header, as the log shows it. A Unix socket may have no name. A client of the proxy
-    chooses the name of its own: a file that is called 192.0.2.1:80 must not pass for that address."""
+    chooses the name of its own: a file that is called 192.0.2.1:80 must not pass for that address, and one that is
+    called "192.0.2.1:80 connected: a/b" not for its record."""
     if source == "":
         return "unix"
-    return f"./{source}" if isinstance(source, str) and "/" not in source else source
+    return f"./{source}" if isinstance(source, str) and not source.startswith("/") else source
 
 
 def guarded_socket(server: Any, request: Any) -> Any:

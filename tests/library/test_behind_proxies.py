@@ -126,6 +126,7 @@ NAMED = {
     "v2, Unix": (block(PROXY, 0x31, unix(b"/run/app.sock", b"/b")), "/run/app.sock", "/run/app.sock"),
     "v2, Unix without a name": (block(PROXY, 0x31, unix()), "unix", "unix"),
     "v2, Unix with the name of an address": (block(PROXY, 0x31, unix(b"192.0.2.1:80")), *2 * ("./192.0.2.1:80",)),
+    "v2, Unix with the name of a record": (block(PROXY, 0x31, unix(b"192.0.2.1:80 a/b")), *2 * ("./192.0.2.1:80 a/b",)),
     "v2, with TLVs and a checksum": (
         checked(PROXY, 0x11, inet(), tlv(2, b"example.com"), tlv(4, bytes(9))),
         ("192.0.2.1", 56324),
