@@ -6,6 +6,7 @@ no socket, no notification is sent, and nothing fails.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -91,24 +92,33 @@ def _unfit(sock: socket.socket) -> Optional[str]:
 def notify(*assignments: str, wait: float = 0.0) -> bool:
     """Send systemd a message: ``READY``, ``STOPPING``, ``reloading()``, ``status("...")``. Return whether it was sent.
 
-    It never raises, and blocks for ``wait`` seconds at most, if systemd is busy: the service matters more than its
-    notifications. The environment stays as it is, since more messages follow. A child process inherits it, but systemd
-    ignores its messages (``NotifyAccess=``).
+    It never raises, and blocks for ``wait`` seconds at most, if systemd is busy or no descriptor is free: the service
+    matters more than its notifications. The environment stays as it is, since more messages follow. A child process
+    inherits it, but systemd ignores its messages (``NotifyAccess=``).
     """
     name = os.fsencode(os.environ.get("NOTIFY_SOCKET", ""))
     if name[:1] not in (b"/", b"@") or not hasattr(socket, "AF_UNIX"):
         return False  # not under systemd; or a vsock address, which is for virtual machines
     address = b"\0" + name[1:] if name[:1] == b"@" else name
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            if wait:
-                set_send_timeout(sock, wait)
-            else:
-                sock.setblocking(False)
-            sock.sendto("\n".join(assignments).encode("utf-8", "replace"), address)
-    except OSError:
-        return False
-    return True
+    message = "\n".join(assignments).encode("utf-8", "replace")
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            _send(message, address, wait)
+            return True
+        except OSError as exc:
+            if exc.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() >= deadline:
+                return False
+        time.sleep(0.001)  # not longer, since the next client takes the one that is freed
+
+
+def _send(message: bytes, address: bytes, wait: float) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        if wait:
+            set_send_timeout(sock, wait)
+        else:
+            sock.setblocking(False)
+        sock.sendto(message, address)
 
 
 def reloading() -> str:
