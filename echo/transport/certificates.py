@@ -27,7 +27,7 @@ _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----
 _PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[\w#. \x80-\xff-]*(?:CRL|REVOCATION|PKCS|CMS)")
 """Outside of these blocks: binary data, as which CAs publish their lists, containers, and first or last lines that are
 misspelt or alone."""
-_AS_TEXT = re.compile(rb"(?im)^\s*Certificate Revocation List \(CRL\):\s*$")
+_AS_TEXT = re.compile(rb"(?im)^[ \t]*Certificate Revocation List \(CRL\):[ \t\r]*$")
 """The line that ``openssl crl -text`` writes before a list and, with ``-noout``, in its place."""
 _CUT = re.compile(rb"(?m)^-(?:-{0,4}|----B(?:E|EG|EGI|EGIN|EGIN [A-Z0-9 ]*-*)?\s*)\Z")
 """At the end, outside of these blocks: a first line that was cut, by a full disk for example."""

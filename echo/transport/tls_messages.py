@@ -80,7 +80,7 @@ def format_subject(certificate: Any) -> Optional[str]:
 
 
 def _attribute(name: str, value: Union[str, bytes]) -> str:
-    if isinstance(value, bytes):  # the content of a BIT STRING, as a unique identifier is; Python tells no more of it
+    if isinstance(value, bytes):  # the content of a BIT STRING, as a unique identifier is; Python gives no more of it
         return f"{_SHORT_NAMES.get(name, name)}=#{value.hex()}"
     # Escaped so that no value can look like another attribute (RFC 4514, section 2.4).
     return f"{_SHORT_NAMES.get(name, name)}={re.sub(_SPECIAL, _ESCAPED, value)}"
