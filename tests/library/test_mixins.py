@@ -85,7 +85,9 @@ def test_a_long_message_is_shortened(log_of):
     assert records[1].getMessage().endswith("received 1000 bytes: xxxxxxxxxx... (990 more bytes)")
 
 
-@pytest.mark.parametrize("kind", [bytearray, memoryview, lambda data: array.array("H", data)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [bytearray, memoryview, lambda data: array.array("H", data)], ids=["bytearray", "view", "array"]
+)
 def test_what_can_be_sent_without_the_log_can_be_sent_with_it(log_of, kind):
     class Answers(Logged):
         framing = echo.RawFraming()

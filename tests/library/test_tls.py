@@ -1375,7 +1375,7 @@ def test_a_revocation_list_that_openssl_does_not_recognize_is_an_error(certifica
         server_context(*certificates.server, str(path))
 
 
-@pytest.mark.parametrize("cut", [100, None], ids=["cut", "whole"])
+@pytest.mark.parametrize("cut", [40, None], ids=["cut", "whole"])
 def test_a_revocation_list_as_text_is_an_error(certificates, revocation_list, tmp_path, cut):
     """Row 72: the text that ``openssl crl -text`` writes before a list was all that a full disk had left."""
     path = tmp_path / "joined.pem"
@@ -1386,9 +1386,10 @@ def test_a_revocation_list_as_text_is_an_error(certificates, revocation_list, tm
     server_context(*certificates.server, str(path))
     path.write_bytes(text + both)
     server_context(*certificates.server, str(path))
-    path.write_bytes(authority + text[:cut])
-    with pytest.raises(ValueError, match=r"holds a revocation list \(CRL\) as text only; give it as PEM"):
-        server_context(*certificates.server, str(path))
+    for before in (authority, text + both):
+        path.write_bytes(before + text[:cut])
+        with pytest.raises(ValueError, match=r"holds a revocation list \(CRL\) as text only; give it as PEM"):
+            server_context(*certificates.server, str(path))
 
 
 def test_a_file_that_was_cut_in_the_first_line_of_a_revocation_list_is_an_error(certificates, tmp_path):
