@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from typing import Any, Dict
 
+from .. import out_of_context
 from ..record_fields import with_fields
 from ..text import raise_if_deep
 
@@ -39,7 +41,7 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
                 emit(logger.logger, level, message, {**fields, **(logger.extra or {})})
             return
         if not makes_plain_records(logger):
-            with_fields(logger.log, level, message, fields=fields)
+            out_of_context.call(with_fields, logger.log, level, message, fields=fields)
             return
         now = time.time()
         attributes = {**_TEMPLATE, **fields}
@@ -54,7 +56,10 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
         attributes["threadName"] = threading.current_thread().name
         record = logging.LogRecord.__new__(logging.LogRecord)
         record.__dict__ = attributes
-        logger.handle(record)
+        if sys.exc_info()[1] is None:
+            logger.handle(record)  # 0.2 us less than the call below
+        else:
+            out_of_context.call(logger.handle, record)
     except Exception as exc:
         raise_if_deep(exc)
         with contextlib.suppress(ValueError):  # standard error is closed

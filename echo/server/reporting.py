@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Dict, Optional, Tuple
 
+from .. import out_of_context
 from ..record_fields import with_fields
 from ..text import LONGEST_PART, format_exception, printable
 
@@ -49,7 +50,7 @@ def _log(
     record = with_fields(make, fields=fields)
     if exc is not None:
         record.exc_text = "\n".join(format_exception(exc))
-    log.handle(record)
+    out_of_context.call(log.handle, record)
 
 
 def _shown(text: str) -> str:

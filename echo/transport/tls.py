@@ -29,7 +29,7 @@ from typing import Any, List, Optional
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, send_some, set_deadline
 from .certificates import check_client
 from .guarded import GuardedSocket
-from .tls_messages import check_resumed, explain, format_subject
+from .tls_messages import check_certificate, explain, format_subject
 
 _CHUNK = 64 * 1024  # bytes encrypted at a time, which bounds the memory for a peer that does not read
 
@@ -101,8 +101,9 @@ class TLSSocket(GuardedSocket):
             raise TimeoutError(f"the handshake was not done after {timeout:g} s") from None
         finally:
             self.settimeout(before)
-        if server_side and tls.session_reused:
-            check_resumed(tls.getpeercert(), context.verify_mode)  # OpenSSL has verified the first session only
+        if server_side:
+            # Its sni_callback may have chosen another context, whose mode OpenSSL does not look at.
+            check_certificate(tls, ssl.CERT_REQUIRED in (context.verify_mode, tls.context.verify_mode))
         self._tls = tls
         self._decrypt(b"")  # data that came together with the end of the handshake
 

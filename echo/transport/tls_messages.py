@@ -31,15 +31,22 @@ def explain(exc: BaseException) -> str:
     return str(exc)
 
 
-def check_resumed(certificate: Any, mode: ssl.VerifyMode) -> None:
-    """Raise ``ssl.SSLCertVerificationError`` if the certificate of a resumed session has expired, or if there is none
-    and ``mode`` requires one. ``certificate`` is what ``getpeercert`` returns."""
-    code, message = 0, ""
-    if certificate:
-        if ssl.cert_time_to_seconds(certificate["notAfter"]) < time():
-            code, message = 10, "certificate has expired"  # X509_V_ERR_CERT_HAS_EXPIRED
-    elif mode == ssl.CERT_REQUIRED:
-        code, message = 1, "the session began without a certificate"  # X509_V_ERR_UNSPECIFIED
+def check_certificate(tls: ssl.SSLObject, required: bool) -> None:
+    """Raise ``ssl.SSLCertVerificationError`` for a client that OpenSSL accepts, and that must not get in: without a
+    certificate if one is ``required``, or, in a session that is resumed, with one that has expired. OpenSSL verifies
+    the first session only."""
+    code, message = 1, ""  # X509_V_ERR_UNSPECIFIED
+    if tls.session_reused:
+        try:
+            certificate = tls.getpeercert()
+            if certificate and ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time():
+                code, message = 10, "certificate has expired"  # X509_V_ERR_CERT_HAS_EXPIRED
+            elif required and not certificate:
+                message = "the session began without a certificate"
+        except (ValueError, ssl.SSLError):  # its texts are not in the encoding that they claim
+            message = "it cannot be decoded, and so not be verified again"
+    elif required and not tls.getpeercert(True):
+        message = "there is none; the handshake did not ask for the required one (sni_callback, post_handshake_auth)"
     if message:
         rejected = ssl.SSLCertVerificationError(message)
         rejected.verify_code, rejected.verify_message = code, message

@@ -164,6 +164,46 @@ def test_what_a_peer_sent_is_escaped_in_records_and_tracebacks_of_a_programs_own
     assert len([line for line in lines if SHOWN in line]) == 7  # also as the reason, and of get_request()
 
 
+@pytest.mark.parametrize("logger_class", [logging.Logger, Positional])
+@pytest.mark.parametrize("failing", ["handler", "filter"])
+def test_what_logging_prints_of_a_log_handler_that_fails_holds_nothing_of_the_session(
+    serve, dial, capsys, monkeypatch, failing, logger_class
+):
+    """Row 63: the session's exception was the context of the handler's."""
+    forged = "a\r\n2026-01-01 forged\x1b[31m"
+
+    class Logged(echo.LoggingMixin, echo.EchoRequestHandler):
+        log = logger_class("of the program")
+
+        def message_received(self, message):
+            raise ValueError(forged)
+
+        def connection_lost(self, reason):
+            self.send(b"bye")
+
+    class Log(logging.Handler):
+        def emit(self, record):
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError:
+                self.handleError(record)
+
+    log = Log()
+    if failing == "filter":
+        log.addFilter(lambda record: record.no_such_attribute)
+    for logger in (logging.getLogger("echo.server"), Logged.log):
+        monkeypatch.setattr(logger, "handlers", [log])
+        monkeypatch.setattr(logger, "propagate", False)
+    server = serve(Logged)
+    client = dial(server)
+    client.sendall(b"raise\n")
+    assert read_all(client) == b"bye\n"
+    server.stop()
+    printed = capsys.readouterr().err
+    assert printed.count("No space left on device" if failing == "handler" else "no_such_attribute'") >= 4
+    assert "forged" not in printed
+
+
 class Note:
     def __init__(self, text):
         self.text = text

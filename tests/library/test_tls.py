@@ -1543,6 +1543,78 @@ def test_a_session_that_began_without_a_certificate_is_not_resumed_where_one_is_
     assert explain(caught.value) == "its certificate is not accepted: the session began without a certificate"
 
 
+def sni(context, **settings):
+    """A context that asks for no certificate, and whose sni_callback chooses one that has the settings."""
+    accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    accepting.maximum_version = context.maximum_version
+
+    def choose(tls, name, _):
+        tls.context = context
+
+    accepting.sni_callback = choose
+    return accepting
+
+
+def test_a_certificate_is_required_if_the_context_that_sni_callback_chose_requires_one(requiring, certificates, plain):
+    """Row 88: OpenSSL takes the certificate and the CAs of that context, but not its mode."""
+    chosen, connecting = requiring
+    without = client_context(certificates.authority.certificate)
+    without.maximum_version = chosen.maximum_version
+    accepting = sni(chosen)
+    words = "its certificate is not accepted: there is none; the handshake did not ask for the required one ("
+    for client in (connecting, without):  # the server's own context asks neither
+        with pytest.raises(ssl.SSLCertVerificationError) as caught:
+            resume(accepting, client, plain)
+        assert explain(caught.value).startswith(words)
+    accepting.load_verify_locations(certificates.authority.certificate)
+    accepting.verify_mode = ssl.CERT_OPTIONAL
+    resume(accepting, connecting, plain)
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        resume(accepting, without, plain)
+    assert explain(caught.value).startswith(words)
+    chosen.verify_mode = ssl.CERT_NONE
+    resume(accepting, without, plain)
+
+
+def test_a_certificate_that_is_only_asked_for_after_the_handshake_is_not_waited_for(requiring, plain, version):
+    """Row 88: whoever does not shake hands again would be in."""
+    accepting, connecting = requiring
+    accepting.post_handshake_auth = True
+    if version is ssl.TLSVersion.TLSv1_2:  # which asks at once
+        resume(accepting, connecting, plain)
+        return
+    with pytest.raises(ssl.SSLCertVerificationError, match="post_handshake_auth"):
+        resume(accepting, connecting, plain)
+
+
+def test_a_session_that_began_at_a_name_without_certificates_is_not_resumed_where_one_is_required(requiring, plain):
+    """Row 88."""
+    chosen, connecting = requiring
+    accepting = sni(chosen)
+    chosen.verify_mode = ssl.CERT_NONE
+    session, _ = resume(accepting, connecting, plain)
+    assert resume(accepting, connecting, plain, session)[1]
+    chosen.verify_mode = ssl.CERT_REQUIRED
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        resume(accepting, connecting, plain, session)
+    assert explain(caught.value) == "its certificate is not accepted: the session began without a certificate"
+
+
+def test_a_session_whose_certificate_python_cannot_decode_is_refused_with_words_when_it_is_resumed(
+    requiring, plain, monkeypatch
+):
+    """Row 88: UnicodeDecodeError was an exception of the session, with a traceback."""
+    session, _ = resume(*requiring, plain)
+
+    def fail(tls, binary_form=False):
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    monkeypatch.setattr(ssl.SSLObject, "getpeercert", fail)
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        resume(*requiring, plain, session)
+    assert explain(caught.value).endswith(" is not accepted: it cannot be decoded, and so not be verified again")
+
+
 def test_a_server_that_requires_client_certificates_gives_no_tickets(certificates, requiring, plain, version):
     """Row 88: a resumed session is not verified again, neither its issuer nor its revocation."""
     accepting = server_context(*certificates.server, certificates.authority.certificate)
