@@ -473,6 +473,14 @@ def test_a_daemonic_process_of_a_handler_ends_with_a_server_that_is_cut(leaves, 
     eventually(lambda: not is_alive(child))
 
 
+def test_the_process_of_a_manager_ends_with_a_server_that_is_cut(leaves, dial):
+    """Row 64: it waited for its next client for ever, and kept the pipe of the log open."""
+    server = leaves("thread", "--shutdown-timeout", "0")
+    child = started_child(server, dial, b"manager")
+    assert server.terminate() == 1
+    eventually(lambda: not is_alive(child))
+
+
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="the server cannot find them")
 def test_the_processes_of_an_executor_end_with_a_server_that_is_cut(leaves, dial):
     """Row 64: they waited for their next task for ever, and kept the pipe of the log open."""

@@ -160,6 +160,9 @@ class Leaves(echo.EchoRequestHandler):
             message = b"%d" % process.exitcode
         elif message == b"child":
             message = b"%d" % start_child().pid
+        elif message == b"manager":
+            self.server.manager = multiprocessing.get_context("fork").Manager()
+            message = b"%d" % self.server.manager._process.pid
         elif message == b"pool":
             self.server.pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
             message = b"%d" % self.server.pool.submit(os.getpid).result()

@@ -261,7 +261,8 @@ def _ignore(number: int, frame: Optional[FrameType]) -> None:
 def end_daemonic_children() -> None:
     """Kill the children of ``multiprocessing`` that end with this process, and those of a ``ProcessPoolExecutor``: the
     exit function that does that has been cut. That of a pool waits for ever if a signal has killed a child that held
-    the lock of the pool's queue. The processes of an executor would wait for their next task for ever."""
+    the lock of the pool's queue. The processes of an executor would wait for their next task for ever, and that of a
+    ``Manager`` for its next client."""
     process: Any = sys.modules.get("multiprocessing.process")
     with contextlib.suppress(AttributeError):  # it has not been imported, or not to its end
         process.BaseProcess.start = _start_none
@@ -269,6 +270,12 @@ def end_daemonic_children() -> None:
             if child.daemon:
                 with contextlib.suppress(Exception):  # it has ended
                     child.kill()
+    managers: Any = sys.modules.get("multiprocessing.managers")
+    finalizers = getattr(sys.modules.get("multiprocessing.util"), "_finalizer_registry", {})
+    with contextlib.suppress(Exception):  # a session may begin one now
+        for each in list(finalizers.values()):
+            if each._pid == os.getpid() and each._callback is managers.BaseManager._finalize_manager:
+                each._args[0].kill()
     executors = getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", ())
     with contextlib.suppress(Exception):  # a session may begin one now
         for thread in list(executors):  # since CPython 3.9; 3.8 has no way to them
