@@ -771,7 +771,8 @@ def test_a_terminal_that_hangs_up_stops_the_server_with_code_0(at_terminal, dial
 def test_a_terminal_that_hangs_up_while_the_server_starts_stops_it(at_terminal, run, tmp_path, waits_for, count):
     """SIGHUP counted as a reload, and the server stayed for ever."""
     os.mkfifo(str(tmp_path / "pipe"))
-    (tmp_path / "slow.py").write_text("with open('pipe') as pipe:\n    pipe.read()\n")
+    # Not one long read: a signal that comes just before it waits for its end, in any program (1 in 1,000).
+    (tmp_path / "slow.py").write_text("import time\nwith open('pipe'):\n    while True:\n        time.sleep(0.01)\n")
     options = ("--handler", "slow:Echo") if waits_for == "an import" else ("--deny", "@pipe")
     start = functools.partial(run, "echo.server", "0")
     server, close_terminal = at_terminal(*options, "--workers", count, command=start, cwd=str(tmp_path))
