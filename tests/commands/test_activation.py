@@ -5,8 +5,6 @@
 
 import collections
 import contextlib
-import errno
-import itertools
 import os
 import re
 import signal
@@ -17,7 +15,7 @@ import time
 
 import pytest
 
-from echo.cli.server import systemd, workers
+from echo.cli.server import workers
 from support import DEADLINE, eventually, read_all, read_exactly
 from support.commands import SLOW_HANDLER, UNREAD, client_that_does_not_read
 
@@ -334,23 +332,6 @@ def test_a_reload_that_failed_is_over_all_the_same(run, receiver, tmp_path):
     server.popen.send_signal(signal.SIGHUP)
     assert told(sock)["RELOADING"] == "1"
     assert told(sock) == {"READY": "1"}
-
-
-@pytest.mark.parametrize("wait, sent", [(DEADLINE, True), (0.01, False)])
-def test_the_end_of_a_reload_is_reported_as_soon_as_a_descriptor_is_free(monkeypatch, receiver, wait, sent):
-    """Row 69: the message was lost, and systemd went on waiting for the reload that was over."""
-    sock, environment = receiver
-    make, failures = socket.socket, iter(range(3) if sent else itertools.count())
-
-    def lacking(*arguments, **options):
-        for _ in failures:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return make(*arguments, **options)
-
-    monkeypatch.setenv("NOTIFY_SOCKET", environment["NOTIFY_SOCKET"])
-    monkeypatch.setattr(systemd.socket, "socket", lacking)
-    assert systemd.notify(systemd.READY, wait=wait) is sent
-    assert (told(sock) == {"READY": "1"}) if sent else nothing_more(sock)
 
 
 def test_a_second_signal_is_not_reported(serve_over, listener, receiver, dial):

@@ -1,6 +1,7 @@
 """Socket activation and notifications as with systemd, with systemd's own tools where installed; and the units."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -446,6 +447,35 @@ def test_that_the_server_is_ready_waits_until_systemd_reads(receiver, monkeypatc
 def test_a_receiver_that_never_reads_delays_such_a_message_and_no_more(receiver):
     fill(receiver)
     assert systemd.notify(systemd.READY, wait=0.01) is False
+
+
+def test_a_message_is_sent_although_no_descriptor_is_free(receiver):
+    """Row 69: the end of a reload was not reported, and systemd went on waiting for it."""
+    resource = pytest.importorskip("resource", reason="this system has no limits")
+    assert systemd.notify("X=1") is True
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            os.dup(0)
+        sent = systemd.notify(systemd.READY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert sent and [receiver.recv(4096) for _ in range(2)] == [b"X=1", b"READY=1"]
+
+
+def test_a_message_goes_to_nobody_who_has_got_the_descriptor_of_its_socket(receiver):
+    """Row 68."""
+    assert systemd.notify("X=1") is True
+    ours, others = socket.socketpair()
+    with ours, others:
+        os.dup2(ours.fileno(), systemd._kept.number)  # as after os.closerange(3, 100), and a new client
+        theirs = systemd._kept.number
+        assert systemd.notify(systemd.READY) is True
+        os.close(theirs)
+        assert [receiver.recv(4096) for _ in range(2)] == [b"X=1", b"READY=1"]
+        ours.close()
+        assert others.recv(1) == b""
 
 
 def test_a_message_that_is_too_long_is_not_an_error(receiver):

@@ -6,13 +6,14 @@ no socket, no notification is sent, and nothing fails.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import re
 import socket
 import time
-from typing import Optional
+from typing import Iterator, Optional
 
+from ...descriptors import Owned
 from ...sockets import set_send_timeout
 
 FIRST_DESCRIPTOR = 3
@@ -92,33 +93,41 @@ def _unfit(sock: socket.socket) -> Optional[str]:
 def notify(*assignments: str, wait: float = 0.0) -> bool:
     """Send systemd a message: ``READY``, ``STOPPING``, ``reloading()``, ``status("...")``. Return whether it was sent.
 
-    It never raises, and blocks for ``wait`` seconds at most, if systemd is busy or no descriptor is free: the service
-    matters more than its notifications. The environment stays as it is, since more messages follow. A child process
-    inherits it, but systemd ignores its messages (``NotifyAccess=``).
+    It never raises, and blocks for ``wait`` seconds at most, if systemd is busy: the service matters more than its
+    notifications. The environment stays as it is, since more messages follow. A child process inherits it, but systemd
+    ignores its messages (``NotifyAccess=``).
     """
     name = os.fsencode(os.environ.get("NOTIFY_SOCKET", ""))
     if name[:1] not in (b"/", b"@") or not hasattr(socket, "AF_UNIX"):
         return False  # not under systemd; or a vsock address, which is for virtual machines
     address = b"\0" + name[1:] if name[:1] == b"@" else name
     message = "\n".join(assignments).encode("utf-8", "replace")
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            _send(message, address, wait)
-            return True
-        except OSError as exc:
-            if exc.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() >= deadline:
-                return False
-        time.sleep(0.001)  # not longer, since the next client takes the one that is freed
+    try:
+        with _kept_socket() as sock:
+            if wait:
+                set_send_timeout(sock, wait)
+            sock.sendto(message, 0 if wait else socket.MSG_DONTWAIT, address)
+        return True
+    except OSError:
+        return False
 
 
-def _send(message: bytes, address: bytes, wait: float) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        if wait:
-            set_send_timeout(sock, wait)
-        else:
-            sock.setblocking(False)
-        sock.sendto(message, address)
+_kept = Owned(-1)
+
+
+@contextlib.contextmanager
+def _kept_socket() -> Iterator[socket.socket]:
+    """The socket that sends the messages. It is kept from the first one on: at the end of a reload, clients may have
+    all descriptors, and systemd would wait for a ``READY`` that is lost."""
+    global _kept
+    if not _kept.is_ours():
+        _kept = Owned(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach())
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, fileno=_kept.number)
+    try:
+        sock.settimeout(None)  # a module may have set another for all sockets
+        yield sock
+    finally:
+        sock.detach()
 
 
 def reloading() -> str:
