@@ -35,7 +35,7 @@ with drawings of the states, of who runs it, and of the order of locks), ``serve
 ``access``, ``unix_paths``, ``statistics``, ``threads``, ``forking``, ``back_off``, ``signal_safe`` and ``reporting``
 are one concern each. ``sockets`` (deadlines, a gentle close), ``text`` (peer bytes and addresses as safe text),
 ``protocol`` (the word ``exit``, the default address) and ``beginning`` (threads that begin in time) serve both sides.
-``record_fields`` makes log records whatever a program's record factory sets.
+``log_calls`` is for a program's log that may fail, or change the records.
 ``descriptors`` are those that other code may close. ``files`` reads the files that decide which clients get in.
 ``starting`` handles Ctrl-C while a command is imported. ``Server`` imports neither handlers nor framing.
 """

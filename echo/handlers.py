@@ -20,9 +20,9 @@ from .class_body import check_body
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, ProtocolError
 from .framing import Framing, LineFraming
+from .log_calls import with_fields
 from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
-from .record_fields import with_fields
 from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger
 from .text import LONGEST_PART, format_address, printable
 

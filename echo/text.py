@@ -15,7 +15,7 @@ import traceback
 from bisect import bisect_right
 from itertools import accumulate
 from types import FrameType
-from typing import Any, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 LONGEST = 45_000
 """Maximum size of one text as it is shown, in bytes of UTF-8: a message in the log, an exception's text."""
@@ -166,14 +166,23 @@ def _make_printable(part: Any, limit: int) -> None:
     for frame in part.stack or ():
         frame.filename, frame.name = printable(frame.filename), printable(frame.name)
     notes = getattr(part, "__notes__", None)
-    if isinstance(notes, (list, tuple)):
+    if notes is not None:
+        if isinstance(notes, (str, bytes)) or not isinstance(notes, Sequence):
+            notes = [_shown(notes, repr)]
         # Indented: in a log that does not mark the lines of a traceback, a client's text must not begin a line.
-        part.__notes__ = ["  " + printable(_note(note), limit) for note in notes]
+        part.__notes__ = ["  " + printable(_shown(note, str), limit) for note in notes]
+    # Any object may be the message of a SyntaxError, and any text the name of a class. They are single lines, too.
+    format_lines = part.format_exception_only
+    part.format_exception_only = lambda *args, **options: map(_as_one, format_lines(*args, **options))
 
 
-def _note(note: Any) -> str:
+def _as_one(line: str) -> str:
+    return printable(line.rstrip("\n")) + "\n"
+
+
+def _shown(note: Any, how: Callable[[Any], str]) -> str:
     try:
-        return str(note)
+        return how(note)
     except Exception as exc:
         raise_if_deep(exc)
         return "<note str() failed>"  # as Python prints it

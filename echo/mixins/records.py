@@ -8,25 +8,40 @@ Filters, handlers, a record factory and a logger class of the program's own work
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import threading
 import time
+from types import FunctionType, MethodType
 from typing import Any, Dict
 
-from .. import out_of_context
-from ..record_fields import with_fields
+from ..log_calls import out_of_context, print_fault, with_fields
 from ..text import raise_if_deep
 
-_TEMPLATE: Dict[str, Any] = dict(vars(logging.LogRecord("", 0, "", 0, "", None, None)))
-if hasattr(os, "register_at_fork"):  # a forked worker has a process number of its own
-    os.register_at_fork(after_in_child=lambda: _TEMPLATE.update(process=os.getpid()))
-_STARTED = time.time() - _TEMPLATE["relativeCreated"] / 1000
-OF_LOGGING = vars(logging)
-"""The ``__globals__`` of each function of the ``logging`` module. A method has others if a program has replaced it,
-maybe before this import."""
+_template: Dict[str, Any] = {}
+
+
+def _make_template() -> Dict[str, Any]:
+    """Keep what is the same for all records of this process. It is made with the first one: a process may get its name
+    after it was forked, and after this import."""
+    global _template
+    _template = {**vars(logging.LogRecord("", 0, __file__, 0, "", (), None, "emit")), **_NO_TASK}
+    return _template
+
+
+def _let_go() -> None:
+    global _template
+    _template = {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+_RECORD = logging.LogRecord("", 0, "", 0, "", (), None)
+_STARTED = time.time() - _RECORD.relativeCreated / 1000
+_NO_TASK = {"taskName": None} if hasattr(_RECORD, "taskName") else {}
+"""A session is no task of asyncio. (CPython 3.12 or later.)"""
 
 
 def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
@@ -41,10 +56,10 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
                 emit(logger.logger, level, message, {**fields, **(logger.extra or {})})
             return
         if not makes_plain_records(logger):
-            out_of_context.call(with_fields, logger.log, level, message, fields=fields)
+            with_fields(logger.log, level, message, fields=fields)
             return
         now = time.time()
-        attributes = {**_TEMPLATE, **fields}
+        attributes = {**(_template or _make_template()), **fields}
         attributes["name"] = logger.name
         attributes["levelno"] = level
         attributes["levelname"] = logging.getLevelName(level)
@@ -59,19 +74,18 @@ def emit(logger: Any, level: int, message: str, fields: Dict[str, Any]) -> None:
         if sys.exc_info()[1] is None:
             logger.handle(record)  # 0.2 us less than the call below
         else:
-            out_of_context.call(logger.handle, record)
+            out_of_context(logger.handle, record)
     except Exception as exc:
         raise_if_deep(exc)
-        with contextlib.suppress(ValueError):  # standard error is closed
-            logging.Handler().handleError(logging.LogRecord(logger.name, level, "", 0, message, None, None))
+        print_fault(logger.name, level, message)
 
 
 def _replaces_extra(logger: Any) -> bool:
     """Whether ``logger`` is an adapter that puts its own ``extra`` in the place of the call's, as Python's does."""
     return (
         isinstance(logger, logging.LoggerAdapter)
-        and getattr(logger.process, "__globals__", None) is OF_LOGGING
-        and getattr(logger.log, "__globals__", None) is OF_LOGGING
+        and is_of_logging(logger.process)
+        and is_of_logging(logger.log)
         and not getattr(logger, "merge_extra", False)  # since 3.13
     )
 
@@ -81,7 +95,21 @@ def makes_plain_records(logger: Any) -> bool:
     method that a program has replaced, nor a record factory changes them."""
     return (
         isinstance(logger, logging.Logger)
-        and getattr(logger.makeRecord, "__globals__", None) is OF_LOGGING
-        and getattr(logger._log, "__globals__", None) is OF_LOGGING
+        and is_of_logging(logger.log)
+        and is_of_logging(logger._log)
+        and is_of_logging(logger.makeRecord)
         and logging.getLogRecordFactory() is logging.LogRecord
     )
+
+
+_OF_LOGGING = vars(logging)
+"""The ``__globals__`` of each function of the ``logging`` module."""
+
+
+def is_of_logging(method: Any) -> bool:
+    """Whether a method of a logger is that of ``logging``: neither that of a subclass, nor what a program has put in
+    its place, maybe before this import. (A wrapper of wrapt has all attributes of what it wraps, but its own type.)"""
+    if type(method) is not MethodType:
+        return False
+    function = method.__func__
+    return type(function) is FunctionType and function.__globals__ is _OF_LOGGING

@@ -7,25 +7,38 @@ print instead of formatting ``exc_info`` themselves.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 from typing import Any, Dict, Optional, Tuple
 
-from .. import out_of_context
-from ..record_fields import with_fields
+from ..log_calls import print_fault, with_fields
 from ..text import LONGEST_PART, format_exception, printable
 
 log = logging.getLogger("echo.server")
 
 
+def _format_traceback(record: logging.LogRecord) -> bool:
+    exc = record.exc_info[1] if record.exc_info else None
+    if exc is not None and not record.exc_text:
+        record.exc_text = "\n".join(format_exception(exc))
+    return True
+
+
+log.addFilter(_format_traceback)
+
+
 def log_event(
     level: int, event: str, text: str, *args: Any, exc_info: Optional[BaseException] = None, **fields: Any
 ) -> None:
-    """Log one record. Never raises: a log that fails (disk full, cheroot #756) must not take the server with it."""
+    """Log one record. Never raises: a log that fails (disk full, cheroot #756) must not take the server with it. The
+    fault is printed as ``logging`` prints those of its own handlers."""
     try:
         if log.isEnabledFor(level):
             _log(level, event, text, args, exc_info, fields)
     except Exception:
-        pass
+        with contextlib.suppress(Exception):
+            print_fault(log.name, level, text, *args)
 
 
 def log_always(event: str, text: str, *args: Any, **fields: Any) -> None:
@@ -33,7 +46,8 @@ def log_always(event: str, text: str, *args: Any, **fields: Any) -> None:
     try:
         _log(logging.INFO, event, text, args, None, fields)
     except Exception:
-        pass
+        with contextlib.suppress(Exception):
+            print_fault(log.name, logging.INFO, text, *args)
 
 
 def _log(
@@ -43,14 +57,8 @@ def _log(
     fields = {"event": event, **fields}
     args = tuple(value if isinstance(value, (int, float)) else _shown(str(value)) for value in args)
     exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
-
-    def make(extra: Dict[str, Any]) -> logging.LogRecord:  # by position, as logging calls what a program may replace
-        return log.makeRecord(log.name, level, __file__, 0, text, args, exc_info, None, extra, None)
-
-    record = with_fields(make, fields=fields)
-    if exc is not None:
-        record.exc_text = "\n".join(format_exception(exc))
-    out_of_context.call(log.handle, record)
+    as_error_does = functools.partial(log._log, exc_info=exc_info)  # a logger's class may have a _log of its own
+    with_fields(as_error_does, level, text, args, fields=fields)
 
 
 def _shown(text: str) -> str:

@@ -102,8 +102,7 @@ class TLSSocket(GuardedSocket):
         finally:
             self.settimeout(before)
         if server_side:
-            # Its sni_callback may have chosen another context, whose mode OpenSSL does not look at.
-            check_certificate(tls, ssl.CERT_REQUIRED in (context.verify_mode, tls.context.verify_mode))
+            check_certificate(tls, context)
         self._tls = tls
         self._decrypt(b"")  # data that came together with the end of the handshake
 

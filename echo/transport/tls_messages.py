@@ -31,26 +31,35 @@ def explain(exc: BaseException) -> str:
     return str(exc)
 
 
-def check_certificate(tls: ssl.SSLObject, required: bool) -> None:
-    """Raise ``ssl.SSLCertVerificationError`` for a client that OpenSSL accepts, and that must not get in: without a
-    certificate if one is ``required``, or, in a session that is resumed, with one that has expired. OpenSSL verifies
-    the first session only."""
-    code, message = 1, ""  # X509_V_ERR_UNSPECIFIED
-    if tls.session_reused:
+def check_certificate(tls: ssl.SSLObject, context: ssl.SSLContext) -> None:
+    """Raise ``ssl.SSLCertVerificationError`` for a client that OpenSSL accepts, and that must not get in. ``context``
+    is the server's own. A ``sni_callback`` may have chosen another one, whose mode OpenSSL does not look at."""
+    chosen = tls.context
+    required = ssl.CERT_REQUIRED in (context.verify_mode, chosen.verify_mode)
+    if tls.session_reused:  # OpenSSL has verified the first session only
+        given = tls.getpeercert(True) is not None
         try:
+            if chosen.verify_mode == ssl.CERT_NONE:  # Python shows no certificate then
+                tls.context = context
             certificate = tls.getpeercert()
-            if certificate and ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time():
-                code, message = 10, "certificate has expired"  # X509_V_ERR_CERT_HAS_EXPIRED
-            elif required and not certificate:
-                message = "the session began without a certificate"
         except (ValueError, ssl.SSLError):  # its texts are not in the encoding that they claim
-            message = "it cannot be decoded, and so not be verified again"
-    elif required and not tls.getpeercert(True):
-        message = "there is none; the handshake did not ask for the required one (sni_callback, post_handshake_auth)"
-    if message:
-        rejected = ssl.SSLCertVerificationError(message)
-        rejected.verify_code, rejected.verify_message = code, message
-        raise rejected
+            raise _rejected(1, "it cannot be decoded, and so not be verified again") from None
+        finally:
+            tls.context = chosen
+        if certificate and ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time():
+            raise _rejected(10, "certificate has expired")
+        if required and not given:
+            raise _rejected(1, "the session began without a certificate")
+    elif required and (chosen is not context or getattr(context, "post_handshake_auth", False)):
+        if tls.getpeercert(True) is None:
+            raise _rejected(1, "there is none, and one is required (by sni_callback, or with post_handshake_auth)")
+
+
+def _rejected(code: int, message: str) -> ssl.SSLCertVerificationError:
+    """``code``: of OpenSSL's ``X509_V_ERR``; 1 is "unspecified", 10 "has expired"."""
+    rejected = ssl.SSLCertVerificationError(message)
+    rejected.verify_code, rejected.verify_message = code, message
+    return rejected
 
 
 _NOT_TLS = {

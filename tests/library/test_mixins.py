@@ -5,6 +5,7 @@ import datetime
 import io
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 import echo
 from echo.cli.server.queue_logging import QueueLoggingMixin
+from echo.mixins import records as mixin_records
 from echo.mixins.throttling import TokenBucket
 from support import DEADLINE, Recorder, eventually, read_all, read_exactly
 
@@ -278,7 +280,7 @@ def test_an_adapters_own_methods_decide_what_is_in_a_record(serve, dial, caplog,
 
 @pytest.mark.parametrize("mixins", [(), (QueueLoggingMixin,)], ids=["library", "command"])
 @pytest.mark.parametrize("is_object", [False, True], ids=["class", "object"])
-@pytest.mark.parametrize("method", ["makeRecord", "_log"])
+@pytest.mark.parametrize("method", ["makeRecord", "_log", "log"])
 def test_a_logger_class_of_the_programs_own_makes_each_record(serve, dial, mixins, method, is_object):
     """So does a method that a program has replaced in one logger."""
     records = []
@@ -292,21 +294,83 @@ def test_a_logger_class_of_the_programs_own_makes_each_record(serve, dial, mixin
         def _log(self, level, msg, args, extra=None, **more):
             super()._log(level, msg, args, extra={**(extra or {}), "request": "ours"}, **more)
 
+        def log(self, level, msg, *args, extra=None, **more):
+            super().log(level, msg, *args, extra={**(extra or {}), "request": "ours"}, **more)
+
         def handle(self, record):
             records.append((record.event, record.request))
 
     log = Own("own", logging.INFO)
     if is_object:
         setattr(log, method, getattr(log, method))
-        del Own._log, Own.makeRecord
-    else:
-        delattr(Own, "_log" if method == "makeRecord" else "makeRecord")
+    for name in {"makeRecord", "_log", "log"} - (set() if is_object else {method}):
+        delattr(Own, name)
     handler = type("Handler", (*mixins, Logged), {"log": log})
     with dial(serve(handler)) as client:
         client.sendall(b"hello\n")
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"hello\n"
     assert records == [(event, "ours") for event in ("connected", "received", "sent", "disconnected")]
+
+
+class Wrapper:
+    """As one of wrapt: it has all attributes of the function that it wraps."""
+
+    def __init__(self, wrapped, seen):
+        self.wrapped, self.seen = wrapped, seen
+
+    def __getattr__(self, name):
+        return getattr(self.wrapped, name)
+
+    def __get__(self, instance, owner):
+        return Wrapper(self.wrapped.__get__(instance, owner), self.seen)
+
+    def __call__(self, *args, **options):
+        self.seen.append(args)
+        return self.wrapped(*args, **options)
+
+
+@pytest.mark.parametrize("mixins", [(), (QueueLoggingMixin,)], ids=["library", "command"])
+@pytest.mark.parametrize("method", ["makeRecord", "_log", "log"])
+def test_a_method_that_a_tool_has_wrapped_in_all_loggers_is_called(serve, dial, monkeypatch, mixins, method):
+    """Row 85: tools that trace programs add the number of the request. Their wrappers look like what they wrap."""
+    seen = []
+    monkeypatch.setattr(logging.Logger, method, Wrapper(getattr(logging.Logger, method), seen))
+    handler = type("Handler", (*mixins, Logged), {"log": logging.getLogger("of the program")})
+    handler.log.setLevel(logging.INFO)
+    with dial(serve(handler)) as client:
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"hello\n"
+    assert len([args for args in seen if "connected" in str(args) or "hello" in str(args)]) == 4
+
+
+def test_the_records_of_a_session_are_like_others(serve, dial, monkeypatch):
+    """Row 85: filters that take ``args`` apart, and formats with the name of the function or the process, failed."""
+    records = []
+
+    class Log(logging.Handler):
+        def emit(self, record):
+            records.append(record)
+
+    log = logging.Logger("own")
+    log.addHandler(Log())
+    monkeypatch.setattr(multiprocessing.current_process(), "_name", "web-7")
+    monkeypatch.setattr(mixin_records, "_template", {})  # as in a new process
+    with dial(serve(type("Handler", (Logged,), {"log": log}))) as client:
+        client.sendall(b"hello\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"hello\n"
+    eventually(lambda: len(records) == 4)
+    log.info("another")
+    other = vars(records.pop())
+    for record in records:
+        fields = {name: value for name, value in vars(record).items() if name in other}
+        assert {name: type(value) for name, value in fields.items()} == {
+            name: type(value) for name, value in other.items()
+        }
+        assert record.args == () and record.processName == "web-7" and os.path.isfile(record.pathname)
+        assert "{funcName:10}".format(**fields) == "emit      "
 
 
 def test_the_leftmost_mixin_is_the_outermost(serve, dial):

@@ -1,5 +1,6 @@
 """An exception in a handler, or while that is reported, ends one session, and the server goes on serving."""
 
+import collections
 import errno
 import logging
 import re
@@ -13,7 +14,7 @@ from unittest import mock
 import pytest
 
 import echo
-from echo.server import admission
+from echo.server import admission, reporting
 from echo.server.reporting import log_event
 from echo.text import LONGEST, LONGEST_PART
 from support import DEADLINE, eventually, read_all, reset
@@ -84,6 +85,45 @@ def test_records_of_the_server_are_made_by_a_method_of_the_program_as_others_are
     assert read_all(dial(serve(Bad))) == b""
     (record,) = [each for each in seen if each.exc_info]
     assert record.event == "error" and record.everything[0]["event"] == "error"
+
+
+@pytest.mark.parametrize("method", ["makeRecord", "_log"])
+def test_a_logger_class_of_the_program_makes_the_records_of_the_server_with_their_tracebacks(monkeypatch, method):
+    """Row 85: a ``_log`` of its own was passed by, and formats that need what it adds lost all records."""
+    records = []
+
+    class Own(logging.Logger):
+        def makeRecord(self, *args):  # noqa: N802
+            record = super().makeRecord(*args)
+            record.request = "ours"
+            return record
+
+        def _log(self, level, msg, args, extra=None, **more):
+            super()._log(level, msg, args, extra={**(extra or {}), "request": "ours"}, **more)
+
+        def callHandlers(self, record):  # noqa: N802
+            records.append(record)
+
+    delattr(Own, "_log" if method == "makeRecord" else "makeRecord")
+    own = Own("echo.server", logging.INFO)
+    own.addFilter(reporting.log.filters[0])
+    monkeypatch.setattr(reporting, "log", own)
+    log_event(logging.ERROR, "error", "%s failed", "it", exc_info=ValueError("\x1b"), peer="unix")
+    reporting.log_always("statistics", "none")
+    assert [(record.event, record.request, record.getMessage(), record.exc_text) for record in records] == [
+        ("error", "ours", "it failed", r"ValueError: \x1b"),
+        ("statistics", "ours", "none", None),
+    ]
+
+
+def test_a_filter_that_raises_is_printed_and_the_server_goes_on(monkeypatch, capsys):
+    """Row 85: the record was lost without a word."""
+    monkeypatch.setattr(reporting.log, "filters", [lambda record: record.no_such_attribute])
+    log_event(logging.ERROR, "error", "%s failed", "\x1b[2J")
+    reporting.log_always("statistics", "none")
+    printed = capsys.readouterr().err
+    assert printed.count("AttributeError: 'LogRecord' object has no attribute 'no_such_attribute'") == 2
+    assert "Message: '%s failed'" in printed and "\x1b" not in printed
 
 
 def test_a_log_that_raises_costs_no_session_and_does_not_end_the_server(serve, dial):
@@ -164,10 +204,18 @@ def test_what_a_peer_sent_is_escaped_in_records_and_tracebacks_of_a_programs_own
     assert len([line for line in lines if SHOWN in line]) == 7  # also as the reason, and of get_request()
 
 
+class Represented(str):
+    """A string that is the same as its repr()."""
+
+    def __repr__(self):
+        return str(self)
+
+
 @pytest.mark.parametrize("logger_class", [logging.Logger, Positional])
 @pytest.mark.parametrize("failing", ["handler", "filter"])
+@pytest.mark.parametrize("error", [ValueError, echo.ProtocolError])
 def test_what_logging_prints_of_a_log_handler_that_fails_holds_nothing_of_the_session(
-    serve, dial, capsys, monkeypatch, failing, logger_class
+    serve, dial, capsys, monkeypatch, error, failing, logger_class
 ):
     """Row 63: the session's exception was the context of the handler's."""
     forged = "a\r\n2026-01-01 forged\x1b[31m"
@@ -176,7 +224,7 @@ def test_what_logging_prints_of_a_log_handler_that_fails_holds_nothing_of_the_se
         log = logger_class("of the program")
 
         def message_received(self, message):
-            raise ValueError(forged)
+            raise self.connection.failed(error(forged)) if error is echo.ProtocolError else error(forged)
 
         def connection_lost(self, reason):
             self.send(b"bye")
@@ -191,7 +239,7 @@ def test_what_logging_prints_of_a_log_handler_that_fails_holds_nothing_of_the_se
     log = Log()
     if failing == "filter":
         log.addFilter(lambda record: record.no_such_attribute)
-    for logger in (logging.getLogger("echo.server"), Logged.log):
+    for logger in (logging.getLogger("echo.server"), logging.getLogger("echo.session"), Logged.log):
         monkeypatch.setattr(logger, "handlers", [log])
         monkeypatch.setattr(logger, "propagate", False)
     server = serve(Logged)
@@ -201,7 +249,7 @@ def test_what_logging_prints_of_a_log_handler_that_fails_holds_nothing_of_the_se
     server.stop()
     printed = capsys.readouterr().err
     assert printed.count("No space left on device" if failing == "handler" else "no_such_attribute'") >= 4
-    assert "forged" not in printed
+    assert "\x1b" not in printed and "\n2026" not in printed
 
 
 class Note:
@@ -225,8 +273,22 @@ def test_no_line_of_a_traceback_in_a_programs_own_log_begins_with_what_a_peer_se
     notes = [f"  {shown}", rf"  a\n{shown}", "  <note str() failed>"]
     has_notes = sys.version_info >= (3, 11) or "exceptiongroup" in sys.modules  # pytest imports it
     assert lines_of(noted) == ["failed", "ValueError: hello", *(notes if has_notes else [])]
-    error = SyntaxError("hello", ("mine.txt", f"1\n{forged}", 1, "text"))
-    assert not [line for line in lines_of(error) if line.startswith(shown)]
+    for number, error in enumerate(
+        [
+            SyntaxError("hello", ("mine.txt", f"1\n{forged}", 1, "text")),
+            SyntaxError(ValueError(f"hello\n{forged}")),
+            SyntaxError("hello", (Note(f"mine\n{forged}"), None, None, None)),
+            type("Remote", (SyntaxError,), {"__module__": f"mine\n{forged}"})("hello"),
+            type(f"Remote\n{forged[:-1]}", (Exception,), {})("hello"),  # a name has no surrogates
+        ]
+    ):
+        lines = lines_of(error)
+        assert lines[0] == "failed" and not [line for line in lines if line.startswith(shown[:-6])], number
+        assert shown[:-6] in "".join(lines), number
+    noted.__notes__ = collections.deque([forged])
+    assert lines_of(noted) == ["failed", "ValueError: hello", *(notes[:1] if has_notes else [])]
+    noted.__notes__ = Represented(forged)
+    assert lines_of(noted) == ["failed", "ValueError: hello", *(notes[:1] if has_notes else [])]
 
 
 def test_a_long_text_in_a_record_of_the_server_is_cut(caplog):

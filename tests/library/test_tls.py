@@ -15,6 +15,7 @@ import ssl
 import sys
 import threading
 import time
+import traceback
 import types
 
 import pytest
@@ -1543,8 +1544,8 @@ def test_a_session_that_began_without_a_certificate_is_not_resumed_where_one_is_
     assert explain(caught.value) == "its certificate is not accepted: the session began without a certificate"
 
 
-def sni(context, **settings):
-    """A context that asks for no certificate, and whose sni_callback chooses one that has the settings."""
+def sni(context):
+    """A context that asks for no certificate, and whose sni_callback chooses this one."""
     accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     accepting.maximum_version = context.maximum_version
 
@@ -1561,7 +1562,7 @@ def test_a_certificate_is_required_if_the_context_that_sni_callback_chose_requir
     without = client_context(certificates.authority.certificate)
     without.maximum_version = chosen.maximum_version
     accepting = sni(chosen)
-    words = "its certificate is not accepted: there is none; the handshake did not ask for the required one ("
+    words = "its certificate is not accepted: there is none, and one is required (by sni_callback, "
     for client in (connecting, without):  # the server's own context asks neither
         with pytest.raises(ssl.SSLCertVerificationError) as caught:
             resume(accepting, client, plain)
@@ -1587,6 +1588,32 @@ def test_a_certificate_that_is_only_asked_for_after_the_handshake_is_not_waited_
         resume(accepting, connecting, plain)
 
 
+def test_a_session_is_resumed_at_a_name_without_certificates_if_it_began_with_one(
+    requiring, plain, certificates, monkeypatch
+):
+    """Row 88: Python shows no certificate to a context that asks for none."""
+    chosen, connecting = requiring
+    accepting = sni(chosen)
+    accepting.load_cert_chain(*certificates.server)
+    accepting.load_verify_locations(certificates.authority.certificate)
+    accepting.verify_mode = ssl.CERT_REQUIRED
+    chosen.verify_mode = ssl.CERT_NONE
+    session, _ = resume(accepting, connecting, plain)
+    assert resume(accepting, connecting, plain, session)[1]
+    monkeypatch.setattr(tls_messages, "time", lambda: time.time() + 60 * 86400)
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
+        resume(accepting, connecting, plain, session)
+
+
+def test_a_client_that_is_rejected_leaves_no_cycle_for_the_garbage_collector(requiring, plain):
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        resume(sni(requiring[0]), requiring[1], plain)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    ours = [frame for frame in frames if os.path.basename(frame.f_code.co_filename) in ("tls.py", "tls_messages.py")]
+    assert len(ours) == 2
+    assert not [value for frame in ours for value in frame.f_locals.values() if value is caught.value]
+
+
 def test_a_session_that_began_at_a_name_without_certificates_is_not_resumed_where_one_is_required(requiring, plain):
     """Row 88."""
     chosen, connecting = requiring
@@ -1607,7 +1634,9 @@ def test_a_session_whose_certificate_python_cannot_decode_is_refused_with_words_
     session, _ = resume(*requiring, plain)
 
     def fail(tls, binary_form=False):
-        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+        if not binary_form:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+        return b"encoded"
 
     monkeypatch.setattr(ssl.SSLObject, "getpeercert", fail)
     with pytest.raises(ssl.SSLCertVerificationError) as caught:

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional
 
 from ...logs.log_handlers import LogQueue
 from ...mixins.logging import LoggingMixin, SessionLoggingMixin
-from ...mixins.records import OF_LOGGING, makes_plain_records
+from ...mixins.records import is_of_logging, makes_plain_records
 
 
 class QueueLoggingMixin(SessionLoggingMixin):
@@ -55,8 +55,7 @@ def only_queue(logger: Any) -> Optional[LogQueue]:
     """
     if not makes_plain_records(logger) or logger.filters:
         return None
-    methods = logger.handle, logger.callHandlers
-    if any(getattr(method, "__globals__", None) is not OF_LOGGING for method in methods):
+    if not (is_of_logging(logger.handle) and is_of_logging(logger.callHandlers)):
         return None
     handlers: List[logging.Handler] = []
     place: Optional[logging.Logger] = logger
