@@ -44,7 +44,8 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
 
     It waits for a pipe (the shell's ``<(...)``), at most ``pipe_timeout`` seconds, and for ``QUIET`` seconds if a file
     was written just now. A pipe without any content is an error: the program that was to write it has failed. So is a
-    descriptor (``/dev/fd/3``) that was not passed to this process: its number may be that of an empty file of our own.
+    descriptor (``/dev/fd/3``) of a device without any, such as a standard input that a shell has replaced, and one that
+    was not passed to this process: its number may be that of an empty file of our own.
     """
     if not path:  # of the shell's "$FILE", maybe
         raise ValueError("the name of a file is empty")
@@ -70,6 +71,8 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
         os.close(descriptor)
     if is_pipe and not data:
         raise ValueError(f"nothing was written to the pipe {path}")
+    if number is not None and not data and stat.S_ISCHR(before.st_mode):
+        raise ValueError(f"{path} is a device without any content, as standard input is in a background job")
     if is_regular and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ValueError(f"{path} was written while it was read; try again")
     return data

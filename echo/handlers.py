@@ -202,8 +202,12 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             self.connection_made()
 
     def dispatch_message(self, message: bytes) -> None:
-        """Handle a message."""
-        self.message_received(message)
+        """Handle a message. If the session has not begun, end it: the mixin that did not let it begin has to keep the
+        messages back, too."""
+        if self.__begun:
+            self.message_received(message)
+        else:
+            self.close()
 
     def dispatch_eof(self, rest: bytes) -> None:
         """Handle the end of the client's input, if the session has begun: a mixin that asks for a password first may
@@ -327,7 +331,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         # Without a step around it, the hook is called directly: one call less for each message. It is looked up each
         # time, since a handler may replace it on itself, for a protocol with states.
         step = self.dispatch_message
-        direct = getattr(step, "__func__", None) is MessageRequestHandler.dispatch_message
+        direct = self.__begun and getattr(step, "__func__", None) is MessageRequestHandler.dispatch_message
         while not self.__closing:
             messages = receive()
             if not messages:

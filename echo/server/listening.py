@@ -112,7 +112,9 @@ class ListeningServer(Options, socketserver.ThreadingTCPServer):
     @functools.cached_property
     def _echo_options(self) -> Options:
         """The options in force. Each session reads them several times, so that they become a plain attribute."""
-        return self._echo_choose({}, self.address_family)
+        options = self._echo_choose({}, self.address_family)
+        warn_of_handler(type(self), getattr(self, "RequestHandlerClass", None), options)
+        return options
 
     def _echo_choose(self, given: Mapping[str, Any], family: Any) -> Options:
         """Check the options and the address family, before anything is bound."""

@@ -281,10 +281,16 @@ _NOT_OF_PROGRAMS = ("echo.", "builtins.", "socketserver.", "typing.")
 
 def warn_of_handler(server: type, handler: Any, options: Options) -> None:
     """``RuntimeWarning`` for an attribute of the class ``handler`` that could be an option, if ``options`` have its
-    default, and no method of either class uses it."""
+    default, or could be meant as the server's ``verify_request``, if no method of either class uses it."""
+    if not isinstance(handler, type):
+        return
     for name, option in OPTIONS.items():
-        if name in _DECISIVE and isinstance(handler, type) and getattr(options, name) in (option.default, []):
+        if name in _DECISIVE and getattr(options, name) in (option.default, []):
             _warn_of_attribute(handler, name, server)
+    name = "verify_request"
+    owner = next((base for base in handler.__mro__ if name in vars(base)), None)
+    if owner is not None and not _is_used(name, handler, server):
+        _warn(f"{owner.__name__}.{name} is never called: {name} is a method of the server, not of its handlers")
 
 
 def _warn_of_attribute(cls: type, name: str, server: Optional[type] = None) -> None:
@@ -297,19 +303,29 @@ def _warn_of_attribute(cls: type, name: str, server: Optional[type] = None) -> N
     owner = next((base for base in cls.__mro__ if name in vars(base) and base is not Options), Options)
     if issubclass(owner, Options) or not _could_be(OPTIONS[name], vars(owner)[name]):
         return
-    classes = cls.__mro__ + (() if server is None else server.__mro__)
-    own = [base for base in classes if not f"{base.__module__}.".startswith(_NOT_OF_PROGRAMS)]
-    if not any(may_use(base, name) for base in own):
-        frame, depth = sys._getframe(), 1  # those of the program begin where it makes the server
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("echo."):
-            frame, depth = frame.f_back, depth + 1
-        text = (
+    if _is_used(name, cls, *([] if server is None else [server])):
+        return
+    if server is not None:
+        _warn(f"{owner.__name__}.{name} sets no option: {name} is one of the server, not of its handlers")
+    else:
+        _warn(
             f"{owner.__name__}.{name} is not an option, since {owner.__name__} is not a subclass of echo.Server; to"
             f" make it one, set it in the body of {cls.__name__}, or give it to the constructor"
         )
-        if server is not None:
-            text = f"{owner.__name__}.{name} sets no option: {name} is one of the server, not of its handlers"
-        warnings.warn(text, RuntimeWarning, stacklevel=depth)
+
+
+def _is_used(name: str, *classes: type) -> bool:
+    """Whether a method of the program's in one of these classes may use the attribute."""
+    bases = [base for cls in classes for base in cls.__mro__]
+    own = [base for base in bases if not f"{base.__module__}.".startswith(_NOT_OF_PROGRAMS)]
+    return any(may_use(base, name) for base in own)
+
+
+def _warn(text: str) -> None:
+    frame, depth = sys._getframe(), 1  # those of the program begin where it makes the server
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("echo."):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, RuntimeWarning, stacklevel=depth)
 
 
 def _could_be(option: Option, value: Any) -> bool:

@@ -27,8 +27,15 @@ _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----
 _PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[\w#. \x80-\xff-]*(?:CRL|REVOCATION|PKCS|CMS)")
 """Outside of these blocks: binary data, as which CAs publish their lists, containers, and first or last lines that are
 misspelt or alone."""
-_AS_TEXT = re.compile(rb"(?im)^[ \t]*Certificate Revocation List \(CRL\):[ \t\r]*$")
-"""The line that ``openssl crl -text`` writes before a list and, with ``-noout``, in its place."""
+_HEADING = re.compile(
+    rb"(?im)^[ \t]*Certificate Revocation List \(CRL\)(?::[ \t\r]*\n[ \t]*Version [0-9]|:?[ \t\r\n]*\Z)"
+)
+"""What ``openssl crl -text`` writes before a list and, with ``-noout``, in its place; or the heading alone, at the end
+of a file that was cut."""
+_FIRST_LINE = re.compile(rb"-----BEGIN ([^\n-]*)-----")
+_ANY_BLOCK = re.compile(rb"-----BEGIN ([^\n-]+)-----.*?-----END \1-----", re.DOTALL)
+_BASE64 = re.compile(rb"(?m)^[^\w\n+/]*[A-Za-z0-9+/]{60,}={0,2}[ \t\r]*$")
+"""A line of a block. Outside of all blocks: one that has lost its first and its last line."""
 _CUT = re.compile(rb"(?m)^-(?:-{0,4}|----B(?:E|EG|EGI|EGIN|EGIN [A-Z0-9 ]*-*)?\s*)\Z")
 """At the end, outside of these blocks: a first line that was cut, by a full disk for example."""
 
@@ -199,8 +206,15 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
             f"{authorities.path} holds data that is not PEM, maybe a revocation list (CRL); convert that with"
             " openssl crl -inform DER"
         )
-    if len(_AS_TEXT.findall(outside)) > lists:
-        raise ValueError(f"{authorities.path} holds a revocation list (CRL) as text only; give it as PEM")
+    if _BASE64.search(_ANY_BLOCK.sub(b"", outside)):
+        raise ValueError(
+            f"{authorities.path} holds data outside of its PEM blocks, maybe a revocation list (CRL); add its first and"
+            " last line"
+        )
+    for after in _HEADING.split(without_marks(authorities.content))[1:]:
+        block = _FIRST_LINE.search(after)
+        if block is None or block.group(1) != b"X509 CRL":
+            raise ValueError(f"{authorities.path} holds a revocation list (CRL) as text only; give it as PEM")
     if any(_DELTA in binascii.a2b_base64(found) for found in crls):
         raise ValueError(
             f"{authorities.path} holds a delta revocation list (CRL), which OpenSSL ignores; give the complete list"

@@ -136,6 +136,35 @@ def test_a_handler_with_an_option_of_the_server_that_nobody_uses_is_warned_of(na
     assert [each.filename for each in warned] == [__file__]
 
 
+def test_a_handler_with_an_option_is_warned_of_where_the_server_calls_the_standard_constructor():
+    class Own(echo.Server):
+        def __init__(self, *arguments):
+            socketserver.TCPServer.__init__(self, *arguments)
+
+    with pytest.warns(RuntimeWarning, match="Handler.deny sets no option") as warned:
+        Own(ADDRESS, type("Handler", (Lines,), {"deny": ["192.0.2.1"]})).server_close()
+    assert len(warned) == 1
+
+
+def test_a_handler_with_a_verify_request_that_nobody_calls_is_warned_of(dial):
+    """Row 61: it refused nobody, without a word."""
+
+    class Handler(Lines):
+        def verify_request(self, request, client_address):
+            return False
+
+    class Asks(echo.Server):
+        def verify_request(self, request, client_address):
+            return not self.RequestHandlerClass.verify_request(None, request, client_address)
+
+    with pytest.warns(
+        RuntimeWarning, match="Handler.verify_request is never called: verify_request is a method"
+    ) as warned:
+        echo.Server(ADDRESS, Handler).server_close()
+    assert [each.filename for each in warned] == [__file__]
+    serve_and_check(Asks(ADDRESS, Handler), dial)
+
+
 def test_an_attribute_of_a_handler_by_the_name_of_an_option_is_no_fault_if_it_is_used_or_cannot_be_meant(dial):
     class Uses(Lines):
         deny = ("192.0.2.1",)

@@ -71,7 +71,9 @@ def test_a_pipe_without_content_or_writer_is_an_error_after_a_limited_time(fifo,
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for descriptors here")
 def test_a_descriptor_that_was_not_passed_to_this_process_is_an_error_by_any_name(tmp_path):
     """Row 61: the null device that the server had opened itself was taken for an empty list, which denies nobody."""
-    own = os.open(os.devnull, os.O_RDONLY)
+    (tmp_path / "empty").write_text("")
+    os.utime(str(tmp_path / "empty"), (0, 0))
+    own = os.open(str(tmp_path / "empty"), os.O_RDONLY)
     os.symlink(f"/dev/fd/{own}", str(tmp_path / "file"))
     os.symlink("/dev/fd", str(tmp_path / "folder"))
     paths = [f"/dev/fd/{own}", str(tmp_path / "file"), str(tmp_path / "folder" / str(own))]
@@ -86,6 +88,20 @@ def test_a_descriptor_that_was_not_passed_to_this_process_is_an_error_by_any_nam
     finally:
         os.close(own)
     assert error_of(read_file, paths[0]).startswith(f"cannot read {paths[0]}: ")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no names for descriptors here")
+def test_a_descriptor_of_a_device_without_any_content_is_an_error():
+    """Row 61: shells replace the standard input of a background job by the null device: an empty list denies nobody."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        os.set_inheritable(null, True)  # as one that was passed
+        assert error_of(read_file, f"/dev/fd/{null}") == (
+            f"/dev/fd/{null} is a device without any content, as standard input is in a background job"
+        )
+        assert read_file(os.devnull) == b""
+    finally:
+        os.close(null)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such devices here")

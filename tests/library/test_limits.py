@@ -1,5 +1,6 @@
 """Limits: sessions at a time, sessions of one host, networks that may connect."""
 
+import concurrent.futures
 import functools
 import socket
 import socketserver
@@ -322,7 +323,9 @@ async def answers_in_parts():
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize(
-    "answer", [answers_later, answers_in_parts, lambda: iter([True])], ids=["coroutine", "async generator", "iterator"]
+    "answer",
+    [answers_later, answers_in_parts, lambda: iter([True]), concurrent.futures.Future],
+    ids=["coroutine", "async generator", "iterator", "future"],
 )
 def test_a_verify_request_that_is_async_under_a_decorator_lets_nobody_in(serve, dial, answer):
     """Row 61."""

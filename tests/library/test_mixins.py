@@ -394,6 +394,25 @@ def test_the_leftmost_mixin_is_the_outermost(serve, dial):
     assert order == ["left", "right"] * 2
 
 
+@pytest.mark.parametrize("has_step", [False, True])
+def test_a_session_that_a_mixin_did_not_let_begin_handles_no_message(serve, dial, has_step):
+    """Row 61: a mixin that rejects a client so, and keeps no message back, rejected nobody."""
+
+    class Gate(echo.MessageRequestHandler):
+        def dispatch_made(self):
+            pass
+
+    class Sees(echo.MessageRequestHandler):
+        def dispatch_message(self, message):
+            super().dispatch_message(message)
+
+    handler = Recorder.of(type("Handler", (*([Sees] if has_step else []), Gate, echo.EchoRequestHandler), {}))
+    client = dial(serve(handler))
+    client.sendall(b"hello\nhello\n")
+    assert read_all(client) == b""
+    assert handler.events == []
+
+
 # ThrottlingMixin.
 
 

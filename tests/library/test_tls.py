@@ -1393,6 +1393,50 @@ def test_a_revocation_list_as_text_is_an_error(certificates, revocation_list, tm
             server_context(*certificates.server, str(path))
 
 
+def test_each_revocation_list_as_text_needs_its_own_list(certificates, tmp_path, revocation_list):
+    """Row 72: an older list in PEM form made up for a newer one that was there as text only."""
+    path = tmp_path / "joined.pem"
+    authority = read_bytes(certificates.authority.certificate)
+    heading = b"Certificate Revocation List (CRL):\n"
+    text = heading + b"        Version 2 (0x1)\n    Revoked Certificates:\n"
+    both = read_bytes(revocation_list(certificates.client))
+    crl = both[both.index(b"-----BEGIN X509 CRL") :]
+    for content in (authority + heading + text + crl, heading + authority + text + crl, authority + crl):
+        path.write_bytes(content)
+        server_context(*certificates.server, str(path))
+    for content in (
+        authority + crl + text,
+        authority + crl + heading[:-2],
+        authority + crl + heading,
+        text + authority + crl,
+        authority + text + text + crl,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"holds a revocation list \(CRL\) as text only; give it as PEM"):
+            server_context(*certificates.server, str(path))
+
+
+@pytest.mark.parametrize("width", [64, 76])
+def test_a_revocation_list_without_its_first_and_last_line_is_an_error(certificates, tmp_path, revocation_list, width):
+    """Row 72: OpenSSL passes over it."""
+    path = tmp_path / "joined.pem"
+    both = read_bytes(revocation_list(certificates.client)).replace(b"\r", b"")
+    authority, key = read_bytes(certificates.authority.certificate), read_bytes(certificates.server.key)
+    _, _, crl = both.partition(b"-----BEGIN X509 CRL-----")
+    data = b"".join(crl.partition(b"-----END")[0].split())
+    lines = b"\n".join(data[start : start + width] for start in range(0, len(data), width))
+    path.write_bytes(b"# SHA-256 of the file:\n# " + b"0f" * 32 + b" ca.pem\n" + authority + key)
+    server_context(*certificates.server, str(path))
+    for content in (
+        authority + lines,
+        lines + b"\r\n" + authority + key,
+        authority + b"> " + lines.replace(b"\n", b"\n> "),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"holds data outside of its PEM blocks, maybe a revocation list \(CRL\)"):
+            server_context(*certificates.server, str(path))
+
+
 def test_a_file_that_was_cut_in_the_first_line_of_a_revocation_list_is_an_error(certificates, tmp_path):
     """Row 72: it was accepted without the list."""
     path = tmp_path / "cut.pem"
