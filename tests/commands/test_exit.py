@@ -327,6 +327,31 @@ def test_without_memory_for_a_thread_the_end_waits_for_none_and_the_code_is_0(ru
     assert server.terminate() == 0
 
 
+WITHOUT_THREADS = f"""\
+import faulthandler, _thread, threading
+ask = process.Process._asked
+def refuse(*arguments, **options):
+    raise RuntimeError("can't start new thread")
+def ask_without_threads(*arguments):
+    faulthandler.dump_traceback_later = _thread.start_new_thread = refuse
+    threading._start_new_thread = threading._start_joinable_thread = refuse
+    ask(*arguments)
+process.Process._asked = ask_without_threads
+{SOON}; process.LAST_GRACE = process.PARENT_GRACE = 0.2"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no alarms")
+@pytest.mark.parametrize("what", ["exit function that hangs", "thread", "drain that blocks"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_where_no_thread_is_free_the_process_ends_in_time_too(leaves, dial, what, count):
+    """Row 64: no deadline held, and it stayed for ever, whatever signals came."""
+    server = leaves(what, "--workers", count, "--shutdown-timeout", "0", change=WITHOUT_THREADS)
+    client = dial(server.address)
+    client.sendall(b"hello\n")
+    assert read_exactly(client, 6) == b"hello\n"
+    assert server.terminate() == 1
+
+
 ENDS_WHEN_CUT = f"""\
 import atexit, threading
 is_cut = threading.Event()

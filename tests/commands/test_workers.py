@@ -543,6 +543,39 @@ def test_a_reload_for_which_the_parent_has_no_descriptor_is_tried_again(changed,
     assert server.terminate() == 0
 
 
+WITHOUT_MEMORY = """\
+import itertools, os
+from echo.cli.server import command
+parent, failures = os.getpid(), iter(range(3))
+def lacking(function, condition):
+    def call(*arguments, **options):
+        if os.getpid() == parent and condition(*arguments):
+            for _ in failures:
+                raise MemoryError
+        return function(*arguments, **options)
+    return call
+{place}.{name} = lacking({place}.{name}, lambda *arguments: {condition})
+workers.RETRY = 0.01
+"""
+
+
+@pytest.mark.parametrize(
+    "place, name, condition",
+    [
+        ("command", "log_event", "arguments[1] == 'reloaded'"),
+        ("command", "_read_again", "True"),
+        ("workers.Workers", "_wait", "True"),
+    ],
+)
+def test_a_parent_without_memory_for_a_reload_does_it_when_there_is_some(changed, folder, place, name, condition):
+    """Row 65: the parent ended, and with it the service, if there was no memory left to log the failure."""
+    server = changed(WITHOUT_MEMORY.format(place=place, name=name, condition=condition), "--workers", "2")
+    started(server, 2)
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("(?s)(read again.*){3}")
+    assert server.terminate() == 0
+
+
 def test_sigusr1_is_passed_on_to_every_worker(start, dial):
     server = start(3)
     clients = client_of_each(server, dial, 3)

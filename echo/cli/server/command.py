@@ -283,18 +283,16 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
     """Read the files again, and return True; if one is broken, all stays as it is. If ``files.lacks``, try again.
     ``reading`` returns the context in which the files and their lists are read."""
     systemd.notify(systemd.reloading(), wait=systemd.PATIENCE)
-    done = False
+    why: Optional[str] = None
+    lack = None
     try:
-        with reading():
-            again = files.server_options()
-            networks = networks_in(again)
-            if networks != files.networks:  # else those that a handler has set by set_access() stay
-                server.set_access(*networks)
-                files.networks = networks
-        server.ssl_context = again["ssl_context"]
+        _read_again(server, files, reading)
     except Exception as exc:  # whatever it is, the next SIGHUP needs this thread
-        before = files.lacks
         lack = shortage(exc)
+        why = str(exc) or "; ".join(lack or [type(exc).__name__])  # a MemoryError has no text
+    # From here on nothing of what was read is kept: memory may be short.
+    if why is not None:
+        before = files.lacks
         files.lacks = lack is not None
         if not before:
             files.rests_until = time.monotonic() + REST
@@ -304,7 +302,6 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
         server._echo_failures.rest(2 * RETRY if rests else 0.0)
         if not (before and files.lacks):  # each shortage once
             text = "SIGHUP: %s; all stays as it was" + ("; trying again" if files.lacks else "")
-            why = str(exc) or "; ".join(lack or [type(exc).__name__])  # a MemoryError has no text
             log_event(logging.WARNING, "reload-failed", text, why, why=why)
     else:
         files.lacks = False
@@ -312,9 +309,18 @@ def _reload(server: Server, files: Files, reading: Callable[[], ContextManager[N
         kept = files.kept
         text = f", except {', '.join(kept)}: a pipe can be read only once" if kept else ""
         log_event(logging.INFO, "reloaded", "SIGHUP: certificates and networks read again%s", text)
-        done = True
     systemd.notify(systemd.READY, wait=systemd.PATIENCE)
-    return done
+    return why is None
+
+
+def _read_again(server: Server, files: Files, reading: Callable[[], ContextManager[None]]) -> None:
+    with reading():
+        again = files.server_options()
+        networks = networks_in(again)
+        if networks != files.networks:  # else those that a handler has set by set_access() stay
+            server.set_access(*networks)
+            files.networks = networks
+    server.ssl_context = again["ssl_context"]
 
 
 class Files:

@@ -16,7 +16,8 @@ the exit. In that order, after it::
     + 0.9 s  workers that still live are killed (workers.KILL_GRACE)
     + 1.0 s  the process ends even while C code keeps the interpreter's lock
 
-The last one is a timer of ``faulthandler``, a thread without Python: nothing else would run then. While a parent still
+The last one is a timer of ``faulthandler``, a thread without Python: nothing else would run then. (Where no thread is
+free, it is an alarm, whose handler runs in the main thread.) While a parent still
 has workers, its own comes a second later, so that it can kill them. From the first signal on it forks no worker: in a
 child, ``faulthandler`` would wait for its parent's thread. The exit code is 1 if anything was cut.
 
@@ -156,11 +157,25 @@ class Process(StopSignals):
     def _set_last_deadline(self) -> None:
         if self.deadline is not None:
             left = self.deadline + self._last_grace - time.monotonic()
-            # No thread is free, or other code has closed all descriptors.
-            with contextlib.suppress(RuntimeError, MemoryError, OSError):
+            try:
                 if not self._nowhere.is_ours():
                     self._nowhere = Owned(os.open(os.devnull, os.O_WRONLY))
                 faulthandler.dump_traceback_later(max(left, 0.001), file=self._nowhere.number, exit=True)
+            except (RuntimeError, MemoryError, OSError):  # no thread is free, or no descriptor
+                self._set_alarm(max(left, 0.001))
+
+    def _set_alarm(self, seconds: float) -> None:
+        """Let the main thread itself end the process then, unless C code keeps it."""
+
+        def end(number: int, frame: Optional[FrameType]) -> None:
+            signal.signal(number, lambda *_: os._exit(1))  # if the main thread waits for the log below
+            signal.setitimer(signal.ITIMER_REAL, LAST_GRACE)
+            self._end_in_time()
+
+        with contextlib.suppress(AttributeError, ValueError):  # Windows has none; this is not the main thread
+            signal.signal(signal.SIGALRM, end)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     # Forks.
 

@@ -144,18 +144,14 @@ class Workers:
         self._process.pass_signals(self._note)
         try:
             while True:
-                self._reap()
-                for _ in range(len(self._notes)):  # those that come meanwhile are acted on after the next look around
-                    act, number = self._notes.popleft()
-                    act(number)
-                self._kill_late()
-                self._start_due()
-                if self._reload_at is not None and self._reload_at <= time.monotonic():
-                    self._reload_all()
-                if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
-                    return 1 if self._failed else 0
-                if not self._notes:
-                    self._wait()
+                try:
+                    self._look_around()
+                    if not any(worker.pid for worker in self._workers) and (self._stopped or self._failed):
+                        return 1 if self._failed else 0
+                    if not self._notes:
+                        self._wait()
+                except MemoryError:  # the workers serve on, and need their parent when memory is there again
+                    time.sleep(RETRY)
         finally:
             signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if found is None else found)
@@ -163,6 +159,16 @@ class Workers:
             self._bell.close()
             self._lifeline.close()
             self._lifeline_end.close()
+
+    def _look_around(self) -> None:
+        self._reap()
+        for _ in range(len(self._notes)):  # those that come meanwhile are acted on after the next look around
+            act, number = self._notes.popleft()
+            act(number)
+        self._kill_late()
+        self._start_due()
+        if self._reload_at is not None and self._reload_at <= time.monotonic():
+            self._reload_all()
 
     def _note_stop(self, number: int, begins: bool) -> None:
         self._notes.appendleft((self._stop_all, number))  # before a reload: that of a long list takes a second
@@ -180,10 +186,12 @@ class Workers:
             self._reload_all()
 
     def _reload_all(self) -> None:
+        self._reload_at = time.monotonic() + RETRY  # unless it gets to its end
         done: Optional[bool] = False
         with contextlib.suppress(Stopped):
             done = self._reload()
-        self._reload_at = time.monotonic() + RETRY if done is None else None
+        if done is not None:
+            self._reload_at = None
         if done:
             self._signal(signal.SIGHUP)
 
