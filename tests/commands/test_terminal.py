@@ -1221,6 +1221,31 @@ def test_a_client_that_was_paused_prepares_the_terminal_again(conversation, star
     assert session.messages == [b"hello"]
 
 
+@pytest.mark.parametrize("starter", [SHELL, SHELL.replace(*NO_READLINE)], ids=["readline", "plain"])
+@pytest.mark.parametrize("typed, rest", [(b"", b"0123456789" * 5), (b"0123456789" * 5, b"x")], ids=["before", "within"])
+def test_a_client_that_was_stopped_while_the_window_changed_knows_its_size(conversation, starter, typed, rest):
+    """Row 54: readline did not, and messages removed too many rows or too few, to the end of the session."""
+    with conversation(starter, "xterm") as session:
+        user = session.user
+        user.type(typed)
+        user.until(re.escape(typed))
+        user.type(CTRL_Z)
+        user.until(rb"stopped well\r\n")
+        user.resize(24, 20)
+        user.type(b"\r")
+        user.until(rb"> ")
+        user.type(rest)
+        user.until(rb"(9[^9]*){4}" + rest[-1:])
+        session.say(b"news")
+        before = user.until(rb"(.*)news\r\n").group(1)
+        assert before.count(ESC + b"[A") == 2 or ESC + b"[2A" in before
+        user.type(b"\r")
+        user.until(rb"\n[^\n]*> ")
+        user.resize(24, 80)
+        user.settle()
+    assert session.messages == [typed + rest]
+
+
 def test_a_message_that_came_during_a_pause_does_not_show_the_prompt_twice(conversation):
     with conversation(IN_STEPS, "xterm") as session:
         user = session.user

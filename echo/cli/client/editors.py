@@ -187,6 +187,8 @@ class ReadlineEditor(_TerminalEditor):
 
     def take_terminal(self) -> None:
         super().take_terminal()
+        if self._library is not None:
+            self._library.measure()
         if self._reads:
             if self._library is not None:
                 self._library.prepare()
@@ -212,6 +214,7 @@ class _GNUReadline:
     run.
     """
 
+    _INITIALIZED = 2  # RL_STATE_INITIALIZED
     _PREPARED = 4  # RL_STATE_TERMPREPPED
 
     def __init__(self) -> None:
@@ -224,6 +227,7 @@ class _GNUReadline:
         self._flush = library.fflush  # the library writes with C's streams, and leaves some of it in their buffers
         self._clear = library.rl_clear_visible_line
         self.redraw = library.rl_forced_update_display
+        self._measure = library.rl_reset_screen_size
         self._prepare = library.rl_prep_terminal
         self._restore = library.rl_deprep_terminal
         self.show_keys = functools.partial(library.rl_tty_set_echoing, 1)
@@ -238,6 +242,11 @@ class _GNUReadline:
         """Remove the prompt and the line from the screen, however many rows they take."""
         self._clear()
         self._flush(None)
+
+    def measure(self) -> None:
+        """Ask the terminal for its size: the system told the shell alone if it changed while this was stopped."""
+        if self._state.value & self._INITIALIZED:  # else it does not know the terminal yet, and asks at the first line
+            self._measure()
 
     def prepare(self) -> None:
         """Set the terminal up again, from the settings that it has now."""
