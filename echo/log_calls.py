@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from types import FunctionType, MethodType
 from typing import Any, Callable, Dict
 
 
@@ -49,6 +50,19 @@ def out_of_context(function: Callable[..., Any], *args: Any, **options: Any) -> 
         raise _Beginning("another exception was being logged") from None
     except _Beginning:
         return function(*args, **options)
+
+
+_OF_LOGGING = vars(logging)
+"""The ``__globals__`` of each function of the ``logging`` module."""
+
+
+def is_of_logging(method: Any) -> bool:
+    """Whether a method of a logger is that of ``logging``: neither that of a subclass, nor what a program has put in
+    its place, maybe before this import. (A wrapper of wrapt has all attributes of what it wraps, but its own type.)"""
+    if type(method) is not MethodType:
+        return False
+    function = method.__func__
+    return type(function) is FunctionType and function.__globals__ is _OF_LOGGING
 
 
 def print_fault(name: str, level: int, message: str, *args: Any) -> None:

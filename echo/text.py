@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import socket
 import sys
 import traceback
@@ -171,13 +172,21 @@ def _make_printable(part: Any, limit: int) -> None:
             notes = [_shown(notes, repr)]
         # Indented: in a log that does not mark the lines of a traceback, a client's text must not begin a line.
         part.__notes__ = ["  " + printable(_shown(note, str), limit) for note in notes]
-    # Any object may be the message of a SyntaxError, and any text the name of a class. They are single lines, too.
-    format_lines = part.format_exception_only
-    part.format_exception_only = lambda *args, **options: map(_as_one, format_lines(*args, **options))
+    part.__class__ = _SingleLines
 
 
-def _as_one(line: str) -> str:
-    return printable(line.rstrip("\n")) + "\n"
+class _SingleLines(traceback.TracebackException):
+    """Any object may be the message of a ``SyntaxError``, and any text the name of a class."""
+
+    def format_exception_only(self, *args: Any, **options: Any) -> Any:
+        for line in super().format_exception_only(*args, **options):
+            line = printable(line.rstrip("\n"))
+            is_usual = line.startswith(" ") or _CLASS.match(line)
+            yield f"{'' if is_usual else '  '}{line}\n"
+
+
+_CLASS = re.compile(r"[\w.<>]+(?:: |:?$)")
+"""The name of an exception's class, as it begins a line."""
 
 
 def _shown(note: Any, how: Callable[[Any], str]) -> str:

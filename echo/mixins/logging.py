@@ -159,7 +159,7 @@ class LoggingMixin(SessionLoggingMixin):
 
     def __log_message(self, level: int, event: str, message: bytes, how: str = "") -> None:
         if not isinstance(message, (bytes, bytearray)):  # a handler may send an array, too
-            message = bytes(memoryview(message))
+            message = bytes(message)
         size = len(message)
         text = escape(message, self.shown_bytes)
         line = f"{self.peer} {event} {plural(size, 'byte')}{how}: {text}"

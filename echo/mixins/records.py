@@ -13,10 +13,9 @@ import os
 import sys
 import threading
 import time
-from types import FunctionType, MethodType
 from typing import Any, Dict
 
-from ..log_calls import out_of_context, print_fault, with_fields
+from ..log_calls import is_of_logging, out_of_context, print_fault, with_fields
 from ..text import raise_if_deep
 
 _template: Dict[str, Any] = {}
@@ -100,16 +99,3 @@ def makes_plain_records(logger: Any) -> bool:
         and is_of_logging(logger.makeRecord)
         and logging.getLogRecordFactory() is logging.LogRecord
     )
-
-
-_OF_LOGGING = vars(logging)
-"""The ``__globals__`` of each function of the ``logging`` module."""
-
-
-def is_of_logging(method: Any) -> bool:
-    """Whether a method of a logger is that of ``logging``: neither that of a subclass, nor what a program has put in
-    its place, maybe before this import. (A wrapper of wrapt has all attributes of what it wraps, but its own type.)"""
-    if type(method) is not MethodType:
-        return False
-    function = method.__func__
-    return type(function) is FunctionType and function.__globals__ is _OF_LOGGING

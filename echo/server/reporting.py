@@ -12,7 +12,7 @@ import functools
 import logging
 from typing import Any, Dict, Optional, Tuple
 
-from ..log_calls import print_fault, with_fields
+from ..log_calls import is_of_logging, out_of_context, print_fault, with_fields
 from ..text import LONGEST_PART, format_exception, printable
 
 log = logging.getLogger("echo.server")
@@ -25,7 +25,7 @@ def _format_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-log.addFilter(_format_traceback)
+log.addFilter(_format_traceback)  # for a logger's class with a _log of its own
 
 
 def log_event(
@@ -57,8 +57,16 @@ def _log(
     fields = {"event": event, **fields}
     args = tuple(value if isinstance(value, (int, float)) else _shown(str(value)) for value in args)
     exc_info = None if exc is None else (type(exc), exc, exc.__traceback__)
-    as_error_does = functools.partial(log._log, exc_info=exc_info)  # a logger's class may have a _log of its own
-    with_fields(as_error_does, level, text, args, fields=fields)
+    if not is_of_logging(log._log):
+        with_fields(functools.partial(log._log, exc_info=exc_info), level, text, args, fields=fields)
+        return
+
+    def make(extra: Dict[str, Any]) -> logging.LogRecord:  # by position, as logging calls what a program may replace
+        return log.makeRecord(log.name, level, __file__, 0, text, args, exc_info, "log_event", extra, None)
+
+    record = with_fields(make, fields=fields)
+    _format_traceback(record)  # before all filters, which may look at it
+    out_of_context(log.handle, record)
 
 
 def _shown(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import gc
 import logging
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import socketserver
 import sys
 import threading
+import traceback
 from unittest import mock
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 import echo
 from echo.server import admission, reporting
 from echo.server.reporting import log_event
-from echo.text import LONGEST, LONGEST_PART
+from echo.text import LONGEST, LONGEST_PART, format_exception
 from support import DEADLINE, eventually, read_all, reset
 from support.servers import FailingServer, echoes
 
@@ -114,6 +116,32 @@ def test_a_logger_class_of_the_program_makes_the_records_of_the_server_with_thei
         ("error", "ours", "it failed", r"ValueError: \x1b"),
         ("statistics", "ours", "none", None),
     ]
+
+
+def test_a_traceback_is_safe_before_all_filters_and_without_any(monkeypatch):
+    """Row 63: filters that a program had added first saw none, and could remove nothing from it."""
+    seen = []
+
+    class Log(logging.Handler):
+        def handle(self, record):
+            seen.append(record.exc_text)
+
+    for filters in ([], [lambda record: seen.append(record.exc_text) or True]):
+        monkeypatch.setattr(reporting.log, "filters", filters)
+        monkeypatch.setattr(reporting.log, "handlers", [Log()])
+        monkeypatch.setattr(reporting.log, "propagate", False)
+        log_event(logging.ERROR, "error", "failed", exc_info=ValueError("\x1b"))
+    assert seen == [r"ValueError: \x1b"] * 3
+
+
+def test_a_traceback_that_was_formatted_leaves_nothing_for_the_garbage_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        format_exception(ValueError("hello"))
+        assert not [each for each in gc.get_objects() if isinstance(each, traceback.TracebackException)]
+    finally:
+        gc.enable()
 
 
 def test_a_filter_that_raises_is_printed_and_the_server_goes_on(monkeypatch, capsys):
@@ -280,6 +308,7 @@ def test_no_line_of_a_traceback_in_a_programs_own_log_begins_with_what_a_peer_se
             SyntaxError("hello", (Note(f"mine\n{forged}"), None, None, None)),
             type("Remote", (SyntaxError,), {"__module__": f"mine\n{forged}"})("hello"),
             type(f"Remote\n{forged[:-1]}", (Exception,), {})("hello"),  # a name has no surrogates
+            type(forged[:-1], (Exception,), {"__module__": "__main__"})("hello"),
         ]
     ):
         lines = lines_of(error)

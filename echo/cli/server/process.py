@@ -285,12 +285,12 @@ def end_daemonic_children() -> None:
             if child.daemon:
                 with contextlib.suppress(Exception):  # it has ended
                     child.kill()
-    managers: Any = sys.modules.get("multiprocessing.managers")
     finalizers = getattr(sys.modules.get("multiprocessing.util"), "_finalizer_registry", {})
     with contextlib.suppress(Exception):  # a session may begin one now
         for each in list(finalizers.values()):
-            if each._pid == os.getpid() and each._callback is managers.BaseManager._finalize_manager:
-                each._args[0].kill()
+            if each._pid == os.getpid() and getattr(each._callback, "__name__", "") == "_finalize_manager":
+                with contextlib.suppress(Exception):  # it has ended
+                    each._args[0].kill()
     executors = getattr(sys.modules.get("concurrent.futures.process"), "_threads_wakeups", ())
     with contextlib.suppress(Exception):  # a session may begin one now
         for thread in list(executors):  # since CPython 3.9; 3.8 has no way to them

@@ -11,9 +11,10 @@ import inspect
 import logging
 from typing import Any, Dict, List, Optional
 
+from ...log_calls import is_of_logging
 from ...logs.log_handlers import LogQueue
 from ...mixins.logging import LoggingMixin, SessionLoggingMixin
-from ...mixins.records import is_of_logging, makes_plain_records
+from ...mixins.records import makes_plain_records
 
 
 class QueueLoggingMixin(SessionLoggingMixin):
