@@ -23,7 +23,7 @@ from echo.measure.merging import merge
 from echo.measure.page import page
 from echo.measure.report import Report
 from echo.measure.series import POINTS, Series
-from support import DEADLINE
+from support import DEADLINE, ROOT
 from support.client import call_client
 from support.measuring import arguments_for, echo_of, is_one_complaint, posix, run_client
 from support.simulation import DropsEachFifth, FlipsAByteOfEachThird, simulate_bench, simulate_ping
@@ -615,6 +615,33 @@ def test_an_output_that_cannot_be_written_costs_no_other(save, tmp_path, full):
     named = "standard output" if full == "standard output" else "'/dev/full'"
     assert is_one_complaint(done.log, f"cannot write {named}: No space left on device")
     assert parse_percentile_file(new.read_text())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room in a file")
+def test_a_file_for_which_there_is_no_room_keeps_what_was_in_it(save, tmp_path):
+    """Row 41: the page of the last good run was lost, and half of the new one was in its place."""
+    limit = tmp_path / "limit.py"
+    limit.write_text(
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "sys.argv[:2] = sys.argv[1:2]\n"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+    )
+    run = save("run.json", bench())
+    for path in (tmp_path / "page.html", tmp_path / "new.html"):
+        old = "old" * 1000 if path.name == "page.html" else None
+        if old is not None:
+            path.write_text(old)
+        done = subprocess.run(
+            [sys.executable, str(limit), "echo.client", "--merge", str(run), "-q", "--report", str(path)],
+            stderr=subprocess.PIPE,
+            timeout=DEADLINE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert (done.returncode, done.stderr.decode()) == (1, f"echo.client: cannot write '{path}': File too large\n")
+        assert (path.read_text() if path.exists() else None) == old
+    assert run_client("--merge", run, "-q", "--report", tmp_path / "page.html")[0] == 0
+    assert "old" * 10 not in (tmp_path / "page.html").read_text()
 
 
 def test_a_run_that_could_not_begin_leaves_no_empty_file(tmp_path):

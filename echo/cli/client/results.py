@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -148,7 +149,8 @@ class Results:
             data = output.text(self._run()).encode(errors="backslashreplace")
             try:
                 if stat.S_ISREG(os.fstat(output.descriptor).st_mode):
-                    os.ftruncate(output.descriptor, 0)
+                    _reserve(output.descriptor, len(data))
+                    os.ftruncate(output.descriptor, len(data))
                 while data:
                     data = data[os.write(output.descriptor, data) :]
             except OSError as exc:
@@ -186,6 +188,19 @@ def _import_what_options_need(options: argparse.Namespace) -> None:
         from ...measure import page  # noqa: F401
     if options.hdr is not None:
         from ...measure import histogram_file  # noqa: F401
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Raise ``OSError`` if a file has no room for so many bytes. Then it has what was in it before: the last good run."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    before = os.fstat(descriptor).st_size
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as exc:
+        os.ftruncate(descriptor, before)  # it may have grown
+        if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # not every file system reserves room
+            raise
 
 
 def _percentile_file(run: Run) -> str:
