@@ -633,7 +633,7 @@ def test_a_file_for_which_there_is_no_room_keeps_what_was_in_it(save, tmp_path):
         if old is not None:
             path.write_text(old)
         done = subprocess.run(
-            [sys.executable, str(limit), "echo.client", "--merge", str(run), "-q", "--report", str(path)],
+            [sys.executable, "-B", str(limit), "echo.client", "--merge", str(run), "-q", "--report", str(path)],
             stderr=subprocess.PIPE,
             timeout=DEADLINE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -191,7 +191,7 @@ def _import_what_options_need(options: argparse.Namespace) -> None:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Raise ``OSError`` if a file has no room for so many bytes. Then it has what was in it before: the last good run."""
+    """Raise ``OSError`` if a file has no room for so many bytes. Then it keeps what was in it: the last run."""
     if not hasattr(os, "posix_fallocate"):
         return
     before = os.fstat(descriptor).st_size
