@@ -72,7 +72,7 @@ def read_file(path: str, pipe_timeout: float = PIPE_TIMEOUT, folder: str = "") -
     if is_pipe and not data:
         raise ValueError(f"nothing was written to the pipe {path}")
     if number is not None and not data and stat.S_ISCHR(before.st_mode):
-        raise ValueError(f"{path} is a device without any content, as standard input is in a background job")
+        raise ValueError(f"{path} is a device without any content, such as /dev/null in the place of standard input")
     if is_regular and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ValueError(f"{path} was written while it was read; try again")
     return data

@@ -20,11 +20,11 @@ from .class_body import check_body
 from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, ProtocolError
 from .framing import Framing, LineFraming
-from .log_calls import with_fields
-from .mixin_order import check_order
+from .log_calls import print_fault, with_fields
+from .mixin_order import check_handle, check_order
 from .protocol import EXIT_WORD, is_exit
 from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger
-from .text import LONGEST_PART, format_address, printable
+from .text import LONGEST_PART, format_address, printable, raise_if_deep
 
 log = logging.getLogger("echo.session")
 
@@ -160,6 +160,7 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         super().__init_subclass__(**arguments)
         check_body(cls, (*HOOKS, *STEPS, *_CALLED))
         check_order(cls, MessageRequestHandler, HOOKS, STEPS)
+        check_handle(cls, MessageRequestHandler)
 
     # Hooks, for the handler. They need no super().
 
@@ -202,12 +203,13 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             self.connection_made()
 
     def dispatch_message(self, message: bytes) -> None:
-        """Handle a message. If the session has not begun, end it: the mixin that did not let it begin has to keep the
-        messages back, too."""
-        if self.__begun:
-            self.message_received(message)
-        else:
-            self.close()
+        """Handle a message. ``RuntimeError`` if the session has not begun: a mixin that does not let it begin has to
+        keep the messages back, too."""
+        if not self.__begun:
+            raise RuntimeError(
+                "a message came before the session began; a mixin's dispatch_made() has to call super(), or close()"
+            )
+        self.message_received(message)
 
     def dispatch_eof(self, rest: bytes) -> None:
         """Handle the end of the client's input, if the session has begun: a mixin that asks for a password first may
@@ -308,7 +310,11 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
             word, why = printable(reason, LONGEST_PART), printable(str(exc), LONGEST_PART)
             fields = {"event": "failed", "peer": self.peer, "session": self.session, "reason": word}
             if not self.__forked:
-                with_fields(log.log, level, "%s %s: %s", self.peer, word, why, fields=fields)
+                try:
+                    with_fields(log.log, level, "%s %s: %s", self.peer, word, why, fields=fields)
+                except Exception as fault:  # of a filter; the session has its own reason
+                    raise_if_deep(fault)
+                    print_fault(log.name, level, "%s %s: %s", self.peer, word, why)
             exc.with_traceback(None)  # the decoder keeps the error, whose traceback would keep this session
         finally:
             self.reason = reason

@@ -276,6 +276,7 @@ def options_of(server: Any, given: Mapping[str, Any]) -> Options:
     return found
 
 
+_BETWEEN = ("echo.", "functools.", "socketserver.")
 _NOT_OF_PROGRAMS = ("echo.", "builtins.", "socketserver.", "typing.")
 
 
@@ -289,8 +290,10 @@ def warn_of_handler(server: type, handler: Any, options: Options) -> None:
             _warn_of_attribute(handler, name, server)
     name = "verify_request"
     owner = next((base for base in handler.__mro__ if name in vars(base)), None)
-    if owner is not None and not _is_used(name, handler, server):
-        _warn(f"{owner.__name__}.{name} is never called: {name} is a method of the server, not of its handlers")
+    if owner is None or issubclass(server, owner) or not callable(vars(owner)[name]):
+        return
+    if not _is_used(name, handler, server):
+        _warn(f"{owner.__name__}.{name} refuses nobody: {name} is a method of the server, not of its handlers")
 
 
 def _warn_of_attribute(cls: type, name: str, server: Optional[type] = None) -> None:
@@ -323,7 +326,7 @@ def _is_used(name: str, *classes: type) -> bool:
 
 def _warn(text: str) -> None:
     frame, depth = sys._getframe(), 1  # those of the program begin where it makes the server
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("echo."):
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(_BETWEEN):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(text, RuntimeWarning, stacklevel=depth)
 

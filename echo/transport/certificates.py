@@ -27,15 +27,12 @@ _BLOCK = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE|X509 CRL)-----
 _PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[\w#. \x80-\xff-]*(?:CRL|REVOCATION|PKCS|CMS)")
 """Outside of these blocks: binary data, as which CAs publish their lists, containers, and first or last lines that are
 misspelt or alone."""
-_HEADING = re.compile(
-    rb"(?im)^[ \t]*Certificate Revocation List \(CRL\)(?::[ \t\r]*\n[ \t]*Version [0-9]|:?[ \t\r\n]*\Z)"
-)
-"""What ``openssl crl -text`` writes before a list and, with ``-noout``, in its place; or the heading alone, at the end
-of a file that was cut."""
+_HEADING = re.compile(rb"(?im)^[ \t]*Certificate Revocation List \(CRL\)(?::[ \t\r]*$|[ \t\r\n]*\Z)")
+"""The line that ``openssl crl -text`` writes before a list and, with ``-noout``, in its place. Cut, too, at the end."""
 _FIRST_LINE = re.compile(rb"-----BEGIN ([^\n-]*)-----")
 _ANY_BLOCK = re.compile(rb"-----BEGIN ([^\n-]+)-----.*?-----END \1-----", re.DOTALL)
-_BASE64 = re.compile(rb"(?m)^[^\w\n+/]*[A-Za-z0-9+/]{60,}={0,2}[ \t\r]*$")
-"""A line of a block. Outside of all blocks: one that has lost its first and its last line."""
+_BASE64 = re.compile(rb"(?m)^[^\w\n+/]*MI[A-Za-z0-9+/]{58,}={0,2}[ \t\r]*$")
+"""The first line of a block's content (in DER, a long sequence). Outside of all blocks: one that has lost its marks."""
 _CUT = re.compile(rb"(?m)^-(?:-{0,4}|----B(?:E|EG|EGI|EGIN|EGIN [A-Z0-9 ]*-*)?\s*)\Z")
 """At the end, outside of these blocks: a first line that was cut, by a full disk for example."""
 
@@ -157,6 +154,13 @@ _checked: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
 """Contexts of clients that did not ignore their lists when they were asked for the first time."""
 
 
+def check_server(context: ssl.SSLContext) -> None:
+    """``check_revocation``, for a server, before each handshake: lists may be added to a context in use. A server asks
+    when it gets the context, too; where CPython may crash, only then."""
+    if _IS_GUARDED:
+        check_revocation(context)
+
+
 def check_client(context: ssl.SSLContext) -> None:
     """``check_revocation``, for a client, before each handshake. Where CPython may crash, only before the first one
     with this context."""
@@ -214,7 +218,9 @@ def _load_authorities(context: ssl.SSLContext, authorities: _PEM) -> None:
     for after in _HEADING.split(without_marks(authorities.content))[1:]:
         block = _FIRST_LINE.search(after)
         if block is None or block.group(1) != b"X509 CRL":
-            raise ValueError(f"{authorities.path} holds a revocation list (CRL) as text only; give it as PEM")
+            raise ValueError(
+                f"{authorities.path} holds the text of a revocation list (CRL) that no list follows; give it as PEM"
+            )
     if any(_DELTA in binascii.a2b_base64(found) for found in crls):
         raise ValueError(
             f"{authorities.path} holds a delta revocation list (CRL), which OpenSSL ignores; give the complete list"

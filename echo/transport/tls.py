@@ -27,7 +27,7 @@ import time
 from typing import Any, List, Optional
 
 from ..sockets import LINGER_TIMEOUT, has_room, receive_timeout, send_some, set_deadline
-from .certificates import check_client
+from .certificates import check_client, check_server
 from .guarded import GuardedSocket
 from .tls_messages import check_certificate, explain, format_subject
 
@@ -81,7 +81,9 @@ class TLSSocket(GuardedSocket):
         """
         if context.check_hostname and not server_side and server_hostname is None:
             raise ValueError("ssl_context verifies the server's name; give it as server_hostname")
-        if not server_side:  # a server asks once, when it gets the context
+        if server_side:
+            check_server(context)
+        else:
             check_client(context)
         tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         deadline = None if timeout is None else time.monotonic() + timeout

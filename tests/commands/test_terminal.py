@@ -395,18 +395,6 @@ def test_typed_letters_pass_in_a_locale_that_has_none_of_them(serve, terminal, s
 
 
 @both
-@pytest.mark.parametrize("name", ["C", "xx_YY.UTF-8"])
-def test_letters_are_edited_whole_in_a_locale_that_has_none_of_them(serve, terminal, starter, name):
-    """Row 54: Backspace removed one byte of a letter, and messages too many rows."""
-    user = terminal(serve(), starter=starter, TERM="xterm", LC_ALL=name)
-    user.until(rb"> ")
-    user.type("grüß".encode() + BACKSPACE + b"x\r")
-    user.until("\ngrüx\r\n[^\n]*> ".encode())
-    user.type(CTRL_D)
-    assert user.leave() == 0
-
-
-@both
 def test_typed_letters_of_any_script_pass_and_are_shown_as_they_are(conversation, starter):
     with conversation(starter) as session:
         session.user.type("naïve Ω 猫\r".encode())

@@ -143,7 +143,7 @@ def test_a_handler_with_an_option_is_warned_of_where_the_server_calls_the_standa
 
     with pytest.warns(RuntimeWarning, match="Handler.deny sets no option") as warned:
         Own(ADDRESS, type("Handler", (Lines,), {"deny": ["192.0.2.1"]})).server_close()
-    assert len(warned) == 1
+    assert [each.filename for each in warned] == [__file__]
 
 
 def test_a_handler_with_a_verify_request_that_nobody_calls_is_warned_of(dial):
@@ -158,11 +158,14 @@ def test_a_handler_with_a_verify_request_that_nobody_calls_is_warned_of(dial):
             return not self.RequestHandlerClass.verify_request(None, request, client_address)
 
     with pytest.warns(
-        RuntimeWarning, match="Handler.verify_request is never called: verify_request is a method"
+        RuntimeWarning, match="Handler.verify_request refuses nobody: verify_request is a method of the server"
     ) as warned:
         echo.Server(ADDRESS, Handler).server_close()
     assert [each.filename for each in warned] == [__file__]
     serve_and_check(Asks(ADDRESS, Handler), dial)
+    both = type("Both", (), {"verify_request": lambda self, request, client_address: True})
+    serve_and_check(type("Own", (both, echo.Server), {})(ADDRESS, type("Handler", (both, Lines), {})), dial)
+    serve_and_check(echo.Server(ADDRESS, type("Handler", (Lines,), {"verify_request": None})), dial)
 
 
 def test_an_attribute_of_a_handler_by_the_name_of_an_option_is_no_fault_if_it_is_used_or_cannot_be_meant(dial):

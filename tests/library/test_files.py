@@ -97,7 +97,7 @@ def test_a_descriptor_of_a_device_without_any_content_is_an_error():
     try:
         os.set_inheritable(null, True)  # as one that was passed
         assert error_of(read_file, f"/dev/fd/{null}") == (
-            f"/dev/fd/{null} is a device without any content, as standard input is in a background job"
+            f"/dev/fd/{null} is a device without any content, such as /dev/null in the place of standard input"
         )
         assert read_file(os.devnull) == b""
     finally:

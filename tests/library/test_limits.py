@@ -324,8 +324,8 @@ async def answers_in_parts():
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize(
     "answer",
-    [answers_later, answers_in_parts, lambda: iter([True]), concurrent.futures.Future],
-    ids=["coroutine", "async generator", "iterator", "future"],
+    [answers_later, answers_in_parts, lambda: iter([True]), concurrent.futures.Future, threading.Event],
+    ids=["coroutine", "async generator", "iterator", "future", "what is waited for"],
 )
 def test_a_verify_request_that_is_async_under_a_decorator_lets_nobody_in(serve, dial, answer):
     """Row 61."""

@@ -395,7 +395,7 @@ def test_the_leftmost_mixin_is_the_outermost(serve, dial):
 
 
 @pytest.mark.parametrize("has_step", [False, True])
-def test_a_session_that_a_mixin_did_not_let_begin_handles_no_message(serve, dial, has_step):
+def test_a_session_that_a_mixin_did_not_let_begin_handles_no_message(serve, dial, caplog, has_step):
     """Row 61: a mixin that rejects a client so, and keeps no message back, rejected nobody."""
 
     class Gate(echo.MessageRequestHandler):
@@ -411,6 +411,7 @@ def test_a_session_that_a_mixin_did_not_let_begin_handles_no_message(serve, dial
     client.sendall(b"hello\nhello\n")
     assert read_all(client) == b""
     assert handler.events == []
+    assert "RuntimeError: a message came before the session began; a mixin's dispatch_made() has to call" in caplog.text
 
 
 # ThrottlingMixin.

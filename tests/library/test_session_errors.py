@@ -117,6 +117,26 @@ def test_a_logger_class_of_the_program_makes_the_records_of_the_server_with_thei
     ]
 
 
+def test_a_filter_that_raises_at_a_broken_message_does_not_become_the_end_of_the_session(serve, dial, capsys, caplog):
+    """Row 85: any client could make an unhandled exception of it, with a traceback."""
+
+    class Short(echo.EchoRequestHandler):
+        framing = echo.LineFraming(10)
+
+    log = logging.getLogger("echo.session")
+    log.addFilter(fails := lambda record: record.no_such_attribute)
+    try:
+        server = serve(Short)
+        client = dial(server)
+        client.sendall(b"x" * 99 + b"\n")
+        assert read_all(client) == b""
+        eventually(lambda: server.stats().ended)
+    finally:
+        log.removeFilter(fails)
+    assert "no attribute 'no_such_attribute'" in capsys.readouterr().err
+    assert "unhandled" not in caplog.text
+
+
 def test_a_traceback_is_safe_before_all_filters_and_without_any(monkeypatch):
     """Row 63: filters that a program had added first saw none, and could remove nothing from it."""
     seen = []

@@ -543,3 +543,54 @@ def test_a_level_of_messages_may_be_set_for_one_session(serve, dial, caplog):
         "sent",
         "disconnected",
     ]
+
+
+class Password(echo.MessageRequestHandler):
+    """As a mixin that asks for a password."""
+
+    def dispatch_message(self, message):
+        if message == b"password":
+            super().dispatch_message(message)
+
+
+def test_a_mixin_that_a_handle_of_the_handlers_own_would_hide_is_an_error():
+    """Row 61: nobody was asked for the password, without a word."""
+
+    class Shop(echo.MessageRequestHandler):
+        def handle(self):
+            self.request.sendall(b"for sale")
+
+    words = r"Password\.dispatch_message\(\) would never be called, since {}\.handle\(\) calls neither super\(\) nor a"
+    with pytest.raises(TypeError, match="^Locked: " + words.format("Shop")):
+        type("Locked", (Password, Shop), {})
+    with pytest.raises(TypeError, match="^Locked: " + words.format("Locked")):
+
+        class Locked(Password):
+            def handle(self):
+                self.request.sendall(b"for sale")
+
+    type("Logged", (echo.LoggingMixin, Shop), {})
+
+
+def test_a_handle_of_the_handlers_own_may_call_the_steps(serve, dial):
+    class Own(echo.EchoRequestHandler):
+        def handle(self):
+            self.dispatch_made()
+            for messages in iter(self.connection.receive, []):
+                for message in messages:
+                    self.answer(message)
+            self.flush()
+
+        def answer(self, message):
+            self.dispatch_message(message)
+
+    class More(echo.EchoRequestHandler):
+        def handle(self):
+            super().handle()
+            self.more = True
+
+    type("Handler", (Password, More), {})
+    client = dial(serve(type("Handler", (Password, Own), {})))
+    client.sendall(b"wrong\npassword\n")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b"password\n"

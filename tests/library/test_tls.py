@@ -1389,8 +1389,24 @@ def test_a_revocation_list_as_text_is_an_error(certificates, revocation_list, tm
     server_context(*certificates.server, str(path))
     for before in (authority, text + both):
         path.write_bytes(before + text[:cut])
-        with pytest.raises(ValueError, match=r"holds a revocation list \(CRL\) as text only; give it as PEM"):
+        with pytest.raises(ValueError, match=r"holds the text of a revocation list \(CRL\) that no list follows"):
             server_context(*certificates.server, str(path))
+
+
+@pytest.mark.skipif(not certificates_module._IS_GUARDED, reason="CPython may crash here if it is asked in use")
+def test_a_revocation_list_that_is_added_to_a_context_in_use_is_not_ignored(certificates, revocation_list, serve, dial):
+    """Row 72: the server asked once, when it got the context."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.server)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = serve(ssl_context=context)
+    context.load_verify_locations(revocation_list(certificates.client))
+    with contextlib.suppress(ssl.SSLError, ConnectionError), dial(server) as sock:
+        connecting = client_context(certificates.authority.certificate, *certificates.client)
+        with connecting.wrap_socket(sock, server_hostname="localhost") as client:
+            client.sendall(b"hello\n")
+            assert client.recv(1) == b""
+    eventually(lambda: server.stats().refused == {"handshake": 1})
 
 
 def test_each_revocation_list_as_text_needs_its_own_list(certificates, tmp_path, revocation_list):
@@ -1401,18 +1417,20 @@ def test_each_revocation_list_as_text_needs_its_own_list(certificates, tmp_path,
     text = heading + b"        Version 2 (0x1)\n    Revoked Certificates:\n"
     both = read_bytes(revocation_list(certificates.client))
     crl = both[both.index(b"-----BEGIN X509 CRL") :]
-    for content in (authority + heading + text + crl, heading + authority + text + crl, authority + crl):
+    title = b"# Certificate Revocation List (CRL):\n"
+    for content in (title + authority + text + crl, text + crl + authority + text + crl, authority + crl):
         path.write_bytes(content)
         server_context(*certificates.server, str(path))
     for content in (
         authority + crl + text,
         authority + crl + heading[:-2],
+        authority + crl + text[: len(heading) + 11],
         authority + crl + heading,
         text + authority + crl,
         authority + text + text + crl,
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"holds a revocation list \(CRL\) as text only; give it as PEM"):
+        with pytest.raises(ValueError, match=r"holds the text of a revocation list \(CRL\) that no list follows"):
             server_context(*certificates.server, str(path))
 
 
@@ -1425,7 +1443,7 @@ def test_a_revocation_list_without_its_first_and_last_line_is_an_error(certifica
     _, _, crl = both.partition(b"-----BEGIN X509 CRL-----")
     data = b"".join(crl.partition(b"-----END")[0].split())
     lines = b"\n".join(data[start : start + width] for start in range(0, len(data), width))
-    path.write_bytes(b"# SHA-256 of the file:\n# " + b"0f" * 32 + b" ca.pem\n" + authority + key)
+    path.write_bytes(b"# SHA-256 of the file:\n# " + b"0f" * 32 + b"\n" + b"/" * 64 + b"\n" + authority + key)
     server_context(*certificates.server, str(path))
     for content in (
         authority + lines,

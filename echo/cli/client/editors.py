@@ -6,9 +6,7 @@ it either: the next prompt shows it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import locale
 import os
 import select
 import sys
@@ -147,7 +145,6 @@ class ReadlineEditor(_TerminalEditor):
 
     def __init__(self) -> None:
         super().__init__()
-        _use_utf8()
         for setting in ("convert-meta off", "input-meta on", "output-meta on"):
             readline.parse_and_bind(f"set {setting}")  # in the C locale, letters beyond ASCII would be commands
         self._reads = False
@@ -210,16 +207,6 @@ class ReadlineEditor(_TerminalEditor):
             _write(PROMPT + readline.get_line_buffer())  # the cursor is at the end: Python cannot ask where it was
 
 
-def _use_utf8() -> None:
-    """Let C's library, and so readline, count letters as Python does. In a locale without letters beyond ASCII, such as
-    ``C`` or one that is not installed, Python's texts are UTF-8. It sets C's locale too, but not if ``LC_ALL`` names
-    one (PEP 538)."""
-    if sys.stdin.encoding.lower() == "utf-8" and locale.nl_langinfo(locale.CODESET) != "UTF-8":
-        with contextlib.suppress(locale.Error):  # the system has none; the letters pass all the same
-            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-            os.environ["LC_ALL"] = "C.UTF-8"  # Python sets the locale anew before each line
-
-
 class _GNUReadline:
     """Functions of the library below Python's module that the module does not offer.
 
@@ -258,7 +245,7 @@ class _GNUReadline:
 
     def measure(self) -> None:
         """Ask the terminal for its size: the system told the shell alone if it changed while this was stopped."""
-        if self._state.value & self._INITIALIZED:  # else it does not know the terminal yet, and asks at the first line
+        if self._state.value & self._INITIALIZED:  # else it has no stream to ask
             self._measure()
 
     def prepare(self) -> None:

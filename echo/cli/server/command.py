@@ -255,8 +255,12 @@ def in_thread() -> Callable[[Callable[[], object]], None]:
         again.clear()
         while waiting:
             call = waiting.popleft()
-            if call() is True:
+            try:
+                if call() is True:
+                    again.append(call)
+            except MemoryError:
                 again.append(call)
+                raise
 
     def later(call: Callable[[], object]) -> None:
         if call not in waiting:

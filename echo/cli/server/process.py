@@ -22,7 +22,8 @@ has workers, its own comes a second later, so that it can kill them. From the fi
 child, ``faulthandler`` would wait for its parent's thread. The exit code is 1 if anything was cut.
 
 One case is out of reach: C code already holds the lock when the first signal comes, in a process without a parent.
-Python does not call the handler then, and only SIGKILL ends the process.
+Python does not call the handler then, and only SIGKILL ends the process. It is the same for C code that gets the lock
+later, if no thread was free.
 
 **Exit.** What Python does at an exit for the user's sake, as ``multiprocessing`` does it in its children: wait for the
 threads, call the exit functions, flush the standard streams. Then ``os._exit()``. Other files are not looked for: to
@@ -233,8 +234,11 @@ class Process(StopSignals):
             self._bound(0.0)
         elif self.deadline is None:
             self._bound(self.timeout)
-        with contextlib.suppress(RuntimeError, MemoryError):  # the last deadline remains
+        try:
             _thread.start_new_thread(self._end_in_time, ())  # a Thread without memory would be waited for
+        except (RuntimeError, MemoryError):
+            if self.deadline is not None:
+                self._set_alarm(max(self.deadline + CUT_GRACE - time.monotonic(), LEAST))
         atexit.unregister(logging.shutdown)  # last, and a log that nobody reads is not cut work
         for function in (getattr(threading, "_shutdown"), getattr(atexit, "_run_exitfuncs")):  # noqa: B009
             try:

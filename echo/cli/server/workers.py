@@ -163,8 +163,13 @@ class Workers:
     def _look_around(self) -> None:
         self._reap()
         for _ in range(len(self._notes)):  # those that come meanwhile are acted on after the next look around
-            act, number = self._notes.popleft()
-            act(number)
+            note = self._notes.popleft()
+            act, number = note
+            try:
+                act(number)
+            except MemoryError:
+                self._notes.appendleft(note)  # a stop must not be lost
+                raise
         self._kill_late()
         self._start_due()
         if self._reload_at is not None and self._reload_at <= time.monotonic():
@@ -216,7 +221,6 @@ class Workers:
                 self._start(worker)
 
     def _start(self, worker: _Worker) -> None:
-        worker.due_at = None
         worker.started_at = time.monotonic()
         self._done[worker.number] = 0
         self.balance.began(worker.number)
@@ -225,6 +229,7 @@ class Workers:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             worker.pid = os.fork()
+            worker.due_at = None
         except OSError as exc:
             self._died(worker, f"could not be started: {exc.strerror}", from_outside=True)
             return
@@ -252,7 +257,10 @@ class Workers:
             traceback.print_exc()
         finally:
             self._done[worker.number] = 1
-            self._process.exit(code)
+            try:
+                self._process.exit(code)
+            finally:  # no memory
+                os._exit(1)
 
     def _let_go(self) -> None:
         """In a forked child, a worker or a child of a thread of the handler's module: it is not the parent."""
@@ -279,13 +287,14 @@ class Workers:
             try:
                 pid, status = os.waitpid(worker.pid, os.WNOHANG)
             except ChildProcessError:  # a thread of the handler's module waits for any child
-                gone, worker.pid = worker.pid, None
+                gone = worker.pid
+                self._free(worker)
                 self._died(
                     worker, f"process {gone} ended, and code in the parent took its exit code", "unknown exit code"
                 )
                 continue
             if pid:
-                worker.pid = None
+                self._free(worker)
                 if os.WIFSIGNALED(status):
                     name = _name(os.WTERMSIG(status))
                     how = f"process {pid} was killed by {name}" + (", not done in time" if self._killed else "")
@@ -297,6 +306,11 @@ class Workers:
                     reason = "a shortage" if code == SHORTAGE else f"exit code {code}"
                     how = f"process {pid} ended with {reason}" + (", before it was done" if self._stopped else "")
                     self._died(worker, how, reason, from_outside=code == SHORTAGE)
+
+    def _free(self, worker: _Worker) -> None:
+        worker.pid = None
+        if not self._stopped:
+            worker.due_at = time.monotonic() + self.max_pause  # unless _died() says when; memory may lack for that
 
     def _died(self, worker: _Worker, how: str, reason: str = "", *, from_outside: bool = False) -> None:
         now = time.monotonic()
@@ -326,7 +340,6 @@ class Workers:
         count = plural(len([worker for worker in self._workers if worker.pid is not None]), "worker")
         name = signal.Signals(number).name
         if not self._stopped:
-            self._stopped = True
             self._reload_at = None
             for worker in self._workers:
                 worker.due_at = None
@@ -334,6 +347,7 @@ class Workers:
         else:
             self._in_haste[0] = 1
         self._signal(signal.SIGTERM)
+        self._stopped = True  # from here on, for want of memory, this is not done again
         # Last: the handler's module may have a logging handler that blocks.
         log_event(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
 
