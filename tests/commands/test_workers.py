@@ -576,6 +576,43 @@ def test_a_parent_without_memory_for_a_reload_does_it_when_there_is_some(changed
     assert server.terminate() == 0
 
 
+@pytest.mark.parametrize(
+    "place, name, condition",
+    [
+        ("command.systemd", "notify", "arguments[0] == 'STOPPING=1'"),
+        ("workers.Workers", "_signal", "arguments[1] == 15"),
+    ],
+)
+def test_a_parent_without_memory_for_a_stop_stops_when_there_is_some(changed, dial, place, name, condition):
+    """Row 65: the stop was lost, and the workers were killed at its deadline."""
+    server = changed(WITHOUT_MEMORY.format(place=place, name=name, condition=condition), "--workers", "2")
+    started(server, 2)
+    assert server.terminate() == 0
+    assert len(re.findall("stopped: 0 sessions drained, 0 cut", server.log)) == 2
+
+
+@pytest.mark.parametrize("place, name", [("workers.os", "fork"), ("workers.Workers", "_died")])
+def test_a_parent_without_memory_to_replace_a_worker_does_it_when_there_is_some(changed, place, name):
+    """Row 65: the worker's place was lost for ever."""
+    change = WITHOUT_MEMORY.format(place=place, name=name, condition="True")
+    server = changed(f"{change}workers.MIN_PAUSE = workers.Workers.max_pause = 0.01\n", "--workers", "2")
+    os.kill(started(server, 2)[0], signal.SIGKILL)
+    started(server, 3)
+    assert server.terminate() == 0
+
+
+def test_a_reload_for_which_a_process_has_no_memory_is_tried_again(changed, folder):
+    """Row 61: it was lost without a word, and a client that had to be denied got in."""
+    (folder / "deny").write_text("")
+    change = WITHOUT_MEMORY.format(place="command", name="_reload", condition="True").replace(
+        "workers.RETRY", "command.RETRY"
+    )
+    server = changed(change, "--deny", "@deny")
+    server.popen.send_signal(signal.SIGHUP)
+    server.read_log_until("read again")
+    assert server.terminate() == 0
+
+
 def test_sigusr1_is_passed_on_to_every_worker(start, dial):
     server = start(3)
     clients = client_of_each(server, dial, 3)
