@@ -15,7 +15,7 @@ def shake_hands(sock: TLSSocket, context: ssl.SSLContext, timeout: Optional[floa
     limit. Raises ``Refused``."""
     try:
         sock.handshake(context, server_side=True, timeout=timeout)
-    except ValueError as exc:  # the context ignores its revocation lists
-        raise Refused("handshake", str(exc)) from None
     except OSError as exc:  # ssl.SSLError is one
         raise Refused("handshake", explain(exc), left=sock.untouched and isinstance(exc, ConnectionError)) from None
+    except ValueError as exc:  # the context ignores its revocation lists. (Some of ssl.SSLError are both.)
+        raise Refused("handshake", str(exc)) from None
