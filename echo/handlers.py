@@ -21,7 +21,7 @@ from .connection import Connection
 from .exceptions import ConnectionClosed, EchoError, IncompleteMessage, ProtocolError
 from .framing import Framing, LineFraming
 from .log_calls import print_fault, with_fields
-from .mixin_order import check_handle, check_order
+from .mixin_order import check_order
 from .protocol import EXIT_WORD, is_exit
 from .sockets import INET, SEND_TIMEOUT, keep_urgent_data, linger
 from .text import LONGEST_PART, format_address, printable, raise_if_deep
@@ -160,7 +160,6 @@ class MessageRequestHandler(socketserver.StreamRequestHandler):
         super().__init_subclass__(**arguments)
         check_body(cls, (*HOOKS, *STEPS, *_CALLED))
         check_order(cls, MessageRequestHandler, HOOKS, STEPS)
-        check_handle(cls, MessageRequestHandler)
 
     # Hooks, for the handler. They need no super().
 

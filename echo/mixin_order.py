@@ -1,10 +1,10 @@
-"""The checks that no mixin is listed where its steps are never called. They know classes and names, no session."""
+"""The check that no mixin is listed where its steps are never called. It knows classes and names, no session."""
 
 from __future__ import annotations
 
 from typing import Optional, Set, Tuple
 
-from .class_body import defining, may_use, names_in, names_of_callers
+from .class_body import defining, names_in, names_of_callers
 
 
 def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[str, ...]) -> None:
@@ -31,24 +31,6 @@ def check_order(cls: type, handler: type, hooks: Tuple[str, ...], steps: Tuple[s
                 raise TypeError(
                     f"{cls.__name__}: {base.__name__}.{name}() would never be called, since {hider.__name__}.{name}()"
                     f" does not call super(); list {_listed(cls, base)} before {_listed(cls, hider)}"
-                )
-
-
-def check_handle(cls: type, handler: type) -> None:
-    """Raise ``TypeError`` if a ``handle()`` that neither calls ``super()`` nor begins the session by a step hides a
-    mixin of the program: one that asks for a password would ask nobody. Those of this package only log or slow down."""
-    owner = defining(cls, "handle")[0]
-    used = names_in(vars(owner)["handle"], "handle")
-    begins = ("dispatch_made", "dispatch_message")
-    if owner is handler or used is None or not names_of_callers(cls).isdisjoint(used):
-        return
-    hidden = [base for base in cls.__mro__ if not f"{base.__module__}.".startswith("echo.")]
-    for name in begins:
-        for base in hidden:
-            if name in vars(base) and base is not owner and not any(may_use(owner, each) for each in begins):
-                raise TypeError(
-                    f"{cls.__name__}: {base.__name__}.{name}() would never be called, since {owner.__name__}.handle()"
-                    " calls neither super() nor a step; write message_received() in its place"
                 )
 
 

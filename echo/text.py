@@ -172,7 +172,7 @@ def _make_printable(part: Any, limit: int) -> None:
             notes = [_shown(notes, repr)]
         # Indented: in a log that does not mark the lines of a traceback, a client's text must not begin a line.
         part.__notes__ = ["  " + printable(_shown(note, str), limit) for note in notes]
-    if type(part) is traceback.TracebackException:  # else a program has put its own there
+    if type(part) is _SingleLines.__base__:  # else a program has put its own there
         part.__class__ = _SingleLines
 
 

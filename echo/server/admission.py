@@ -151,7 +151,7 @@ class Admission:
     def _verify(self, server: Any, session: Session) -> None:
         answer = forking.call(server.verify_request, session.request, session.client_address)
         undecided = ("__await__", "__next__", "__anext__", "add_done_callback", "wait")
-        if answer is not True and any(hasattr(answer, name) for name in undecided):
+        if answer is not True and any(callable(getattr(answer, name, None)) for name in undecided):
             # By a decorator, for example; the check of the class does not see it. It is true, and has decided nothing.
             raise Refused("denied", "verify_request is async, a generator, or returns a future")
         if not answer:

@@ -199,7 +199,8 @@ def _reserve(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as exc:
         os.ftruncate(descriptor, before)  # it may have grown
-        if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # not every file system reserves room
+        # Not every file system reserves room. Where C's library does it by hand, it would have to read (EBADF).
+        if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
             raise
 
 

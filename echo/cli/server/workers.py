@@ -168,7 +168,8 @@ class Workers:
             try:
                 act(number)
             except MemoryError:
-                self._notes.appendleft(note)  # a stop must not be lost
+                if act == self._stop_all and not self._stopped:  # it must not be lost, nor be a second one
+                    self._notes.appendleft(note)
                 raise
         self._kill_late()
         self._start_due()
