@@ -159,7 +159,7 @@ def test_a_traceback_that_was_formatted_leaves_nothing_for_the_garbage_collector
     try:
         format_exception(ValueError("hello"))
         # A thread of an earlier test may format one now.
-        eventually(lambda: not [each for each in gc.get_objects() if isinstance(each, _SingleLines)])
+        eventually(lambda: not [each for each in gc.get_objects() if type(each) is _SingleLines])
     finally:
         gc.enable()
 
