@@ -177,7 +177,8 @@ def _make_printable(part: Any, limit: int) -> None:
 
 
 class _SingleLines(traceback.TracebackException):
-    """Any object may be the message of a ``SyntaxError``, and any text the name of a class."""
+    """One whose lines have no line feed inside: any object may be the message of a ``SyntaxError``, and any text the
+    name of a class. A line that begins with an unusual name is indented, as a note is."""
 
     def format_exception_only(self, *args: Any, **options: Any) -> Any:
         for line in super().format_exception_only(*args, **options):

@@ -28,7 +28,8 @@ _PASSED_OVER = re.compile(rb"(?im)[\0-\x08]|^[^\w\n]*(?:BEGIN|END)\W[\w#. \x80-\
 """Outside of these blocks: binary data, as which CAs publish their lists, containers, and first or last lines that are
 misspelt or alone."""
 _HEADING = re.compile(rb"(?im)^[ \t]*Certificate Revocation List \(CRL\)(?::[ \t\r]*$|[ \t\r\n]*\Z)")
-"""The line that ``openssl crl -text`` writes before a list and, with ``-noout``, in its place. Cut, too, at the end."""
+"""The line that ``openssl crl -text`` writes before a list and, with ``-noout``, in its place. At the end,
+where a full disk may have cut it, it needs no colon."""
 _FIRST_LINE = re.compile(rb"-----BEGIN ([^\n-]*)-----")
 _ANY_BLOCK = re.compile(rb"-----BEGIN ([^\n-]+)-----.*?-----END \1-----", re.DOTALL)
 _BASE64 = re.compile(rb"(?m)^[^\w\n+/]*MI[A-Za-z0-9+/]{58,}={0,2}[ \t\r]*$")

@@ -244,7 +244,7 @@ class _GNUReadline:
         self._flush(None)
 
     def measure(self) -> None:
-        """Ask the terminal for its size: the system told the shell alone if it changed while this was stopped."""
+        """Ask the terminal for its size. While this process was stopped, changes were reported to the shell only."""
         if self._state.value & self._INITIALIZED:  # else it has no stream to ask
             self._measure()
 

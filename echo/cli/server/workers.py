@@ -168,7 +168,7 @@ class Workers:
             try:
                 act(number)
             except MemoryError:
-                if act == self._stop_all and not self._stopped:  # it must not be lost, nor be a second one
+                if act == self._stop_all and not self._stopped:  # else it is done, and again it would cut the sessions
                     self._notes.appendleft(note)
                 raise
         self._kill_late()
@@ -348,7 +348,7 @@ class Workers:
         else:
             self._in_haste[0] = 1
         self._signal(signal.SIGTERM)
-        self._stopped = True  # from here on, for want of memory, this is not done again
+        self._stopped = True  # only here: if memory lacks before, all of this is done again
         # Last: the handler's module may have a logging handler that blocks.
         log_event(logging.INFO, "signal", "%s: stopping %s", name, count, signal=name)
 
