@@ -563,7 +563,6 @@ workers.RETRY = 0.01
     "place, name, condition",
     [
         ("command", "log_event", "arguments[1] == 'reloaded'"),
-        ("command", "_read_again", "True"),
         ("workers.Workers", "_wait", "True"),
     ],
 )
